@@ -1,0 +1,200 @@
+"""Diagnostics and the one exception that carries them.
+
+A `Diagnostic` is a value: a stable code, a headline that states a fact, where it is, notes that say where the
+facts came from, and help that says what to do.  `ReshardError` holds one or more of them; `str(error)` is the same
+text that the command line prints, without colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+Level = Literal["error", "warning", "note"]
+
+MAX_SHOWN = 20
+"""Diagnostics printed for one phase; the rest are counted."""
+
+
+class Exit(IntEnum):
+    """Process exit codes (docs/cli.md); an unknown non-zero code is a failure."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    LAYOUT = 3
+    SOURCE = 4
+    TARGET = 5
+    DIFFERENCE = 6
+    OUTPUT = 7
+    INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A named text that spans point into, normally one UCL file."""
+
+    name: str
+    text: str
+
+    def line(self, number: int) -> str:
+        """The text of a 1-based line, without its line end."""
+        lines = self.text.split("\n")
+        return lines[number - 1].rstrip("\r") if 1 <= number <= len(lines) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open range of characters in a source text.
+
+    Args:  start, end: 0-based character offsets, start <= end <= len(text).
+           line, column: 1-based position of `start`.
+    """
+
+    source: Source = field(repr=False)
+    start: int
+    end: int
+    line: int
+    column: int
+
+    @staticmethod
+    def of(source: Source, start: int, end: int) -> Span:
+        """The span of `[start, end)`, with its line and column counted from the text."""
+        start = max(0, min(start, len(source.text)))
+        end = max(start, min(end, len(source.text)))
+        line = source.text.count("\n", 0, start) + 1
+        column = start - (source.text.rfind("\n", 0, start) + 1) + 1
+        return Span(source, start, end, line, column)
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A span with a few words printed beside its carets (or dashes, if it is not the primary one)."""
+
+    span: Span
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One thing that is wrong (or worth knowing), in the form that every message of reshard has."""
+
+    code: str
+    headline: str
+    level: Level = "error"
+    primary: Label | None = None
+    secondary: tuple[Label, ...] = ()
+    notes: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        """The whole message as plain text, without a final line end."""
+        lines = [f"{self.level}[{self.code}]: {self.headline}"]
+        if self.primary is not None:
+            lines += _render_spans(self.primary, self.secondary)
+        lines += [f"  = note: {note}" for note in self.notes]
+        lines += [f"  = help: {text}" for text in self.helps]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The same facts for machines (docs/cli.md, `diagnostics`)."""
+        out: dict[str, object] = {"level": self.level, "code": self.code, "headline": self.headline}
+        if self.primary is not None:
+            span = self.primary.span
+            out["span"] = {
+                "file": span.source.name,
+                "line": span.line,
+                "column": span.column,
+                "start": span.start,
+                "end": span.end,
+                "label": self.primary.text,
+            }
+        if self.notes:
+            out["notes"] = list(self.notes)
+        if self.helps:
+            out["help"] = list(self.helps)
+        return out
+
+
+def _render_spans(primary: Label, secondary: tuple[Label, ...]) -> list[str]:
+    """Source lines with carets under the primary span and dashes under the others, in line order."""
+    here = primary.span
+    labels = sorted(
+        [(label, "-") for label in secondary if label.span.source is here.source]
+        + [(primary, "^")],
+        key=lambda item: (item[0].span.line, item[0].span.column),
+    )
+    width = len(str(max(label.span.line for label, _ in labels)))
+    gutter = " " * width
+    out = [f"{gutter}--> {here.source.name}:{here.line}:{here.column}", f"{gutter} |"]
+    previous: int | None = None
+    for label, mark in labels:
+        span = label.span
+        if previous is not None and span.line > previous + 1:
+            out.append("...")
+        text = span.source.line(span.line)
+        if span.line != previous:
+            out.append(f"{span.line:>{width}} | {text.replace(chr(9), ' ')}".rstrip())
+        length = max(1, min(span.end - span.start, len(text) - span.column + 1))
+        line = f"{gutter} | {' ' * (span.column - 1)}{mark * length} {label.text}"
+        out.append(line.rstrip())
+        previous = span.line
+    out.append(f"{gutter} |")
+    return out
+
+
+class ReshardError(Exception):
+    """What every failure caused by the user's input raises; bugs of ours stay plain exceptions.
+
+    Args:  diagnostics: at least one.  exit_code: what the command line ends with.
+    """
+
+    def __init__(self, diagnostics: Diagnostic | Iterable[Diagnostic], exit_code: Exit) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = (
+            (diagnostics,) if isinstance(diagnostics, Diagnostic) else tuple(diagnostics)
+        )
+        if not self.diagnostics:
+            raise ValueError("a ReshardError needs at least one diagnostic")
+        self.exit_code = exit_code
+        super().__init__(render_all(self.diagnostics))
+
+
+def render_all(diagnostics: Iterable[Diagnostic]) -> str:
+    """Several messages, a blank line between them, at most MAX_SHOWN and a count of the rest."""
+    items = list(diagnostics)
+    text = "\n\n".join(item.render() for item in items[:MAX_SHOWN])
+    if len(items) > MAX_SHOWN:
+        text += f"\n\nand {len(items) - MAX_SHOWN} more"
+    return text
+
+
+def _raiser(exit_code: Exit, code: str, headline: str, notes: Iterable[str], helps: Iterable[str],
+            primary: Label | None) -> ReshardError:
+    diagnostic = Diagnostic(code, headline, "error", primary, (), tuple(notes), tuple(helps))
+    return ReshardError(diagnostic, exit_code)
+
+
+def layout_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
+                 primary: Label | None = None) -> ReshardError:
+    """A fault in a layout or in how it fits the checkpoint (exit code 3)."""
+    return _raiser(Exit.LAYOUT, code, headline, notes, helps, primary)
+
+
+def source_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
+                 primary: Label | None = None) -> ReshardError:
+    """A source that is missing, damaged, or unknown (exit code 4)."""
+    return _raiser(Exit.SOURCE, code, headline, notes, helps, primary)
+
+
+def target_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
+                 primary: Label | None = None) -> ReshardError:
+    """A target that cannot be made (exit code 5)."""
+    return _raiser(Exit.TARGET, code, headline, notes, helps, primary)
+
+
+def output_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
+                 primary: Label | None = None) -> ReshardError:
+    """An output that exists or cannot be written (exit code 7)."""
+    return _raiser(Exit.OUTPUT, code, headline, notes, helps, primary)

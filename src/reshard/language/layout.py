@@ -1,0 +1,127 @@
+"""A compiled layout: what the planner reads. The parser's tree and its spans stay behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reshard.algebra.split import SplitRule
+from reshard.algebra.term import Term
+from reshard.errors import Span
+from reshard.language.expression import Expression
+from reshard.language.pattern import NamePattern
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How an axis lies along mesh axes.
+
+    Args:  over: mesh axes, the first one major; () for an axis that is not cut.
+           rule, sizes: how the blocks are sized (`algebra.split`).
+           pad_to: the stored length is rounded up to a multiple of this; None for no padding.
+           truncated_to: the logical length; stored elements behind it are padding. None if whole.
+    """
+
+    over: tuple[str, ...] = ()
+    rule: SplitRule = "even"
+    sizes: tuple[int, ...] = ()
+    pad_to: Expression | None = None
+    truncated_to: Expression | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis as one rule (layout without a model) or one model declares it.
+
+    Args:  size: its logical length; None when the stored shapes tell.
+    """
+
+    name: str
+    size: Expression | None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensor:
+    """An atom of a model: its axes in order, and when it exists."""
+
+    name: str
+    axes: tuple[str, ...]
+    when: Expression | None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Named axes and the atoms over them."""
+
+    name: str
+    axes: Mapping[str, Axis]
+    tensors: Mapping[str, ModelTensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What the tensors of one name pattern hold.
+
+    Args:  pattern: the stored names.
+           atom: the model's atom when the whole tensor is one (`wq[kv q d, h]`); None when labels of
+                 sums name the atoms, and in a layout without a model.
+           dims: one term per dimension. `rest`: more dimensions follow (`...`), each an axis of its
+                 own that is not cut.
+           axes: the axes of this rule that it declares itself (without a model: all of them; anonymous
+                 ones are named `_0`, `_1`, ... by order of appearance).
+           splits: by axis: placements that the rule states itself, before those of the layout.
+           averaged_over: mesh axes whose copies are averaged; other copies must agree bit for bit.
+           stage: only on the first or last pipeline stage.
+           when: only where this holds.  optional: may match nothing.
+    """
+
+    pattern: NamePattern
+    atom: str | None
+    dims: tuple[Term, ...]
+    rest: bool
+    axes: Mapping[str, Axis]
+    splits: Mapping[str, Split]
+    averaged_over: tuple[str, ...] = ()
+    stage: Literal["first", "last"] | None = None
+    when: Expression | None = None
+    optional: bool = False
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRule:
+    """How data-parallel ranks share the flat elements of some state kinds.
+
+    Args:  states: state kinds; over: the mesh axis.
+           kind: "buffer" (ZeRO-1/2), "each" (ZeRO-3), or "rows" (FSDP2).
+           align: for "buffer", the buffer's length is a multiple of this.
+    """
+
+    states: tuple[str, ...]
+    over: str
+    kind: Literal["buffer", "each", "rows"]
+    align: Expression | None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One layout, checked.
+
+    Args:  mesh: axis name -> size as an expression, None when the checkpoint or the target tells.
+           places: by model axis, how it lies along the mesh wherever it appears.
+           config: size name -> how this framework spells it.
+    """
+
+    name: str
+    model: Model | None
+    mesh: Mapping[str, Expression | None]
+    rules: tuple[Rule, ...]
+    places: Mapping[str, Split]
+    partitions: tuple[PartitionRule, ...]
+    config: Mapping[str, Expression]
+    span: Span | None = field(default=None, compare=False, repr=False)

@@ -1,0 +1,124 @@
+"""A catalog: everything that a checkpoint stores and where it lies, without any data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic
+
+Coord = tuple[tuple[str, int], ...]
+"""A position on the mesh: (axis, index) pairs in mesh order. An axis that is left out does not vary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A run of a local tensor's elements as it lies in a file.
+
+    Args:  start: flat row-major index, in the local tensor, of the first element of the run.
+           numel: elements of the run.
+           file: path relative to the root of the checkpoint.
+           byte_offset: absolute position in the file of the first element.
+           strides: None when the run is dense; else element strides of a whole local tensor that is not
+                    stored row-major (then start is 0 and numel is all of it).
+           literal: the bytes themselves when they are no part of a file as raw elements (a Python
+                    number in a pickle); byte_offset is then 0.
+    """
+
+    start: int
+    numel: int
+    file: str
+    byte_offset: int
+    strides: tuple[int, ...] | None = None
+    literal: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTensor:
+    """One tensor of one state kind on one coordinate of the model-parallel mesh.
+
+    Args:  name: as stored, with local indices where the format numbers locally.
+           state: state kind (`param`, `master`, `exp_avg`, `exp_avg_sq`, `step`, ...).
+           coord: on the axes that cut or copy tensors (tp, pp, ep); data-parallel partitions are
+                  not coordinates: their runs are the fragments.
+           shape: local shape, padding included.
+           fragments: disjoint, together the whole tensor, ascending by start.
+    """
+
+    name: str
+    state: str
+    coord: Coord
+    shape: tuple[int, ...]
+    dtype: DType
+    fragments: tuple[Fragment, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the local tensor."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of the source as it was when it was catalogued.
+
+    Args:  path: relative to the root.  mtime_ns: as the file system tells.
+    """
+
+    path: str
+    nbytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a checkpoint knows besides tensors, as JSON values (see docs/universal-format.md).
+
+    Args:  iteration: optimizer steps done, None if unknown.
+           param_groups: hyper-parameters per param group; `params` lists parameter names.
+           state: framework-independent rest (`lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`, ...),
+                  each value in the tagged JSON of `storage.objects`.
+           framework: everything that only the writing framework understands, kept for a way back.
+    """
+
+    iteration: int | None = None
+    param_groups: tuple[Mapping[str, object], ...] = ()
+    state: Mapping[str, object] | None = None
+    framework: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """A whole source.
+
+    Args:  format: name of the format (`deepspeed`, `universal`, ...).  version: of the writer.
+           root: absolute path of the folder that relative file names start from.
+           mesh: axis -> size, data-parallel axes included.
+           tensors: local tensors of all states and coordinates.
+           layout: UCL text that says how they map; what `reshard layout show` prints.
+           layout_name: which layout of that text.
+           training: see Training.
+           config: the model's configuration where the source has it (JSON).
+           aliases: other names of a parameter (tied weights): alias -> stored name.
+           buffers: names of `param` tensors that are buffers, not parameters.
+           frozen: names of parameters that are not trained.
+           files: everything that was read.
+           oddities: warnings found on the way.
+    """
+
+    format: str
+    version: str
+    root: str
+    mesh: Mapping[str, int]
+    tensors: tuple[LocalTensor, ...]
+    layout: str
+    layout_name: str
+    training: Training
+    config: Mapping[str, object] | None = None
+    aliases: Mapping[str, str] | None = None
+    buffers: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    files: tuple[SourceFile, ...] = ()
+    oddities: tuple[Diagnostic, ...] = ()

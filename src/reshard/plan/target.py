@@ -1,0 +1,86 @@
+"""What `--to` says: a format and its options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from reshard.errors import ReshardError, target_error
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`format[:key=value,...]`, split but not yet understood; the format checks its own options."""
+
+    format: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.format
+        return self.format + ":" + ",".join(f"{key}={value}" for key, value in self.options.items())
+
+    def reject_unknown(self, known: Collection[str]) -> None:
+        """Refuse an option that the format does not have.
+
+        Raises: ReshardError[unknown-option].
+        """
+        for key in self.options:
+            if key not in known:
+                near = difflib.get_close_matches(key, list(known), 1)
+                listed = ", ".join(f"`{name}`" for name in known)
+                raise target_error(
+                    "unknown-option",
+                    f"target `{self.format}` has no option `{key}`",
+                    notes=[f"it takes {listed}" if known else "it takes no options"],
+                    helps=[f"did you mean `{near[0]}`?"] if near else [],
+                )
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int | None:
+        """An option as an integer that is not below `least`; `default` where it is not given.
+
+        Raises: ReshardError[bad-option].
+        """
+        text = self.options.get(key)
+        if text is None:
+            return default
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise target_error(
+                "bad-option",
+                f"option `{key}` of target `{self.format}` is `{text}`, not an integer of at least {least}",
+                helps=[f"write it as `{self.format}:{key}={max(least, 2)}`"],
+            )
+        return int(text)
+
+
+def parse_target(text: str, formats: Collection[str]) -> Target:
+    """Split `format[:key=value,...]`.
+
+    Args:  formats: the names that can be written.
+    Raises: ReshardError[bad-target], ReshardError[unknown-target].
+    """
+    name, _, rest = text.partition(":")
+    if name not in formats:
+        raise _unknown(name, formats)
+    options: dict[str, str] = {}
+    for item in rest.split(",") if rest else ():
+        key, equals, value = item.partition("=")
+        if not equals or not key or not value or key in options:
+            fault = "is given twice" if key in options else "is not `key=value`"
+            raise target_error(
+                "bad-target",
+                f"option `{item}` of target `{text}` {fault}",
+                helps=["write a target as `format:key=value,key=value`, e.g. `deepspeed:zero=2,dp=4`"],
+            )
+        options[key] = value
+    return Target(name, options)
+
+
+def _unknown(name: str, formats: Collection[str]) -> ReshardError:
+    near = difflib.get_close_matches(name, list(formats), 1)
+    helps = [f"did you mean `{near[0]}`?"] if near else []
+    listed = ", ".join(f"`{item}`" for item in formats)
+    return target_error(
+        "unknown-target", f"there is no target format `{name}`", notes=[f"formats: {listed}"], helps=helps
+    )
