@@ -1,0 +1,100 @@
+"""What every test may use: hypothesis profiles, real checkpoints, golden texts, frameworks."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = ROOT / "fixtures"
+GOLDEN = ROOT / "tests" / "golden"
+
+_QUIET = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile("dev", deadline=None, max_examples=50, suppress_health_check=_QUIET)
+settings.register_profile(
+    "ci", deadline=None, max_examples=100, derandomize=True, suppress_health_check=_QUIET
+)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--update-golden`."""
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite the files under tests/golden with what the code says now",
+    )
+
+
+@pytest.fixture(scope="session")
+def fixture_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a case of fixtures/ to its folder: `ckpt/`, `truth.safetensors`, ...
+
+    A case that is kept as an archive is unpacked once a session.  The folder is shared: copy it
+    before changing anything.
+    """
+    unpacked: dict[str, Path] = {}
+
+    def find(name: str) -> Path:
+        if name not in unpacked:
+            unpacked[name] = _open_case(name, tmp_path_factory)
+        return unpacked[name]
+
+    return find
+
+
+def _open_case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, archive = FIXTURES / name, FIXTURES / f"{name}.tar.xz"
+    if folder.is_dir():
+        return folder
+    if not archive.is_file():
+        pytest.fail(f"there is no case {name!r} in fixtures/")
+    base = tmp_path_factory.mktemp("fixtures")
+    with tarfile.open(archive) as packed:
+        packed.extractall(base, filter="data")
+    return base / name
+
+
+@pytest.fixture(scope="session")
+def interop_python() -> Path:
+    """The interpreter that has the real frameworks; fails where there is none."""
+    named = os.environ.get("RESHARD_INTEROP_PYTHON")
+    if named is None and (venv := os.environ.get("RESHARD_INTEROP_VENV")):
+        named = f"{venv}/bin/python"
+    if named is None:
+        pytest.fail(
+            "no interpreter for the interop tests: run `sh tests/run.sh`, or set "
+            "RESHARD_INTEROP_PYTHON or RESHARD_INTEROP_VENV"
+        )
+    if not os.access(named, os.X_OK):
+        pytest.fail(f"the interop interpreter {named} cannot be run")
+    return Path(named)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A function `(name, text)` that compares a text with tests/golden/NAME.
+
+    With `--update-golden` it writes the file instead; the difference is then reviewed in git.
+    """
+    update = bool(request.config.getoption("--update-golden"))
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        if not path.is_file():
+            pytest.fail(f"tests/golden/{name} does not exist; make it with --update-golden")
+        expected = path.read_text(encoding="utf-8")
+        assert text == expected, f"differs from tests/golden/{name}; if meant, --update-golden"
+
+    return compare
