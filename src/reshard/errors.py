@@ -170,31 +170,61 @@ def render_all(diagnostics: Iterable[Diagnostic]) -> str:
     return text
 
 
-def _raiser(exit_code: Exit, code: str, headline: str, notes: Iterable[str], helps: Iterable[str],
-            primary: Label | None) -> ReshardError:
+def _raiser(
+    exit_code: Exit,
+    code: str,
+    headline: str,
+    notes: Iterable[str],
+    helps: Iterable[str],
+    primary: Label | None,
+) -> ReshardError:
     diagnostic = Diagnostic(code, headline, "error", primary, (), tuple(notes), tuple(helps))
     return ReshardError(diagnostic, exit_code)
 
 
-def layout_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
-                 primary: Label | None = None) -> ReshardError:
+def layout_error(
+    code: str,
+    headline: str,
+    *,
+    notes: Iterable[str] = (),
+    helps: Iterable[str] = (),
+    primary: Label | None = None,
+) -> ReshardError:
     """A fault in a layout or in how it fits the checkpoint (exit code 3)."""
     return _raiser(Exit.LAYOUT, code, headline, notes, helps, primary)
 
 
-def source_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
-                 primary: Label | None = None) -> ReshardError:
+def source_error(
+    code: str,
+    headline: str,
+    *,
+    notes: Iterable[str] = (),
+    helps: Iterable[str] = (),
+    primary: Label | None = None,
+) -> ReshardError:
     """A source that is missing, damaged, or unknown (exit code 4)."""
     return _raiser(Exit.SOURCE, code, headline, notes, helps, primary)
 
 
-def target_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
-                 primary: Label | None = None) -> ReshardError:
+def target_error(
+    code: str,
+    headline: str,
+    *,
+    notes: Iterable[str] = (),
+    helps: Iterable[str] = (),
+    primary: Label | None = None,
+) -> ReshardError:
     """A target that cannot be made (exit code 5)."""
     return _raiser(Exit.TARGET, code, headline, notes, helps, primary)
 
 
-def output_error(code: str, headline: str, *, notes: Iterable[str] = (), helps: Iterable[str] = (),
-                 primary: Label | None = None) -> ReshardError:
+def output_error(
+    code: str,
+    headline: str,
+    *,
+    notes: Iterable[str] = (),
+    helps: Iterable[str] = (),
+    primary: Label | None = None,
+) -> ReshardError:
     """An output that exists or cannot be written (exit code 7)."""
     return _raiser(Exit.OUTPUT, code, headline, notes, helps, primary)

@@ -63,7 +63,10 @@ class Box:
             if after:
                 start = common.lo[axis] + common.size[axis]
                 out.append(
-                    Box((*lo[:axis], start, *lo[axis + 1 :]), (*size[:axis], after, *size[axis + 1 :]))
+                    Box(
+                        (*lo[:axis], start, *lo[axis + 1 :]),
+                        (*size[:axis], after, *size[axis + 1 :]),
+                    )
                 )
             lo[axis], size[axis] = common.lo[axis], common.size[axis]
         return tuple(out)

@@ -17,7 +17,9 @@ def flat_to_boxes(start: int, numel: int, shape: tuple[int, ...]) -> tuple[Box, 
     Source: DeepSpeed ZeRO-1/2 partitions, deepspeed/utils/tensor_fragment.py `fragment_address`.
     """
     if start < 0 or numel < 0 or start + numel > prod(shape):
-        raise ValueError(f"range [{start}, {start + numel}) exceeds an array of {prod(shape)} elements")
+        raise ValueError(
+            f"range [{start}, {start + numel}) exceeds an array of {prod(shape)} elements"
+        )
     whole = Piece(Box.whole(shape), 0, row_major(shape))
     return tuple(piece.box for piece in cut(whole, start, start + numel))
 
@@ -71,7 +73,9 @@ def _cut(piece: Piece, start: int, stop: int, order: tuple[int, ...]) -> list[Pi
     # Indices below `whole_from` may begin before `start`; those from `whole_to` may end after `stop`.
     touch_from = max(0, -(-(start - first - width + 1) // stride)) if start > first else 0
     whole_from = min(size, max(0, -(-(start - first) // stride)))
-    whole_to = max(0, min(size, (stop - first - width) // stride + 1 if stop - first >= width else 0))
+    whole_to = max(
+        0, min(size, (stop - first - width) // stride + 1 if stop - first >= width else 0)
+    )
     touch_to = min(size, max(0, -(-(stop - first) // stride)))
     out: list[Piece] = []
     if whole_from >= whole_to:

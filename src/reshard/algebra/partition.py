@@ -62,9 +62,7 @@ def partition_buffer(
             shares.append(Share(rank, tensor, at - position, stop - at, at - rank * length))
             at = stop
         position += numel + gap
-    paddings = tuple(
-        length - max(0, min(length, used - rank * length)) for rank in range(ranks)
-    )
+    paddings = tuple(length - max(0, min(length, used - rank * length)) for rank in range(ranks))
     return Partition(tuple(shares), (length,) * ranks, paddings)
 
 

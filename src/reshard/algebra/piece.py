@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -76,36 +77,39 @@ class Move:
 def join(src: Piece, dst: Piece) -> Move | None:
     """The copy of the elements that both pieces hold, or None when they have none in common."""
     box = src.box.intersect(dst.box)
-    if box is None:
-        return None
-    return merge_axes(Move(box.size, src.at(box.lo), src.strides, dst.at(box.lo), dst.strides))
+    return None if box is None else moves(box, (src,), dst)[0]
 
 
-def merge_axes(move: Move) -> Move:
-    """The same copy with the fewest axes, ordered by descending destination stride.
+def moves(box: Box, sources: Sequence[Piece], dst: Piece) -> tuple[Move, ...]:
+    """The copies of one box from several places that all hold it, each with the fewest axes.
 
-    Axes of size 1 go; two axes become one where both sides step through them as if they were one.
+    All have the same shape and the same destination: axes of size 1 go, and two axes become one
+    where the destination and every source step through them as if they were one. Axes are ordered
+    by descending destination stride.
+
+    Args:  box: inside the box of every piece.
     """
-    axes = sorted(
-        (
-            (dst, src, size)
-            for size, src, dst in zip(move.shape, move.src_strides, move.dst_strides, strict=True)
-            if size != 1
-        ),
-        key=lambda axis: (-axis[0], -axis[1]),
-    )
-    merged: list[tuple[int, int, int]] = []
-    for dst, src, size in axes:
-        if merged:
-            outer_dst, outer_src, outer_size = merged[-1]
-            if outer_dst == dst * size and outer_src == src * size:
-                merged[-1] = (dst, src, outer_size * size)
-                continue
-        merged.append((dst, src, size))
-    return Move(
-        tuple(size for _, _, size in merged),
-        move.src_offset,
-        tuple(src for _, src, _ in merged),
-        move.dst_offset,
-        tuple(dst for dst, _, _ in merged),
+    axes = [axis for axis, size in enumerate(box.size) if size != 1]
+    axes.sort(key=lambda axis: (-dst.strides[axis], -sources[0].strides[axis]))
+    sizes: list[int] = []
+    steps: list[list[int]] = []  # per merged axis: the destination stride, then one per source
+    for axis in axes:
+        size = box.size[axis]
+        step = [dst.strides[axis], *(source.strides[axis] for source in sources)]
+        if steps and all(
+            outer == inner * size for outer, inner in zip(steps[-1], step, strict=True)
+        ):
+            steps[-1] = step
+            sizes[-1] *= size
+        else:
+            steps.append(step)
+            sizes.append(size)
+    shape = tuple(sizes)
+    dst_offset = dst.at(box.lo)
+    dst_strides = tuple(step[0] for step in steps)
+    return tuple(
+        Move(
+            shape, source.at(box.lo), tuple(step[index] for step in steps), dst_offset, dst_strides
+        )
+        for index, source in enumerate(sources, start=1)
     )

@@ -7,7 +7,9 @@ from typing import Literal
 SplitRule = Literal["even", "chunk", "balanced", "sizes"]
 
 
-def split_sizes(total: int, parts: int, rule: SplitRule, sizes: tuple[int, ...] = ()) -> tuple[int, ...]:
+def split_sizes(
+    total: int, parts: int, rule: SplitRule, sizes: tuple[int, ...] = ()
+) -> tuple[int, ...]:
     """The block sizes, one per rank, that sum to `total`.
 
     Args:  total: elements of the axis.  parts: ranks, >= 1.  sizes: for rule "sizes" alone.

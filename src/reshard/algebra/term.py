@@ -152,9 +152,7 @@ def _combine(outer: Segment, inner: Segment) -> Segment:
     )
 
 
-def segment_piece(
-    segment: Segment, axes: tuple[str, ...], extents: Mapping[str, Extent]
-) -> Piece:
+def segment_piece(segment: Segment, axes: tuple[str, ...], extents: Mapping[str, Extent]) -> Piece:
     """The affine piece of a segment over the axes of its atom, in the atom's own order.
 
     An axis that the segment does not stride through (it is in the name, or on the mesh) must have

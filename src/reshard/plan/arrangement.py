@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.algebra.piece import Piece
+from reshard.algebra.term import Extent, Term, stored_shape
 from reshard.dtypes import DType
+from reshard.language.layout import Layout
+from reshard.plan.axes import AxisCut
 from reshard.plan.catalog import Catalog, Coord
 
 AtomState = tuple[str, str]
@@ -67,24 +70,58 @@ class Whole:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """How one whole tensor follows its rule; enough to lay it out on another mesh.
+
+    Args:  name: of the whole tensor.  rule: index in the layout.
+           indices: global index per slot of the name.  captures: what its wildcards took.
+           dims: one term per dimension, `...` written out.
+           cuts: by axis, slots included, as the source is cut.
+           atoms: by the labels of a segment, the key of its atom.
+           coords: where the source holds some of it.
+    """
+
+    name: str
+    rule: int
+    indices: Mapping[str, int]
+    captures: tuple[str, ...]
+    dims: tuple[Term, ...]
+    cuts: Mapping[str, AxisCut]
+    atoms: Mapping[tuple[str, ...], str]
+    coords: tuple[Coord, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Logical shape of the whole tensor."""
+        return stored_shape(self.dims, self.whole_extents())
+
+    def whole_extents(self) -> dict[str, Extent]:
+        """Every axis whole and unpadded; a slot's axis at its index."""
+        extents = {axis: Extent.whole(cut.size) for axis, cut in self.cuts.items()}
+        extents.update({axis: Extent(index, 1, 1) for axis, index in self.indices.items()})
+        return extents
+
+
+@dataclass(frozen=True, slots=True)
 class Arrangement:
     """A whole source, understood.
 
-    Args:  atoms: by key.  parts: by (atom key, state), in the order of the catalog.
-           averaged: atoms whose replicas are averaged instead of compared.
+    Args:  layout: through which it was read.  mesh: of the source.
+           atoms: by key.  parts: by (atom key, state), in the order of the catalog.
+           averaged: mesh axes whose copies are averaged, by the key of the atom.
            wholes: the universal tensors, in the order of the catalog.
+           bound: by name of the whole tensor.
     """
 
     catalog: Catalog
+    layout: Layout
+    mesh: Mapping[str, int]
     atoms: Mapping[str, Atom]
     parts: Mapping[AtomState, tuple[StoredPart, ...]]
-    averaged: frozenset[str]
+    averaged: Mapping[str, tuple[str, ...]]
     wholes: tuple[Whole, ...]
-    sizes: Mapping[str, int]
+    bound: Mapping[str, Bound]
 
-    def whole(self, name: str, state: str) -> Whole | None:
-        """The whole tensor of this name and state kind, if there is one."""
-        for item in self.wholes:
-            if item.name == name and item.state == state:
-                return item
-        return None
+    def states_of(self, name: str) -> tuple[str, ...]:
+        """The state kinds that are stored of a whole tensor."""
+        return tuple(item.state for item in self.wholes if item.name == name)

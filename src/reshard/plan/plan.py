@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 from reshard.algebra.piece import Move, Piece
@@ -130,7 +129,3 @@ class Plan:
             for origin in (copy.origins if copy.mode != "first" else copy.origins[:1])
         )
 
-
-def shape_numel(shape: tuple[int, ...]) -> int:
-    """Elements of an array of this shape."""
-    return prod(shape)

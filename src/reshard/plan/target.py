@@ -71,7 +71,9 @@ def parse_target(text: str, formats: Collection[str]) -> Target:
             raise target_error(
                 "bad-target",
                 f"option `{item}` of target `{text}` {fault}",
-                helps=["write a target as `format:key=value,key=value`, e.g. `deepspeed:zero=2,dp=4`"],
+                helps=[
+                    "write a target as `format:key=value,key=value`, e.g. `deepspeed:zero=2,dp=4`"
+                ],
             )
         options[key] = value
     return Target(name, options)
@@ -82,5 +84,8 @@ def _unknown(name: str, formats: Collection[str]) -> ReshardError:
     helps = [f"did you mean `{near[0]}`?"] if near else []
     listed = ", ".join(f"`{item}`" for item in formats)
     return target_error(
-        "unknown-target", f"there is no target format `{name}`", notes=[f"formats: {listed}"], helps=helps
+        "unknown-target",
+        f"there is no target format `{name}`",
+        notes=[f"formats: {listed}"],
+        helps=helps,
     )

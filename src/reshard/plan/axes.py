@@ -1,0 +1,56 @@
+"""How an axis lies along the mesh once every size is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reshard.algebra.term import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class AxisCut:
+    """An axis, cut into consecutive blocks.
+
+    Args:  over: mesh axes that number the blocks, the first one major; () for one block.
+           blocks: stored elements of each block, padding included.
+           size: logical elements; what the blocks hold beyond it is padding.
+    """
+
+    over: tuple[str, ...]
+    blocks: tuple[int, ...]
+    size: int
+
+    @property
+    def stored(self) -> int:
+        """Stored elements of all blocks."""
+        return sum(self.blocks)
+
+    def block(self, coord: Mapping[str, int], mesh: Mapping[str, int]) -> int | None:
+        """Which block a coordinate holds; None when it holds the whole axis.
+
+        A coordinate that does not name a mesh axis holds all of what that axis would cut.
+        """
+        if not any(axis in coord for axis in self.over):
+            return None
+        index = 0
+        for axis in self.over:
+            index = index * mesh.get(axis, 1) + coord.get(axis, 0)
+        return index
+
+    def extent(self, coord: Mapping[str, int], mesh: Mapping[str, int]) -> Extent:
+        """What a coordinate holds of the axis."""
+        block = self.block(coord, mesh)
+        if block is None:
+            return Extent(0, self.size, self.stored)
+        lo = sum(self.blocks[:block])
+        stored = self.blocks[block]
+        return Extent(min(lo, self.size), max(0, min(lo + stored, self.size) - lo), stored)
+
+
+def block_count(over: tuple[str, ...], mesh: Mapping[str, int]) -> int:
+    """How many blocks an axis has that is cut over these mesh axes."""
+    count = 1
+    for axis in over:
+        count *= mesh.get(axis, 1)
+    return count

@@ -1,0 +1,37 @@
+"""The names that a layout's expressions can use: mesh sizes, model sizes, the writer's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reshard.errors import ReshardError
+from reshard.language.expression import evaluate
+from reshard.language.layout import Layout
+from reshard.plan.catalog import Catalog
+
+
+def environment(
+    layout: Layout, catalog: Catalog, mesh: Mapping[str, int], settings: Mapping[str, int]
+) -> dict[str, object]:
+    """Every name with its value; later sources win: configuration, `config` lines, mesh, settings."""
+    env: dict[str, object] = {}
+    _flatten("", catalog.config or {}, env)
+    for name, expression in layout.config.items():
+        try:
+            env[name] = evaluate(expression, env)
+        except ReshardError:
+            continue  # a name that this checkpoint does not have is an error only where it is needed
+    env.update(mesh)
+    for axis in layout.mesh:
+        env.setdefault(axis, 1)
+    env.update(settings)
+    return env
+
+
+def _flatten(prefix: str, value: Mapping[str, object], env: dict[str, object]) -> None:
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            _flatten(f"{name}.", item, env)
+        else:
+            env[name] = item
