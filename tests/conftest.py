@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,15 +52,17 @@ def fixture_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 
 def _open_case(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, archive = FIXTURES / name, FIXTURES / f"{name}.tar.xz"
-    if folder.is_dir():
-        return folder
-    if not archive.is_file():
+    folder = FIXTURES / name
+    if not (folder / "case.json").is_file():
         pytest.fail(f"there is no case {name!r} in fixtures/")
-    base = tmp_path_factory.mktemp("fixtures")
+    archive = folder / "case.tar.xz"
+    if not archive.is_file():
+        return folder
+    copy = tmp_path_factory.mktemp("fixtures") / name
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(archive.name))
     with tarfile.open(archive) as packed:
-        packed.extractall(base, filter="data")
-    return base / name
+        packed.extractall(copy, filter="data")
+    return copy
 
 
 @pytest.fixture(scope="session")
