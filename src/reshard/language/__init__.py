@@ -1,0 +1,49 @@
+"""UCL, the language that says how a checkpoint is laid out: text, tree, checks, and compiled layouts.
+
+Importing this package does not import lark; `parse` does, on its first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reshard.language.canonical import format_document
+from reshard.language.check import check
+from reshard.language.compile import NO_MODELS, compile_layout, compile_models
+from reshard.language.expression import evaluate, names, to_text
+from reshard.language.layout import Layout, Model
+from reshard.language.parser import parse
+from reshard.language.pattern import NamePattern
+from reshard.language.tree import Document
+
+__all__ = [
+    "Document",
+    "Layout",
+    "Model",
+    "NamePattern",
+    "check",
+    "compile_layout",
+    "compile_models",
+    "evaluate",
+    "format_document",
+    "load_layout",
+    "names",
+    "parse",
+    "to_text",
+]
+
+
+def load_layout(
+    text: str,
+    file_name: str = "<text>",
+    layout_name: str | None = None,
+    *,
+    models: Mapping[str, Model] = NO_MODELS,
+) -> Layout:
+    """One layout of a UCL text, parsed, checked, and compiled.
+
+    Args:  file_name: for messages.  layout_name: which layout; None for the only one.
+           models: those that the text may refer to without declaring them.
+    Raises: syntax, unknown-layout, and everything that `check` finds wrong.
+    """
+    return compile_layout(parse(text, file_name), layout_name, models=models)

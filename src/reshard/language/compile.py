@@ -1,0 +1,200 @@
+"""From a checked tree to the values that the planner reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from types import MappingProxyType
+
+from reshard.algebra.term import Leaf, Part, Product, Sum, Term
+from reshard.errors import Diagnostic, Exit, Label, ReshardError
+from reshard.language import tree
+from reshard.language.check import check
+from reshard.language.layout import (
+    Axis,
+    Layout,
+    Model,
+    ModelTensor,
+    PartitionRule,
+    Rule,
+    Split,
+)
+from reshard.language.pattern import NamePattern
+from reshard.language.words import listed
+
+NO_MODELS: Mapping[str, Model] = MappingProxyType({})
+
+
+def compile_layout(
+    document: tree.Document, name: str | None = None, *, models: Mapping[str, Model] = NO_MODELS
+) -> Layout:
+    """One layout of a document, checked.
+
+    Args:  name: which one; None for the only one.  models: those that the document may refer to
+           without declaring them; its own come first.
+    Raises: unknown-layout, and everything that `check` finds wrong.
+    """
+    _raise_faults(document, models)
+    block = _chosen(document, name)
+    model = None
+    if block.model is not None:
+        known = {**models, **{item.name.text: compile_model(item) for item in document.models}}
+        model = known[block.model.text]
+    return _layout(block, model)
+
+
+def compile_models(
+    document: tree.Document, *, models: Mapping[str, Model] = NO_MODELS
+) -> dict[str, Model]:
+    """Every model of a document, by name.
+
+    Args:  models: those that the document's layouts may refer to without declaring them.
+    Raises: everything that `check` finds wrong.
+    """
+    _raise_faults(document, models)
+    return {block.name.text: compile_model(block) for block in document.models}
+
+
+def compile_model(block: tree.ModelBlock) -> Model:
+    """A model whose block was checked."""
+    axes = {}
+    tensors = {}
+    for item in block.statements:
+        name = item.name.text
+        if isinstance(item, tree.AxisStatement):
+            axes[name] = Axis(name, item.size, item.span)
+        else:
+            tensors[name] = ModelTensor(name, _texts(item.axes), item.when, item.span)
+    return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors))
+
+
+def _raise_faults(document: tree.Document, models: Mapping[str, Model]) -> None:
+    faults = [item for item in check(document, models=models) if item.level == "error"]
+    if faults:
+        raise ReshardError(faults, Exit.LAYOUT)
+
+
+def _chosen(document: tree.Document, name: str | None) -> tree.LayoutBlock:
+    layouts = {block.name.text: block for block in document.layouts}
+    if name is not None and name in layouts:
+        return layouts[name]
+    if name is None and len(layouts) == 1:
+        return next(iter(layouts.values()))
+    where = document.source.name
+    primary = None
+    if name is None and layouts:
+        headline = f"`{where}` has {len(layouts)} layouts, and none was chosen"
+        second = document.layouts[1].name.span
+        primary = None if second is None else Label(second, "this is a second one")
+    else:
+        headline = f"`{where}` has no layout" + (f" `{name}`" if name is not None else "")
+    raise ReshardError(
+        Diagnostic(
+            "unknown-layout",
+            headline,
+            primary=primary,
+            notes=(f"it has {listed(layouts)}",) if layouts else (),
+            helps=(f"choose one with `{where}#{next(iter(layouts))}`",) if layouts else (),
+        ),
+        Exit.LAYOUT,
+    )
+
+
+def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
+    mesh = {}
+    places = {}
+    partitions = []
+    config = {}
+    rules = []
+    for item in block.statements:
+        if isinstance(item, tree.MeshStatement):
+            mesh.update({axis.name.text: axis.size for axis in item.axes})
+        elif isinstance(item, tree.PlaceStatement):
+            places.update({axis.text: compile_split(item.placement) for axis in item.axes})
+        elif isinstance(item, tree.ConfigStatement):
+            config[item.name.text] = item.value
+        elif isinstance(item, tree.PartitionStatement):
+            states = _texts(item.states)
+            partitions.append(
+                PartitionRule(states, item.over.text, item.kind, item.align, item.span)
+            )
+        else:
+            rules.append(item)
+    return Layout(
+        block.name.text,
+        model,
+        MappingProxyType(mesh),
+        tuple(_rule(item, model, places) for item in rules),
+        MappingProxyType(places),
+        tuple(partitions),
+        MappingProxyType(config),
+        block.span,
+    )
+
+
+def _rule(item: tree.RuleStatement, model: Model | None, places: Mapping[str, Split]) -> Rule:
+    axes: dict[str, Axis] = {}
+    splits: dict[str, Split] = {}
+    anonymous = count()
+    dims = tuple(_term(term, model is None, axes, splits, anonymous) for term in item.dims)
+    if model is None:
+        # a layout without a model has no axes but those of its rules, so they take its places here
+        splits = {axis: places[axis] for axis in axes if axis in places} | splits
+    return Rule(
+        NamePattern.parse(item.pattern.text, item.pattern.span),
+        None if item.atom is None else item.atom.text,
+        dims,
+        item.rest,
+        MappingProxyType(axes),
+        MappingProxyType(splits),
+        _texts(item.averaged_over),
+        item.stage,
+        item.when,
+        item.optional,
+        item.span,
+    )
+
+
+def _term(
+    term: tree.TermTree,
+    own: bool,
+    axes: dict[str, Axis],
+    splits: dict[str, Split],
+    anonymous: Iterator[int],
+) -> Term:
+    """A term, with its axes and their placements added where the rule declares them itself."""
+    if isinstance(term, tree.ProductTerm):
+        return Product(tuple(_term(item, own, axes, splits, anonymous) for item in term.factors))
+    if isinstance(term, tree.SumTerm):
+        parts = []
+        for part in term.parts:
+            inner = _term(part.term, own, axes, splits, anonymous)
+            label = part.label.text if part.label else inner.axis if isinstance(inner, Leaf) else ""
+            parts.append(Part(label, inner))
+        return Sum(tuple(parts))
+    name = term.name.text
+    if name == "_":
+        name = f"_{next(anonymous)}"
+    if own:
+        known = axes.get(name)
+        if known is None or known.size is None:
+            axes[name] = Axis(name, term.size, term.span)
+        if term.placement is not None:
+            splits[name] = compile_split(term.placement)
+    return Leaf(name)
+
+
+def compile_split(placement: tree.Placement) -> Split:
+    """How an axis lies, as the planner reads it."""
+    return Split(
+        _texts(placement.over),
+        placement.rule,
+        placement.sizes,
+        placement.pad_to,
+        placement.truncated_to,
+        placement.span,
+    )
+
+
+def _texts(words: tuple[tree.Word, ...]) -> tuple[str, ...]:
+    return tuple(word.text for word in words)

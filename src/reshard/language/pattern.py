@@ -1,0 +1,264 @@
+"""Name patterns: which stored names a rule covers, and which indices they carry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reshard.algebra.split import SplitRule
+from reshard.errors import Label, ReshardError, Span, layout_error
+
+_INDEX = "0|[1-9][0-9]{0,17}"
+_WORD = r"[A-Za-z][A-Za-z0-9_]*"
+_NUMBERS = r"[0-9]{1,18}(?:\s*,\s*[0-9]{1,18})*"
+_SLOT = re.compile(
+    rf"\s*(?P<local>local\s+)?(?P<axis>{_WORD})"
+    rf"(?:\s+over\s+(?P<one>{_WORD})|\s+over\s*\(\s*(?P<several>{_WORD}(?:\s*,\s*{_WORD})*)\s*\))?"
+    rf"(?:\s*\bas\b\s*(?:(?P<named>chunk|balanced)|\(\s*(?P<sizes>{_NUMBERS})\s*\)))?\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSlot:
+    """An index in a name: `{layer}`, `{local layer}`, or `{local e over ep as (3, 1)}`.
+
+    Args:  axis: whose index it is.  local: counted from 0 on every rank of the axis's placement.
+           over, rule, sizes: the placement, where the name itself states it (`layout.Split`).
+    """
+
+    axis: str
+    local: bool = False
+    over: tuple[str, ...] = ()
+    rule: SplitRule = "even"
+    sizes: tuple[int, ...] = ()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Wildcard:
+    """`*`, a run of any characters but dots, or `**`, any run; both may be empty."""
+
+    dots: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a name filled in: indices by axis, and what the wildcards took, in order."""
+
+    indices: dict[str, int]
+    captures: tuple[str, ...]
+
+
+Piece = str | IndexSlot | Wildcard
+
+
+@dataclass(frozen=True, slots=True)
+class NamePattern:
+    """A pattern over whole names.
+
+    Args:  text: as written between the quotes.  pieces: literal text, index slots, and wildcards.
+
+    An index is written without leading zeros, and beside a wildcard it takes all the digits there
+    are, so `layer_01` has no index that `{layer}` could be.
+    """
+
+    text: str
+    pieces: tuple[Piece, ...]
+    _regex: re.Pattern[str] = field(compare=False, repr=False)
+
+    @staticmethod
+    def parse(text: str, span: Span | None = None) -> NamePattern:
+        """Read a pattern.
+
+        Args:  span: of the whole string, quotes included, for messages.
+        Raises: name-pattern.
+        """
+        pieces = _pieces(text, span)
+        return NamePattern(text, pieces, re.compile(_expression(pieces), re.DOTALL))
+
+    @property
+    def slots(self) -> tuple[IndexSlot, ...]:
+        """The index slots, in order."""
+        return tuple(piece for piece in self.pieces if isinstance(piece, IndexSlot))
+
+    @property
+    def wildcards(self) -> int:
+        """How many captures a match has."""
+        return sum(isinstance(piece, Wildcard) for piece in self.pieces)
+
+    def match(self, name: str) -> Match | None:
+        """What a whole name fills in, or None if it is not covered."""
+        found = self._regex.fullmatch(name)
+        if found is None:
+            return None
+        indices: dict[str, int] = {}
+        captures: list[str] = []
+        fillers = (piece for piece in self.pieces if not isinstance(piece, str))
+        for piece, taken in zip(fillers, found.groups(), strict=True):
+            if isinstance(piece, Wildcard):
+                captures.append(taken)
+            else:
+                indices[piece.axis] = int(taken)
+        return Match(indices, tuple(captures))
+
+    def fill(self, indices: Mapping[str, int], captures: tuple[str, ...] = ()) -> str:
+        """The name with these indices and wildcard runs; the inverse of `match`.
+
+        Args:  indices: by axis, further ones are not looked at.  captures: one for each wildcard.
+        """
+        runs = iter(captures)
+        out = []
+        for piece in self.pieces:
+            if isinstance(piece, str):
+                out.append(piece)
+            elif isinstance(piece, IndexSlot):
+                out.append(str(indices[piece.axis]))
+            else:
+                out.append(next(runs))
+        return "".join(out)
+
+
+def quoted(name: str) -> str:
+    """A name as the text of a pattern that covers it alone."""
+    return re.sub(r'([\\"*{}])', r"\\\1", name)
+
+
+def unescaped(text: str) -> str:
+    """Text between quotes without its backslashes."""
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _pieces(text: str, span: Span | None) -> tuple[Piece, ...]:
+    out: list[Piece] = []
+    literal = ""
+    at = 0
+    while at < len(text):
+        start, mark = at, text[at]
+        if mark == "\\":
+            if text[at + 1 : at + 2] not in ("*", "{", "}", '"', "\\"):
+                raise _fault(
+                    "a backslash in a name must stand before `*`, `{`, `}`, a quote, or a backslash",
+                    "not one of these",
+                    span,
+                    at,
+                    at + 2,
+                    "write a backslash as `\\\\`",
+                )
+            literal += text[at + 1]
+            at += 2
+            continue
+        if mark == "}":
+            raise _fault(
+                "`}` in a name closes no `{`",
+                "no `{` before it",
+                span,
+                at,
+                at + 1,
+                "write a brace that is part of the name as `\\}`",
+            )
+        if mark not in "*{":
+            literal += mark
+            at += 1
+            continue
+        if literal:
+            out.append(literal)
+            literal = ""
+        if mark == "*":
+            at += 2 if text.startswith("**", at) else 1
+            out.append(Wildcard(at - start == 2))
+        else:
+            at = _closing(text, start, span)
+            slot = _slot(text, start, at, span)
+            if out and isinstance(out[-1], IndexSlot):
+                raise _fault(
+                    f"the indices `{out[-1].axis}` and `{slot.axis}` touch in a name",
+                    "where it starts cannot be told",
+                    span,
+                    start,
+                    at,
+                )
+            out.append(slot)
+    if literal or not out:
+        out.append(literal)
+    return tuple(out)
+
+
+def _closing(text: str, start: int, span: Span | None) -> int:
+    end = text.find("}", start)
+    if end < 0:
+        raise _fault(
+            "`{` in a name is not closed",
+            "no `}` behind it",
+            span,
+            start,
+            start + 1,
+            "write a brace that is part of the name as `\\{`",
+        )
+    return end + 1
+
+
+def _slot(text: str, start: int, end: int, span: Span | None) -> IndexSlot:
+    found = _SLOT.fullmatch(text, start + 1, end - 1)
+    if found is None or (found["axis"] == "local" and not found["local"]):
+        raise _fault(
+            f"`{text[start:end]}` is no index of a name",
+            "not understood",
+            span,
+            start,
+            end,
+            "an index is `{layer}`, `{local layer}`, or `{local e over ep as (3, 1)}`",
+        )
+    over = tuple(re.findall(_WORD, found["one"] or found["several"] or ""))
+    sizes = tuple(int(number) for number in re.findall("[0-9]+", found["sizes"] or ""))
+    rule: SplitRule = "even"
+    if found["named"]:
+        rule = "chunk" if found["named"] == "chunk" else "balanced"
+    elif sizes:
+        rule = "sizes"
+    if (over and not found["local"]) or (rule != "even" and not over):
+        raise _fault(
+            f"`{text[start:end]}` is no index of a name",
+            "`over` needs `local`" if over else "`as` needs `over`",
+            span,
+            start,
+            end,
+            "an index that is cut over the mesh is `{local e over ep as (3, 1)}`",
+        )
+    return IndexSlot(
+        found["axis"], bool(found["local"]), over, rule, sizes, _within(span, start, end)
+    )
+
+
+def _expression(pieces: tuple[Piece, ...]) -> str:
+    out = []
+    for place, piece in enumerate(pieces):
+        if isinstance(piece, str):
+            out.append(re.escape(piece))
+        elif isinstance(piece, Wildcard):
+            # shortest first, so that an index behind it gets all of its digits
+            out.append("(.*?)" if piece.dots else "([^.]*?)")
+        else:
+            before = place > 0 and isinstance(pieces[place - 1], Wildcard)
+            behind = place + 1 < len(pieces) and isinstance(pieces[place + 1], Wildcard)
+            out.append(f"{'(?<![0-9])' * before}({_INDEX}){'(?![0-9])' * behind}")
+    return "".join(out)
+
+
+def _within(span: Span | None, start: int, end: int) -> Span | None:
+    """The span of `text[start:end]` inside the quotes of a string."""
+    return (
+        None if span is None else Span.of(span.source, span.start + 1 + start, span.start + 1 + end)
+    )
+
+
+def _fault(
+    headline: str, label: str, span: Span | None, start: int, end: int, help_text: str = ""
+) -> ReshardError:
+    inside = _within(span, start, end)
+    return layout_error(
+        "name-pattern",
+        headline,
+        helps=[help_text] if help_text else [],
+        primary=None if inside is None else Label(inside, label),
+    )

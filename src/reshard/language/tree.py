@@ -1,0 +1,239 @@
+"""What a UCL text says, as a tree. Equality ignores spans; comments and blank lines count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reshard.algebra.split import SplitRule
+from reshard.errors import Source, Span
+from reshard.language.expression import Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A name, with its place."""
+
+    text: str
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trivia:
+    """What stands around a statement and means nothing.
+
+    Args:  comments: lines before it (and from inside it), each from its `#` on.
+           remark: the comment behind it on its last line, or None.
+           blank: whether blank lines separate it from what is before.
+    """
+
+    comments: tuple[str, ...] = ()
+    remark: str | None = None
+    blank: bool = False
+
+
+# ---- terms ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How an axis lies along the mesh, and its padding; see `layout.Split`."""
+
+    over: tuple[Word, ...] = ()
+    rule: SplitRule = "even"
+    sizes: tuple[int, ...] = ()
+    pad_to: Expression | None = None
+    truncated_to: Expression | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisTerm:
+    """An axis; the name `_` is an anonymous one."""
+
+    name: Word
+    size: Expression | None = None
+    placement: Placement | None = None
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProductTerm:
+    """Terms side by side, never exactly one and never products themselves; none is `1`."""
+
+    factors: tuple[TermTree, ...]
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SumPart:
+    """A summand; without a label it is never a lone sum."""
+
+    label: Word | None
+    term: TermTree
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SumTerm:
+    """Summands in parentheses; a single one has a label."""
+
+    parts: tuple[SumPart, ...]
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+TermTree = AxisTerm | ProductTerm | SumTerm
+
+
+# ---- statements ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AxisStatement:
+    """`axis NAME = SIZE`."""
+
+    name: Word
+    size: Expression | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStatement:
+    """`tensor NAME [AXES] when CONDITION`."""
+
+    name: Word
+    axes: tuple[Word, ...] = ()
+    when: Expression | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class MeshAxis:
+    """A mesh axis, with its size where the layout fixes it."""
+
+    name: Word
+    size: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeshStatement:
+    """`mesh AXIS, AXIS = SIZE, ...`."""
+
+    axes: tuple[MeshAxis, ...]
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigStatement:
+    """`config SIZE = EXPRESSION over the framework's own configuration`."""
+
+    name: Word
+    value: Expression
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceStatement:
+    """`place AXES over MESH-AXES ...`."""
+
+    axes: tuple[Word, ...]
+    placement: Placement
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatement:
+    """`partition STATES over MESH-AXIS as KIND align EXPRESSION`."""
+
+    states: tuple[Word, ...]
+    over: Word
+    kind: Literal["buffer", "each", "rows"]
+    align: Expression | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStatement:
+    """`"NAME" = atom[DIMS] ...`.
+
+    Args:  pattern: the text between the quotes.  rest: whether `...` ends the dims.
+    """
+
+    pattern: Word
+    atom: Word | None
+    dims: tuple[TermTree, ...]
+    rest: bool = False
+    stage: Literal["first", "last"] | None = None
+    averaged_over: tuple[Word, ...] = ()
+    optional: bool = False
+    when: Expression | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+    stage_span: Span | None = field(default=None, compare=False, repr=False)
+
+
+ModelStatement = AxisStatement | TensorStatement
+LayoutStatement = (
+    MeshStatement | ConfigStatement | PlaceStatement | PartitionStatement | RuleStatement
+)
+Statement = ModelStatement | LayoutStatement
+
+
+# ---- blocks --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBlock:
+    """`model NAME { ... }`.
+
+    Args:  opening: the comment behind `{`.  closing: comment lines before `}`.
+           trivia: `remark` is the comment behind `}`.
+    """
+
+    name: Word
+    statements: tuple[ModelStatement, ...]
+    opening: str | None = None
+    closing: tuple[str, ...] = ()
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutBlock:
+    """`layout NAME of MODEL { ... }`; comments as in `ModelBlock`."""
+
+    name: Word
+    model: Word | None
+    statements: tuple[LayoutStatement, ...]
+    opening: str | None = None
+    closing: tuple[str, ...] = ()
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+Block = ModelBlock | LayoutBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A whole text: models and layouts in any order; `closing` are comment lines at its end."""
+
+    blocks: tuple[Block, ...]
+    closing: tuple[str, ...] = ()
+    source: Source = field(default=Source("<text>", ""), compare=False, repr=False)
+
+    @property
+    def models(self) -> tuple[ModelBlock, ...]:
+        """The models, in order."""
+        return tuple(block for block in self.blocks if isinstance(block, ModelBlock))
+
+    @property
+    def layouts(self) -> tuple[LayoutBlock, ...]:
+        """The layouts, in order."""
+        return tuple(block for block in self.blocks if isinstance(block, LayoutBlock))
