@@ -1,4 +1,4 @@
-"""UCL, the language that says how a checkpoint is laid out: text, tree, checks, and compiled layouts.
+"""UCL, the language that says how a checkpoint is laid out.
 
 Importing this package does not import lark; `parse` does, on its first call.
 """
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 
 from reshard.language.canonical import format_document
 from reshard.language.check import check
-from reshard.language.compile import NO_MODELS, compile_layout, compile_models
+from reshard.language.compile import compile_layout, compile_models
 from reshard.language.expression import evaluate, names, to_text
 from reshard.language.layout import Layout, Model
+from reshard.language.models import NO_MODELS
 from reshard.language.parser import parse
 from reshard.language.pattern import NamePattern
 from reshard.language.tree import Document

@@ -1,4 +1,4 @@
-"""Checks."""
+"""The checks that need no checkpoint: every fault of a document at once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,83 @@ from collections.abc import Mapping
 
 from reshard.errors import Diagnostic
 from reshard.language import tree
+from reshard.language.check_layout import check_layout
+from reshard.language.check_single import check_constant, check_twice
+from reshard.language.faults import Faults, near
 from reshard.language.layout import Model
+from reshard.language.models import NO_MODELS, compile_model
+from reshard.language.words import listed
 
 
-def check(document: tree.Document, *, models: Mapping[str, Model]) -> tuple[Diagnostic, ...]:
-    return ()
+def check(
+    document: tree.Document, *, models: Mapping[str, Model] = NO_MODELS
+) -> tuple[Diagnostic, ...]:
+    """Everything that is wrong with a document, in the order of its text; () if nothing is.
+
+    Args:  models: those that its layouts may refer to without declaring them; its own come first.
+    Returns: errors, and warnings about what has no effect.
+    """
+    faults = Faults()
+    check_twice(faults, "model", [block.name for block in document.models], "this file")
+    check_twice(faults, "layout", [block.name for block in document.layouts], "this file")
+    known = dict(models)
+    for block in reversed(document.models):
+        known[block.name.text] = compile_model(block)
+    for block in document.models:
+        _check_model(faults, block)
+    for layout in document.layouts:
+        check_layout(faults, layout, _model(faults, layout, known))
+    return faults.sorted()
+
+
+def _model(
+    faults: Faults, layout: tree.LayoutBlock, known: Mapping[str, Model]
+) -> Model | bool | None:
+    """The model of a layout; None if it has none, False if nobody knows it."""
+    if layout.model is None:
+        return None
+    name = layout.model.text
+    if name in known:
+        return known[name]
+    faults.add(
+        "unknown-model",
+        f"there is no model `{name}`",
+        layout.model.span,
+        "no such model",
+        notes=[f"known are {listed(sorted(known))}"] if known else [],
+        helps=near(name, known) or [f"declare it with `model {name} {{ ... }}`"],
+    )
+    return False
+
+
+def _check_model(faults: Faults, block: tree.ModelBlock) -> None:
+    model = compile_model(block)
+    where = f"model `{block.name.text}`"
+    axes = [item for item in block.statements if isinstance(item, tree.AxisStatement)]
+    tensors = [item for item in block.statements if isinstance(item, tree.TensorStatement)]
+    check_twice(faults, "axis", [item.name for item in axes], where)
+    check_twice(faults, "tensor", [item.name for item in tensors], where)
+    for axis in axes:
+        check_constant(faults, axis.size, f"the size of axis `{axis.name.text}`", int)
+    for tensor in tensors:
+        check_constant(faults, tensor.when, f"the condition of tensor `{tensor.name.text}`", bool)
+        seen: dict[str, tree.Word] = {}
+        for word in tensor.axes:
+            if word.text in seen:
+                faults.add(
+                    "axis-twice",
+                    f"tensor `{tensor.name.text}` has the axis `{word.text}` twice",
+                    word.span,
+                    "the second time",
+                    beside=[(seen[word.text].span, "the first time")],
+                    helps=["give each axis of a tensor a name of its own"],
+                )
+            elif word.text not in model.axes:
+                faults.add(
+                    "unknown-axis",
+                    f"{where} declares no axis `{word.text}`",
+                    word.span,
+                    "no such axis",
+                    helps=near(word.text, model.axes) or [f"declare it with `axis {word.text}`"],
+                )
+            seen.setdefault(word.text, word)

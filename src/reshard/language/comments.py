@@ -109,7 +109,7 @@ def _sort(
 ) -> _Sorted:
     """Give each comment of a region to an item of it.
 
-    Args:  start: where the region starts.  end: of a block; None at the top, where no comment opens.
+    Args:  start, end: of the region; end is None at the top, which has no `{`.
     """
     spans = [(item.span.start, item.span.end) for item in items if item.span is not None]
     around = [_Around([], []) for _ in spans]

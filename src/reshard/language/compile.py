@@ -10,19 +10,19 @@ from reshard.algebra.term import Leaf, Part, Product, Sum, Term
 from reshard.errors import Diagnostic, Exit, Label, ReshardError
 from reshard.language import tree
 from reshard.language.check import check
+from reshard.language.conditions import conjunction
+from reshard.language.expression import Expression
 from reshard.language.layout import (
     Axis,
     Layout,
     Model,
-    ModelTensor,
     PartitionRule,
     Rule,
     Split,
 )
+from reshard.language.models import NO_MODELS, compile_model
 from reshard.language.pattern import NamePattern
 from reshard.language.words import listed
-
-NO_MODELS: Mapping[str, Model] = MappingProxyType({})
 
 
 def compile_layout(
@@ -53,19 +53,6 @@ def compile_models(
     """
     _raise_faults(document, models)
     return {block.name.text: compile_model(block) for block in document.models}
-
-
-def compile_model(block: tree.ModelBlock) -> Model:
-    """A model whose block was checked."""
-    axes = {}
-    tensors = {}
-    for item in block.statements:
-        name = item.name.text
-        if isinstance(item, tree.AxisStatement):
-            axes[name] = Axis(name, item.size, item.span)
-        else:
-            tensors[name] = ModelTensor(name, _texts(item.axes), item.when, item.span)
-    return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors))
 
 
 def _raise_faults(document: tree.Document, models: Mapping[str, Model]) -> None:
@@ -149,10 +136,30 @@ def _rule(item: tree.RuleStatement, model: Model | None, places: Mapping[str, Sp
         MappingProxyType(splits),
         _texts(item.averaged_over),
         item.stage,
-        item.when,
+        _condition(item, dims, model),
         item.optional,
         item.span,
     )
+
+
+def _condition(
+    item: tree.RuleStatement, dims: tuple[Term, ...], model: Model | None
+) -> Expression | None:
+    """When a rule applies: its own condition, and those of the atoms that it stores."""
+    if model is None:
+        return item.when
+    atoms = _labels(dims) if item.atom is None else [item.atom.text]
+    return conjunction([item.when, *(model.tensors[atom].when for atom in atoms)])
+
+
+def _labels(terms: tuple[Term, ...]) -> list[str]:
+    out = []
+    for term in terms:
+        if isinstance(term, Product):
+            out += _labels(term.terms)
+        elif isinstance(term, Sum):
+            out += [part.label for part in term.parts]
+    return out
 
 
 def _term(

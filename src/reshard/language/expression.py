@@ -1,4 +1,4 @@
-"""Expressions: sizes and conditions, in integers, strings, and truth values. Divisions are exact."""
+"""Expressions: sizes and conditions over integers, strings, and truth values."""
 
 from __future__ import annotations
 

@@ -67,16 +67,17 @@ class Rule:
     """What the tensors of one name pattern hold.
 
     Args:  pattern: the stored names.
-           atom: the model's atom when the whole tensor is one (`wq[kv q d, h]`); None when labels of
-                 sums name the atoms, and in a layout without a model.
+           atom: the model's atom when the whole tensor is one (`wq[kv q d, h]`); None when the
+                 labels of a sum name the atoms, and in a layout without a model.
            dims: one term per dimension. `rest`: more dimensions follow (`...`), each an axis of its
                  own that is not cut.
-           axes: the axes of this rule that it declares itself (without a model: all of them; anonymous
-                 ones are named `_0`, `_1`, ... by order of appearance).
-           splits: by axis: placements that the rule states itself, before those of the layout.
+           axes: the axes of its shape, in a layout without a model (anonymous ones are named `_0`,
+                 `_1`, ... by order of appearance); none with a model, which has them.
+           splits: how these axes lie: as the rule says, else as the layout's `places` say.
            averaged_over: mesh axes whose copies are averaged; other copies must agree bit for bit.
            stage: only on the first or last pipeline stage.
-           when: only where this holds.  optional: may match nothing.
+           when: only where this holds; the conditions of the atoms that it stores are part of it.
+           optional: may match nothing.
     """
 
     pattern: NamePattern
@@ -113,7 +114,7 @@ class Layout:
     """One layout, checked.
 
     Args:  mesh: axis name -> size as an expression, None when the checkpoint or the target tells.
-           places: by model axis, how it lies along the mesh wherever it appears.
+           places: by axis, how it lies along the mesh wherever it appears.
            config: size name -> how this framework spells it.
     """
 

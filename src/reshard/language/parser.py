@@ -19,7 +19,22 @@ if TYPE_CHECKING:
     Node = Tree[Token]
 
 RESERVED = frozenset(
-    "and as averaged false local not on optional or over padded true truncated when".split()
+    {
+        "and",
+        "as",
+        "averaged",
+        "false",
+        "local",
+        "not",
+        "on",
+        "optional",
+        "or",
+        "over",
+        "padded",
+        "true",
+        "truncated",
+        "when",
+    }
 )
 """Words that no axis, tensor, model, layout, or size may be called."""
 
@@ -42,7 +57,7 @@ def parse(text: str, name: str = "<text>") -> tree.Document:
         root = grammar.parser().parse(text)
     except UnexpectedInput as error:
         raise syntax_error(error, source) from None
-    return with_comments(_Builder(source).document(cast("Node", root)))
+    return with_comments(_Builder(source).document(root))
 
 
 class _Builder:
@@ -109,7 +124,8 @@ class _Builder:
             return tree.ConfigStatement(self._word(children[0]), value, span=span)
         if node.data == "place":
             axes, over, split, padding, truncation = cast("list[Node | None]", children)
-            assert axes is not None and over is not None
+            assert axes is not None
+            assert over is not None
             placement = self._placement(self._words(over), split, padding, truncation, over)
             return tree.PlaceStatement(self._words(axes), placement, span=span)
         if node.data == "partition":
@@ -173,7 +189,7 @@ class _Builder:
                     "the only number that can be a dimension is `1`",
                     "not 1",
                     node,
-                    "name the axis, and give it a size with `NAME:SIZE` in a layout without a model",
+                    "name the axis; a layout without a model takes its size as `NAME:SIZE`",
                 )
             return tree.ProductTerm((), self._span(node))
         if node.data == "group":
@@ -282,7 +298,10 @@ class _Builder:
         if not self._is_token(node) and cast("Node", node).meta.empty:
             return Span.of(self._source, 0, 0)
         start, end, line, column = place.start_pos, place.end_pos, place.line, place.column
-        assert start is not None and end is not None and line is not None and column is not None
+        assert start is not None
+        assert end is not None
+        assert line is not None
+        assert column is not None
         return Span(self._source, start, end, line, column)
 
     @staticmethod

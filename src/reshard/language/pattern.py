@@ -138,7 +138,7 @@ def _pieces(text: str, span: Span | None) -> tuple[Piece, ...]:
         if mark == "\\":
             if text[at + 1 : at + 2] not in ("*", "{", "}", '"', "\\"):
                 raise _fault(
-                    "a backslash in a name must stand before `*`, `{`, `}`, a quote, or a backslash",
+                    "a backslash stands before `*`, `{`, `}`, a quote, or another backslash",
                     "not one of these",
                     span,
                     at,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -83,6 +84,27 @@ class SumTerm:
 
 
 TermTree = AxisTerm | ProductTerm | SumTerm
+
+
+def axis_terms(terms: tuple[TermTree, ...]) -> Iterator[AxisTerm]:
+    """Every axis in some terms, in order of appearance."""
+    for term in terms:
+        if isinstance(term, AxisTerm):
+            yield term
+        elif isinstance(term, ProductTerm):
+            yield from axis_terms(term.factors)
+        else:
+            yield from axis_terms(tuple(part.term for part in term.parts))
+
+
+def sum_terms(terms: tuple[TermTree, ...]) -> Iterator[SumTerm]:
+    """Every sum in some terms, in order of appearance, an outer one before its inner ones."""
+    for term in terms:
+        if isinstance(term, ProductTerm):
+            yield from sum_terms(term.factors)
+        elif isinstance(term, SumTerm):
+            yield term
+            yield from sum_terms(tuple(part.term for part in term.parts))
 
 
 # ---- statements ----------------------------------------------------------------------------------

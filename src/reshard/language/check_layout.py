@@ -1,0 +1,227 @@
+"""Checks of a layout: its statements, each by itself, and what its rules store together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import combinations
+
+from reshard.errors import ReshardError
+from reshard.language import tree
+from reshard.language.check_free import check_free_rule, free_axes
+from reshard.language.check_modelled import check_modelled_rule
+from reshard.language.check_single import check_constant, check_twice
+from reshard.language.check_stored import Stored, check_stored
+from reshard.language.conditions import constant
+from reshard.language.expression import Expression, names
+from reshard.language.faults import Faults, near
+from reshard.language.layout import Model
+from reshard.language.pattern import NamePattern
+from reshard.language.scope import Scope
+
+
+def check_layout(faults: Faults, block: tree.LayoutBlock, model: Model | bool | None) -> None:
+    """Check one layout.
+
+    Args:  model: None for a layout without one; False if its model is not known, which leaves
+           everything unchecked that needs it.
+    """
+    scope = _mesh(faults, block)
+    scope = _places(scope, block)
+    _check_partitions(scope, block)
+    rules = [(rule, _pattern(faults, rule)) for rule in _rules(block)]
+    for rule, _ in rules:
+        check_constant(faults, rule.when, "the condition of this rule", bool)
+        _check_tails(scope, rule)
+    if model is None:
+        axes = free_axes(rules)
+        _check_placed(scope, axes, f"no rule of layout `{scope.name}` has an axis")
+        for rule, pattern in rules:
+            check_free_rule(scope, rule, pattern)
+        check_stored(scope, block, None, [Stored(rule) for rule, _ in rules], frozenset())
+    elif isinstance(model, Model):
+        _check_placed(scope, model.axes, f"model `{model.name}` declares no axis")
+        _check_mesh_use(scope, model)
+        meant: set[str] = set()
+        stored = [
+            Stored(rule, check_modelled_rule(scope, model, rule, pattern, meant))
+            for rule, pattern in rules
+        ]
+        check_stored(scope, block, model, stored, meant)
+    if model is not False:
+        _check_config(faults, block, model if isinstance(model, Model) else None)
+
+
+def _rules(block: tree.LayoutBlock) -> list[tree.RuleStatement]:
+    return [item for item in block.statements if isinstance(item, tree.RuleStatement)]
+
+
+def _pattern(faults: Faults, rule: tree.RuleStatement) -> NamePattern | None:
+    try:
+        return NamePattern.parse(rule.pattern.text, rule.pattern.span)
+    except ReshardError as error:
+        faults.take(error)
+        return None
+
+
+def _mesh(faults: Faults, block: tree.LayoutBlock) -> Scope:
+    axes = [
+        axis
+        for item in block.statements
+        if isinstance(item, tree.MeshStatement)
+        for axis in item.axes
+    ]
+    check_twice(faults, "mesh axis", [axis.name for axis in axes], f"layout `{block.name.text}`")
+    mesh: dict[str, tree.Word] = {}
+    sizes: dict[str, object] = {}
+    for axis in axes:
+        name = axis.name.text
+        check_constant(faults, axis.size, f"the size of mesh axis `{name}`", int, least=1)
+        size = constant(axis.size, sizes)
+        if name not in mesh and isinstance(size, int) and size > 0:
+            sizes[name] = size
+        mesh.setdefault(name, axis.name)
+    return Scope(faults, block.name.text, mesh, sizes, {})
+
+
+def _places(scope: Scope, block: tree.LayoutBlock) -> Scope:
+    places: dict[str, tuple[tree.Word, tree.Placement]] = {}
+    for item in block.statements:
+        if not isinstance(item, tree.PlaceStatement):
+            continue
+        scope.check_placement(item.placement, item.axes[0].text)
+        for word in item.axes:
+            if word.text in places:
+                scope.faults.add(
+                    "duplicate-place",
+                    f"axis `{word.text}` is placed twice in layout `{scope.name}`",
+                    word.span,
+                    "placed again",
+                    beside=[(places[word.text][0].span, "first placed here")],
+                    helps=[f"name all of its mesh axes at once: `place {word.text} over vpp, pp`"],
+                )
+            places.setdefault(word.text, (word, item.placement))
+    return Scope(scope.faults, scope.name, scope.mesh, scope.sizes, places)
+
+
+def _check_placed(scope: Scope, known: Collection[str], nobody: str) -> None:
+    """Fault placements of axes that do not exist."""
+    for name, (word, _) in scope.places.items():
+        if name not in known:
+            scope.faults.add(
+                "unknown-axis",
+                f"{nobody} `{name}`",
+                word.span,
+                "no such axis",
+                helps=near(name, known),
+            )
+
+
+def _check_mesh_use(scope: Scope, model: Model) -> None:
+    """Fault two axes of one atom that are cut over the same mesh axis."""
+    said = set()
+    for tensor in model.tensors.values():
+        placed = [axis for axis in dict.fromkeys(tensor.axes) if axis in scope.places]
+        for first, second in combinations(placed, 2):
+            taken = {word.text for word in scope.places[first][1].over}
+            for word in scope.places[second][1].over:
+                if word.text not in taken or (word.text, first, second) in said:
+                    continue
+                said.add((word.text, first, second))
+                scope.faults.add(
+                    "mesh-axis-twice",
+                    f"axes `{first}` and `{second}` of `{tensor.name}` are both cut over mesh axis "
+                    f"`{word.text}`",
+                    scope.places[second][0].span,
+                    f"placed over `{word.text}`",
+                    beside=[(scope.places[first][0].span, f"also placed over `{word.text}`")],
+                    notes=[
+                        "a rank has one position on a mesh axis, so one axis of an atom can "
+                        "be cut over it"
+                    ],
+                )
+
+
+def _check_partitions(scope: Scope, block: tree.LayoutBlock) -> None:
+    states: dict[str, tree.Word] = {}
+    for item in block.statements:
+        if not isinstance(item, tree.PartitionStatement):
+            continue
+        scope.check_mesh_axis(item.over.text, item.over.span)
+        check_constant(scope.faults, item.align, "the alignment", int, least=1)
+        for word in item.states:
+            if word.text in states:
+                scope.faults.add(
+                    "duplicate-name",
+                    f"state `{word.text}` is partitioned twice in layout `{scope.name}`",
+                    word.span,
+                    "partitioned again",
+                    beside=[(states[word.text].span, "first partitioned here")],
+                )
+            states.setdefault(word.text, word)
+
+
+def _check_tails(scope: Scope, rule: tree.RuleStatement) -> None:
+    for word in rule.averaged_over:
+        scope.check_mesh_axis(word.text, word.span)
+    if rule.stage is not None and "pp" not in scope.mesh:
+        scope.faults.add(
+            "unknown-axis",
+            f"`on {rule.stage} stage` speaks of mesh axis `pp`, which is not declared",
+            rule.stage_span,
+            "stages are positions on `pp`",
+            helps=["declare it with `mesh pp`"],
+        )
+
+
+def _check_config(faults: Faults, block: tree.LayoutBlock, model: Model | None) -> None:
+    """Fault sizes that are spelled twice, and warn of those that nothing uses."""
+    items = [item for item in block.statements if isinstance(item, tree.ConfigStatement)]
+    check_twice(faults, "config", [item.name for item in items], f"layout `{block.name.text}`")
+    used = {name for expression in _expressions(block, model) for name in names(expression)}
+    for item in items:
+        if not names(item.value) and constant(item.value, {}) is None:
+            check_constant(faults, item.value, "the value", int)
+        if item.name.text not in used:
+            faults.add(
+                "unused-config",
+                f"nothing uses the size `{item.name.text}`",
+                item.name.span,
+                "no expression has this name",
+                helps=near(item.name.text, used),
+                level="warning",
+            )
+
+
+def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expression]:
+    """Every expression whose names a configuration gives values to."""
+    if model is not None:
+        for axis in model.axes.values():
+            if axis.size is not None:
+                yield axis.size
+        for tensor in model.tensors.values():
+            if tensor.when is not None:
+                yield tensor.when
+    for item in block.statements:
+        if isinstance(item, tree.MeshStatement):
+            yield from (axis.size for axis in item.axes if axis.size is not None)
+        elif isinstance(item, tree.ConfigStatement):
+            yield item.value
+        elif isinstance(item, tree.PlaceStatement):
+            yield from _of_placement(item.placement)
+        elif isinstance(item, tree.PartitionStatement):
+            if item.align is not None:
+                yield item.align
+        else:
+            if item.when is not None:
+                yield item.when
+            for term in tree.axis_terms(item.dims):
+                if term.size is not None:
+                    yield term.size
+                yield from _of_placement(term.placement)
+
+
+def _of_placement(placement: tree.Placement | None) -> Iterator[Expression]:
+    if placement is not None and placement.pad_to is not None:
+        yield placement.pad_to
+    if placement is not None and placement.truncated_to is not None:
+        yield placement.truncated_to

@@ -1,0 +1,286 @@
+"""Checks of a rule in a layout of a model: every axis of each atom in its name or shape, once."""
+
+from __future__ import annotations
+
+from reshard.errors import Span
+from reshard.language import tree
+from reshard.language.faults import closest, near
+from reshard.language.layout import Model
+from reshard.language.pattern import NamePattern
+from reshard.language.scope import Scope
+from reshard.language.words import listed
+
+Use = tuple[str, Span | None]
+
+
+def check_modelled_rule(
+    scope: Scope,
+    model: Model,
+    rule: tree.RuleStatement,
+    pattern: NamePattern | None,
+    meant: set[str],
+) -> tuple[str, ...]:
+    """Check one rule; return the atoms that it stores.
+
+    Args:  pattern: None if its name could not be read.
+           meant: gets the atoms that misspelled names probably meant.
+    """
+    _check_kind(scope, rule)
+    slots: list[Use] = []
+    for slot in pattern.slots if pattern else ():
+        slots.append((slot.axis, slot.span))
+        if slot.over:
+            scope.faults.add(
+                "layout-kind",
+                f"this name cuts `{slot.axis}` over the mesh, and layout `{scope.name}` has a model",
+                slot.span,
+                "not stated here",
+                helps=[f"state it once for the layout: `place {slot.axis} over {slot.over[0]}`"],
+            )
+        elif slot.local and slot.axis in model.axes and slot.axis not in scope.places:
+            scope.faults.add(
+                "local-index",
+                f"`{slot.axis}` is counted on each rank, and layout `{scope.name}` does not place it",
+                slot.span,
+                "over which mesh axis?",
+                helps=[
+                    f"place it: `place {slot.axis} over pp`, or write `{{{slot.axis}}}` for an "
+                    "index that counts through"
+                ],
+            )
+    shared, atoms = _atoms(scope, model, rule)
+    known = [(word, uses) for word, uses in atoms if _check_atom(scope, model, word, meant)]
+    if known:
+        _check_axes(scope, model, rule, slots + shared, known, readable=pattern is not None)
+    _check_averaged(scope, model, rule, known)
+    return tuple(dict.fromkeys(word.text for word, _ in known))
+
+
+def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
+    """Fault what only a rule without a model can say."""
+    for term in tree.axis_terms(rule.dims):
+        name = term.name.text
+        if name == "_":
+            scope.faults.add(
+                "layout-kind",
+                f"an axis without a name, and layout `{scope.name}` has a model",
+                term.span,
+                "which axis of the atom is this?",
+                helps=["name it; a dimension of size one is written `1`"],
+            )
+        elif term.size is not None:
+            scope.faults.add(
+                "layout-kind",
+                f"the size of `{name}` is stated here, and layout `{scope.name}` has a model",
+                term.span,
+                "not stated here",
+                helps=[f"state it in the model: `axis {name} = ...`"],
+            )
+        elif term.placement is not None:
+            scope.faults.add(
+                "layout-kind",
+                f"`{name}` is placed here, and layout `{scope.name}` has a model",
+                term.span,
+                "not stated here",
+                helps=[f"state it once for the layout: `place {name} ...`"],
+            )
+    if rule.rest:
+        scope.faults.add(
+            "layout-kind",
+            f"this rule leaves axes out, and layout `{scope.name}` has a model",
+            rule.span,
+            "`...` stands for axes without names",
+            helps=["name every axis of the atom"],
+        )
+
+
+def _atoms(
+    scope: Scope, model: Model, rule: tree.RuleStatement
+) -> tuple[list[Use], list[tuple[tree.Word, list[Use]]]]:
+    """The axes that all atoms of a rule share, and the atoms, each with the axes of its own part."""
+    sums = list(tree.sum_terms(rule.dims))
+    if rule.atom is not None:
+        if sums:
+            scope.faults.add(
+                "nested-sum",
+                f"`{rule.atom.text}[...]` is one atom, and a sum in it would hold others",
+                sums[0].span,
+                "a sum",
+                helps=[
+                    f"leave `{rule.atom.text}` out and name each part: `[(wq[q d] + wk[d]), h]`"
+                ],
+            )
+            return [], []
+        return _uses(rule.dims), [(rule.atom, [])]
+    if not sums:
+        scope.faults.add(
+            "unknown-atom",
+            f"this rule names no atom of model `{model.name}`",
+            rule.span,
+            "which atom is stored under this name?",
+            helps=["write the atom before the bracket: `atom[...]`"],
+        )
+        return [], []
+    if len(sums) > 1:
+        scope.faults.add(
+            "nested-sum",
+            "a rule of a layout with a model holds one sum",
+            sums[1].span,
+            "the second one",
+            beside=[(sums[0].span, "the first one")],
+            helps=["write all parts in one sum: `(a[...] + b[...] + c[...])`"],
+        )
+        return [], []
+    seen: dict[str, tree.Word] = {}
+    atoms = []
+    for part in sums[0].parts:
+        if part.label is None:
+            scope.faults.add(
+                "unlabelled-part",
+                "a part of this sum names no atom",
+                part.span,
+                "which atom is this?",
+                helps=["name it as in `(wq[q d] + wk[d])`"],
+            )
+            continue
+        if part.label.text in seen:
+            scope.faults.add(
+                "duplicate-name",
+                f"atom `{part.label.text}` stands twice in one sum",
+                part.label.span,
+                "the second time",
+                beside=[(seen[part.label.text].span, "the first time")],
+            )
+            continue
+        seen[part.label.text] = part.label
+        atoms.append((part.label, _uses((part.term,))))
+    inside = {id(term) for part in sums[0].parts for term in tree.axis_terms((part.term,))}
+    shared = [
+        (term.name.text, term.span)
+        for term in tree.axis_terms(rule.dims)
+        if id(term) not in inside and term.name.text != "_"
+    ]
+    return shared, atoms
+
+
+def _uses(terms: tuple[tree.TermTree, ...]) -> list[Use]:
+    return [(term.name.text, term.span) for term in tree.axis_terms(terms) if term.name.text != "_"]
+
+
+def _check_atom(scope: Scope, model: Model, word: tree.Word, meant: set[str]) -> bool:
+    if word.text in model.tensors:
+        return True
+    close = closest(word.text, model.tensors)
+    if close is not None:
+        meant.add(close)
+    scope.faults.add(
+        "unknown-atom",
+        f"model `{model.name}` has no tensor `{word.text}`",
+        word.span,
+        "no such atom",
+        helps=near(word.text, model.tensors) or [f"declare it with `tensor {word.text} [...]`"],
+    )
+    return False
+
+
+def _check_axes(
+    scope: Scope,
+    model: Model,
+    rule: tree.RuleStatement,
+    shared: list[Use],
+    atoms: list[tuple[tree.Word, list[Use]]],
+    *,
+    readable: bool,
+) -> None:
+    """Prove that every axis of each atom stands exactly once in name and shape, or say what is off."""
+    wrong: dict[Use, list[str]] = {}
+    twice: dict[tuple[Use, Span | None], list[str]] = {}
+    missing: dict[tuple[str, ...], list[tree.Word]] = {}
+    for word, own in atoms:
+        axes = model.tensors[word.text].axes
+        seen: dict[str, Span | None] = {}
+        for use in shared + own:
+            if use[0] not in axes:
+                wrong.setdefault(use, []).append(word.text)
+            elif use[0] in seen:
+                twice.setdefault((use, seen[use[0]]), []).append(word.text)
+            seen.setdefault(*use)
+        left = tuple(axis for axis in dict.fromkeys(axes) if axis not in seen)
+        if left:
+            missing.setdefault(left, []).append(word)
+    for (name, span), holders in wrong.items():
+        _wrong_axis(scope, model, name, span, holders)
+    for ((name, span), first), holders in twice.items():
+        scope.faults.add(
+            "axis-twice",
+            f"axis `{name}` of {listed(holders)} stands twice in one rule",
+            span,
+            "the second time",
+            beside=[(first, "the first time")],
+        )
+    if wrong or not readable or rule.rest or _has_blank(rule):
+        return  # what is missing is probably what is misspelled
+    for left, words in missing.items():
+        holders = [word.text for word in words]
+        scope.faults.add(
+            "axis-missing",
+            f"{listed(holders)} {'is' if len(words) == 1 else 'are'} stored without "
+            f"{'axis' if len(left) == 1 else 'axes'} {listed(left)}",
+            words[0].span,
+            f"{listed(left)} {'is' if len(left) == 1 else 'are'} neither in the name nor in the "
+            "shape",
+            beside=[
+                (model.tensors[name].span, f"`{name}` is declared here") for name in holders[:1]
+            ],
+            notes=["every axis of an atom stands exactly once, in the name or in the shape"],
+        )
+
+
+def _has_blank(rule: tree.RuleStatement) -> bool:
+    return any(term.name.text == "_" for term in tree.axis_terms(rule.dims))
+
+
+def _wrong_axis(
+    scope: Scope, model: Model, name: str, span: Span | None, holders: list[str]
+) -> None:
+    if name not in model.axes:
+        scope.faults.add(
+            "unknown-axis",
+            f"model `{model.name}` declares no axis `{name}`",
+            span,
+            "no such axis",
+            helps=near(name, model.axes),
+        )
+        return
+    scope.faults.add(
+        "unknown-axis",
+        f"{listed(holders)} {'has' if len(holders) == 1 else 'have'} no axis `{name}`",
+        span,
+        "not an axis of this atom" if len(holders) == 1 else "not an axis of these atoms",
+        beside=[
+            (model.tensors[holder].span, f"`{holder}` is declared here") for holder in holders[:1]
+        ],
+    )
+
+
+def _check_averaged(
+    scope: Scope, model: Model, rule: tree.RuleStatement, atoms: list[tuple[tree.Word, list[Use]]]
+) -> None:
+    for word in rule.averaged_over:
+        for atom, _ in atoms:
+            cut = [
+                axis
+                for axis in model.tensors[atom.text].axes
+                if axis in scope.places
+                and word.text in [item.text for item in scope.places[axis][1].over]
+            ]
+            if cut:
+                scope.faults.add(
+                    "mesh-axis-twice",
+                    f"this rule averages over mesh axis `{word.text}`, which cuts axis `{cut[0]}` "
+                    f"of `{atom.text}`",
+                    word.span,
+                    "averaged over",
+                    beside=[(scope.places[cut[0]][0].span, f"`{cut[0]}` is placed here")],
+                )
+                break

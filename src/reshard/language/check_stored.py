@@ -1,0 +1,134 @@
+"""Checks of all rules of a layout together: every atom stored, and no two rules for one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import combinations
+
+from reshard.language import tree
+from reshard.language.conditions import Conditions, conjuncts
+from reshard.language.expression import to_text
+from reshard.language.layout import Model, ModelTensor
+from reshard.language.scope import Scope
+from reshard.language.words import listed
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A rule and the atoms that it stores; none without a model."""
+
+    rule: tree.RuleStatement
+    atoms: tuple[str, ...] = ()
+
+    def conditions(self, model: Model | None) -> Conditions:
+        """What must hold for the rule to apply, the conditions of its atoms included."""
+        out = conjuncts(self.rule.when)
+        for atom in self.atoms if model else ():
+            assert model is not None
+            out |= conjuncts(model.tensors[atom].when)
+        return out
+
+
+def check_stored(
+    scope: Scope,
+    block: tree.LayoutBlock,
+    model: Model | None,
+    stored: list[Stored],
+    meant: Collection[str],
+) -> None:
+    """Fault rules with one name that nothing tells apart, and atoms with no or too many rules.
+
+    Args:  meant: atoms that are not missed, because a misspelled one was reported.
+    """
+    _check_names(scope, model, stored)
+    if model is None:
+        return
+    by_atom: dict[str, list[Stored]] = {name: [] for name in model.tensors}
+    for item in stored:
+        for atom in item.atoms:
+            by_atom[atom].append(item)
+    missing = [name for name, items in by_atom.items() if not items and name not in meant]
+    if missing:
+        scope.faults.add(
+            "unstored-atom",
+            f"no rule of layout `{scope.name}` stores {listed(missing)}",
+            block.name.span,
+            f"{'this atom is' if len(missing) == 1 else 'these atoms are'} not stored",
+            beside=[(model.tensors[missing[0]].span, f"`{missing[0]}` is declared here")],
+            notes=[f"model `{model.name}` has {len(model.tensors)} tensors"],
+            helps=["add a rule for each of them"],
+        )
+    for name, items in by_atom.items():
+        _check_always(scope, model, model.tensors[name], items)
+        _check_copies(scope, model, name, items)
+
+
+def _check_names(scope: Scope, model: Model | None, stored: list[Stored]) -> None:
+    names: dict[str, list[Stored]] = {}
+    for item in stored:
+        names.setdefault(item.rule.pattern.text, []).append(item)
+    for text, items in names.items():
+        for first, second in combinations(items, 2):
+            if _apart_by_stage(first, second):
+                continue
+            one, other = first.conditions(model), second.conditions(model)
+            if one and other and one != other:
+                continue  # may exclude each other; the checkpoint tells
+            scope.faults.add(
+                "duplicate-rule",
+                f'two rules of layout `{scope.name}` have the name "{text}"',
+                second.rule.pattern.span,
+                "the second one",
+                beside=[(first.rule.pattern.span, "the first one")],
+                notes=["rules have no order; exactly one must match each tensor"],
+                helps=["tell them apart with `when` in both, or with their stages"],
+            )
+            break
+
+
+def _check_always(scope: Scope, model: Model, tensor: ModelTensor, items: list[Stored]) -> None:
+    """Fault an atom that is stored under one condition only, which is not its own."""
+    kinds = {item.conditions(model) - conjuncts(tensor.when) for item in items}
+    if len(kinds) != 1 or frozenset() in kinds:
+        return  # several conditions may cover all cases; the checkpoint tells
+    needed = listed(sorted(to_text(condition) for condition in next(iter(kinds))))
+    rule = items[0].rule
+    scope.faults.add(
+        "unstored-atom",
+        f"layout `{scope.name}` stores `{tensor.name}` only when {needed}",
+        rule.pattern.span,
+        "the only rule that stores it" if len(items) == 1 else "one of the rules that store it",
+        beside=[(tensor.span, f"`{tensor.name}` is declared without this condition")],
+        helps=[f"declare the condition in the model: `tensor {tensor.name} [...] when ...`"],
+    )
+
+
+def _check_copies(scope: Scope, model: Model, name: str, items: list[Stored]) -> None:
+    """Fault two rules that always store one atom, without saying that one is a copy."""
+    for first, second in combinations(items, 2):
+        if (
+            first.rule.stage != second.rule.stage
+            or first.rule.optional
+            or second.rule.optional
+            or first.conditions(model) != second.conditions(model)
+            or first.rule.pattern.text == second.rule.pattern.text
+        ):
+            continue
+        scope.faults.add(
+            "ambiguous-atom",
+            f"two rules of layout `{scope.name}` store `{name}`",
+            second.rule.pattern.span,
+            "stored again",
+            beside=[(first.rule.pattern.span, "first stored here")],
+            helps=[
+                "if one of them is a copy, say when it is there: `when ...`, `on last stage`, or "
+                "`optional`"
+            ],
+        )
+        return
+
+
+def _apart_by_stage(first: Stored, second: Stored) -> bool:
+    stages = {first.rule.stage, second.rule.stage}
+    return len(stages) == 2 and None not in stages
