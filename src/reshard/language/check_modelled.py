@@ -32,7 +32,7 @@ def check_modelled_rule(
         if slot.over:
             scope.faults.add(
                 "layout-kind",
-                f"this name cuts `{slot.axis}` over the mesh, and layout `{scope.name}` has a model",
+                f"`{slot.axis}` is placed here, and layout `{scope.name}` has a model",
                 slot.span,
                 "not stated here",
                 helps=[f"state it once for the layout: `place {slot.axis} over {slot.over[0]}`"],
@@ -40,7 +40,7 @@ def check_modelled_rule(
         elif slot.local and slot.axis in model.axes and slot.axis not in scope.places:
             scope.faults.add(
                 "local-index",
-                f"`{slot.axis}` is counted on each rank, and layout `{scope.name}` does not place it",
+                f"`{slot.axis}` is counted on each rank, and nothing says how it is cut",
                 slot.span,
                 "over which mesh axis?",
                 helps=[
@@ -88,7 +88,7 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
         scope.faults.add(
             "layout-kind",
             f"this rule leaves axes out, and layout `{scope.name}` has a model",
-            rule.span,
+            rule.rest_span,
             "`...` stands for axes without names",
             helps=["name every axis of the atom"],
         )
@@ -97,7 +97,7 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
 def _atoms(
     scope: Scope, model: Model, rule: tree.RuleStatement
 ) -> tuple[list[Use], list[tuple[tree.Word, list[Use]]]]:
-    """The axes that all atoms of a rule share, and the atoms, each with the axes of its own part."""
+    """The axes that all atoms of a rule share, and the atoms, each with those of its part."""
     sums = list(tree.sum_terms(rule.dims))
     if rule.atom is not None:
         if sums:
@@ -192,7 +192,7 @@ def _check_axes(
     *,
     readable: bool,
 ) -> None:
-    """Prove that every axis of each atom stands exactly once in name and shape, or say what is off."""
+    """Prove that every axis of each atom stands once in name and shape, or say what is off."""
     wrong: dict[Use, list[str]] = {}
     twice: dict[tuple[Use, Span | None], list[str]] = {}
     missing: dict[tuple[str, ...], list[tree.Word]] = {}

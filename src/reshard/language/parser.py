@@ -141,10 +141,10 @@ class _Builder:
     def _rule(self, node: Node) -> tree.RuleStatement:
         pattern, atom, dims, *tails = node.children
         terms: list[tree.TermTree] = []
-        rest = False
+        rest: Span | None = None
         for item in [] if dims is None else cast("Node", dims).children:
             if self._is_token(item):
-                rest = True
+                rest = self._span(item)
             else:
                 terms.append(self._term(cast("Node", item), 0))
         said: dict[str, Node] = {}
@@ -161,13 +161,14 @@ class _Builder:
             tree.Word(str(pattern)[1:-1], self._span(pattern)),
             self._word(atom) if atom is not None else None,
             tuple(terms),
-            rest,
+            rest is not None,
             cast("Literal['first', 'last']", str(stage.children[0])) if stage else None,
             self._words(cast("Node", averaged.children[0])) if averaged else (),
             "optional" in said,
             self._maybe(condition.children[0]) if condition else None,
             span=self._span(node),
             stage_span=self._span(stage) if stage else None,
+            rest_span=rest,
         )
 
     # ---- terms ---------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from reshard.language.words import listed
 class Scope:
     """One layout while it is checked.
 
-    Args:  mesh: its axes, where they are declared.  sizes: of mesh axes, where the text states them.
+    Args:  mesh: its axes, where declared.  sizes: of mesh axes, where the text states them.
            places: by axis, the `place` statement's word and placement.
     """
 

@@ -198,6 +198,7 @@ class RuleStatement:
     trivia: Trivia = Trivia()
     span: Span | None = field(default=None, compare=False, repr=False)
     stage_span: Span | None = field(default=None, compare=False, repr=False)
+    rest_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 ModelStatement = AxisStatement | TensorStatement
