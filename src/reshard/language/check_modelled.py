@@ -23,7 +23,7 @@ def check_modelled_rule(
     """Check one rule; return the atoms that it stores.
 
     Args:  pattern: None if its name could not be read.
-           meant: gets the atoms that misspelled names probably meant.
+           meant: gets the atoms that a rule which is not understood may have meant.
     """
     _check_kind(scope, rule)
     slots: list[Use] = []
@@ -48,7 +48,7 @@ def check_modelled_rule(
                     "index that counts through"
                 ],
             )
-    shared, atoms = _atoms(scope, model, rule)
+    shared, atoms = _atoms(scope, model, rule, meant)
     known = [(word, uses) for word, uses in atoms if _check_atom(scope, model, word, meant)]
     if known:
         _check_axes(scope, model, rule, slots + shared, known, readable=pattern is not None)
@@ -95,10 +95,13 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
 
 
 def _atoms(
-    scope: Scope, model: Model, rule: tree.RuleStatement
+    scope: Scope, model: Model, rule: tree.RuleStatement, meant: set[str]
 ) -> tuple[list[Use], list[tuple[tree.Word, list[Use]]]]:
     """The axes that all atoms of a rule share, and the atoms, each with those of its part."""
     sums = list(tree.sum_terms(rule.dims))
+    if len(sums) > 1 or (sums and rule.atom is not None):
+        named = [part.label.text for item in sums for part in item.parts if part.label is not None]
+        meant.update(named)
     if rule.atom is not None:
         if sums:
             scope.faults.add(
@@ -113,6 +116,7 @@ def _atoms(
             return [], []
         return _uses(rule.dims), [(rule.atom, [])]
     if not sums:
+        meant.update(model.tensors)
         scope.faults.add(
             "unknown-atom",
             f"this rule names no atom of model `{model.name}`",
@@ -135,6 +139,7 @@ def _atoms(
     atoms = []
     for part in sums[0].parts:
         if part.label is None:
+            meant.update(model.tensors)
             scope.faults.add(
                 "unlabelled-part",
                 "a part of this sum names no atom",
@@ -171,8 +176,7 @@ def _check_atom(scope: Scope, model: Model, word: tree.Word, meant: set[str]) ->
     if word.text in model.tensors:
         return True
     close = closest(word.text, model.tensors)
-    if close is not None:
-        meant.add(close)
+    meant.update(model.tensors if close is None else [close])
     scope.faults.add(
         "unknown-atom",
         f"model `{model.name}` has no tensor `{word.text}`",

@@ -39,7 +39,7 @@ def check_stored(
 ) -> None:
     """Fault rules with one name that nothing tells apart, and atoms with no or too many rules.
 
-    Args:  meant: atoms that are not missed, because a misspelled one was reported.
+    Args:  meant: atoms that are not missed, because a rule that may store them has a fault.
     """
     _check_names(scope, model, stored)
     if model is None:
@@ -56,8 +56,7 @@ def check_stored(
             block.name.span,
             f"{'this atom is' if len(missing) == 1 else 'these atoms are'} not stored",
             beside=[(model.tensors[missing[0]].span, f"`{missing[0]}` is declared here")],
-            notes=[f"model `{model.name}` has {len(model.tensors)} tensors"],
-            helps=["add a rule for each of them"],
+            helps=["add a rule for each atom"],
         )
     for name, items in by_atom.items():
         _check_always(scope, model, model.tensors[name], items)
