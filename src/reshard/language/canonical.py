@@ -97,10 +97,10 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
 def _holding(rule: tree.RuleStatement) -> str:
     dims = [_dim(term) for term in rule.dims] + ["..."] * rule.rest
     out = [f"{rule.atom.text if rule.atom else ''}[{', '.join(dims)}]"]
-    if rule.stage is not None:
-        out.append(f"on {rule.stage} stage")
     if rule.averaged_over:
         out.append(f"averaged over {_words(rule.averaged_over)}")
+    if rule.stage is not None:
+        out.append(f"on {rule.stage} stage")
     if rule.optional:
         out.append("optional")
     if rule.when is not None:

@@ -203,7 +203,7 @@ def _check_axes(
     for word, own in atoms:
         axes = model.tensors[word.text].axes
         seen: dict[str, Span | None] = {}
-        for use in shared + own:
+        for use in sorted(shared + own, key=_start):
             if use[0] not in axes:
                 wrong.setdefault(use, []).append(word.text)
             elif use[0] in seen:
@@ -238,6 +238,10 @@ def _check_axes(
             ],
             notes=["every axis of an atom stands exactly once, in the name or in the shape"],
         )
+
+
+def _start(use: Use) -> int:
+    return 0 if use[1] is None else use[1].start
 
 
 def _has_blank(rule: tree.RuleStatement) -> bool:
