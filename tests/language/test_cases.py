@@ -1,4 +1,4 @@
-"""Cases as files: a text with `# output` and its canonical form, or with the errors that it must give.
+"""Cases as files: a text with `# output` and its canonical form, or with the errors it must give.
 
 An error line is `# error: LINE:COLUMN [code] "words of the headline or label"`; all errors of the
 text must be listed, in their order (`# warning:` likewise).

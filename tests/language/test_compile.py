@@ -49,7 +49,9 @@ def test_layout_of_a_model() -> None:
         "q": Axis("q", None),
         "h": Axis("h", None),
     }
-    assert layout.model.tensors["wk"] == ModelTensor("wk", ("layer", "kv", "h"), Variable("grouped"))
+    assert layout.model.tensors["wk"] == ModelTensor(
+        "wk", ("layer", "kv", "h"), Variable("grouped")
+    )
     assert dict(layout.mesh) == {"pp": None, "tp": Integer(2), "dp": None}
     assert list(layout.mesh) == ["pp", "tp", "dp"]
     assert layout.places["layer"] == Split(("pp",), "sizes", (8, 9))
@@ -69,9 +71,7 @@ def test_layout_of_a_model() -> None:
     fused, norm, single, key = layout.rules
     assert fused.atom is None
     assert fused.dims == (
-        Product(
-            (Leaf("kv"), Sum((Part("wq", Leaf("q")), Part("wk", Product(())))))
-        ),
+        Product((Leaf("kv"), Sum((Part("wq", Leaf("q")), Part("wk", Product(())))))),
         Leaf("h"),
     )
     assert not fused.axes

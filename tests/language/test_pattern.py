@@ -62,7 +62,10 @@ def test_no_match(text: str, name: str) -> None:
 
 
 def test_slots() -> None:
-    text = "{e}.{local f}.{local g over ep}.{local h over (dp, ep) as (3, 1)}.{local i over tp as chunk}"
+    text = (
+        "{e}.{local f}.{local g over ep}.{local h over (dp, ep) as (3, 1)}"
+        ".{local i over tp as chunk}"
+    )
     assert NamePattern.parse(text).slots == (
         IndexSlot("e"),
         IndexSlot("f", local=True),
