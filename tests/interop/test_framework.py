@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from framework import Resume
+from framework import Resume, run_framework
 
 pytestmark = pytest.mark.interop
 
@@ -43,3 +43,19 @@ def test_a_case_made_now_is_resumed(make_case: Callable[..., Path], resume: Resu
     resumed = resume(case, case / "ckpt")
     assert resumed.different == ()
     assert resumed.losses == resumed.expected_losses
+
+
+def test_deepspeeds_own_universal_folder_is_resumed_at_another_size(
+    fixture_checkpoint: Callable[[str], Path],
+    interop_python: Path,
+    resume: Resume,
+    tmp_path: Path,
+) -> None:
+    case = fixture_checkpoint("z1_fp32_dp2_untied")
+    command = [str(interop_python), "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(case / "ckpt" / "global_step3")]
+    command += ["--output_folder", str(tmp_path / "universal" / "global_step3_universal")]
+    run_framework(command, tmp_path)
+    resumed = resume(case, tmp_path / "universal", universal=True, dp=3, zero=2)
+    assert resumed.different == ()
+    assert resumed.first_loss_difference < 2e-5
