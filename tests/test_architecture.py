@@ -113,6 +113,19 @@ def test_every_layer_is_named_in_the_contract() -> None:
     assert unnamed == set()
 
 
+def test_no_format_knows_another() -> None:
+    formats = ROOT / "src" / "reshard" / "formats"
+    names = {path.parent.name for path in formats.glob("*/__init__.py")}
+    found = [
+        f"{path.relative_to(ROOT)} imports {other}"
+        for name in names
+        for path in (formats / name).rglob("*.py")
+        for other in re.findall(r"reshard\.formats\.(\w+)", path.read_text(encoding="utf-8"))
+        if other in names - {name}
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_source_file_holds_one_concept(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
