@@ -1,8 +1,8 @@
 """Diagnostics and the one exception that carries them.
 
-A `Diagnostic` is a value: a stable code, a headline that states a fact, where it is, notes that say where the
-facts came from, and help that says what to do.  `ReshardError` holds one or more of them; `str(error)` is the same
-text that the command line prints, without colour.
+A `Diagnostic` is a value: a stable code, a headline that states a fact, where it is, notes that
+say where the facts came from, and help that says what to do.  `ReshardError` holds one or more of
+them; `str(error)` is the same text that the command line prints, without colour.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A span with a few words printed beside its carets (or dashes, if it is not the primary one)."""
+    """A span with a few words beside its carets (or dashes, if it is not the primary one)."""
 
     span: Span
     text: str = ""
@@ -119,7 +119,7 @@ class Diagnostic:
 
 
 def _render_spans(primary: Label, secondary: tuple[Label, ...]) -> list[str]:
-    """Source lines with carets under the primary span and dashes under the others, in line order."""
+    """Source lines with carets under the primary span and dashes under the others."""
     here = primary.span
     labels = sorted(
         [(label, "-") for label in secondary if label.span.source is here.source]

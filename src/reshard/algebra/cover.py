@@ -42,7 +42,8 @@ def find_fault(boxes: Sequence[Box], shape: tuple[int, ...]) -> Fault | None:
 def find_overlap(boxes: Sequence[Box]) -> Fault | None:
     """Two boxes with a common element, or None.
 
-    A sweep over the axis along which the boxes are cut most; boxes that cannot meet are not compared.
+    A sweep over the axis along which the boxes are cut most: boxes that cannot meet there are not
+    compared.
     """
     live = [index for index, box in enumerate(boxes) if box.volume]
     if len(live) < 2:

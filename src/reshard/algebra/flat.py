@@ -70,7 +70,7 @@ def _cut(piece: Piece, start: int, stop: int, order: tuple[int, ...]) -> list[Pi
     axis, inner = order[0], order[1:]
     stride, size = piece.strides[axis], piece.box.size[axis]
     width = last - first - stride * (size - 1)  # addresses touched by one index of this axis
-    # Indices below `whole_from` may begin before `start`; those from `whole_to` may end after `stop`.
+    # Below `whole_from` an index may begin before `start`; from `whole_to` it may end after `stop`.
     touch_from = max(0, -(-(start - first - width + 1) // stride)) if start > first else 0
     whole_from = min(size, max(0, -(-(start - first) // stride)))
     whole_to = max(

@@ -47,7 +47,8 @@ def partition_buffer(
     multiple of `align`, which must itself be a multiple of `ranks`.
 
     Args:  numels, gaps: per tensor, in elements.  ranks: data-parallel size.
-    Source: DeepSpeed 0.19.8 deepspeed/runtime/zero/stage_1_and_2.py (`flatten_dense_tensors_aligned`).
+    Source: DeepSpeed 0.19.8 deepspeed/runtime/zero/stage_1_and_2.py
+            (`flatten_dense_tensors_aligned`).
     """
     gaps = gaps or (0,) * len(numels)
     used = sum(numels) + sum(gaps)

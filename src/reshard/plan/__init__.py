@@ -1,1 +1,1 @@
-"""What is stored, what is wanted, and the copies between them. Plain data: no tensor, no bytes read."""
+"""What is stored, what is wanted, and the copies between them. Plain data: no bytes are read."""

@@ -1,4 +1,7 @@
-"""An arrangement: a catalog read through a layout. Atoms, their stored parts, and the whole tensors."""
+"""An arrangement: a catalog read through a layout.
+
+Atoms, their stored parts, and the whole tensors.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class StoredPart:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """One tensor of the source as it would be on a mesh of one rank: a tensor of the universal form.
+    """One tensor of the source as a mesh of one rank would have it: one of the universal form.
 
     Args:  name: with global indices.  shape: logical, no padding.
            segments: the atoms it holds, as pieces of the row-major whole tensor.

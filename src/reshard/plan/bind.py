@@ -60,7 +60,8 @@ def _mesh(layout: Layout, catalog: Catalog) -> dict[str, int]:
         if axis in mesh and mesh[axis] != stated:
             raise layout_error(
                 "mesh-mismatch",
-                f"layout `{layout.name}` says {axis}={stated}, the checkpoint has {axis}={mesh[axis]}",
+                f"layout `{layout.name}` says {axis}={stated}, "
+                f"the checkpoint has {axis}={mesh[axis]}",
                 notes=[f"checkpoint: {catalog.root}"],
                 helps=[f"correct the layout's `mesh` line, or leave the size of `{axis}` out"],
             )

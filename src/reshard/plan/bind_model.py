@@ -123,7 +123,7 @@ def _labels(dims: tuple[Term, ...]) -> list[tuple[str, ...]]:
 def _parameter_shapes(
     matched: Sequence[Matched],
 ) -> dict[tuple[str, object], tuple[int, ...]]:
-    """The parameter's local shape by stored name and coordinate: the longest shape that is stored."""
+    """The parameter's local shape by stored name and coordinate: the longest that is stored."""
     out: dict[tuple[str, object], tuple[int, ...]] = {}
     for state in (*reversed(_LIKE_PARAMETER), None):
         for item in matched:

@@ -95,7 +95,8 @@ class Builder:
             held = sum(box.volume for box, _ in todo)
             raise source_error(
                 "not-stored",
-                f"the source stores {held} of {dst.box.volume} elements that are wanted of `{key}` ({state})",
+                f"the source stores {held} of {dst.box.volume} elements that are wanted of "
+                f"`{key}` ({state})",
             )
         single = len(found) == 1
         return [

@@ -10,7 +10,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 
 Coord = tuple[tuple[str, int], ...]
-"""A position on the mesh: (axis, index) pairs in mesh order. An axis that is left out does not vary."""
+"""A position on the mesh: (axis, index) pairs in mesh order; an axis left out does not vary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Fragment:
            numel: elements of the run.
            file: path relative to the root of the checkpoint.
            byte_offset: absolute position in the file of the first element.
-           strides: None when the run is dense; else element strides of a whole local tensor that is not
-                    stored row-major (then start is 0 and numel is all of it).
+           strides: None when the run is dense; else element strides of a whole local tensor that is
+                    not stored row-major (then start is 0 and numel is all of it).
            literal: the bytes themselves when they are no part of a file as raw elements (a Python
                     number in a pickle); byte_offset is then 0.
     """
@@ -78,8 +78,8 @@ class Training:
 
     Args:  iteration: optimizer steps done, None if unknown.
            param_groups: hyper-parameters per param group; `params` lists parameter names.
-           state: framework-independent rest (`lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`, ...),
-                  each value in the tagged JSON of `storage.objects`.
+           state: framework-independent rest (`lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`,
+                  ...), each value in the tagged JSON of `storage.objects`.
            framework: everything that only the writing framework understands, kept for a way back.
     """
 

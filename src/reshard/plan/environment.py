@@ -1,4 +1,4 @@
-"""The names that a layout's expressions can use: mesh sizes, model sizes, the writer's configuration."""
+"""What a layout's expressions can name: mesh sizes, model sizes, the writer's configuration."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from reshard.plan.catalog import Catalog
 def environment(
     layout: Layout, catalog: Catalog, mesh: Mapping[str, int], settings: Mapping[str, int]
 ) -> dict[str, object]:
-    """Every name with its value; later sources win: configuration, `config` lines, mesh, settings."""
+    """Every name with its value; later wins: configuration, `config` lines, mesh, settings."""
     env: dict[str, object] = {}
     _flatten("", catalog.config or {}, env)
     for name, expression in layout.config.items():
         try:
             env[name] = evaluate(expression, env)
         except ReshardError:
-            continue  # a name that this checkpoint does not have is an error only where it is needed
+            continue  # a name that the checkpoint lacks is an error only where it is needed
     env.update(mesh)
     for axis in layout.mesh:
         env.setdefault(axis, 1)

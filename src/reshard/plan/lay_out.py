@@ -45,7 +45,8 @@ def lay_out(
 
     Args:  mesh: axis -> size of the target; axes that are left out have size 1.
            copied: axes along which a tensor that is not cut is held by every rank; along others it
-                   has no coordinate. On `pp` a tensor stays on the stages that hold it in the source.
+                   has no coordinate. On `pp` a tensor stays on the stages that hold it in the
+                   source.
     Raises: ReshardError[target-stages | uneven-target].
     """
     return tuple(

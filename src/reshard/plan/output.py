@@ -49,8 +49,8 @@ class Output:
     Args:  placed: every array, in output order.
            files: every file that holds an array, with its total size in bytes.
            head: bytes that do not depend on tensor data.
-           finish: given what was written (same order as `placed`), the rest; the last item is written
-                   last and marks the folder as complete.
+           finish: given what was written (same order as `placed`), the rest; the last item is
+                   written last and marks the folder as complete.
            warnings: what the target cannot carry or its loader will not restore, with the remedy.
            dropped: (name, state, why) of every source tensor that the target has no place for.
     """

@@ -128,4 +128,3 @@ class Plan:
             for copy in item.array.copies
             for origin in (copy.origins if copy.mode != "first" else copy.origins[:1])
         )
-

@@ -27,7 +27,7 @@ class Observation:
 
 
 def rule_dims(rule: Rule, ndim: int) -> tuple[Term, ...] | None:
-    """The terms of a stored tensor of this rank, `...` written out; None if the rank does not fit."""
+    """The terms of a stored tensor of this rank, `...` written out; None if it does not fit."""
     extra = ndim - len(rule.dims)
     if extra < 0 or (extra and not rule.rest):
         return None
@@ -183,7 +183,8 @@ class Solver:
             if size > total:
                 raise layout_error(
                     "shape-mismatch",
-                    f"axis `{name}` is truncated to {size}, but its blocks hold only {total} elements",
+                    f"axis `{name}` is truncated to {size}, "
+                    f"but its blocks hold only {total} elements",
                     notes=[f"first seen in {next(iter(seen.values()))[1].file}"],
                 )
         self._cuts[name] = AxisCut(split.over, blocks, size)
@@ -209,7 +210,8 @@ class Solver:
             f"dimension {dim} of `{seen.name}` has {length} elements where the layout says {size}",
             notes=notes,
             helps=[
-                "an axis that is cut needs `over MESH_AXIS`; one that is not must be equal everywhere"
+                "an axis that is cut needs `over MESH_AXIS`; "
+                "one that is not must be equal everywhere"
             ],
         )
 
@@ -244,7 +246,8 @@ class Solver:
         first = next(iter(seen.values()))[1]
         return layout_error(
             "missing-block",
-            f"block {missing[0]} of axis `{name}` of `{first.name}` over {_over(split.over)} is not stored",
+            f"block {missing[0]} of axis `{name}` of `{first.name}` over {_over(split.over)} "
+            "is not stored",
             notes=[f"{len(seen)} of {len(seen) + len(missing)} blocks were found"],
         )
 
@@ -289,7 +292,8 @@ def stated_cut(
             f"axis `{name}` of {stored} elements cannot be cut over {_over(split.over)}",
             notes=[f"{error}", "mesh: " + ", ".join(f"{a}={n}" for a, n in mesh.items())],
             helps=[
-                f"pad it: `place {name} over {', '.join(split.over)} padded to a multiple of {count}`",
+                f"pad it: `place {name} over {', '.join(split.over)} "
+                f"padded to a multiple of {count}`",
                 "or state the widths with `as`, or cut by rule with `as chunk` or `as balanced`",
             ],
         ) from None

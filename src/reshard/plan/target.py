@@ -48,7 +48,8 @@ class Target:
         if not text.isascii() or not text.isdigit() or int(text) < least:
             raise target_error(
                 "bad-option",
-                f"option `{key}` of target `{self.format}` is `{text}`, not an integer of at least {least}",
+                f"option `{key}` of target `{self.format}` is `{text}`, "
+                f"not an integer of at least {least}",
                 helps=[f"write it as `{self.format}:{key}={max(least, 2)}`"],
             )
         return int(text)
