@@ -1,0 +1,133 @@
+"""The few calls in a pickle that are carried out, because they only make plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from reshard.dtypes import DType
+from reshard.storage.inert import Global, Size
+
+Constructor = Callable[[tuple[object, ...]], object]
+
+_DTYPES = {
+    "float64": DType.F64,
+    "double": DType.F64,
+    "float32": DType.F32,
+    "float": DType.F32,
+    "float16": DType.F16,
+    "half": DType.F16,
+    "bfloat16": DType.BF16,
+    "int64": DType.I64,
+    "long": DType.I64,
+    "int32": DType.I32,
+    "int": DType.I32,
+    "int16": DType.I16,
+    "short": DType.I16,
+    "int8": DType.I8,
+    "uint8": DType.U8,
+    "uint16": DType.U16,
+    "uint32": DType.U32,
+    "uint64": DType.U64,
+    "bool": DType.BOOL,
+    "complex64": DType.C64,
+    "complex128": DType.C128,
+    "float8_e4m3fn": DType.F8_E4M3,
+    "float8_e5m2": DType.F8_E5M2,
+    "float8_e8m0fnu": DType.F8_E8M0,
+    "float8_e4m3fnuz": DType.F8_E4M3FNUZ,
+    "float8_e5m2fnuz": DType.F8_E5M2FNUZ,
+}
+
+_STORAGES = {
+    "DoubleStorage": DType.F64,
+    "FloatStorage": DType.F32,
+    "HalfStorage": DType.F16,
+    "BFloat16Storage": DType.BF16,
+    "LongStorage": DType.I64,
+    "IntStorage": DType.I32,
+    "ShortStorage": DType.I16,
+    "CharStorage": DType.I8,
+    "ByteStorage": DType.U8,
+    "BoolStorage": DType.BOOL,
+    "ComplexDoubleStorage": DType.C128,
+    "ComplexFloatStorage": DType.C64,
+    "UntypedStorage": DType.U8,
+}
+
+
+def dtype_of_global(value: object) -> DType | None:
+    """The element type that `torch.bfloat16` and the like name; None for anything else."""
+    if isinstance(value, Global) and value.module == "torch":
+        return _DTYPES.get(value.name)
+    return None
+
+
+def storage_dtype(value: object) -> DType | None:
+    """The element type of a storage class such as `torch.FloatStorage`; None for anything else."""
+    if isinstance(value, Global) and value.module in ("torch", "torch.storage"):
+        return _STORAGES.get(value.name)
+    return None
+
+
+def _ordered(args: tuple[object, ...]) -> object:
+    pairs = cast("list[tuple[object, object]]", list(args[0])) if args else []  # type: ignore[call-overload]
+    return dict(pairs)
+
+
+def _encode(args: tuple[object, ...]) -> object:
+    text, encoding = args[0], args[1] if len(args) > 1 else "utf-8"
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise ValueError("an encoding that is not plain")
+    return text.encode(cast("str", encoding))
+
+
+def _bytearray(args: tuple[object, ...]) -> object:
+    if not args:
+        return bytearray()
+    if isinstance(args[0], str):
+        return bytearray(cast("bytes", _encode(args)))
+    if isinstance(args[0], (bytes, list)):
+        return bytearray(cast("bytes", args[0]))
+    raise ValueError("a bytearray of something else")
+
+
+def _bytes(args: tuple[object, ...]) -> object:
+    if args and not isinstance(args[0], (bytes, bytearray, list)):
+        raise ValueError("bytes of something else")
+    return bytes(cast("bytes", args[0])) if args else b""
+
+
+def _items(args: tuple[object, ...]) -> list[object]:
+    if args and not isinstance(args[0], (list, tuple, set, frozenset)):
+        raise ValueError("a set of something else")
+    return list(cast("list[object]", args[0])) if args else []
+
+
+def _complex(args: tuple[object, ...]) -> object:
+    if len(args) != 2 or not all(isinstance(a, (int, float)) for a in args):
+        raise ValueError("a complex number of something else")
+    return complex(cast("float", args[0]), cast("float", args[1]))
+
+
+def _size(args: tuple[object, ...]) -> object:
+    return Size(cast("tuple[int, ...]", tuple(_items(args))))
+
+
+CONSTRUCTORS: dict[Global, Constructor] = {
+    Global("collections", "OrderedDict"): _ordered,
+    Global("torch", "Size"): _size,
+    Global("_codecs", "encode"): _encode,
+    **{
+        Global(module, name): make
+        for module in ("builtins", "__builtin__")
+        for name, make in (
+            ("set", lambda args: set(_items(args))),
+            ("frozenset", lambda args: frozenset(_items(args))),
+            ("bytearray", _bytearray),
+            ("bytes", _bytes),
+            ("complex", _complex),
+            ("dict", _ordered),
+        )
+    },
+}

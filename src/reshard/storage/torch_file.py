@@ -1,0 +1,421 @@
+"""A file that `torch.save` wrote: its object tree, with references where the tensors are.
+
+Source: torch/serialization.py (zip format), torch/_utils.py (`_rebuild_*`), torch 2.13.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import cast
+
+from reshard.dtypes import DType
+from reshard.errors import ReshardError, source_error
+from reshard.storage.inert import Global, Record
+from reshard.storage.pickle_reader import read_pickle
+from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_dtype
+from reshard.storage.zip_directory import Member, read_zip_directory
+
+_CHUNK = 1 << 20
+_SMALL_NBYTES = 1 << 20
+_LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f920")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor as it lies in a file; nothing of it is read.
+
+    Args:  file: path of the file.  byte_offset: absolute, of the element with index 0.
+           shape, strides: in elements.  storage_key: names the storage, which several tensors may
+           share.  storage_numel: elements of the storage.  storage_offset: of index 0 in it.
+           parameter: whether it was a `torch.nn.Parameter`.
+    """
+
+    file: str
+    byte_offset: int
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage_key: str
+    storage_numel: int
+    storage_offset: int
+    parameter: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, as if dense."""
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie row-major and dense."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1:
+                if stride != expected and self.numel:
+                    return False
+                expected *= size
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    member: Member
+    dtype: DType
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class TorchFile:
+    """An opened file; only its directory and its pickle were read.
+
+    Args:  root: the object tree.  path: of the file.
+           members: by name inside of the archive's folder.  byteorder: as stated, else `little`.
+    """
+
+    root: object
+    path: str
+    members: Mapping[str, Member]
+    byteorder: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Members, without the name of the archive's folder."""
+        return tuple(self.members)
+
+    def record(self, name: str) -> bytes:
+        """The bytes of one member.
+
+        Raises: ReshardError[not-a-torch-file] when there is none of that name.
+        """
+        member = self.members.get(name)
+        if member is None:
+            raise _missing(self.path, name)
+        return _read(self.path, member.byte_offset, member.nbytes)
+
+    def check_crc(self, storage_key: str) -> None:
+        """Compare the bytes of one storage with the checksum that the file states.
+
+        Raises: ReshardError[crc-mismatch].
+        """
+        self._check(f"data/{storage_key}")
+
+    def check_all_crcs(self) -> None:
+        """Compare every member with its checksum.
+
+        Raises: ReshardError[crc-mismatch].
+        """
+        for name in self.members:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        member = self.members.get(name)
+        if member is None:
+            raise _missing(self.path, name)
+        crc = 0
+        with Path(self.path).open("rb", buffering=0) as file:
+            for at in range(0, member.nbytes, _CHUNK):
+                count = min(_CHUNK, member.nbytes - at)
+                crc = zlib.crc32(os.pread(file.fileno(), count, member.byte_offset + at), crc)
+        if crc != member.crc:
+            raise source_error(
+                "crc-mismatch",
+                f"the bytes of `{name}` in {self.path} are not those that were written",
+                notes=[f"checksum {crc:08x}, the file states {member.crc:08x}"],
+                helps=["the file was damaged; copy it again, or go back to an earlier checkpoint"],
+            )
+
+
+def open_torch_file(
+    path: str | os.PathLike[str], byte_offset: int = 0, nbytes: int | None = None
+) -> TorchFile:
+    """Read the directory and the pickle of a file; tensors stay where they are.
+
+    Args:  byte_offset, nbytes: the part of the file that `torch.save` wrote; all of it by default.
+    Raises: ReshardError[source-unreadable | not-a-torch-file | legacy-torch-file | truncated |
+            unsupported-zip | bad-zip | big-endian | bad-pickle | tensor-out-of-bounds].
+    """
+    where = os.fspath(path)
+    try:
+        fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(where, error) from None
+    try:
+        size = os.fstat(fd).st_size
+        span = size - byte_offset if nbytes is None else nbytes
+        if byte_offset < 0 or span < 0 or byte_offset + span > size:
+            raise source_error(
+                "truncated",
+                f"{where} is shorter than its index says",
+                notes=[f"bytes {byte_offset} to {byte_offset + span} are wanted, it has {size}"],
+                helps=["the file was not copied or written whole; copy it again"],
+            )
+        return _open(fd, where, byte_offset, span)
+    except OSError as error:
+        raise _unreadable(where, error) from None
+    finally:
+        os.close(fd)
+
+
+def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
+    _refuse_legacy(fd, where, byte_offset, nbytes)
+    found = read_zip_directory(fd, where, byte_offset, nbytes)
+    folder = next((name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")), None)
+    if folder is None:
+        raise _missing(where, "data.pkl")
+    members = {
+        name.removeprefix(folder): item for name, item in found.items() if name.startswith(folder)
+    }
+    byteorder = "little"
+    if "byteorder" in members:
+        byteorder = _pread(fd, members["byteorder"]).decode("ascii", "replace")
+    if byteorder != "little":
+        raise source_error(
+            "big-endian",
+            f"{where} has byte order `{byteorder}`",
+            notes=["only little-endian files are read"],
+            helps=["load and save it again with torch on the machine that wrote it"],
+        )
+    reader = _Reader(where, members)
+    data = _pread(fd, members["data.pkl"])
+    root = read_pickle(data, f"{where}", reader.storage, reader.constructors())
+    return TorchFile(root, where, members, byteorder)
+
+
+class _Reader:
+    """What the pickle's tensors are made with."""
+
+    def __init__(self, where: str, members: Mapping[str, Member]) -> None:
+        self._where = where
+        self._members = members
+        self._storages: dict[tuple[str, DType], _Storage] = {}
+
+    def constructors(self) -> dict[Global, Constructor]:
+        """The rebuild functions of torch."""
+        return {
+            Global("torch._utils", "_rebuild_tensor"): self._tensor,
+            Global("torch._utils", "_rebuild_tensor_v2"): self._tensor,
+            Global("torch._utils", "_rebuild_tensor_v3"): self._tensor_v3,
+            Global("torch._utils", "_rebuild_parameter"): self._parameter,
+            Global("torch._utils", "_rebuild_parameter_with_state"): self._parameter,
+            Global("torch.nn.parameter", "Parameter"): self._parameter,
+            Global("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
+            Global("torch.storage", "_load_from_bytes"): self._refuse_bytes,
+        }
+
+    def storage(self, key: object) -> object:
+        """The storage of a persistent id `("storage", class, key, location, numel)`."""
+        if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
+            raise ValueError("a persistent id that is no storage")
+        dtype = storage_dtype(key[1]) or dtype_of_global(key[1])
+        name, numel = key[2], key[4]
+        if dtype is None or not isinstance(name, str) or not isinstance(numel, int):
+            raise ValueError(f"a storage of class {key[1]}")
+        known = self._storages.get((name, dtype))
+        if known is not None:
+            return known
+        member = self._members.get(f"data/{name}")
+        if member is None:
+            raise _missing(self._where, f"data/{name}")
+        if numel < 0 or numel * dtype.itemsize != member.nbytes:
+            raise source_error(
+                "truncated",
+                f"storage `{name}` of {self._where} has {member.nbytes} bytes, "
+                f"its pickle says {numel * dtype.itemsize}",
+                helps=["the file is damaged; copy it again"],
+            )
+        made = _Storage(member, dtype, name, numel)
+        self._storages[name, dtype] = made
+        return made
+
+    def _tensor(self, args: tuple[object, ...]) -> object:
+        return self._make(args[0], args[1], args[2], args[3], None)
+
+    def _tensor_v3(self, args: tuple[object, ...]) -> object:
+        """Storage, offset, size, stride, requires_grad, hooks, dtype[, metadata]."""
+        dtype = dtype_of_global(args[6])
+        if dtype is None:
+            raise ValueError(f"a tensor of type {args[6]}")
+        return self._make(args[0], args[1], args[2], args[3], dtype)
+
+    def _parameter(self, args: tuple[object, ...]) -> object:
+        data = args[0]
+        if not isinstance(data, TensorRef):
+            return Record("torch._utils", "_rebuild_parameter", args)
+        return TensorRef(
+            data.file,
+            data.byte_offset,
+            data.dtype,
+            data.shape,
+            data.strides,
+            data.storage_key,
+            data.storage_numel,
+            data.storage_offset,
+            True,
+        )
+
+    def _from_type(self, args: tuple[object, ...]) -> object:
+        """A tensor with attributes of its own, or of a subclass: the tensor where that is all."""
+        function, cls, inner, state = args
+        if isinstance(function, Global) and isinstance(inner, tuple) and not _loaded(state):
+            make = self.constructors().get(function)
+            if make is not None and cls in (
+                Global("torch.nn.parameter", "Parameter"),
+                Global("torch", "Tensor"),
+            ):
+                return make(inner)
+        return Record("torch._tensor", "_rebuild_from_type_v2", args)
+
+    def _refuse_bytes(self, args: tuple[object, ...]) -> object:
+        raise source_error(
+            "legacy-torch-file",
+            f"{self._where} holds a tensor as a file within its pickle",
+            notes=["torch before 1.6 wrote such files"],
+            helps=["load and save it again with a current torch"],
+        )
+
+    def _make(
+        self, storage: object, offset: object, size: object, stride: object, dtype: DType | None
+    ) -> TensorRef:
+        if not isinstance(storage, _Storage) or not isinstance(offset, int):
+            raise ValueError("a tensor without a storage")
+        shape, strides = _integers(size), _integers(stride)
+        if len(shape) != len(strides) or offset < 0 or min((*shape, *strides, 0)) < 0:
+            raise ValueError(f"a tensor of shape {list(shape)} with strides {list(strides)}")
+        kind = dtype or storage.dtype
+        nbytes = storage.numel * storage.dtype.itemsize
+        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+        if prod(shape) and last * kind.itemsize > nbytes:
+            raise source_error(
+                "tensor-out-of-bounds",
+                f"a tensor of shape {list(shape)} runs out of storage `{storage.key}` "
+                f"of {self._where}",
+                notes=[
+                    f"its last element is {last - 1}, the storage has {nbytes // kind.itemsize}"
+                ],
+                helps=["the file is damaged; copy it again"],
+            )
+        return TensorRef(
+            self._where,
+            storage.member.byte_offset + offset * kind.itemsize,
+            kind,
+            shape,
+            strides,
+            storage.key,
+            nbytes // kind.itemsize,
+            offset,
+        )
+
+
+def read_small(ref: TensorRef) -> bytes:
+    """The elements of a tensor of at most 1 MiB, dense and row-major.
+
+    Raises: ReshardError[source-unreadable | truncated]; ValueError when it is larger.
+    """
+    size = ref.dtype.itemsize
+    if ref.nbytes > _SMALL_NBYTES:
+        raise ValueError(f"{ref.nbytes} bytes are not small")
+    if ref.is_contiguous:
+        return _read(ref.file, ref.byte_offset, ref.nbytes)
+    return b"".join(
+        _read(ref.file, ref.byte_offset + at * size, size)
+        for at in _offsets(ref.shape, ref.strides)
+    )
+
+
+def walk(
+    root: object,
+    visit: Callable[[tuple[object, ...], TensorRef], None],
+    path: tuple[object, ...] = (),
+) -> None:
+    """Call `visit` with the path and the reference of every tensor of a tree, in order."""
+    if isinstance(root, TensorRef):
+        visit(path, root)
+    elif isinstance(root, dict):
+        for key, value in root.items():
+            walk(value, visit, (*path, key))
+    elif isinstance(root, (list, tuple)):
+        for index, value in enumerate(root):
+            walk(value, visit, (*path, index))
+
+
+def _offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> Iterator[int]:
+    if not shape:
+        yield 0
+        return
+    for index in range(shape[0]):
+        for inner in _offsets(shape[1:], strides[1:]):
+            yield index * strides[0] + inner
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    items = tuple(cast("tuple[object, ...]", value))
+    if not all(isinstance(item, int) for item in items):
+        raise ValueError("a shape that is not of integers")
+    return cast("tuple[int, ...]", items)
+
+
+def _loaded(state: object) -> bool:
+    """Whether a state says anything."""
+    if isinstance(state, tuple):
+        return any(_loaded(item) for item in state)
+    return bool(state)
+
+
+def _refuse_legacy(fd: int, where: str, byte_offset: int, nbytes: int) -> None:
+    head = os.pread(fd, min(nbytes, 512), byte_offset)
+    if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
+        raise source_error(
+            "legacy-torch-file",
+            f"{where} is in the file format of torch before 1.6",
+            helps=[
+                "load and save it again with a current torch, on a machine where you trust the file"
+            ],
+        )
+
+
+def _pread(fd: int, member: Member) -> bytes:
+    return os.pread(fd, member.nbytes, member.byte_offset)
+
+
+def _read(path: str, byte_offset: int, nbytes: int) -> bytes:
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), nbytes, byte_offset)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if len(data) != nbytes:
+        raise source_error(
+            "truncated",
+            f"{path} is shorter than its index says",
+            notes=[f"bytes {byte_offset} to {byte_offset + nbytes} are wanted"],
+            helps=["the file was not copied or written whole; copy it again"],
+        )
+    return data
+
+
+def _missing(where: str, name: str) -> ReshardError:
+    return source_error(
+        "not-a-torch-file",
+        f"{where} is not a file that `torch.save` wrote",
+        notes=[f"it is a zip file without a member `{name}`"],
+    )
+
+
+def _unreadable(where: str, error: OSError) -> ReshardError:
+    return source_error(
+        "source-unreadable",
+        f"{where} cannot be read",
+        notes=[error.strerror or str(error)],
+        helps=["check its name and its permissions"],
+    )

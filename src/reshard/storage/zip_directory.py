@@ -1,0 +1,174 @@
+"""The directory of a zip file: where each member's bytes lie. Stored members only.
+
+Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14 to
+4.3.16 (zip64 and end records).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from reshard.errors import ReshardError, source_error
+
+_END = struct.Struct("<4s4H2LH")
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_LOCATOR64 = struct.Struct("<4sLQL")
+_CENTRAL = struct.Struct("<4s4B4H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One stored member.
+
+    Args:  byte_offset: absolute position in the file of its first byte.  crc: CRC-32 as stated.
+    """
+
+    name: str
+    byte_offset: int
+    nbytes: int
+    crc: int
+
+
+def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> dict[str, Member]:
+    """Members by name, in the order of the directory.
+
+    Args:  fd: an open file.  where: what to call it in messages.
+           byte_offset, nbytes: the part of the file that is the zip file.
+    Raises: ReshardError[not-a-torch-file | truncated | unsupported-zip | bad-zip].
+    """
+    start, stop = byte_offset, byte_offset + nbytes
+    tail_nbytes = min(nbytes, 65557)
+    tail = os.pread(fd, tail_nbytes, stop - tail_nbytes)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < _END.size:
+        head = os.pread(fd, min(nbytes, 4), start)
+        if head == b"PK\x03\x04":
+            raise source_error(
+                "truncated",
+                f"{where} ends before its directory",
+                notes=[f"{nbytes} bytes; the end record of a zip file is missing"],
+                helps=["the file was not copied or written whole; copy it again"],
+            )
+        raise source_error(
+            "not-a-torch-file",
+            f"{where} is not a file that `torch.save` wrote",
+            notes=[f"{nbytes} bytes, beginning with {head!r}"],
+        )
+    _, disk, first_disk, here, count, size, offset, _ = _END.unpack_from(tail, at)
+    end_at = stop - tail_nbytes + at
+    if 0xFFFF in (disk, first_disk, here, count) or 0xFFFFFFFF in (size, offset):
+        count, size, offset = _zip64(fd, where, end_at, start)
+        disk = first_disk = 0
+    if disk or first_disk:
+        raise _bad(where, "it is one of several volumes")
+    if offset + size > end_at - start:
+        raise _bad(where, f"its directory of {size} bytes at {offset} does not fit")
+    raw = os.pread(fd, size, start + offset)
+    members: dict[str, Member] = {}
+    position = 0
+    for _ in range(count):
+        if position + _CENTRAL.size > len(raw):
+            raise _bad(where, "its directory is too short")
+        fields = _CENTRAL.unpack_from(raw, position)
+        flags, method = fields[5], fields[6]
+        crc, packed, unpacked = fields[9:12]
+        name_nbytes, extra_nbytes, comment_nbytes = fields[12:15]
+        local = fields[18]
+        if fields[0] != b"PK\x01\x02":
+            raise _bad(where, "its directory has an unknown record")
+        begin = position + _CENTRAL.size
+        name_raw = raw[begin : begin + name_nbytes]
+        extra = raw[begin + name_nbytes : begin + name_nbytes + extra_nbytes]
+        position = begin + name_nbytes + extra_nbytes + comment_nbytes
+        if position > len(raw):
+            raise _bad(where, "its directory is too short")
+        try:
+            name = name_raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise _bad(where, f"a member's name is {name_raw!r}") from None
+        packed, unpacked, local = _wide(where, name, extra, packed, unpacked, local)
+        if flags & 1 or method:
+            raise source_error(
+                "unsupported-zip",
+                f"member `{name}` of {where} is {'encrypted' if flags & 1 else 'compressed'}",
+                notes=["`torch.save` stores its members as they are"],
+                helps=["unpack the file and store it again with `zip -0`"],
+            )
+        if packed != unpacked:
+            raise _bad(where, f"member `{name}` has {packed} bytes, and {unpacked}")
+        if name in members:
+            raise _bad(where, f"member `{name}` is there twice")
+        data_at = _local_data(fd, where, name, name_raw, start + local, start + offset)
+        if data_at + unpacked > start + offset:
+            raise _bad(where, f"member `{name}` of {unpacked} bytes runs into the directory")
+        members[name] = Member(name, data_at, unpacked, crc)
+    _refuse_overlap(where, members)
+    return members
+
+
+def _zip64(fd: int, where: str, end_at: int, start: int) -> tuple[int, int, int]:
+    raw = os.pread(fd, _LOCATOR64.size, max(start, end_at - _LOCATOR64.size))
+    if len(raw) < _LOCATOR64.size or raw[:4] != b"PK\x06\x07":
+        raise _bad(where, "its 64-bit end record cannot be found")
+    at = _LOCATOR64.unpack(raw)[2]
+    raw = os.pread(fd, _END64.size, start + at) if start + at < end_at else b""
+    if len(raw) < _END64.size or raw[:4] != b"PK\x06\x06":
+        raise _bad(where, "its 64-bit end record cannot be found")
+    fields = _END64.unpack(raw)
+    return fields[7], fields[8], fields[9]
+
+
+def _wide(
+    where: str, name: str, extra: bytes, packed: int, unpacked: int, local: int
+) -> tuple[int, int, int]:
+    """Sizes and offset from the zip64 extra field, for those that say 0xFFFFFFFF."""
+    at = 0
+    while at + 4 <= len(extra):
+        tag, size = struct.unpack_from("<2H", extra, at)
+        body = extra[at + 4 : at + 4 + size]
+        at += 4 + size
+        if tag != 1:
+            continue
+        wide = list(struct.unpack(f"<{len(body) // 8}Q", body[: len(body) // 8 * 8]))
+        try:
+            if unpacked == 0xFFFFFFFF:
+                unpacked = wide.pop(0)
+            if packed == 0xFFFFFFFF:
+                packed = wide.pop(0)
+            if local == 0xFFFFFFFF:
+                local = wide.pop(0)
+        except IndexError:
+            raise _bad(where, f"member `{name}` has no 64-bit size") from None
+    return packed, unpacked, local
+
+
+def _local_data(fd: int, where: str, name: str, name_raw: bytes, at: int, directory_at: int) -> int:
+    raw = os.pread(fd, _LOCAL.size + len(name_raw), at) if 0 <= at < directory_at else b""
+    if len(raw) < _LOCAL.size or raw[:4] != b"PK\x03\x04":
+        raise _bad(where, f"member `{name}` is not where the directory says")
+    fields = _LOCAL.unpack_from(raw)
+    if fields[9] != len(name_raw) or raw[_LOCAL.size :] != name_raw:
+        raise _bad(where, f"member `{name}` has another name in its own header")
+    data_at: int = at + _LOCAL.size + fields[9] + fields[10]
+    return data_at
+
+
+def _refuse_overlap(where: str, members: dict[str, Member]) -> None:
+    end, previous = 0, ""
+    for member in sorted(members.values(), key=lambda m: (m.byte_offset, m.nbytes)):
+        if member.nbytes and member.byte_offset < end:
+            raise _bad(where, f"members `{previous}` and `{member.name}` overlap")
+        if member.byte_offset + member.nbytes > end:
+            end, previous = member.byte_offset + member.nbytes, member.name
+
+
+def _bad(where: str, why: str) -> ReshardError:
+    return source_error(
+        "bad-zip",
+        f"{where} is not a sound zip file",
+        notes=[why],
+        helps=["the file is damaged; copy it again"],
+    )
