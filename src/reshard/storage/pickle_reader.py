@@ -38,7 +38,7 @@ class _Mark:
 _MARK = _Mark()
 
 
-class _Fault(Exception):
+class _Fault(Exception):  # noqa: N818 - never leaves this module
     """Something in the pickle that cannot be; becomes `bad-pickle`."""
 
 
@@ -185,6 +185,15 @@ class _Machine:
         if self._marks > self._limits.depth:
             _fail(f"nested deeper than {self._limits.depth}")
         self._push(_MARK)
+
+    def drop(self) -> None:
+        if not self._stack:
+            _fail("the stack is empty")
+        if self._stack.pop() is _MARK:
+            self._marks -= 1
+
+    def drop_marked(self) -> None:
+        self._since_mark()
 
     # Values.
 
@@ -403,10 +412,8 @@ def _struct(code: str) -> _Operation:
 
 _OPERATIONS: dict[int, _Operation] = {
     ord(b"("): _M.mark,
-    ord(b"0"): lambda m: (
-        None if m._stack and m._stack.pop() is not _MARK else _fail("nothing to drop")
-    ),
-    ord(b"1"): lambda m: None if m._since_mark() is not None else None,
+    ord(b"0"): lambda m: m.drop(),
+    ord(b"1"): lambda m: m.drop_marked(),
     ord(b"2"): lambda m: m._push(m._top()),
     ord(b"F"): lambda m: m._push(float(m._line())),
     ord(b"G"): _struct(">d"),

@@ -79,7 +79,7 @@ def _encode(args: tuple[object, ...]) -> object:
     text, encoding = args[0], args[1] if len(args) > 1 else "utf-8"
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
         raise ValueError("an encoding that is not plain")
-    return text.encode(cast("str", encoding))
+    return text.encode(encoding)
 
 
 def _bytearray(args: tuple[object, ...]) -> object:

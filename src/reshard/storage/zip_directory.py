@@ -1,7 +1,7 @@
 """The directory of a zip file: where each member's bytes lie. Stored members only.
 
-Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory), 4.3.14 to
-4.3.16 (zip64 and end records).
+Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (central directory),
+4.3.14 to 4.3.16 (zip64 and end records).
 """
 
 from __future__ import annotations
