@@ -110,12 +110,13 @@ def segments(
     strides = row_major(shape) if dim_strides is None else dim_strides
     out = [Segment((), 0, ())]
     for term, stride in zip(dims, strides, strict=True):
-        inner = _scaled(_segments(term, extents), stride)
+        inner = _scaled(term_segments(term, extents), stride)
         out = [_combine(outer, item) for outer in out for item in inner]
     return tuple(out)
 
 
-def _segments(term: Term, extents: Mapping[str, Extent]) -> list[Segment]:
+def term_segments(term: Term, extents: Mapping[str, Extent]) -> list[Segment]:
+    """Every atom that one dimension holds; addresses are indices in that dimension."""
     if isinstance(term, Leaf):
         return [Segment((), 0, ((term.axis, 1),))]
     if isinstance(term, Product):
@@ -127,13 +128,13 @@ def _segments(term: Term, extents: Mapping[str, Extent]) -> list[Segment]:
             out = [
                 _combine(outer, item)
                 for outer in out
-                for item in _scaled(_segments(inner, extents), step)
+                for item in _scaled(term_segments(inner, extents), step)
             ]
         return out
     out = []
     at = 0
     for part in term.parts:
-        for item in _segments(part.term, extents):
+        for item in term_segments(part.term, extents):
             out.append(Segment((part.label, *item.labels), at + item.offset, item.strides))
         at += term_size(part.term, extents)
     return out

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
 from reshard.algebra.piece import Piece, row_major
 from reshard.algebra.term import segment_piece, segments
+from reshard.algebra.window import window_parts
 from reshard.errors import Diagnostic, Exit, ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout
@@ -117,28 +118,49 @@ class _Builder:
         extents = group.extents(tensor, coord, self._mesh)
         over = {axis for cut in bound.cuts.values() for axis in cut.over}
         replica = tuple((axis, index) for axis, index in tensor.coord if axis not in over)
-        strided = next((f.strides for f in tensor.fragments if f.strides is not None), None)
-        for segment in segments(bound.dims, extents, strided):
+        runs = [f for f in tensor.fragments if f.strides is None and f.box is None]
+        for segment in segments(bound.dims, extents) if runs else ():
             key = bound.atoms[segment.labels]
             piece = segment_piece(segment, group.atom_axes[segment.labels], extents)
-            self._store(key, tensor, piece, replica)
+            for fragment in runs:
+                for held in cut(piece, fragment.start, fragment.start + fragment.numel):
+                    self._part(key, tensor, fragment, held.shift(-fragment.start), replica)
+        for fragment in tensor.fragments:
+            if fragment.strides is None and fragment.box is None:
+                continue
+            window = fragment.box or Box.whole(tensor.shape)
+            for part in window_parts(bound.dims, extents, window, fragment.strides):
+                piece = part.piece(group.atom_axes[part.labels], extents)
+                if piece.box.volume:
+                    self._part(bound.atoms[part.labels], tensor, fragment, piece, replica)
+        for key in bound.atoms.values():
+            self._parts.setdefault((key, tensor.state), [])
         self._whole(group, tensor)
 
+    def _part(
+        self, key: str, tensor: LocalTensor, fragment: Fragment, piece: Piece, replica: Coord
+    ) -> None:
+        self._parts.setdefault((key, tensor.state), []).append(
+            StoredPart(
+                piece,
+                tensor.dtype,
+                fragment.file,
+                fragment.byte_offset,
+                fragment.literal,
+                tensor.coord,
+                replica,
+            )
+        )
+
     def _store(self, key: str, tensor: LocalTensor, piece: Piece, replica: Coord) -> None:
-        parts = self._parts.setdefault((key, tensor.state), [])
+        """A tensor that no rule cuts."""
+        self._parts.setdefault((key, tensor.state), [])
         for fragment in tensor.fragments:
-            for held in _held(piece, fragment):
-                parts.append(
-                    StoredPart(
-                        held,
-                        tensor.dtype,
-                        fragment.file,
-                        fragment.byte_offset,
-                        fragment.literal,
-                        tensor.coord,
-                        replica,
-                    )
-                )
+            if fragment.strides is not None:
+                self._part(key, tensor, fragment, piece, replica)
+                continue
+            for held in cut(piece, fragment.start, fragment.start + fragment.numel):
+                self._part(key, tensor, fragment, held.shift(-fragment.start), replica)
 
     def _whole(self, group: Group, tensor: LocalTensor) -> None:
         bound = group.bound
@@ -198,14 +220,6 @@ class _Builder:
             tuple(self._wholes.values()),
             self._bound,
         )
-
-
-def _held(piece: Piece, fragment: Fragment) -> Iterable[Piece]:
-    """What a fragment holds of a piece of its local tensor, addressed from the fragment's start."""
-    if fragment.strides is not None:
-        return (piece,) if piece.box.volume else ()
-    held = cut(piece, fragment.start, fragment.start + fragment.numel)
-    return (item.shift(-fragment.start) for item in held)
 
 
 def _dtype_mismatch(name: str, known: Whole, tensor: LocalTensor) -> Diagnostic:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 
@@ -25,6 +26,8 @@ class Fragment:
                     not stored row-major (then start is 0 and numel is all of it).
            literal: the bytes themselves when they are no part of a file as raw elements (a Python
                     number in a pickle); byte_offset is then 0.
+           box: not a run but this box of the local tensor, by itself: row-major, or with `strides`
+                of the box; start is then 0 and numel the volume of the box.
     """
 
     start: int
@@ -33,6 +36,7 @@ class Fragment:
     byte_offset: int
     strides: tuple[int, ...] | None = None
     literal: bytes | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from itertools import product
 from reshard.algebra.term import Extent, segment_piece, segments, term_axes
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
-from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -182,7 +181,7 @@ class _Renamer:
 def rule_atoms(
     layout: Layout, rule: Rule
 ) -> tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], tuple[str, ...]]]:
-    """By the labels of every segment of a rule of a model's layout: its atom, and the atom's axes."""
+    """By the labels of every segment of a rule: its atom, and the axes of the atom."""
     model = layout.model
     assert model is not None
     axes = {axis for term in rule.dims for axis in term_axes(term)}
