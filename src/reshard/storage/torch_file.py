@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import cast
@@ -33,6 +33,7 @@ class TensorRef:
            shape, strides: in elements.  storage_key: names the storage, which several tensors may
            share.  storage_numel: elements of the storage.  storage_offset: of index 0 in it.
            parameter: whether it was a `torch.nn.Parameter`.
+           attributes: what else the object carried (ZeRO-3 hangs a `ds_id` on its buffers).
     """
 
     file: str
@@ -44,6 +45,7 @@ class TensorRef:
     storage_numel: int
     storage_offset: int
     parameter: bool = False
+    attributes: Mapping[object, object] | None = field(default=None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -265,15 +267,19 @@ class _Reader:
         )
 
     def _from_type(self, args: tuple[object, ...]) -> object:
-        """A tensor with attributes of its own, or of a subclass: the tensor where that is all."""
+        """A tensor with attributes of its own: the tensor and these; not one of a subclass."""
         function, cls, inner, state = args
-        if isinstance(function, Global) and isinstance(inner, tuple) and not _loaded(state):
+        plain = not _loaded(state) or isinstance(state, dict)
+        if isinstance(function, Global) and isinstance(inner, tuple) and plain:
             make = self.constructors().get(function)
             if make is not None and cls in (
                 Global("torch.nn.parameter", "Parameter"),
                 Global("torch", "Tensor"),
             ):
-                return make(inner)
+                made = make(inner)
+                if isinstance(made, TensorRef) and isinstance(state, dict) and state:
+                    return replace(made, attributes=state)
+                return made
         return Record("torch._tensor", "_rebuild_from_type_v2", args)
 
     def _refuse_bytes(self, args: tuple[object, ...]) -> object:

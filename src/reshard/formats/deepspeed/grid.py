@@ -1,0 +1,149 @@
+"""The grid of ranks that wrote a checkpoint, and whether all of them are here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.deepspeed.folder import Folder, Rank
+from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.plan.catalog import Coord
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Sizes of the mesh: pipeline stages, tensor-parallel ranks, data-parallel ranks.
+
+    An mp rank, as file names number it, is `pp * tp size + tp`.
+    """
+
+    pp: int
+    tp: int
+    dp: int
+
+    @property
+    def mp_ranks(self) -> range:
+        """Every mp rank."""
+        return range(self.pp * self.tp)
+
+    def stage(self, mp_rank: int) -> int:
+        """The pipeline stage of an mp rank."""
+        return mp_rank // self.tp
+
+    def tp_rank(self, mp_rank: int) -> int:
+        """The tensor-parallel rank of an mp rank."""
+        return mp_rank % self.tp
+
+    def coord(self, mp_rank: int) -> Coord:
+        """Its position on the axes that are longer than one."""
+        out: list[tuple[str, int]] = []
+        if self.pp > 1:
+            out.append(("pp", self.stage(mp_rank)))
+        if self.tp > 1:
+            out.append(("tp", self.tp_rank(mp_rank)))
+        return tuple(out)
+
+
+def find_grid(folder: Folder, first: ModelFile) -> Grid:
+    """The grid that the files' names and the first model file agree on.
+
+    Args:  first: any model file.
+    Raises: ReshardError[missing-rank-file | mixed-runs].
+    """
+    found = (
+        folder.zero3_models if folder.is_zero3 else {(0, mp): n for mp, n in folder.models.items()}
+    )
+    mp_size = _mp_size(first, len({mp for _, mp in found}))
+    pp, tp = _degrees(folder, first, mp_size)
+    stated = first.root.get("dp_world_size")
+    dp = stated.integer() if stated is not None else _dp_size(folder)
+    grid = Grid(pp, tp, dp)
+    dp_ranks = range(dp)
+    if folder.is_zero3:
+        _complete(found, dp_ranks, grid, "zero_pp_rank_{}_mp_rank_{:02d}_model_states.pt", first)
+    else:
+        _complete(found, range(1), grid, "mp_rank_{1:02d}_model_states.pt", first)
+    if folder.optimizers or folder.is_zero3:
+        name = folder.prefix + "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
+        _complete(folder.optimizers, dp_ranks, grid, name, first)
+    return grid
+
+
+def _mp_size(first: ModelFile, found: int) -> int:
+    stated = first.root.get("mp_world_size")
+    return found if stated is None else stated.integer()
+
+
+def _dp_size(folder: Folder) -> int:
+    ranks = {dp for dp, _ in (*folder.optimizers, *folder.zero3_models)}
+    return max(ranks, default=0) + 1
+
+
+def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
+    """Pipeline stages and tensor-parallel ranks."""
+    stated = first.root.get("checkpoint_parallel_dimensions")
+    if stated is not None:
+        pp, tp = stated.at("pp_degree").integer(), stated.at("tp_degree").integer()
+        if pp * tp == mp_size:
+            return pp, tp
+        raise source_error(
+            "mixed-runs",
+            f"{first.file} speaks of {pp} pipeline stages and {tp} tensor-parallel ranks, "
+            f"and of {mp_size} model-parallel ranks",
+            notes=["`checkpoint_parallel_dimensions` and `mp_world_size` disagree"],
+        )
+    if not folder.layers:
+        return 1, mp_size
+    tp = len({tp_rank for _, tp_rank in folder.layers})
+    if mp_size % tp:
+        raise source_error(
+            "mixed-runs",
+            f"{mp_size} model-parallel ranks cannot be stages of {tp} tensor-parallel ranks each",
+            notes=[
+                f"layer files name {tp} tensor-parallel ranks",
+                f"`mp_world_size` in {first.file}",
+            ],
+        )
+    return mp_size // tp, tp
+
+
+def _complete(
+    found: Mapping[Rank, str], dp_ranks: Iterable[int], grid: Grid, pattern: str, first: ModelFile
+) -> None:
+    wanted = dict.fromkeys((dp, mp) for dp in dp_ranks for mp in grid.mp_ranks)
+    missing = [rank for rank in wanted if rank not in found]
+    extra = [name for rank, name in found.items() if rank not in wanted]
+    if extra:
+        raise source_error(
+            "mixed-runs",
+            f"{extra[0]} is of a rank that this run does not have",
+            notes=[
+                f"{first.file} speaks of {grid.dp} data-parallel ranks "
+                f"and {grid.pp * grid.tp} model-parallel ranks",
+                *_counted("files too many", extra),
+            ],
+            helps=["copy the files of one run into a folder of their own and convert that"],
+        )
+    if missing:
+        raise missing_files([pattern.format(*rank) for rank in missing], len(wanted), first.file)
+
+
+def missing_files(names: Sequence[str], wanted: int, told_by: str) -> ReshardError:
+    """The error for files that are not there."""
+    return source_error(
+        "missing-rank-file",
+        f"{len(names)} of {wanted} files are missing: {_listed(names)}",
+        notes=[f"the number of ranks is told by {told_by}"],
+        helps=["copy the files of all ranks; on several machines each one has only its own"],
+    )
+
+
+def _counted(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{len(names)} {what}: {_listed(names)}"] if len(names) > 1 else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{names[0]}, {names[1]}, ..., {names[-1]}"

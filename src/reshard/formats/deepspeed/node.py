@@ -1,0 +1,137 @@
+"""A value of a checkpoint file together with where it stands, so that a surprise names its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from reshard.errors import ReshardError, source_error
+from reshard.storage.inert import Record
+from reshard.storage.torch_file import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One object of the tree that a file holds.
+
+    Args:  file: relative to the checkpoint's folder.  path: keys from the root, `.` between them.
+    """
+
+    value: object
+    file: str
+    path: str = ""
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the value is None."""
+        return self.value is None
+
+    def _child(self, key: object, value: object) -> Node:
+        return Node(value, self.file, f"{self.path}.{key}" if self.path else f"{key}")
+
+    def mapping(self) -> dict[object, object]:
+        """The value as a dict.  Raises: ReshardError[unexpected-content]."""
+        if not isinstance(self.value, dict):
+            raise self._unlike("a dict")
+        return self.value
+
+    def sequence(self) -> list[object] | tuple[object, ...]:
+        """The value as a list or tuple.  Raises: ReshardError[unexpected-content]."""
+        if not isinstance(self.value, list | tuple):
+            raise self._unlike("a list")
+        return self.value
+
+    def has(self, key: object) -> bool:
+        """Whether the value is a dict with this key."""
+        return isinstance(self.value, dict) and key in self.value
+
+    def get(self, key: object) -> Node | None:
+        """The value of a key, or None where the key is missing or its value is None."""
+        value = self.mapping().get(key)
+        return None if value is None else self._child(key, value)
+
+    def at(self, key: object) -> Node:
+        """The value of a key.  Raises: ReshardError[missing-key]."""
+        found = self.get(key)
+        if found is None:
+            inside = f"`{self.path}` of {self.file}" if self.path else self.file
+            raise source_error(
+                "missing-key",
+                f"{inside} has no `{key}`",
+                notes=[f"it has {_some(self.mapping())}"],
+                helps=[
+                    "the file was written by another program, or by a version that is not known"
+                ],
+            )
+        return found
+
+    def item(self, index: int) -> Node:
+        """One item of a list.  Raises: ReshardError[unexpected-content]."""
+        items = self.sequence()
+        if index >= len(items):
+            raise source_error(
+                "unexpected-content",
+                f"`{self.path}` of {self.file} has {len(items)} items, not {index + 1}",
+            )
+        return self._child(index, items[index])
+
+    def entries(self) -> Iterator[tuple[str, Node]]:
+        """Keys (as text) and values of a dict, in its order."""
+        for key, value in self.mapping().items():
+            yield str(key), self._child(key, value)
+
+    def items(self) -> Iterator[Node]:
+        """The items of a list."""
+        for index, value in enumerate(self.sequence()):
+            yield self._child(index, value)
+
+    def integer(self) -> int:
+        """The value as an int; an enum's member counts as its number."""
+        value = self.value
+        if isinstance(value, Record) and value.how == "reduce" and len(value.args) == 1:
+            value = value.args[0]
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._unlike("an integer")
+        return value
+
+    def text(self) -> str:
+        """The value as a string."""
+        if not isinstance(self.value, str):
+            raise self._unlike("a string")
+        return self.value
+
+    def shape(self) -> tuple[int, ...]:
+        """The value as a shape."""
+        value = self.value
+        if not isinstance(value, tuple | list) or not all(
+            isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
+        ):
+            raise self._unlike("a shape")
+        return tuple(int(n) for n in value if isinstance(n, int))
+
+    def tensor(self) -> TensorRef:
+        """The value as a tensor."""
+        if not isinstance(self.value, TensorRef):
+            raise self._unlike("a tensor")
+        return self.value
+
+    def _unlike(self, wanted: str) -> ReshardError:
+        return source_error(
+            "unexpected-content",
+            f"`{self.path}` of {self.file} is {_kind(self.value)}, not {wanted}",
+            helps=["the file was written by another program, or by a version that is not known"],
+        )
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, Record):
+        return f"a {value.module}.{value.name}"
+    name = {TensorRef: "tensor"}.get(type(value), type(value).__name__)
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _some(value: dict[object, object]) -> str:
+    keys = [f"`{key}`" for key in list(value)[:12]]
+    return ", ".join(keys) + (f", and {len(value) - 12} more" if len(value) > 12 else "")

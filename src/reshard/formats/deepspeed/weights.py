@@ -1,0 +1,125 @@
+"""The weights in model files: parameters, buffers, frozen parameters, and names for one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import prod
+
+from reshard.dtypes import DType
+from reshard.errors import source_error
+from reshard.formats.deepspeed.flat import each_numel, each_runs
+from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.storage.torch_file import TensorRef
+
+PARAM = "param"
+
+
+def tensor_of(ref: TensorRef, name: str, state: str, coord: Coord, file: str) -> LocalTensor:
+    """A stored tensor as a local tensor."""
+    if not ref.numel:
+        fragments: tuple[Fragment, ...] = ()
+    elif ref.is_contiguous:
+        fragments = (Fragment(0, ref.numel, file, ref.byte_offset),)
+    else:
+        fragments = (Fragment(0, ref.numel, file, ref.byte_offset, ref.strides),)
+    return LocalTensor(name, state, coord, ref.shape, ref.dtype, fragments)
+
+
+def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
+    """Other names of a parameter: alias -> the name under which it is stored.
+
+    What the writer says (`shared_params`, which only the first rank knows), and names of one file
+    that refer to the same memory.
+    """
+    out: dict[str, str] = {}
+    for model in models:
+        out.update(model.shared)
+    for model in models:
+        trained = {name for shapes in model.param_shapes or () for name in shapes}
+        places: dict[object, str] = {}
+        names = list(model.module or ())
+        for name in sorted(names, key=lambda n: (n not in trained, n in out)):
+            ref = (model.module or {})[name]
+            if not ref.numel:
+                continue
+            place = (ref.storage_key, ref.storage_offset, ref.shape, ref.strides, ref.dtype)
+            first = places.setdefault(place, name)
+            if first != name and name not in out and name not in trained:
+                out[name] = first
+    return {alias: _resolve(alias, out) for alias in out}
+
+
+def _resolve(alias: str, aliases: Mapping[str, str]) -> str:
+    name = aliases[alias]
+    for _ in range(len(aliases)):
+        if name not in aliases:
+            break
+        name = aliases[name]
+    return name
+
+
+def module_tensors(
+    model: ModelFile, coord: Coord, aliases: Mapping[str, str]
+) -> Iterator[LocalTensor]:
+    """The weights of one model file of stages 0 to 2, each under one name."""
+    for name, ref in (model.module or {}).items():
+        if name not in aliases:
+            yield tensor_of(ref, name, PARAM, coord, model.file)
+
+
+def zero3_tensors(models: Sequence[ModelFile], coord: Coord) -> Iterator[LocalTensor]:
+    """Buffers, and frozen parameters from their fragments, of one coordinate at stage 3.
+
+    Args:  models: of every data-parallel rank in order.
+    Raises: ReshardError[partition-mismatch].
+    """
+    first = models[0]
+    for name in first.buffer_names:
+        ref = (first.module or {}).get(name)
+        if ref is not None:
+            yield tensor_of(ref, name, PARAM, coord, first.file)
+    for name, shape in (first.frozen_shapes or {}).items():
+        yield _frozen(models, name, shape, coord)
+
+
+def _frozen(
+    models: Sequence[ModelFile], name: str, shape: tuple[int, ...], coord: Coord
+) -> LocalTensor:
+    numel, count = prod(shape), len(models)
+    own = each_numel(numel, count)
+    refs = []
+    for model in models:
+        ref = (model.frozen_fragments or {}).get(name)
+        if ref is None or ref.numel != own or not ref.is_contiguous:
+            raise source_error(
+                "partition-mismatch",
+                f"the frozen parameter `{name}` does not add up",
+                notes=[
+                    f"{numel} elements over {count} ranks make {own} on each",
+                    f"{model.file} has {'none' if ref is None else ref.numel}",
+                ],
+                helps=["the model files may be of different runs"],
+            )
+        refs.append(ref)
+    dtype = refs[0].dtype
+    fragments = tuple(
+        Fragment(
+            run.start,
+            run.numel,
+            models[run.partition].file,
+            refs[run.partition].byte_offset + run.offset * dtype.itemsize,
+        )
+        for run in each_runs(0, numel, count)
+    )
+    return LocalTensor(name, PARAM, coord, shape, dtype, fragments)
+
+
+def compute_dtype(models: Iterable[ModelFile]) -> DType | None:
+    """The element type that most weights of the module have; None if there are none."""
+    counts: dict[DType, int] = {}
+    for model in models:
+        for name, ref in (model.module or {}).items():
+            if name not in model.buffer_names:
+                counts[ref.dtype] = counts.get(ref.dtype, 0) + 1
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
