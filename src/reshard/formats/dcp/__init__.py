@@ -1,0 +1,3 @@
+"""PyTorch Distributed Checkpoint: FSDP, DTensor, torchtitan, and what else writes `.metadata`."""
+
+NAME = "dcp"

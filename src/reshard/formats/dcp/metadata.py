@@ -1,0 +1,247 @@
+"""The `.metadata` file of a distributed checkpoint: what there is, and where each chunk lies.
+
+Source: torch/distributed/checkpoint/metadata.py and filesystem.py, torch 2.0 to 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.dtypes import DType
+from reshard.errors import ReshardError, source_error
+from reshard.storage.inert import Record
+from reshard.storage.pickle_reader import read_pickle
+from reshard.storage.pickle_values import dtype_of_global
+
+Offsets = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One stored box of a tensor.
+
+    Args:  lo, size: per dimension.  file: relative to the folder.
+           byte_offset, nbytes: of the blob.
+    """
+
+    lo: Offsets
+    size: Offsets
+    file: str
+    byte_offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor with its global shape and all of its chunks."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A pickled object."""
+
+    name: str
+    file: str
+    byte_offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """A whole `.metadata`.
+
+    Args:  paths: by name, the keys of the nested state dict; empty when the file does not tell.
+           version: as stated.  extra: attributes of its root that the format does not name.
+    """
+
+    tensors: tuple[StoredTensor, ...]
+    objects: tuple[StoredObject, ...]
+    paths: Mapping[str, tuple[str | int, ...]]
+    version: str
+    extra: Mapping[str, object]
+
+
+_KNOWN = ("state_dict_metadata", "planner_data", "storage_data", "storage_meta", "version")
+
+
+def read_metadata(folder: Path, *, shown: str = "") -> Metadata:
+    """Read one folder's `.metadata`.
+
+    Args:  shown: prefix of the file names that are kept, e.g. `optimizer_0/`.
+    Raises: ReshardError[incomplete-dcp | bad-metadata | bad-pickle | unsupported-dcp].
+    """
+    path = folder / ".metadata"
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise source_error(
+            "incomplete-dcp",
+            f"{folder} was not written to the end",
+            notes=["there is `.metadata.tmp`, but no `.metadata`, which is written last"],
+            helps=["go back to an earlier checkpoint"],
+        ) from None
+    except OSError as error:
+        raise source_error(
+            "source-unreadable",
+            f"{path} cannot be read",
+            notes=[error.strerror or str(error)],
+            helps=["check its name and its permissions"],
+        ) from None
+    root = read_pickle(data, str(path))
+    if not isinstance(root, Record) or root.name != "Metadata":
+        raise _bad(path, f"its root is a {_kind(root)}")
+    try:
+        return _Parser(path, shown).parse(root.attributes)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _bad(path, f"{type(error).__name__}: {error}") from None
+
+
+class _Parser:
+    def __init__(self, path: Path, shown: str) -> None:
+        self._path = path
+        self._shown = shown
+
+    def parse(self, root: Mapping[object, object]) -> Metadata:
+        where = self._storage(root["storage_data"])
+        tensors, objects = [], []
+        entries = root["state_dict_metadata"]
+        if not isinstance(entries, dict):
+            raise TypeError("state_dict_metadata is no dict")
+        for name, entry in entries.items():
+            if not isinstance(name, str) or not isinstance(entry, Record):
+                raise TypeError(f"the entry of {name!r}")
+            if entry.name == "TensorStorageMetadata":
+                tensors.append(self._tensor(name, entry.attributes, where))
+            elif entry.name == "BytesStorageMetadata":
+                if (name, None) not in where:
+                    raise _bad(self._path, f"object `{name}` is stored nowhere")
+                objects.append(StoredObject(name, *where[name, None]))
+            else:
+                raise _bad(self._path, f"`{name}` is a {entry.name}")
+        known: set[tuple[str, Offsets | None]] = {(t.name, c.lo) for t in tensors for c in t.chunks}
+        known |= {(item.name, None) for item in objects}
+        foreign = next((key for key in where if key not in known), None)
+        if foreign is not None:
+            raise _bad(
+                self._path, f"a chunk of `{foreign[0]}` at {foreign[1]} is stored but not listed"
+            )
+        paths = root.get("planner_data") or {}
+        if not isinstance(paths, dict):
+            raise TypeError("planner_data is no dict")
+        return Metadata(
+            tuple(tensors),
+            tuple(objects),
+            {str(k): tuple(v) for k, v in paths.items()},
+            str(root.get("version") or ""),
+            {str(k): v for k, v in root.items() if k not in _KNOWN and v},
+        )
+
+    def _storage(self, entries: object) -> dict[tuple[str, Offsets | None], tuple[str, int, int]]:
+        """By name and offsets: file, byte offset, bytes."""
+        if not isinstance(entries, dict):
+            raise TypeError("storage_data is no dict")
+        out: dict[tuple[str, Offsets | None], tuple[str, int, int]] = {}
+        for index, info in entries.items():
+            if not isinstance(index, Record) or not isinstance(info, Record):
+                raise TypeError("an entry of storage_data")
+            key, value = index.attributes, info.attributes
+            name, offsets = key["fqn"], key.get("offset")
+            if value.get("transform_descriptors"):
+                raise source_error(
+                    "unsupported-dcp",
+                    f"`{name}` in {self._path.parent} is stored through "
+                    f"{', '.join(map(str, _items(value['transform_descriptors'])))}",
+                    notes=["only plain files are read"],
+                    helps=["load and save it again without stream extensions"],
+                )
+            file, byte_offset, nbytes = value["relative_path"], value["offset"], value["length"]
+            if not (isinstance(file, str) and isinstance(name, str)):
+                raise TypeError("a name that is not text")
+            if not (isinstance(byte_offset, int) and isinstance(nbytes, int)):
+                raise TypeError("a byte range that is not of integers")
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise _bad(self._path, f"file name `{file}` leads out of the folder")
+            at = None if offsets is None else _integers(offsets)
+            if (name, at) in out:
+                raise _bad(self._path, f"the chunk of `{name}` at {at} is stored twice")
+            out[name, at] = (self._shown + file, byte_offset, nbytes)
+        return out
+
+    def _tensor(
+        self,
+        name: str,
+        entry: Mapping[object, object],
+        where: Mapping[tuple[str, Offsets | None], tuple[str, int, int]],
+    ) -> StoredTensor:
+        shape = _integers(entry["size"])
+        dtype = _dtype(entry["properties"])
+        if dtype is None:
+            raise _bad(self._path, f"`{name}` has an element type that is not known")
+        chunks = []
+        for item in _items(entry["chunks"]):
+            assert isinstance(item, Record)
+            lo, size = _integers(item.attributes["offsets"]), _integers(item.attributes["sizes"])
+            if len(lo) != len(shape) or len(size) != len(shape):
+                raise _bad(self._path, f"a chunk of `{name}` has {len(size)} dimensions")
+            if any(a < 0 or n < 0 or a + n > s for a, n, s in zip(lo, size, shape, strict=True)):
+                raise _bad(
+                    self._path,
+                    f"a chunk of `{name}` at {list(lo)} of {list(size)} "
+                    f"exceeds its shape {list(shape)}",
+                )
+            found = where.get((name, lo))
+            if found is None and not lo:
+                found = where.get((name, None))
+            if found is None:
+                raise source_error(
+                    "missing-chunk",
+                    f"the chunk of `{name}` at {list(lo)} is not stored",
+                    notes=[f"listed in {self._path}, shape {list(size)} of {list(shape)}"],
+                    helps=["the checkpoint is damaged; go back to an earlier one"],
+                )
+            chunks.append(Chunk(lo, size, *found))
+        return StoredTensor(name, dtype, shape, tuple(chunks))
+
+
+def _dtype(properties: object) -> DType | None:
+    """The element type in TensorProperties, whose state is a tuple, or a dict in old files."""
+    if not isinstance(properties, Record):
+        return None
+    for state in properties.state:
+        if isinstance(state, tuple) and state and dtype_of_global(state[0]) is not None:
+            return dtype_of_global(state[0])
+    return dtype_of_global(properties.attributes.get("dtype"))
+
+
+def _items(value: object) -> list[object]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError("a list is wanted")
+    return list(value)
+
+
+def _integers(value: object) -> tuple[int, ...]:
+    items = _items(value)
+    out = tuple(item for item in items if isinstance(item, int))
+    if len(out) != len(items):
+        raise TypeError("a shape that is not of integers")
+    return out
+
+
+def _kind(value: object) -> str:
+    return str(value) if isinstance(value, Record) else type(value).__name__
+
+
+def _bad(path: Path, why: str) -> ReshardError:
+    return source_error(
+        "bad-metadata",
+        f"{path} cannot be understood",
+        notes=[why],
+        helps=["the file is damaged, or of a writer that is not known"],
+    )
