@@ -1,0 +1,75 @@
+"""Converts training checkpoints between parallel layouts and frameworks, bit for bit.
+
+    import reshard
+
+    checkpoint = reshard.open("runs/7b")
+    reshard.convert("runs/7b", "out/universal", "universal")
+    reshard.verify("runs/7b", "out/universal").ok
+
+Importing this imports nothing else; docs/python-api.md describes the names.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reshard.api import (
+        Checkpoint,
+        Converted,
+        Inspection,
+        PlanReport,
+        Verification,
+        convert,
+        inspect,
+        plan,
+        verify,
+    )
+    from reshard.api import open_checkpoint as open  # noqa: A004
+    from reshard.errors import Diagnostic, ReshardError
+
+__all__ = [
+    "Checkpoint",
+    "Converted",
+    "Diagnostic",
+    "Inspection",
+    "PlanReport",
+    "ReshardError",
+    "Verification",
+    "convert",
+    "inspect",
+    "open",
+    "plan",
+    "verify",
+]
+
+_ELSEWHERE = {
+    "open": ("reshard.api", "open_checkpoint"),
+    "Diagnostic": ("reshard.errors", "Diagnostic"),
+    "ReshardError": ("reshard.errors", "ReshardError"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _ELSEWHERE.get(name, ("reshard.api", name))
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `reshard.plan` the function: the import system would put the package there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name == "plan" and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,11 @@
+"""The formats: what can be read, what can be written, and which one a folder is.
+
+A format is a package of its own, imported when it is asked; importing this one imports none.
+"""
+
+from __future__ import annotations
+
+from reshard.formats.recognize import recognize
+from reshard.formats.registry import SOURCES, TARGETS, check_bytes, prepare, read
+
+__all__ = ["SOURCES", "TARGETS", "check_bytes", "prepare", "read", "recognize"]

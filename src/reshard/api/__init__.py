@@ -1,0 +1,39 @@
+"""What reshard can do, as functions that return values and print nothing.
+
+The names are those of `reshard` itself, but for `open_checkpoint`, which is `reshard.open`.
+"""
+
+from __future__ import annotations
+
+from reshard.api.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from reshard.api.converting import Converted, convert, plan
+from reshard.api.explaining import error_codes, explain
+from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
+from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
+from reshard.api.verification import Mismatch, Verification, verify
+from reshard.plan.fate import Fate
+from reshard.plan.report import PlanReport
+
+__all__ = [
+    "CheckedLayouts",
+    "Checkpoint",
+    "Converted",
+    "Fate",
+    "Inspection",
+    "LayoutSummary",
+    "Mismatch",
+    "PlanReport",
+    "StateFacts",
+    "TensorFacts",
+    "TensorInfo",
+    "Verification",
+    "check_layout",
+    "convert",
+    "error_codes",
+    "explain",
+    "format_layout",
+    "inspect",
+    "open_checkpoint",
+    "plan",
+    "verify",
+]

@@ -1,0 +1,294 @@
+"""`plan` and `convert`: from a source to a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reshard import formats
+from reshard.api.memory import fit_memory
+from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.states import Selected, select_states
+from reshard.errors import output_error, target_error
+from reshard.plan.build import OnDrift, build_plan
+from reshard.plan.fate import fates
+from reshard.plan.output import FileBytes, Output
+from reshard.plan.plan import Plan
+from reshard.plan.prove_target import prove_target
+from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
+from reshard.plan.target import Target, parse_target
+from reshard.plan.text import show_count, show_nbytes
+
+if TYPE_CHECKING:
+    from reshard.engine.run import Progress
+    from reshard.storage.output import OutputFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What `convert` did.
+
+    Args:  path: of the new folder.  report: the plan that was followed.
+           seconds: from the first look at the source to the last byte in place.
+           dry_run: nothing was written.
+    """
+
+    path: Path
+    report: PlanReport
+    seconds: float
+    dry_run: bool = False
+
+    def to_text(self) -> str:
+        """What was written, and what to do next."""
+        report = self.report
+        written = [fate for fate in report.fates if fate.kind in ("written", "averaged")]
+        others = [fate for fate in report.fates if fate.kind not in ("written", "averaged")]
+        files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
+        target = formats.TARGETS[report.target.partition(":")[0]]
+        lines = [f"wrote a {target.title} to {self.path}"]
+        lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
+        if others:
+            lines += ["", *not_written_lines(others)]
+        step = target.next_step.format(src=report.source.path, dst=self.path)
+        return "\n".join([*lines, "", f"next: {step}"])
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {
+            "path": str(self.path),
+            "dry_run": self.dry_run,
+            "seconds": round(self.seconds, 3),
+            **self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """All that is decided before any byte is moved."""
+
+    source: OpenedSource
+    target: Target
+    output: Output
+    plan: Plan
+    report: PlanReport
+    threads: int
+    buffer_nbytes: int
+
+
+def plan(
+    src: PathLike,
+    to: str,
+    *,
+    step: str | None = None,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
+    threads: int | None = None,
+    max_memory: int | None = None,
+    max_file_size: int | None = None,
+) -> PlanReport:
+    """What `convert` would do with the same arguments; nothing is written.
+
+    Args and Raises: as for `convert`.
+    """
+    return _prepare(
+        src,
+        to,
+        step,
+        layout,
+        layout_name,
+        settings,
+        states,
+        on_drift,
+        threads,
+        max_memory,
+        max_file_size,
+    ).report
+
+
+def convert(
+    src: PathLike,
+    dst: PathLike,
+    to: str,
+    *,
+    step: str | None = None,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
+    force: bool = False,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    max_file_size: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    dry_run: bool = False,
+) -> Converted:
+    """Write a checkpoint in another form, or at another size; bit for bit, or not at all.
+
+    Args:  src: the folder of a run (with its `latest` file) or of one step; step: which one.
+           dst: the new folder; its parent must exist.  It appears when all of it is written.
+           to: `format[:key=value,...]`, e.g. `universal` or `deepspeed:zero=2,dp=4`.
+           layout: a UCL file that is used instead of what the source says about itself;
+                   layout_name: which layout of it.  settings: sizes that win over the source's.
+           states: `all`, `weights`, or kinds of state.
+           on_drift: what to do where copies differ that should not: "error", "average", "first".
+           force: replace what is at `dst`, if it is a checkpoint that reshard wrote.
+           threads, max_memory (bytes): bounds of the work.  max_file_size: in bytes, of universal.
+           on_progress: is called now and then, from any thread.  dry_run: plan only.
+    Raises: ReshardError; what it says is in docs/errors/.
+    """
+    from time import perf_counter
+
+    start = perf_counter()
+    target_path = Path(dst)
+    _check_apart(Path(src), target_path)
+    prepared = _prepare(
+        src,
+        to,
+        step,
+        layout,
+        layout_name,
+        settings,
+        states,
+        on_drift,
+        threads,
+        max_memory,
+        max_file_size,
+    )
+    if not dry_run:
+        _write(prepared, target_path, force, on_progress)
+    return Converted(target_path, prepared.report, perf_counter() - start, dry_run)
+
+
+def _prepare(
+    src: PathLike,
+    to: str,
+    step: str | None,
+    layout: PathLike | None,
+    layout_name: str | None,
+    settings: Mapping[str, int] | None,
+    states: str | Iterable[str],
+    on_drift: OnDrift,
+    threads: int | None,
+    max_memory: int | None,
+    max_file_size: int | None,
+) -> _Prepared:
+    target = parse_target(to, formats.TARGETS)
+    source = open_source(src, step=step, layout=layout, layout_name=layout_name, settings=settings)
+    selected = select_states(source.arrangement, states)
+    arrangement = selected.arrangement
+    output = _output(source, selected, target, max_file_size)
+    made = build_plan(arrangement, output.placed, on_drift=on_drift)
+    work = fit_memory(made, threads=threads, max_nbytes=max_memory)
+    files = _file_sizes(output)
+    report = PlanReport(
+        SourceFacts.of(source.catalog, formats.SOURCES[source.catalog.format].title, str(src)),
+        str(target),
+        fates(arrangement, made, dropped=output.dropped, left_out=selected.left_out),
+        tuple(files.items()),
+        made.bytes_read,
+        sum(files.values()),
+        work.peak_nbytes,
+        source.proof,
+        prove_target(arrangement, output.placed, {(n, s) for n, s, _ in output.dropped}),
+        (*source.catalog.oddities, *output.warnings),
+    )
+    return _Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
+
+
+def _output(
+    source: OpenedSource, selected: Selected, target: Target, max_file_size: int | None
+) -> Output:
+    if target.format == "universal":
+        # It records in its provenance what was left out.
+        settings: dict[str, object] = {"states": selected.kinds}
+        if max_file_size is not None:
+            settings["max_file_nbytes"] = max_file_size
+        return formats.prepare(source.arrangement, target, settings)
+    if max_file_size is not None:
+        raise target_error(
+            "unused-setting",
+            f"target `{target.format}` has no use for a largest file size",
+            notes=["the size of its files follows from its ranks"],
+            helps=["leave `--max-file-size` out"],
+        )
+    return formats.prepare(selected.arrangement, target, {})
+
+
+def _write(
+    prepared: _Prepared,
+    dst: Path,
+    force: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    from reshard.engine.run import execute
+    from reshard.engine.source_files import SourceFiles
+    from reshard.storage.output import OutputFolder
+
+    output, catalog = prepared.output, prepared.source.catalog
+    with (
+        OutputFolder.create(dst, force) as folder,
+        SourceFiles(catalog.root, catalog.files) as files,
+    ):
+        for name, nbytes in _file_sizes(output).items():
+            folder.open_file(name, nbytes)
+        _write_bytes(folder, output.head)
+        written = execute(
+            prepared.plan,
+            folder,
+            files,
+            threads=prepared.threads,
+            buffer_bytes=prepared.buffer_nbytes,
+            on_progress=on_progress,
+        )
+        tail = output.finish(written)
+        known = _file_sizes(output)
+        for name, nbytes in _sizes(tail).items():
+            if name not in known:
+                folder.open_file(name, nbytes)
+        _write_bytes(folder, tail)
+        folder.commit(tail[-1].file if tail else None)
+
+
+def _write_bytes(folder: OutputFolder, items: Iterable[FileBytes]) -> None:
+    for item in items:
+        folder.write(item.file, item.byte_offset, item.data)
+
+
+def _file_sizes(output: Output) -> dict[str, int]:
+    """Every file that is known before the tensors are written, with its size in bytes."""
+    return _sizes(output.head) | dict(output.files)
+
+
+def _sizes(items: Iterable[FileBytes]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for item in items:
+        sizes[item.file] = max(sizes.get(item.file, 0), item.byte_offset + len(item.data))
+    return sizes
+
+
+def _check_apart(src: Path, dst: Path) -> None:
+    """Refuse a target that is the source, or that lies inside of it, or the other way round.
+
+    Raises: ReshardError[output-overlap].
+    """
+    here, there = src.resolve(), dst.resolve()
+    if here == there:
+        how = "is the source itself"
+    elif there.is_relative_to(here):
+        how = f"lies inside the source `{src}`"
+    elif here.is_relative_to(there):
+        how = f"holds the source `{src}`"
+    else:
+        return
+    raise output_error(
+        "output-overlap",
+        f"the target `{dst}` {how}",
+        notes=["a source is never changed"],
+        helps=["choose a folder beside it"],
+    )

@@ -1,0 +1,249 @@
+"""What a checkpoint is, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from reshard import formats
+from reshard.algebra.term import term_axes
+from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic
+from reshard.plan.arrangement import Arrangement, Bound, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.catalog import Training
+from reshard.plan.prove import Proof
+
+Role = Literal["parameter", "frozen", "buffer", "extra"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFacts:
+    """One whole tensor.
+
+    Args:  shape: without padding.  axes: what each dimension is made of, as the layout writes it.
+           states: element type by kind of state.
+           lies: by mesh axis, how the tensor lies along it: `dim 0` (cut), `copy`, `mean` (copies
+                 are averaged), `name` (its index tells), or the one index that holds it.
+    """
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    states: Mapping[str, DType]
+    lies: Mapping[str, str]
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "name": self.name,
+            "role": self.role,
+            "shape": list(self.shape),
+            "axes": list(self.axes),
+            "states": {state: str(dtype) for state, dtype in self.states.items()},
+            "mesh": dict(self.lies),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StateFacts:
+    """All tensors of one kind of state.
+
+    Args:  dtypes: every element type that occurs.  elements, nbytes: each counted once, unpadded.
+    """
+
+    state: str
+    dtypes: tuple[DType, ...]
+    tensors: int
+    elements: int
+    nbytes: int
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "state": self.state,
+            "dtypes": [str(dtype) for dtype in self.dtypes],
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "nbytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a checkpoint is.
+
+    Args:  path: as it was given.  root: the folder of its files.  title: of the format.
+           version: of what wrote it.  files, nbytes: what was found on disk.
+           layout: UCL through which it was read.  aliases: other name -> stored name.
+           proof: that it stores everything that it claims to.
+           oddities: what is unusual, with its consequence.
+    """
+
+    path: str
+    root: str
+    format: str
+    title: str
+    version: str
+    mesh: Mapping[str, int]
+    files: int
+    nbytes: int
+    states: tuple[StateFacts, ...]
+    tensors: tuple[TensorFacts, ...]
+    aliases: Mapping[str, str]
+    training: Training
+    layout: str
+    proof: Proof
+    oddities: tuple[Diagnostic, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        training = self.training
+        return {
+            "path": self.path,
+            "root": self.root,
+            "format": self.format,
+            "version": self.version,
+            "mesh": dict(self.mesh),
+            "files": self.files,
+            "nbytes": self.nbytes,
+            "states": [item.to_json() for item in self.states],
+            "tensors": [item.to_json() for item in self.tensors],
+            "aliases": dict(self.aliases),
+            "training": {
+                "iteration": training.iteration,
+                "param_groups": [dict(group) for group in training.param_groups],
+                "state": dict(training.state or {}),
+                "framework": dict(training.framework or {}),
+            },
+            "layout": self.layout,
+            "proof": {
+                "stored": self.proof.atoms,
+                "elements": self.proof.elements,
+                "runs": self.proof.parts,
+                "copies": self.proof.copies,
+            },
+            "oddities": [item.to_json() for item in self.oddities],
+        }
+
+    def to_text(self) -> str:
+        """For people, 80 columns wide."""
+        from reshard.api.inspection_text import inspection_text
+
+        return inspection_text(self)
+
+
+def inspect(
+    path: PathLike,
+    *,
+    step: str | None = None,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+) -> Inspection:
+    """What a checkpoint is: format, mesh, layout, tensors, states, oddities; no tensor is read.
+
+    Args and Raises: as for `open`.
+    """
+    return inspect_source(
+        open_source(path, step=step, layout=layout, layout_name=layout_name, settings=settings)
+    )
+
+
+def inspect_source(source: OpenedSource) -> Inspection:
+    """The facts of a source that is open."""
+    catalog, arrangement = source.catalog, source.arrangement
+    return Inspection(
+        str(source.path),
+        _shown_root(source.path, catalog.root),
+        catalog.format,
+        formats.SOURCES[catalog.format].title,
+        catalog.version,
+        dict(arrangement.mesh),
+        len(catalog.files),
+        sum(file.nbytes for file in catalog.files),
+        _states(arrangement),
+        _tensors(arrangement),
+        dict(catalog.aliases or {}),
+        catalog.training,
+        source.layout_text,
+        source.proof,
+        catalog.oddities,
+    )
+
+
+def _shown_root(path: Path, root: str) -> str:
+    """The folder of the files, in the words of the user where it lies below what was given."""
+    here, there = path.resolve(), Path(root).resolve()
+    if there.is_relative_to(here):
+        return str(path / there.relative_to(here))
+    return root
+
+
+def _states(arrangement: Arrangement) -> tuple[StateFacts, ...]:
+    found: dict[str, list[Whole]] = {}
+    for whole in arrangement.wholes:
+        found.setdefault(whole.state, []).append(whole)
+    return tuple(
+        StateFacts(
+            state,
+            tuple(sorted({whole.dtype for whole in wholes})),
+            len(wholes),
+            sum(prod(whole.shape) for whole in wholes),
+            sum(prod(whole.shape) * whole.dtype.itemsize for whole in wholes),
+        )
+        for state, wholes in found.items()
+    )
+
+
+def _tensors(arrangement: Arrangement) -> tuple[TensorFacts, ...]:
+    catalog = arrangement.catalog
+    buffers, frozen = set(catalog.buffers), set(catalog.frozen)
+    axes = _crossed(arrangement)
+    found: dict[str, list[Whole]] = {}
+    for whole in arrangement.wholes:
+        found.setdefault(whole.name, []).append(whole)
+    out = []
+    for name, wholes in found.items():
+        main = max(wholes, key=lambda whole: len(whole.shape))
+        role: Role = "parameter"
+        if main.state == EXTRA:
+            role = "extra"
+        elif name in buffers:
+            role = "buffer"
+        elif name in frozen:
+            role = "frozen"
+        bound = arrangement.bound.get(name)
+        lies = {} if bound is None else {axis: _lies(arrangement, bound, axis) for axis in axes}
+        states = {whole.state: whole.dtype for whole in wholes}
+        out.append(TensorFacts(name, role, main.shape, main.axes, states, lies))
+    return tuple(out)
+
+
+def _crossed(arrangement: Arrangement) -> tuple[str, ...]:
+    """The mesh axes along which tensors are cut or copied, in the order of the mesh."""
+    used = {axis for tensor in arrangement.catalog.tensors for axis, _ in tensor.coord}
+    return tuple(axis for axis, size in arrangement.mesh.items() if axis in used and size > 1)
+
+
+def _lies(arrangement: Arrangement, bound: Bound, axis: str) -> str:
+    """How a tensor lies along one mesh axis."""
+    dims = [
+        dim
+        for dim, term in enumerate(bound.dims)
+        if any(axis in bound.cuts[name].over for name in term_axes(term) if name in bound.cuts)
+    ]
+    if dims:
+        return "dim " + ", ".join(map(str, dims))
+    if any(axis in bound.cuts[name].over for name in bound.indices if name in bound.cuts):
+        return "name"
+    held = sorted({index for coord in bound.coords for name, index in coord if name == axis})
+    if len(held) == 1:
+        return str(held[0])
+    averaged = any(axis in arrangement.averaged.get(key, ()) for key in bound.atoms.values())
+    return "mean" if averaged else "copy"

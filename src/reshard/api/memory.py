@@ -1,0 +1,54 @@
+"""How many threads and how large buffers keep a plan below a bound of memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from reshard.errors import target_error
+from reshard.plan.plan import Plan
+from reshard.plan.text import show_nbytes
+
+BUFFER_NBYTES = 1 << 20
+LEAST_BUFFER_NBYTES = 1 << 16
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The sizes that a plan is run with, and the memory that they need."""
+
+    threads: int
+    buffer_nbytes: int
+    peak_nbytes: int
+
+
+def fit_memory(plan: Plan, *, threads: int | None = None, max_nbytes: int | None = None) -> Work:
+    """The most threads, and then the largest buffers, that stay within a bound.
+
+    Args:  threads: at most so many; chosen by the machine if None.
+           max_nbytes: no bound if None.
+    Raises: ReshardError[memory-bound | bad-threads].
+    """
+    from reshard.engine.cost import peak_memory
+
+    if threads is not None and threads < 1:
+        raise target_error(
+            "bad-threads", f"{threads} threads cannot do anything", helps=["ask for 1 or more"]
+        )
+    most = threads or min(MAX_THREADS, os.cpu_count() or 1)
+    least = 0
+    for count in range(most, 0, -1):
+        buffer = BUFFER_NBYTES
+        while buffer >= LEAST_BUFFER_NBYTES:
+            least = peak_memory(plan, count, buffer)
+            if max_nbytes is None or least <= max_nbytes:
+                return Work(count, buffer, least)
+            buffer //= 2
+    raise target_error(
+        "memory-bound",
+        f"this conversion needs {show_nbytes(least)} of memory, "
+        f"and {show_nbytes(max_nbytes or 0)} are allowed",
+        notes=["counted with one thread and the smallest buffers, without the interpreter"],
+        helps=[f"allow at least {show_nbytes(least)} with `--max-memory`"],
+    )

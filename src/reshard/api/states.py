@@ -1,0 +1,64 @@
+"""Which kinds of state the user asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+
+WEIGHTS = ("param",)
+"""State kinds that `weights` stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The part of a source that was asked for.
+
+    Args:  kinds: of state; None for all.  left_out: every other tensor, in the order of the source.
+    """
+
+    arrangement: Arrangement
+    kinds: tuple[str, ...] | None
+    left_out: tuple[Whole, ...]
+
+
+def select_states(arrangement: Arrangement, states: str | Iterable[str]) -> Selected:
+    """An arrangement that holds only some kinds of state, and tensors that belong to no parameter.
+
+    Args:  states: `all`, `weights`, a list with commas between, or the kinds themselves.
+    Raises: ReshardError[unknown-state].
+    """
+    items = states.split(",") if isinstance(states, str) else list(states)
+    wanted = [item.strip() for item in items]
+    stored = dict.fromkeys(whole.state for whole in arrangement.wholes)
+    if wanted == ["all"]:
+        return Selected(arrangement, None, ())
+    kinds = {kind for item in wanted for kind in (WEIGHTS if item == "weights" else (item,))}
+    unknown = [kind for kind in dict.fromkeys(wanted) if kind in kinds and kind not in stored]
+    if "weights" in wanted:
+        unknown += [kind for kind in WEIGHTS if kind not in stored and kind not in unknown]
+    if unknown:
+        root = arrangement.catalog.root
+        raise ReshardError([_unknown(kind, stored, root) for kind in unknown], Exit.USAGE)
+    kinds.add(EXTRA)
+    wholes = tuple(whole for whole in arrangement.wholes if whole.state in kinds)
+    parts = {key: parts for key, parts in arrangement.parts.items() if key[1] in kinds}
+    left_out = tuple(whole for whole in arrangement.wholes if whole.state not in kinds)
+    return Selected(
+        replace(arrangement, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
+    )
+
+
+def _unknown(kind: str, stored: Collection[str], root: str) -> Diagnostic:
+    near = get_close_matches(kind, stored, 1)
+    listed = ", ".join(f"`{name}`" for name in stored)
+    return Diagnostic(
+        "unknown-state",
+        f"the source stores no state `{kind}`",
+        notes=(f"it stores {listed}", f"source: {root}"),
+        helps=(f"did you mean `{near[0]}`?",) if near else (),
+    )

@@ -1,0 +1,75 @@
+"""What a verification found, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from reshard.errors import MAX_SHOWN, render_all
+from reshard.plan.names import group_names
+from reshard.plan.text import show_count, show_nbytes
+
+if TYPE_CHECKING:
+    from reshard.api.verification import Mismatch, Verification
+
+
+def verification_text(found: Verification) -> str:
+    """The answer of `reshard verify`, 80 columns wide."""
+    if found.right is None:
+        return _one(found)
+    what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
+    if found.ok:
+        lines = [f"equal: {what}, bit for bit"]
+    else:
+        lines = [f"different: {len(found.mismatches):,} of {show_count(found.tensors, 'tensor')}"]
+    lines += [f"  A  {found.left}", f"  B  {found.right}"]
+    for what in ("only in A", "only in B", "shape", "dtype", "values"):
+        items = [item for item in found.mismatches if item.what == what]
+        if items:
+            lines += ["", f"{_TITLES[what]} ({len(items):,})", *_mismatches(items)]
+    return "\n".join(lines)
+
+
+_TITLES = {
+    "only in A": "only in A",
+    "only in B": "only in B",
+    "shape": "other shape",
+    "dtype": "other element type",
+    "values": "other values",
+}
+
+
+def _one(found: Verification) -> str:
+    if found.faults:
+        count = show_count(len(found.faults), "fault")
+        return f"damaged: {count} in {found.left}\n\n{render_all(found.faults)}"
+    files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
+    return f"intact: {show_count(found.tensors, 'tensor')} in {files}\n  A  {found.left}"
+
+
+def _mismatches(items: Sequence[Mismatch]) -> list[str]:
+    """One line for each family of names that differ alike; values one by one."""
+    lines = []
+    if items[0].what == "values":
+        for item in items[:MAX_SHOWN]:
+            share = f"{item.numel_different:,} of {show_count(item.numel, 'element')}"
+            worst = "" if item.max_abs is None else f", by at most {item.max_abs:.6g}"
+            lines.append(f"  {item.name} ({item.state})")
+            lines.append(f"      {share}, the first at {item.first_index:,}{worst}")
+        if len(items) > MAX_SHOWN:
+            lines.append(f"  and {len(items) - MAX_SHOWN:,} more")
+        return lines
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for item in items:
+        alike.setdefault((item.state, item.left, item.right), []).append(item.name)
+    merged: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (state, left, right), names in alike.items():
+        for pattern, _ in group_names(names):
+            merged.setdefault((left, right, (pattern,)), []).append(state)
+    shown = list(merged.items())
+    for (left, right, (pattern,)), states in shown[:MAX_SHOWN]:
+        tail = f": {left} in A, {right} in B" if left else ""
+        lines.append(f"  {pattern} ({', '.join(states)}){tail}")
+    if len(shown) > MAX_SHOWN:
+        lines.append(f"  and {len(shown) - MAX_SHOWN:,} more")
+    return lines

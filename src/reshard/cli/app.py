@@ -1,0 +1,51 @@
+"""The commands and their order. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.convert import convert
+from reshard.cli.explain import explain
+from reshard.cli.inspect import inspect
+from reshard.cli.layout import layout
+from reshard.cli.plan import plan
+from reshard.cli.verify import verify
+
+EPILOG = "Exit codes, JSON documents, and every flag: docs/cli.md"
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"reshard {version('reshard')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Convert training checkpoints between parallel layouts and frameworks, bit for bit."""
+
+
+app = typer.Typer(
+    name="reshard",
+    epilog=EPILOG,
+    callback=_root,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+app.command(short_help="Say what a checkpoint is.")(inspect)
+app.command(short_help="Write a checkpoint in another form or at another size.")(convert)
+app.command(short_help="Say what a conversion would do.")(plan)
+app.command(short_help="Check a checkpoint, or compare two bit for bit.")(verify)
+app.add_typer(layout, short_help="Show, check, or format layouts.")
+app.command(short_help="Explain an error in full.")(explain)

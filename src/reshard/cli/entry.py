@@ -1,0 +1,104 @@
+"""The entry point: runs a command and turns whatever happens into text and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from reshard.cli.console import error_document, print_json, print_message
+from reshard.errors import Diagnostic, Exit, ReshardError
+
+# The base of every complaint about the command line; typer does not export it by name.
+_UsageFault: type[Exception] = next(
+    item
+    for item in typer.BadParameter.__mro__
+    if issubclass(item, Exception) and item.__name__ == "ClickException"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:  arguments: those of the process if None.
+    Returns: the exit code (docs/cli.md).
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    before = words[: words.index("--")] if "--" in words else words
+    as_json, color = "--json" in before, "--no-color" not in before
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except ReshardError as error:
+        _report(error, as_json, color)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        print_message("interrupted; nothing was left behind")
+        return int(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever reads has enough. Python flushes stdout once more at its end, into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.OK)
+    except Exception as error:
+        if os.environ.get("RESHARD_DEBUG"):
+            raise
+        _report_bug(error, as_json)
+        return int(Exit.BUG)
+
+
+def _run(words: list[str]) -> int:
+    from reshard.cli.app import app
+
+    try:
+        code = app(words, prog_name="reshard", standalone_mode=False)
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except _UsageFault as fault:
+        raise _usage_error(fault) from None
+    return code if isinstance(code, int) else int(Exit.OK)
+
+
+def _usage_error(fault: Exception) -> ReshardError:
+    """A complaint about the command line in the form of all our messages."""
+    context = getattr(fault, "ctx", None)
+    path = context.command_path if context is not None else "reshard"
+    said = fault.format_message() if hasattr(fault, "format_message") else str(fault)
+    headline, _, rest = said.strip().partition("\n")
+    headline = headline[:1].lower() + headline[1:].rstrip(".")
+    helps = [line.strip() for line in rest.split("\n") if line.strip()]
+    return ReshardError(
+        Diagnostic("usage", headline, helps=(*helps, f"see `{path} --help`")), Exit.USAGE
+    )
+
+
+def _report(error: ReshardError, as_json: bool, color: bool) -> None:
+    if as_json:
+        print_json(error_document(error), ok=False)
+        sys.stdout.flush()
+    else:
+        print_message(str(error), color=color)
+
+
+def _report_bug(error: Exception, as_json: bool) -> None:
+    import traceback
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    bug = Diagnostic(
+        "bug",
+        f"this is a bug in reshard: {text}",
+        notes=(f"at {where}, in `{frame.name}`", "no output was left behind"),
+        helps=("run it again with RESHARD_DEBUG=1 for the traceback, and report that, please",),
+    )
+    if as_json:
+        document = {"error": {"exit_code": int(Exit.BUG), "diagnostics": [bug.to_json()]}}
+        print_json(document, ok=False)
+        sys.stdout.flush()
+    else:
+        print_message(bug.render())

@@ -1,0 +1,36 @@
+"""`reshard inspect`."""
+
+from __future__ import annotations
+
+from reshard.cli.options import (
+    Json,
+    LayoutFile,
+    NoColor,
+    Settings,
+    Source,
+    Step,
+    parse_settings,
+    split_layout,
+)
+
+
+def inspect(
+    source: Source,
+    step: Step = None,
+    layout: LayoutFile = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    no_color: NoColor = False,
+) -> None:
+    """Say what a checkpoint is: format, mesh, states, parameters, oddities."""
+    from reshard import api
+    from reshard.cli.console import print_answer, print_json
+
+    file, name = split_layout(layout)
+    found = api.inspect(
+        source, step=step, layout=file, layout_name=name, settings=parse_settings(settings)
+    )
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_answer(found.to_text(), color=not no_color)

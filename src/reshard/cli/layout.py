@@ -1,0 +1,86 @@
+"""`reshard layout show`, `check`, and `fmt`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.options import (
+    Json,
+    LayoutFile,
+    NoColor,
+    Settings,
+    Source,
+    Step,
+    parse_settings,
+    split_layout,
+)
+
+layout = typer.Typer(
+    name="layout",
+    help="Show the layout of a checkpoint; check or format a UCL file.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+File = Annotated[
+    str, typer.Argument(metavar="FILE", show_default=False, help="A UCL file, usually `*.ucl`.")
+]
+Write = Annotated[
+    bool, typer.Option("--write", "-w", help="Replace the file instead of printing its text.")
+]
+Check = Annotated[
+    bool, typer.Option("--check", help="Print nothing; exit with 3 if the text is not canonical.")
+]
+
+
+@layout.command()
+def show(
+    source: Source,
+    step: Step = None,
+    layout: LayoutFile = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Print the layout through which a checkpoint is read, as UCL."""
+    from reshard import api
+    from reshard.cli.console import print_json, print_text
+
+    file, name = split_layout(layout)
+    opened = api.open_checkpoint(
+        source, step=step, layout=file, layout_name=name, settings=parse_settings(settings)
+    )
+    if as_json:
+        print_json({"layout": opened.layout})
+    else:
+        print_text(opened.layout.rstrip("\n"))
+
+
+@layout.command()
+def check(file: File, as_json: Json = False, no_color: NoColor = False) -> None:
+    """Check a UCL file: every axis of every atom once, every atom stored, no rule ambiguous."""
+    from reshard import api
+    from reshard.cli.console import print_answer, print_diagnostics, print_json
+
+    checked = api.check_layout(file)
+    if as_json:
+        print_json(checked.to_json())
+        return
+    print_answer(checked.to_text(), color=not no_color)
+    print_diagnostics(checked.warnings, color=not no_color)
+
+
+@layout.command()
+def fmt(file: File, write: Write = False, check: Check = False, as_json: Json = False) -> int:
+    """Print a UCL file in its canonical form; comments stay."""
+    from reshard import api
+    from reshard.cli.console import print_json, print_text
+    from reshard.errors import Exit
+
+    text, same = api.format_layout(file, write=write)
+    if as_json:
+        print_json({"text": text, "canonical": same})
+    elif not write and not check:
+        print_text(text.rstrip("\n"))
+    return int(Exit.OK if same or not check else Exit.LAYOUT)

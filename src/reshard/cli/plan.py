@@ -1,0 +1,59 @@
+"""`reshard plan`."""
+
+from __future__ import annotations
+
+from reshard.cli.options import (
+    Drift,
+    Json,
+    LayoutFile,
+    MaxFileSize,
+    MaxMemory,
+    NoColor,
+    Settings,
+    Source,
+    States,
+    Step,
+    Threads,
+    To,
+    parse_settings,
+    split_layout,
+)
+
+
+def plan(
+    source: Source,
+    to: To,
+    step: Step = None,
+    layout: LayoutFile = None,
+    settings: Settings = None,
+    states: States = "all",
+    on_drift: Drift = None,
+    threads: Threads = None,
+    max_memory: MaxMemory = None,
+    max_file_size: MaxFileSize = None,
+    as_json: Json = False,
+    no_color: NoColor = False,
+) -> None:
+    """Say what a conversion would do: every tensor's fate, files, bytes, memory, the proof."""
+    from reshard import api
+    from reshard.cli.console import print_answer, print_diagnostics, print_json
+
+    file, name = split_layout(layout)
+    report = api.plan(
+        source,
+        to,
+        step=step,
+        layout=file,
+        layout_name=name,
+        settings=parse_settings(settings),
+        states=states,
+        on_drift="error" if on_drift is None else on_drift.value,
+        threads=threads,
+        max_memory=max_memory,
+        max_file_size=max_file_size,
+    )
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_answer(report.to_text(), color=not no_color)
+    print_diagnostics(report.warnings, color=not no_color)

@@ -1,0 +1,125 @@
+"""Which format a folder is of, and the message when it is of none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.registry import SOURCES, is_source
+
+_MAX_ENTRIES = 2000
+"""Entries of a folder that are looked at for near misses."""
+
+
+def recognize(path: Path) -> str:
+    """The name of the format that a folder is of.
+
+    Raises: ReshardError[source-missing | unknown-source | mixed-source].
+    """
+    if not path.exists():
+        raise _missing(path)
+    if not path.is_dir():
+        raise _not_a_folder(path)
+    found = [name for name in SOURCES if is_source(name, path)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        titles = " and ".join(SOURCES[name].title for name in found)
+        raise source_error(
+            "mixed-source",
+            f"`{path}` looks like {len(found)} formats at once",
+            notes=[f"it has the marks of a {titles}"],
+            helps=["move one of them into a folder of its own"],
+        )
+    raise _unknown(path)
+
+
+def _missing(path: Path) -> ReshardError:
+    parent = path.absolute().parent
+    notes, helps = [], []
+    if not parent.is_dir():
+        notes = [f"there is no folder `{path.parent}` either"]
+    else:
+        near = _near(path.name, [entry.name for entry in _entries(parent)])
+        helps = [f"did you mean `{path.parent / near}`?"] if near else []
+    return source_error("source-missing", f"there is no folder `{path}`", notes=notes, helps=helps)
+
+
+def _not_a_folder(path: Path) -> ReshardError:
+    parent = path.parent
+    while parent != parent.parent and not any(is_source(name, parent) for name in SOURCES):
+        parent = parent.parent
+    inside = any(is_source(name, parent) for name in SOURCES)
+    return source_error(
+        "unknown-source",
+        f"`{path}` is a file, and a checkpoint is a folder",
+        helps=[f"give the folder: `{parent}`"] if inside else [],
+    )
+
+
+def _unknown(path: Path) -> ReshardError:
+    notes = [f"a {source.title} has {source.marks}" for source in SOURCES.values()]
+    helps = []
+    entries = _entries(path)
+    if not entries:
+        notes.append("the folder is empty")
+    told = _resembles({entry.name for entry in entries}, path)
+    if told:
+        notes.append(told)
+    below = [
+        entry
+        for entry in entries
+        if entry.is_dir() and any(is_source(name, entry) for name in SOURCES)
+    ]
+    if below:
+        helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
+    elif path.absolute().parent != path and any(
+        is_source(n, path.absolute().parent) for n in SOURCES
+    ):
+        helps = [f"give the folder above it: `{path.parent}`"]
+    return source_error(
+        "unknown-source", f"`{path}` is no checkpoint that is known", notes=notes, helps=helps
+    )
+
+
+def _resembles(names: set[str], path: Path) -> str:
+    """What a folder is instead, where that can be told from its names."""
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+        return "it looks like a PyTorch distributed (DCP) checkpoint, which cannot be read yet"
+    if "latest_checkpointed_iteration.txt" in names:
+        return "it looks like a Megatron checkpoint, which cannot be read yet"
+    if "latest_universal" in names or any((path / name / "zero").is_dir() for name in names):
+        return "it looks like DeepSpeed's own universal form, which can be written but not read"
+    if "zero" in names and (path / "zero").is_dir():
+        return "it looks like DeepSpeed's own universal form, which can be written but not read"
+    if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):
+        return (
+            "it has safetensors files but no `manifest.json`: a Hugging Face model, or a "
+            "universal checkpoint whose manifest was lost"
+        )
+    if any(name.startswith("pytorch_model") for name in names):
+        return "it looks like a Hugging Face model in `.bin` files, which cannot be read yet"
+    if any(name.endswith("_optim_states.pt") for name in names):
+        return "it has `*_optim_states.pt` files but no `*_model_states.pt`: part of it is missing"
+    return ""
+
+
+def _near(name: str, names: list[str]) -> str:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, names, 1)), "")
+
+
+def _entries(path: Path) -> list[Path]:
+    out = []
+    for entry in path.iterdir():
+        out.append(entry)
+        if len(out) >= _MAX_ENTRIES:
+            break
+    return sorted(out)
+
+
+def _listed(items: list[str]) -> str:
+    shown = items[:4]
+    more = f", and {len(items) - 4} more" if len(items) > 4 else ""
+    return ", ".join(shown) + more

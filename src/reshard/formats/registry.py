@@ -1,0 +1,120 @@
+"""Which module reads and which writes each format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from reshard.errors import Diagnostic
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.catalog import Catalog
+from reshard.plan.output import Output
+from reshard.plan.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFormat:
+    """A format that can be read.
+
+    Args:  package: has `detect.detect(path)` and `read.read(path, step=...)`.
+           title: for people.  marks: what a folder of it holds, for messages.
+    """
+
+    package: str
+    title: str
+    marks: str
+
+
+SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
+    {
+        "universal": SourceFormat(
+            "reshard.formats.universal", "universal checkpoint", "a `manifest.json`"
+        ),
+        "deepspeed": SourceFormat(
+            "reshard.formats.deepspeed",
+            "DeepSpeed checkpoint",
+            "a `latest` file beside the folder that it names, or `*_model_states.pt` files",
+        ),
+    }
+)
+"""By name, in the order in which they are asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFormat:
+    """A format that can be written.
+
+    Args:  module: has `prepare(arrangement, target, ...)`.  title: for people.
+           next_step: what to do with the folder, with `{src}` and `{dst}`.
+    """
+
+    module: str
+    title: str
+    next_step: str
+
+
+TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
+    {
+        "universal": TargetFormat(
+            "reshard.formats.universal.write", "universal checkpoint", "reshard verify {dst}"
+        ),
+        "deepspeed": TargetFormat(
+            "reshard.formats.deepspeed.write_native",
+            "DeepSpeed checkpoint",
+            "reshard verify {src} {dst}",
+        ),
+        "deepspeed-universal": TargetFormat(
+            "reshard.formats.deepspeed.write_universal",
+            "folder in DeepSpeed's universal form",
+            'DeepSpeed loads it with "checkpoint": {{"load_universal": true}} in its config',
+        ),
+    }
+)
+"""By the name that `--to` takes."""
+
+
+def is_source(name: str, path: Path) -> bool:
+    """Whether a folder looks like one of a format; cheap, nothing is parsed."""
+    return bool(_module(f"{SOURCES[name].package}.detect").detect(path))
+
+
+def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+    """The catalog of a folder that is known to be of a format.
+
+    Args:  step: which of several.  strict_layout: whether the checkpoint must describe itself; not
+           where the user brings a layout.
+    Raises: everything that the format finds wrong.
+    """
+    module = _module(f"{SOURCES[name].package}.read")
+    catalog = module.read(path, step=step, strict_layout=strict_layout)
+    assert isinstance(catalog, Catalog)
+    return catalog
+
+
+def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, object]) -> Output:
+    """What a target wants of an arrangement.
+
+    Args:  settings: keyword arguments of the target's own (`max_file_nbytes` of universal).
+    Raises: everything that makes the target impossible.
+    """
+    output = _module(TARGETS[target.format].module).prepare(arrangement, target, **settings)
+    assert isinstance(output, Output)
+    return output
+
+
+def check_bytes(name: str, catalog: Catalog) -> tuple[Diagnostic, ...]:
+    """Everything that differs from the checksums that a source carries itself; () if nothing does.
+
+    All of its files are read.
+    """
+    found = _module(f"{SOURCES[name].package}.verify").check_bytes(catalog)
+    assert isinstance(found, tuple)
+    return found
+
+
+def _module(name: str) -> Any:
+    return import_module(name)

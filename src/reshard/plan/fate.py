@@ -1,0 +1,129 @@
+"""What becomes of every tensor of a source: from how many runs, into how many pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reshard.dtypes import DType
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.plan import Plan
+
+Kind = Literal["written", "averaged", "dropped", "left out", "unplaced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one state of one parameter.
+
+    Args:  name, state, shape, dtype: of the whole tensor.
+           kind: "written"; "averaged", the mean of copies; "dropped", the target has no place for
+                 it; "left out", it was not asked for; "unplaced", no array holds it.
+           why: for a tensor that is dropped.
+           runs: places in the source that are read for it.  src_files: in how many files.
+           pieces: arrays of the target that hold some of it.  dst_files: in how many files.
+    """
+
+    name: str
+    state: str
+    shape: tuple[int, ...]
+    dtype: DType
+    kind: Kind
+    why: str = ""
+    runs: int = 0
+    src_files: int = 0
+    pieces: int = 0
+    dst_files: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        out: dict[str, object] = {
+            "name": self.name,
+            "state": self.state,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype),
+            "fate": self.kind,
+        }
+        if self.why:
+            out["why"] = self.why
+        if self.pieces:
+            out |= {
+                "runs": self.runs,
+                "source_files": self.src_files,
+                "pieces": self.pieces,
+                "target_files": self.dst_files,
+            }
+        return out
+
+
+@dataclass(slots=True)
+class _Use:
+    """Where one state of one atom goes and comes from."""
+
+    origins: set[tuple[str, int, int]]
+    src_files: set[str]
+    targets: set[tuple[str, int]]
+    averaged: bool = False
+
+
+def fates(
+    arrangement: Arrangement,
+    plan: Plan,
+    *,
+    dropped: Iterable[tuple[str, str, str]] = (),
+    left_out: Sequence[Whole] = (),
+) -> tuple[Fate, ...]:
+    """The fate of every tensor, in the order of the source.
+
+    Args:  dropped: (name, state, why) that the target reports.
+           left_out: tensors that were not asked for; `arrangement` does not have them.
+    """
+    uses: dict[tuple[str, str], _Use] = {}
+    for item in plan.placed:
+        state = item.array.spec.state
+        for copy in item.array.copies:
+            use = uses.setdefault((copy.atom, state), _Use(set(), set(), set()))
+            use.targets.add((item.file, item.byte_offset))
+            use.averaged = use.averaged or copy.mode == "mean"
+            for origin in copy.origins:
+                use.origins.add((origin.file, origin.byte_offset, origin.move.src_offset))
+                use.src_files.add(origin.file)
+        for key, piece in item.array.spec.segments:
+            if not piece.box.volume:
+                use = uses.setdefault((key, state), _Use(set(), set(), set()))
+                use.targets.add((item.file, item.byte_offset))
+    reasons = {(name, state): why for name, state, why in dropped}
+    out = [_fate(whole, uses, reasons) for whole in arrangement.wholes]
+    out += [Fate(w.name, w.state, w.shape, w.dtype, "left out") for w in left_out]
+    return tuple(out)
+
+
+def _fate(
+    whole: Whole,
+    uses: dict[tuple[str, str], _Use],
+    reasons: dict[tuple[str, str], str],
+) -> Fate:
+    head = (whole.name, whole.state, whole.shape, whole.dtype)
+    why = reasons.get((whole.name, whole.state))
+    if why is not None:
+        return Fate(*head, "dropped", why)
+    found = [
+        use
+        for key in dict.fromkeys(key for key, _ in whole.segments)
+        if (use := uses.get((key, whole.state))) is not None
+    ]
+    if not found:
+        return Fate(*head, "unplaced")
+    origins = set().union(*(use.origins for use in found))
+    sources = set().union(*(use.src_files for use in found))
+    targets = set().union(*(use.targets for use in found))
+    return Fate(
+        *head,
+        "averaged" if any(use.averaged for use in found) else "written",
+        "",
+        len(origins),
+        len(sources),
+        len(targets),
+        len({file for file, _ in targets}),
+    )

@@ -1,0 +1,192 @@
+"""What a conversion does: every tensor's fate, files, bytes, memory, and the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.errors import Diagnostic
+from reshard.plan.catalog import Catalog
+from reshard.plan.fate import Fate
+from reshard.plan.names import group_names
+from reshard.plan.prove import Proof
+from reshard.plan.text import facts, show_count, show_nbytes, wrap
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What `reshard plan` tells.
+
+    Args:  source: what is read.  target: what `--to` said.
+           fates: of every tensor, in the order of the source.
+           files: every file of the target that is known beforehand, with its size in bytes.
+           nbytes_read: tensor bytes taken from the source, copies that are compared included.
+           nbytes_written: of all files.
+           peak_nbytes: the most memory that moving them needs, the interpreter not counted.
+           proof: that the source stores all that it claims to.
+           covered: (tensor, state) pairs of which every element has a place in the target.
+           warnings: what the target cannot carry, or its loader will not restore.
+    """
+
+    source: SourceFacts
+    target: str
+    fates: tuple[Fate, ...]
+    files: tuple[tuple[str, int], ...]
+    nbytes_read: int
+    nbytes_written: int
+    peak_nbytes: int
+    proof: Proof
+    covered: int
+    warnings: tuple[Diagnostic, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {
+            "source": self.source.to_json(),
+            "target": self.target,
+            "tensors": [fate.to_json() for fate in self.fates],
+            "files": [{"path": path, "nbytes": nbytes} for path, nbytes in self.files],
+            "nbytes_read": self.nbytes_read,
+            "nbytes_written": self.nbytes_written,
+            "peak_nbytes": self.peak_nbytes,
+            "proof": {
+                "stored": self.proof.atoms,
+                "elements": self.proof.elements,
+                "runs": self.proof.parts,
+                "copies": self.proof.copies,
+                "placed": self.covered,
+            },
+            "warnings": [item.to_json() for item in self.warnings],
+        }
+
+    def to_text(self) -> str:
+        """For people, 80 columns wide."""
+        written = [fate for fate in self.fates if fate.kind in ("written", "averaged")]
+        files = len(self.files)
+        lines = [f"plan: {self.source.title} to {self.target}"]
+        lines += facts(
+            [
+                ("from", self.source.path),
+                ("mesh", self.source.mesh_text()),
+                ("reads", f"{show_nbytes(self.nbytes_read)} of tensors"),
+                ("writes", f"{show_nbytes(self.nbytes_written)} in {show_count(files, 'file')}"),
+                ("memory", f"at most {show_nbytes(self.peak_nbytes)} for moving them"),
+            ]
+        )
+        lines += ["", f"{show_count(len(written), 'tensor')} will be written"]
+        lines += fate_lines(self.fates)
+        others = [fate for fate in self.fates if fate.kind not in ("written", "averaged")]
+        if others:
+            lines += ["", *not_written_lines(others)]
+        lines += ["", *proof_lines(self.proof, self.covered)]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What is read, in a few words.
+
+    Args:  path: as it was given.  title: e.g. `DeepSpeed checkpoint`.  version: of what wrote it.
+           root: of its files.
+    """
+
+    path: str
+    title: str
+    version: str
+    root: str
+    mesh: Mapping[str, int]
+
+    @staticmethod
+    def of(catalog: Catalog, title: str, path: str) -> SourceFacts:
+        """The facts of a catalog."""
+        return SourceFacts(path, title, catalog.version, catalog.root, dict(catalog.mesh))
+
+    def mesh_text(self) -> str:
+        """`dp=4, tp=2`, or `1 rank`."""
+        return show_mesh(self.mesh)
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "path": self.path,
+            "title": self.title,
+            "version": self.version,
+            "root": self.root,
+        } | {"mesh": dict(self.mesh)}
+
+
+def show_mesh(mesh: Mapping[str, int]) -> str:
+    """`dp=4, tp=2`: the axes that are longer than 1; `one rank` where none is."""
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one rank"
+
+
+def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
+    """For each family of names: its states, from how many runs, and into how many pieces."""
+    by_name: dict[str, list[Fate]] = {}
+    for fate in all_fates:
+        if fate.kind in ("written", "averaged"):
+            by_name.setdefault(fate.name, []).append(fate)
+    families: dict[tuple[str, ...], list[str]] = {}
+    for name, items in by_name.items():
+        families.setdefault((_family(name), *(item.state for item in items)), []).append(name)
+    out = []
+    for names in families.values():
+        pattern, count = group_names(names)[0]
+        out.append(pattern if count == 1 else f"{pattern} ({count} tensors)")
+        states: dict[str, list[Fate]] = {}
+        for name in names:
+            for fate in by_name[name]:
+                states.setdefault(fate.state, []).append(fate)
+        told: dict[str, list[str]] = {}
+        for state, items in states.items():
+            told.setdefault(_movement(items), []).append(state)
+        for movement, kinds in told.items():
+            listed = wrap(", ".join(kinds), 34)
+            for index, line in enumerate(listed):
+                last = index == len(listed) - 1
+                out.append(f"    {line:<36}{movement}" if last else f"    {line}")
+    return out
+
+
+def not_written_lines(others: Sequence[Fate]) -> list[str]:
+    """What is not written and why, grouped."""
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for fate in others:
+        groups.setdefault((fate.kind, fate.state, fate.why), []).append(fate.name)
+    out = [f"{show_count(len(others), 'tensor')} will not be written"]
+    merged: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
+    for (kind, state, why), names in groups.items():
+        merged.setdefault((kind, why, tuple(group_names(names))), []).append(state)
+    for (kind, why, patterns), states in merged.items():
+        reason = why or {"left out": "not asked for", "unplaced": "no place"}.get(kind, kind)
+        out += wrap(f"    {', '.join(states)}: {reason}", 80, indent="      ")
+        if sum(count for _, count in patterns) <= 1 or len(patterns) <= 8:
+            out += [f"        {pattern}" for pattern, _ in patterns]
+        else:
+            out += [f"        {pattern}" for pattern, _ in patterns[:7]]
+            rest = sum(count for _, count in patterns[7:])
+            out.append(f"        and {show_count(rest, 'tensor')} more")
+    return out
+
+
+def proof_lines(proof: Proof, covered: int) -> list[str]:
+    """What was proved before any byte is moved."""
+    text = (
+        f"proved: {show_count(proof.atoms, 'stored tensor')} are whole, "
+        f"{show_count(proof.elements, 'element')} in {show_count(proof.parts, 'run')}"
+    )
+    if proof.copies:
+        text += f", {show_count(proof.copies, 'copy').replace('copys', 'copies')} among them"
+    text += f"; all of {show_count(covered, 'tensor')} has its place in the target"
+    return wrap(text, 80, indent="  ")
+
+
+def _movement(items: Sequence[Fate]) -> str:
+    runs = sum(item.runs for item in items)
+    pieces = sum(item.pieces for item in items)
+    verb = "averaged from" if any(item.kind == "averaged" for item in items) else "from"
+    return f"{verb} {show_count(runs, 'run')} to {show_count(pieces, 'piece')}"
+
+
+def _family(name: str) -> str:
+    return ".".join("#" if part.isdigit() else part for part in name.split("."))

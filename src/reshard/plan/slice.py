@@ -1,0 +1,68 @@
+"""A box of a whole tensor, as an array of its own: what a reader of slices asks for."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from reshard.algebra.box import Box
+from reshard.algebra.flat import cut
+from reshard.algebra.piece import Piece, row_major
+from reshard.plan.arrangement import Whole
+from reshard.plan.plan import ArraySpec
+
+
+def slice_spec(whole: Whole, box: Box) -> ArraySpec:
+    """The dense array of the elements of a whole tensor that lie in a box.
+
+    Args:  box: over the dimensions of the whole tensor, inside its shape.
+    """
+    segments = tuple(
+        (key, held) for key, piece in whole.segments for held in _held(piece, whole.shape, box)
+    )
+    return ArraySpec(whole.name, whole.state, whole.dtype, box.volume, segments, box.size)
+
+
+def _held(piece: Piece, shape: tuple[int, ...], box: Box) -> list[Piece]:
+    """What the box has of one piece, addressed in the array of the box alone."""
+    if not piece.box.volume or not box.volume:
+        return []
+    if not shape:
+        return [piece]
+    outer, inner = row_major(shape), row_major(box.size)
+    choices = []
+    for dim, (step, length) in enumerate(zip(outer, shape, strict=True)):
+        axes = [a for a in range(len(piece.strides)) if _dim_of(piece, a, outer, shape) == dim]
+        within = Piece(
+            Box(
+                tuple(piece.box.lo[a] for a in axes),
+                tuple(piece.box.size[a] for a in axes),
+            ),
+            piece.offset // step % length,
+            tuple(piece.strides[a] // step for a in axes),
+        )
+        found = cut(within, box.lo[dim], box.lo[dim] + box.size[dim])
+        choices.append([(axes, item) for item in found])
+    out = []
+    for chosen in product(*choices):
+        lo, size = list(piece.box.lo), list(piece.box.size)
+        strides = [0] * len(piece.strides)
+        offset = 0
+        for dim, (axes, item) in enumerate(chosen):
+            offset += (item.offset - box.lo[dim]) * inner[dim]
+            for position, axis in enumerate(axes):
+                lo[axis], size[axis] = item.box.lo[position], item.box.size[position]
+                strides[axis] = item.strides[position] * inner[dim]
+        out.append(Piece(Box(tuple(lo), tuple(size)), offset, tuple(strides)))
+    return out
+
+
+def _dim_of(piece: Piece, axis: int, outer: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """The dimension that an axis runs along; -1 for one of a single index, which does not run."""
+    stride, size = piece.strides[axis], piece.box.size[axis]
+    if size == 1:
+        return -1
+    return next(
+        dim
+        for dim, (step, length) in enumerate(zip(outer, shape, strict=True))
+        if stride >= step and stride % step == 0 and stride // step * (size - 1) < length
+    )
