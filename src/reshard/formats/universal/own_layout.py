@@ -1,0 +1,67 @@
+"""The layout that a universal checkpoint carries, such that it reads as what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reshard.errors import Diagnostic, ReshardError
+from reshard.formats.universal import NAME
+from reshard.formats.universal.manifest import TensorEntry
+from reshard.formats.universal.tensors import local_tensors
+from reshard.formats.universal.whole_layout import whole_layout
+from reshard.language import load_layout
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA, bind
+from reshard.plan.catalog import Catalog, Training
+
+
+def own_layout(
+    arrangement: Arrangement, wholes: Sequence[Whole], entries: Sequence[TensorEntry]
+) -> tuple[str, str, tuple[Diagnostic, ...]]:
+    """A layout through which the written tensors are read as the same atoms.
+
+    It is the source's, over whole tensors.  Where that does not read them back the same, it is one
+    rule for all names, which says nothing of how they were cut.
+
+    Returns: (its name, UCL text, warnings).
+    """
+    names = {item.name for item in wholes if item.state != EXTRA}
+    name = arrangement.layout.name
+    text = ""
+    if names:
+        try:
+            text = whole_layout(arrangement, names)
+            why = _difference(arrangement, wholes, entries, text)
+        except ReshardError as error:
+            why = error.diagnostics[0].headline
+        if not why:
+            return name, text, ()
+    rule = "[...]" if names else "[...] optional"
+    plain = f'layout {NAME} {{\n    "**" = {rule}\n}}\n'
+    if not names:
+        return NAME, plain, ()
+    warning = Diagnostic(
+        "plain-layout",
+        f"`layout.ucl` will not say how layout `{name}` cuts its tensors",
+        level="warning",
+        notes=(f"read through that layout, the whole tensors would be others: {why}",),
+        helps=("to cut them again, give a layout with `--layout`",),
+    )
+    return NAME, plain, (warning,)
+
+
+def _difference(
+    arrangement: Arrangement, wholes: Sequence[Whole], entries: Sequence[TensorEntry], text: str
+) -> str:
+    """Why the written tensors, read through a text, are not what they were; empty if they are."""
+    name = arrangement.layout.name
+    config = arrangement.catalog.config
+    catalog = Catalog(
+        NAME, "", "", {}, local_tensors(entries), text, name, Training(), config=config
+    )
+    again = bind(load_layout(text, "layout.ucl", name), catalog)
+    found = {(item.name, item.state): (item.shape, item.segments) for item in again.wholes}
+    for item in wholes:
+        if found.get((item.name, item.state)) != (item.shape, item.segments):
+            return f"`{item.name}` ({item.state}) differs"
+    return ""

@@ -1,0 +1,65 @@
+"""Where a universal checkpoint came from: one record a conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from reshard.formats.universal import NAME
+from reshard.formats.universal.read_manifest import read_manifest
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.output import Written
+from reshard.plan.prove import replicas
+
+
+def provenance(
+    arrangement: Arrangement,
+    wholes: Sequence[Whole],
+    dropped: Sequence[tuple[str, str, str]],
+    written: Sequence[Written],
+    converted_by: str,
+) -> tuple[Mapping[str, object], ...]:
+    """The records of the source, where it is universal itself, and one of this conversion."""
+    catalog = arrangement.catalog
+    before: tuple[Mapping[str, object], ...] = ()
+    if catalog.format == NAME:
+        before = read_manifest(Path(catalog.root)).provenance
+    record: dict[str, object] = {
+        "format": catalog.format,
+        "version": catalog.version,
+        "converted_by": converted_by,
+        "mesh": catalog.mesh,
+        "layout": catalog.layout_name,
+        "layout_text": catalog.layout,
+        "left_out": list(dict.fromkeys(state for _, state, _ in dropped)),
+        "oddities": [item.to_json() for item in catalog.oddities],
+        "copies": _copies(arrangement, wholes, written),
+        "files": [[item.path, item.nbytes, item.mtime_ns] for item in catalog.files],
+    }
+    return (*before, record)
+
+
+def _copies(
+    arrangement: Arrangement, wholes: Sequence[Whole], written: Sequence[Written]
+) -> dict[str, dict[str, object]]:
+    """Tensors that the source holds more than once: how often, and what became of the copies.
+
+    `equal`: all were read and are the same bit for bit.  `mean`: averaged.  `first`: the others
+    were not read.
+    """
+    modes = {
+        (item.placed.array.spec.label, item.placed.array.spec.state): {
+            copy.mode for copy in item.placed.array.copies
+        }
+        for item in written
+    }
+    out: dict[str, dict[str, object]] = {}
+    for whole in wholes:
+        stored = [arrangement.parts.get((key, whole.state), ()) for key, _ in whole.segments]
+        count = max((len(replicas(parts)) for parts in stored), default=0)
+        if count < 2:
+            continue
+        found = modes.get((whole.name, whole.state), set())
+        agreement = "mean" if "mean" in found else "equal" if "agree" in found else "first"
+        out.setdefault(whole.name, {})[whole.state] = [count, agreement]
+    return out

@@ -1,0 +1,113 @@
+"""A layout's text over whole, unpadded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import count
+
+from reshard.language import format_document, parse, tree
+from reshard.language.expression import Expression, Integer
+from reshard.language.layout import Layout
+from reshard.plan.arrangement import Arrangement, Bound
+
+Sizes = Mapping[str, int | None]
+"""The logical size of each axis; None where tensors differ in it."""
+
+
+def whole_layout(arrangement: Arrangement, names: Collection[str]) -> str:
+    """The text of a source's layout, for its tensors as they are when whole.
+
+    Sizes of the mesh go, since there is one rank; an axis that was padded is `truncated to` its
+    size, which holds without padding too and tells whoever cuts it that it may be padded again.
+    In a layout without a model, rules that nothing follows go, and conditions, since those that
+    are left hold.
+
+    Args:  names: the whole tensors that there are.
+    Raises: syntax.
+    """
+    layout = arrangement.layout
+    source = arrangement.catalog.layout if layout.span is None else layout.span.source.text
+    document = parse(source, "layout.ucl")
+    block = next(item for item in document.layouts if item.name.text == layout.name)
+    bounds = [bound for name, bound in arrangement.bound.items() if name in names]
+    own = replace(block, statements=tuple(_statements(block, layout, bounds)))
+    return format_document(tree.Document((*_models(layout, document), own)))
+
+
+def _statements(
+    block: tree.LayoutBlock, layout: Layout, bounds: Collection[Bound]
+) -> Iterator[tree.LayoutStatement]:
+    everywhere = _sizes(bounds)
+    by_rule: dict[int, list[Bound]] = {}
+    for bound in bounds:
+        by_rule.setdefault(bound.rule, []).append(bound)
+    rules = count()
+    for item in block.statements:
+        if isinstance(item, tree.RuleStatement):
+            index = next(rules)
+            if layout.model is not None:
+                yield item
+            elif index in by_rule:
+                anonymous = count()
+                sizes = _sizes(by_rule[index])
+                dims = tuple(_term(term, sizes, anonymous) for term in item.dims)
+                yield replace(item, dims=dims, when=None, optional=False)
+        elif isinstance(item, tree.MeshStatement):
+            yield replace(item, axes=tuple(tree.MeshAxis(axis.name) for axis in item.axes))
+        elif isinstance(item, tree.PlaceStatement):
+            own = {everywhere.get(axis.text) for axis in item.axes}
+            placement = _placement(item.placement, own.pop() if len(own) == 1 else None)
+            if placement is not None:
+                yield replace(item, placement=placement)
+        else:
+            yield item
+
+
+def _models(layout: Layout, document: tree.Document) -> tuple[tree.ModelBlock, ...]:
+    """The model of a layout, from its own text where the layout's does not declare it."""
+    model = layout.model
+    if model is None:
+        return ()
+    texts = [document]
+    spans = [item.span for item in model.axes.values() if item.span is not None]
+    texts += [parse(span.source.text, span.source.name) for span in spans[:1]]
+    found = [item for text in texts for item in text.models if item.name.text == model.name]
+    return tuple(found[:1])
+
+
+def _sizes(bounds: Iterable[Bound]) -> Sizes:
+    out: dict[str, int | None] = {}
+    for bound in bounds:
+        for axis, cut in bound.cuts.items():
+            out[axis] = cut.size if out.get(axis, cut.size) == cut.size else None
+    return out
+
+
+def _term(term: tree.TermTree, sizes: Sizes, anonymous: Iterator[int]) -> tree.TermTree:
+    if isinstance(term, tree.ProductTerm):
+        return replace(term, factors=tuple(_term(item, sizes, anonymous) for item in term.factors))
+    if isinstance(term, tree.SumTerm):
+        return replace(
+            term,
+            parts=tuple(
+                replace(part, term=_term(part.term, sizes, anonymous)) for part in term.parts
+            ),
+        )
+    # Anonymous axes are counted as the compiler counts them.
+    name = term.name.text if term.name.text != "_" else f"_{next(anonymous)}"
+    size = sizes.get(name)
+    stated: Expression | None = term.size
+    if stated is not None and size is not None:
+        stated = Integer(size)
+    placement = None if term.placement is None else _placement(term.placement, size)
+    return replace(term, size=stated, placement=placement)
+
+
+def _placement(placement: tree.Placement, size: int | None) -> tree.Placement | None:
+    truncated_to = placement.truncated_to
+    if size is not None and (placement.pad_to is not None or truncated_to is not None):
+        truncated_to = Integer(size)
+    if not placement.over and truncated_to is None:
+        return None
+    return replace(placement, pad_to=None, truncated_to=truncated_to)

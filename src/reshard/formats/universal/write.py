@@ -1,0 +1,206 @@
+"""Prepares a universal checkpoint: which files, which bytes, and the manifest at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
+from reshard.formats.universal.files import (
+    MAX_FILE_NBYTES,
+    StateSet,
+    natural,
+    nbytes,
+    share_out,
+    stem_of,
+)
+from reshard.formats.universal.manifest import (
+    FileEntry,
+    Manifest,
+    TensorEntry,
+    json_bytes,
+    manifest_bytes,
+)
+from reshard.formats.universal.own_layout import own_layout
+from reshard.formats.universal.provenance import provenance
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
+from reshard.plan.plan import ArraySpec
+from reshard.plan.rename import atom_sizes
+from reshard.plan.target import Target
+from reshard.storage.digest import digest_bytes
+from reshard.storage.index import SUFFIX, write_index
+
+_WEIGHTS = ("param", "master")
+"""State kinds that can be a model's weights, the best first."""
+
+
+def prepare(
+    arrangement: Arrangement,
+    target: Target,
+    *,
+    states: Collection[str] | None = None,
+    max_file_nbytes: int = MAX_FILE_NBYTES,
+) -> Output:
+    """A whole universal checkpoint.
+
+    Args:  states: state kinds that are written, all when None; tensors that belong to no parameter
+           (`extra`) always are.
+           max_file_nbytes: tensor bytes of one file; a larger tensor gets a file of its own.
+    Raises: ReshardError[unknown-option | tensor-name].
+    """
+    target.reject_unknown(())
+    chosen, dropped = _choose(arrangement, states)
+    sets = share_out(chosen, max_file_nbytes)
+    places = {
+        (item.name, item.state): (file.path, file.offsets[item.name])
+        for group in sets
+        for file in group.files
+        for item in file.tensors
+    }
+    entries = tuple(_entry(item, *places[item.name, item.state]) for item in chosen)
+    layout_name, layout, warnings = own_layout(arrangement, chosen, entries)
+    weights_from, small = _small_files(arrangement, chosen, sets, places)
+    small[LAYOUT] = layout.encode("utf-8")
+    heads = [FileBytes(file.path, 0, file.head) for group in sets for file in group.files]
+    files = {file.path: file.nbytes for group in sets for file in group.files}
+
+    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        digests = _digests(written)
+        catalog = arrangement.catalog
+        listed = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]
+        listed += [
+            FileEntry(head.file, files[head.file], digest_bytes(head.data), len(head.data))
+            for head in heads
+        ]
+        manifest = Manifest(
+            written_by=_written_by(),
+            layout_name=layout_name,
+            weights_from=weights_from,
+            tensors=tuple(_with_digest(item, digests) for item in entries),
+            files=tuple(sorted(listed, key=lambda item: natural(item.path))),
+            aliases=catalog.aliases or {},
+            buffers=catalog.buffers,
+            frozen=catalog.frozen,
+            config=catalog.config,
+            sizes=_sizes(arrangement),
+            training=catalog.training,
+            provenance=provenance(arrangement, chosen, dropped, written, _written_by()),
+        )
+        return (FileBytes(MANIFEST, 0, manifest_bytes(manifest)),)
+
+    return Output(
+        placed=tuple(
+            PlacedSpec(_spec(item), file.path, file.offsets[item.name])
+            for group in sets
+            for file in group.files
+            for item in file.tensors
+        ),
+        files=files,
+        head=(*heads, *(FileBytes(path, 0, data) for path, data in small.items())),
+        finish=finish,
+        warnings=warnings,
+        dropped=dropped,
+    )
+
+
+def _choose(
+    arrangement: Arrangement, states: Collection[str] | None
+) -> tuple[tuple[Whole, ...], tuple[tuple[str, str, str], ...]]:
+    """The tensors that are written, and those that are not, with the reason."""
+    wholes = arrangement.wholes
+    if states is None:
+        return wholes, ()
+    kept = {*states, EXTRA}
+    chosen = tuple(item for item in wholes if item.state in kept)
+    dropped = tuple(
+        (item.name, item.state, "not among the states asked for")
+        for item in wholes
+        if item.state not in kept
+    )
+    return chosen, dropped
+
+
+def _entry(item: Whole, file: str, byte_offset: int) -> TensorEntry:
+    axes = tuple("_" if item.state == EXTRA else axis for axis in item.axes)
+    return TensorEntry(
+        item.name,
+        item.state,
+        item.dtype,
+        item.shape,
+        axes,
+        file,
+        byte_offset,
+        nbytes(item),
+        "",
+    )
+
+
+def _spec(item: Whole) -> ArraySpec:
+    numel = nbytes(item) // item.dtype.itemsize
+    return ArraySpec(item.name, item.state, item.dtype, numel, item.segments, item.shape)
+
+
+def _small_files(
+    arrangement: Arrangement,
+    wholes: Sequence[Whole],
+    sets: Sequence[StateSet],
+    places: Mapping[tuple[str, str], tuple[str, int]],
+) -> tuple[tuple[str, ...], dict[str, bytes]]:
+    """Where the weights are, and every file without tensors but the layout."""
+    small: dict[str, bytes] = {}
+    for group in sets:
+        if group.state != "param":
+            small[group.index_path] = group.index()
+    weights: dict[str, Whole] = {}
+    for state in _WEIGHTS:
+        for item in wholes:
+            if item.state == state:
+                weights.setdefault(item.name, item)
+    used = {item.state for item in weights.values()}
+    if weights:
+        index = {name: places[name, item.state][0] for name, item in weights.items()}
+        total = sum(nbytes(item) for item in weights.values())
+        small[stem_of("param") + SUFFIX] = write_index(index, {"total_size": total})
+    if arrangement.catalog.training.framework is not None:
+        small[FRAMEWORK] = json_bytes(arrangement.catalog.training.framework)
+    return tuple(state for state in _WEIGHTS if state in used), small
+
+
+def _digests(written: Sequence[Written]) -> dict[tuple[str, str], str]:
+    out = {}
+    for item in written:
+        spec = item.placed.array.spec
+        assert item.digest is not None, "every array of a universal checkpoint is digested"
+        out[spec.label, spec.state] = item.digest
+    return out
+
+
+def _with_digest(item: TensorEntry, digests: Mapping[tuple[str, str], str]) -> TensorEntry:
+    return TensorEntry(
+        item.name,
+        item.state,
+        item.dtype,
+        item.shape,
+        item.axes,
+        item.file,
+        item.byte_offset,
+        item.nbytes,
+        digests[item.name, item.state],
+    )
+
+
+def _sizes(arrangement: Arrangement) -> dict[str, int]:
+    """The sizes of the model's axes; a layout without a model has no axes of its own."""
+    if arrangement.layout.model is None:
+        return {}
+    model = arrangement.layout.model
+    return {axis: size for axis, size in atom_sizes(arrangement).items() if axis in model.axes}
+
+
+def _written_by() -> str:
+    try:
+        return f"reshard {version('reshard')}"
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "reshard"
