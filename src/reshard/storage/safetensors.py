@@ -109,11 +109,13 @@ def _parse(raw: bytes, size: int, base: int) -> SafetensorsHeader:
 def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTensor:
     if not isinstance(entry, dict):
         _fail(f"the entry of `{name}` is no object")
-    kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if kind not in DType.__members__.values():
+    kind = entry.get("dtype")
+    if not isinstance(kind, str) or kind not in set(DType):
         _fail(f"`{name}` has the element type `{kind}`, which is not known")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        _fail(f"`{name}` has a shape or offsets that are not of integers")
+    shape = _counts(name, entry.get("shape"))
+    offsets = _counts(name, entry.get("data_offsets"))
+    if len(offsets) != 2:
+        _fail(f"`{name}` has {len(offsets)} offsets, not 2")
     dtype = DType(kind)
     start, stop = offsets
     if not 0 <= start <= stop <= data_nbytes:
@@ -124,10 +126,11 @@ def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTe
     return StoredTensor(dtype, tuple(shape), data_at + start, wanted)
 
 
-def _counts(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
-    )
+def _counts(name: str, value: object) -> list[int]:
+    out = [n for n in value if isinstance(n, int)] if isinstance(value, list) else None
+    if out is None or out != value or any(isinstance(n, bool) or n < 0 for n in out):
+        _fail(f"`{name}` has a shape or offsets that are not of integers")
+    return out
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
