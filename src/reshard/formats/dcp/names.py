@@ -78,7 +78,7 @@ class Names:
 
 
 def group_path(path: tuple[str | int, ...]) -> tuple[str | int, str] | None:
-    """The group (or parameter) and the hyper-parameter of a key of `param_groups`; None if it is none."""
+    """The group (or parameter) and hyper-parameter of a key of `param_groups`; else None."""
     if len(path) < 2 or str(path[0]) not in OPTIMIZERS:
         return None
     if path[1] == "param_groups" and len(path) >= 4:
