@@ -1,0 +1,123 @@
+"""Conversion of element types: rounded once to nearest even, or refused; never quietly wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from reshard.dtypes import DType
+from reshard.engine.elements import Elements, numpy_dtype, show_element, widened
+
+Cast = Callable[[Elements], Elements]
+
+_ROUNDED = {
+    DType.F8_E4M3,
+    DType.F8_E5M2,
+    DType.F8_E4M3FNUZ,
+    DType.F8_E5M2FNUZ,
+    DType.F16,
+    DType.BF16,
+    DType.F32,
+    DType.F64,
+}
+_COMPLEX = {DType.C64, DType.C128}
+_NATIVE = {DType.F16, DType.F32, DType.F64}
+
+
+class CastError(Exception):
+    """Values that the wanted type cannot hold; the caller knows whose they are.
+
+    Args:  reason: what is wrong, in words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def find_cast(src: DType, dst: DType) -> Cast | None:
+    """The function that converts elements, or None when the types are the same.
+
+    Floating point is rounded to nearest even; between integers and floating point only what comes
+    back unchanged is converted.
+
+    Raises: CastError, here if no value can be converted, and by the function returned if some
+            finite value would overflow or an exact conversion is not.
+    """
+    if src == dst:
+        return None
+    if (src in _COMPLEX) != (dst in _COMPLEX):
+        raise CastError("real and complex numbers are not converted into each other")
+    if src in _COMPLEX or (src in _ROUNDED and dst in _ROUNDED):
+        return lambda data: _rounded(data, dst)
+    return lambda data: _exact(data, src, dst)
+
+
+def round_float64(data: Elements, dst: DType) -> Elements:
+    """Float64 (or complex128) numbers rounded once to a floating point type.
+
+    Raises: CastError if a finite number overflows.
+    """
+    return _rounded(data, dst)
+
+
+def is_rounded(dtype: DType) -> bool:
+    """Whether numbers of this type may be rounded: floating point and complex ones."""
+    return dtype in _ROUNDED or dtype in _COMPLEX
+
+
+def _rounded(data: Elements, dst: DType) -> Elements:
+    wanted = numpy_dtype(dst)
+    with np.errstate(all="ignore"):
+        if dst in _NATIVE or dst in _COMPLEX:
+            out = data.astype(wanted)
+        else:
+            out = _to_float32(data).astype(wanted)
+        lost = np.isfinite(data) & ~np.isfinite(out)
+    if np.any(lost):
+        example = show_element(data[lost][:1])
+        raise CastError(f"{int(np.sum(lost))} finite values exceed {dst}, for example {example}")
+    return out
+
+
+def _to_float32(data: Elements) -> Elements:
+    """Float32 numbers that round to any narrower type as the numbers given would.
+
+    What float32 cannot hold is rounded to odd: rounding it again is then as good as rounding once.
+    """
+    near = data.astype(np.float32)
+    if data.dtype != np.float64:
+        return near
+    inexact = (near.astype(np.float64) != data) & np.isfinite(near)
+    if not np.any(inexact):
+        return near
+    bits = near.view(np.uint32).copy()
+    beyond = inexact & (np.abs(near.astype(np.float64)) > np.abs(data))
+    bits[beyond] -= 1
+    bits[inexact] |= 1
+    return bits.view(np.float32)
+
+
+def _exact(data: Elements, src: DType, dst: DType) -> Elements:
+    bits = f"u{data.dtype.itemsize}"
+    with np.errstate(all="ignore"):
+        out = data.astype(numpy_dtype(dst))
+        kept = out.astype(data.dtype).view(bits) == data.view(bits)
+        # A number just past an integer type's range may come back the same where processors clamp.
+        kept &= _below(data, dst) & _below(out, src)
+    if not np.all(kept):
+        example = show_element(data[~kept][:1])
+        raise CastError(
+            f"{int(np.sum(~kept))} values of {src} have no equal in {dst}, for example {example}"
+        )
+    return out
+
+
+def _below(data: Elements, integer: DType) -> Elements | bool:
+    """Whether numbers are below the end of an integer type's range; true of any other type."""
+    wanted = numpy_dtype(integer)
+    if wanted.kind not in "iu" or data.dtype.kind in "iub":
+        return True
+    below: Elements = widened(data) < 2.0 ** (8 * wanted.itemsize - (wanted.kind == "i"))
+    return below

@@ -1,0 +1,245 @@
+"""Runs a plan: reads, converts, digests, and writes in bounded memory, on a few threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from reshard.engine.fill import Filler
+from reshard.engine.gather import Gatherer
+from reshard.engine.source_files import SourceFiles
+from reshard.engine.units import Handful, Window, units
+from reshard.plan.output import Written
+from reshard.plan.plan import Placed, Plan
+from reshard.storage.digest import digest_bytes
+
+BUFFER_NBYTES = 1 << 20
+MAX_THREADS = 8
+
+
+class Folder(Protocol):
+    """Where a plan's arrays are written; `storage.output.OutputFolder` is one."""
+
+    def open_file(self, name: str, nbytes: int, /) -> int:
+        """A descriptor of a file of that size, which the folder closes; the same one each time."""
+
+    def write(self, name: str, byte_offset: int, data: memoryview, /) -> None:
+        """Write bytes into a file that was opened; safe from several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is.
+
+    Args:  nbytes_done, nbytes_total: of the arrays.  label: of the one that was written last.
+    """
+
+    nbytes_done: int
+    nbytes_total: int
+    label: str
+
+
+def default_threads() -> int:
+    """As many threads as there are processors for this process, up to 8."""
+    return min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+def execute(
+    plan: Plan,
+    folder: Folder,
+    files: SourceFiles,
+    *,
+    threads: int | None = None,
+    buffer_bytes: int = BUFFER_NBYTES,
+    on_progress: Callable[[Progress], None] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> tuple[Written, ...]:
+    """Write every array of a plan to its place.
+
+    Args:  folder: receives the bytes.  files: of the source.
+           threads: None for one per processor.  buffer_bytes: that a thread writes at once.
+           on_progress: called from any thread, one call at a time.
+           sizes: of the output files, in bytes; a file that it leaves out ends with its last array.
+    Returns: one record per array, in the order of `plan.placed`.
+    Raises: ReshardError[replica-mismatch | cast-refused | source-truncated | source-changed |
+            source-unreadable], whatever the folder raises; the first that happens ends the run.
+    """
+    ends: dict[str, int] = {}
+    for placed in plan.placed:
+        end = placed.byte_offset + placed.array.spec.nbytes
+        ends[placed.file] = max(ends.get(placed.file, 0), end)
+    for file, end in ends.items():
+        folder.open_file(file, (sizes or {}).get(file, end))
+    run = _Run(plan, folder, files, buffer_bytes, on_progress)
+    count = max(1, threads if threads is not None else default_threads())
+    if count == 1:
+        run.work()
+    else:
+        _work_together(run, count)
+    if run.error is not None:
+        raise run.error
+    files.check_unchanged()
+    return tuple(item for item in run.written if item is not None)
+
+
+def _work_together(run: _Run, count: int) -> None:
+    workers = [
+        threading.Thread(target=run.work, name=f"reshard-{i}", daemon=True) for i in range(count)
+    ]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    except BaseException as error:  # an interrupt arrives here, while the others work
+        run.stop(error)
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+        raise
+
+
+class _Run:
+    """What the threads of one run share."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Folder,
+        files: SourceFiles,
+        buffer_nbytes: int,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.written: list[Written | None] = [None] * len(plan.placed)
+        self.error: BaseException | None = None
+        self._folder = folder
+        self._files = files
+        self._buffer_nbytes = buffer_nbytes
+        self._on_progress = on_progress
+        self._units = units(plan, files, buffer_nbytes)
+        self._lock = threading.Lock()
+        self._reporting = threading.Lock()
+        self._waiting: set[threading.Condition] = set()
+        self._done = 0
+        self._total = plan.bytes_written
+
+    def work(self) -> None:
+        """Do pieces of work until there is none left, or one of any thread failed."""
+        worker = _Worker(self._files)
+        try:
+            while (unit := self._next()) is not None:
+                if isinstance(unit, Handful):
+                    self._handful(unit, worker)
+                else:
+                    self._window(unit, worker)
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            self.stop(error)
+            if threading.current_thread() is threading.main_thread():
+                raise
+
+    def stop(self, error: BaseException) -> None:
+        """End the run; the first error is the one that is told."""
+        with self._lock:
+            if self.error is None:
+                self.error = error
+            waiting = list(self._waiting)
+        for condition in waiting:
+            with condition:
+                condition.notify_all()
+
+    def _next(self) -> Window | Handful | None:
+        with self._lock:
+            return None if self.error is not None else next(self._units, None)
+
+    def _handful(self, unit: Handful, worker: _Worker) -> None:
+        buffer = worker.buffer(unit.nbytes)
+        at = 0
+        pending: list[tuple[Placed, int, int]] = []  # runs of neighbours, as (first, start, stop)
+        for index, placed in unit.items:
+            spec = placed.array.spec
+            data = buffer[at : at + spec.nbytes]
+            Filler(placed.array, self._files).fill(0, spec.numel, data, worker.gatherer)
+            self.written[index] = Written(
+                placed,
+                digest_bytes(data) if placed.digest else None,
+                zlib.crc32(data) if placed.crc else None,
+            )
+            first, start, stop = pending[-1] if pending else (placed, 0, -1)
+            follows = placed.byte_offset == first.byte_offset + stop - start
+            if stop == at and placed.file == first.file and follows:
+                pending[-1] = first, start, at + spec.nbytes
+            else:
+                pending.append((placed, at, at + spec.nbytes))
+            at += spec.nbytes
+        for first, start, stop in pending:
+            self._folder.write(first.file, first.byte_offset, buffer[start:stop])
+        self._report(unit.nbytes, unit.items[-1][1])
+
+    def _window(self, unit: Window, worker: _Worker) -> None:
+        track = unit.track
+        placed = track.placed
+        itemsize = placed.array.spec.dtype.itemsize
+        data = worker.buffer((unit.stop - unit.start) * itemsize)
+        track.filler.fill(unit.start, unit.stop, data, worker.gatherer)
+        if track.digest is not None or placed.crc:
+            self._await_turn(unit)
+            if track.digest is not None:
+                track.digest.update(data)
+            if placed.crc:
+                track.crc = zlib.crc32(data, track.crc)
+            if unit.stop == placed.array.spec.numel:
+                digest = track.digest.text() if track.digest is not None else None
+                crc = track.crc if placed.crc else None
+                self.written[track.index] = Written(placed, digest, crc)
+            with track.moved:
+                track.turn = unit.stop
+                track.moved.notify_all()
+        elif unit.stop == placed.array.spec.numel:
+            self.written[track.index] = Written(placed, None, None)
+        self._folder.write(placed.file, placed.byte_offset + unit.start * itemsize, data)
+        self._report(len(data), placed)
+
+    def _await_turn(self, unit: Window) -> None:
+        track = unit.track
+        with track.moved:
+            if track.turn == unit.start:
+                return
+            with self._lock:
+                self._waiting.add(track.moved)
+            track.moved.wait_for(lambda: track.turn == unit.start or self.error is not None)
+            if track.turn != unit.start:
+                raise _StoppedError
+
+    def _report(self, nbytes: int, placed: Placed) -> None:
+        if self._on_progress is None:
+            self._done += nbytes
+            return
+        with self._reporting:
+            self._done += nbytes
+            self._on_progress(Progress(self._done, self._total, placed.array.spec.label))
+
+
+class _StoppedError(Exception):
+    """Another thread failed."""
+
+
+class _Worker:
+    """What one thread owns: a buffer that grows to what it needs, and a gatherer."""
+
+    def __init__(self, files: SourceFiles) -> None:
+        self.gatherer = Gatherer(files)
+        self._buffer = np.empty(0, np.uint8).data
+
+    def buffer(self, nbytes: int) -> memoryview:
+        """A buffer of this many bytes, with anything in it."""
+        if len(self._buffer) < nbytes:
+            self._buffer = np.empty(nbytes, np.uint8).data
+        return self._buffer[:nbytes]

@@ -1,0 +1,170 @@
+"""The files of a source, open for reading, and held to what the catalog says of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from reshard.errors import Diagnostic, Exit, ReshardError, source_error
+from reshard.plan.catalog import SourceFile
+
+MAX_OPEN = 256
+"""Files that are kept open; one more closes the one that was not read for the longest time."""
+
+
+@dataclass(slots=True)
+class _Open:
+    fd: int
+    users: int
+
+
+class SourceFiles:
+    """Reads ranges of a source's files; safe to use from several threads.
+
+    Args:  root: absolute path that file names start from.
+           files: as the catalog found them.  A file that it does not list may be read too; it is
+                  held to what it was when it was first opened.
+    """
+
+    def __init__(self, root: str | Path, files: Iterable[SourceFile] = ()) -> None:
+        self.root = Path(root)
+        self._known = {file.path: file for file in files}
+        self._seen: dict[str, SourceFile] = {}
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> SourceFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every file."""
+        with self._lock:
+            for item in self._open.values():
+                os.close(item.fd)
+            self._open.clear()
+
+    def pread_into(self, file: str, byte_offset: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of a file from `byte_offset` on.
+
+        Args:  file: relative to the root.  byte_offset: absolute.  out: bytes, writable.
+        Raises: ReshardError[source-truncated | source-changed | source-unreadable].
+        """
+        item = self._acquire(file)
+        try:
+            done = 0
+            while done < len(out):
+                try:
+                    count = os.preadv(item.fd, [out[done:]], byte_offset + done)
+                except OSError as error:
+                    raise _unreadable(self.root / file, error) from None
+                if count == 0:
+                    raise _truncated(
+                        self.root / file, byte_offset, len(out), os.fstat(item.fd).st_size
+                    )
+                done += count
+        finally:
+            with self._lock:
+                item.users -= 1
+
+    def check_unchanged(self) -> None:
+        """Prove that no file that was read has changed since it was catalogued.
+
+        Raises: ReshardError[source-changed | source-unreadable], every file of which it is true.
+        """
+        problems: list[Diagnostic] = []
+        for file, seen in self._seen.items():
+            path = self.root / file
+            try:
+                found = path.stat()
+            except OSError as error:
+                problems += _unreadable(path, error).diagnostics
+            else:
+                problems += _changes(path, seen, found)
+        if problems:
+            raise ReshardError(problems, Exit.SOURCE)
+
+    def _acquire(self, file: str) -> _Open:
+        with self._lock:
+            item = self._open.get(file)
+            if item is None:
+                item = self._open[file] = _Open(self._open_file(file), 0)
+                self._close_oldest()
+            else:
+                self._open.move_to_end(file)
+            item.users += 1
+            return item
+
+    def _open_file(self, file: str) -> int:
+        path = self.root / file
+        try:
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        found = os.fstat(fd)
+        seen = self._seen.get(file) or self._known.get(file)
+        if seen is None:
+            seen = SourceFile(file, found.st_size, found.st_mtime_ns)
+        self._seen[file] = seen
+        problems = _changes(path, seen, found)
+        if problems:
+            os.close(fd)
+            raise ReshardError(problems, Exit.SOURCE)
+        return fd
+
+    def _close_oldest(self) -> None:
+        """Close what was not read for the longest time; a file that is being read stays open."""
+        if len(self._open) <= MAX_OPEN:
+            return
+        last = next(reversed(self._open))
+        idle = next((f for f, item in self._open.items() if not item.users and f != last), None)
+        if idle is not None:
+            os.close(self._open.pop(idle).fd)
+
+
+def _changes(path: Path, seen: SourceFile, found: os.stat_result) -> list[Diagnostic]:
+    if (found.st_size, found.st_mtime_ns) == (seen.nbytes, seen.mtime_ns):
+        return []
+    if found.st_size != seen.nbytes:
+        what = f"it had {seen.nbytes} bytes and has {found.st_size} now"
+    else:
+        what = f"it has {found.st_size} bytes as before, but was written again"
+    return [
+        Diagnostic(
+            "source-changed",
+            f"`{path}` changed while it was read",
+            notes=(what,),
+            helps=("wait until nothing writes to the source, then run the command again",),
+        )
+    ]
+
+
+def _truncated(path: Path, byte_offset: int, nbytes: int, actual: int) -> ReshardError:
+    return source_error(
+        "source-truncated",
+        f"`{path}` ends before the tensors that it should hold",
+        notes=[
+            f"bytes {byte_offset} to {byte_offset + nbytes} are wanted, the file has {actual}",
+        ],
+        helps=["copy the file again from where the checkpoint was written"],
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> ReshardError:
+    return source_error(
+        "source-unreadable",
+        f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}",
+        helps=["check that the file is there, that you may read it, and that its disk is well"],
+    )
