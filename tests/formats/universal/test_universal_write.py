@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reshard.formats.universal.read import read
 from universal_source import TRAINING, arrange, convert, read_whole, tp_catalog, wholes
+
+from reshard.formats.universal.read import read
 
 
 def test_every_tensor_comes_out_whole(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Small sources that a test writes itself, and a conversion by nested loops instead of the engine."""
+"""Small sources that a test writes itself, and a conversion by loops instead of the engine."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from reshard.errors import Diagnostic, Exit, ReshardError
@@ -11,7 +10,8 @@ from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
 from reshard.storage.digest import digest_bytes
 from reshard.storage.safetensors import read_header
 
-_AGAIN = ("copy the checkpoint again, or convert its source again",)
+AGAIN = ("copy the checkpoint again, or convert its source again",)
+_SHOWN = 5
 
 
 def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -19,59 +19,61 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
 
     Args:  path: the folder.
     Returns: `layout.ucl` and, where there is one, `extra/framework.json`, by path.
-    Raises: ReshardError[missing-file | changed-file], every one that is found, and what a broken
-            safetensors header raises.
+    Raises: ReshardError[missing-file | changed-file | bad-safetensors], every one that is found.
     """
-    problems = _sizes(path, manifest)
-    if problems:
-        raise ReshardError(problems, Exit.SOURCE)
-    texts = {}
-    for item in manifest.files:
-        if item.path in (LAYOUT, FRAMEWORK) and item.head_nbytes is None:
-            texts[item.path] = (path / item.path).read_bytes()
-            problems += _changed_text(path, item, texts[item.path])
-    members: dict[str, list[TensorEntry]] = {}
-    for tensor in manifest.tensors:
-        members.setdefault(tensor.file, []).append(tensor)
-    for item in manifest.files:
-        if item.head_nbytes is not None:
-            problems += _header(path, item, members.get(item.path, []))
+    problems = [item for found in file_problems(path, manifest).values() for item in found]
+    texts: dict[str, bytes] = {}
+    if not problems:
+        for item in manifest.files:
+            if item.path in (LAYOUT, FRAMEWORK):
+                texts[item.path] = (path / item.path).read_bytes()
+                problems += _changed_text(path, item, texts[item.path])
     if problems:
         raise ReshardError(problems, Exit.SOURCE)
     return texts
 
 
-def _sizes(path: Path, manifest: Manifest) -> list[Diagnostic]:
-    missing = []
-    problems = []
-    for item in manifest.files:
-        file = path / item.path
-        if not file.is_file():
-            missing.append(item.path)
-            continue
-        found = file.stat().st_size
-        if found != item.nbytes:
-            problems.append(
-                Diagnostic(
-                    "changed-file",
-                    f"`{item.path}` has {found} bytes, the manifest says {item.nbytes}",
-                    notes=(f"in {path}",),
-                    helps=_AGAIN,
-                )
-            )
+def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]:
+    """By file, what is wrong with its presence, its size, and its header; one that is well is not
+    among them.  What is missing is told once, for all of them.
+    """
+    members: dict[str, list[TensorEntry]] = {}
+    for tensor in manifest.tensors:
+        members.setdefault(tensor.file, []).append(tensor)
+    missing = [item.path for item in manifest.files if not (path / item.path).is_file()]
+    problems: dict[str, list[Diagnostic]] = {name: [] for name in missing}
     if missing:
-        problems.insert(0, _missing(path, missing, len(manifest.files)))
+        problems[missing[0]].append(_missing(path, missing, len(manifest.files)))
+    for item in manifest.files:
+        if item.path in problems:
+            continue
+        found = (path / item.path).stat().st_size
+        if found != item.nbytes:
+            problems[item.path] = [_size(path, item, found)]
+        elif item.head_nbytes is not None:
+            faults = _header(path, item, members.get(item.path, []))
+            if faults:
+                problems[item.path] = faults
     return problems
 
 
-def _missing(path: Path, names: Sequence[str], total: int) -> Diagnostic:
-    shown = ", ".join(f"`{name}`" for name in names[:5])
-    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+def _missing(path: Path, names: list[str], total: int) -> Diagnostic:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return Diagnostic(
         "missing-file",
         f"{len(names)} of {total} files that the manifest lists are not there",
         notes=(f"in {path}: {shown}{more}",),
-        helps=_AGAIN,
+        helps=AGAIN,
+    )
+
+
+def _size(path: Path, item: FileEntry, found: int) -> Diagnostic:
+    return Diagnostic(
+        "changed-file",
+        f"`{item.path}` has {found} bytes, the manifest says {item.nbytes}",
+        notes=(f"in {path}",),
+        helps=AGAIN,
     )
 
 
@@ -85,21 +87,23 @@ def _changed_text(path: Path, item: FileEntry, data: bytes) -> list[Diagnostic]:
             "changed-file",
             f"`{item.path}` is not as it was written",
             notes=(f"in {path}", f"its digest is {found}, the manifest says {item.digest}"),
-            helps=(own, *_AGAIN) if item.path == LAYOUT else _AGAIN,
+            helps=(own, *AGAIN) if item.path == LAYOUT else AGAIN,
         )
     ]
 
 
-def _header(path: Path, item: FileEntry, members: Sequence[TensorEntry]) -> list[Diagnostic]:
-    header = read_header(path / item.path)
+def _header(path: Path, item: FileEntry, members: list[TensorEntry]) -> list[Diagnostic]:
+    try:
+        header = read_header(path / item.path)
+    except ReshardError as error:
+        return list(error.diagnostics)
     found = {
         name: (stored.dtype, stored.shape, stored.byte_offset)
         for name, stored in header.tensors.items()
     }
     listed = {entry.name: (entry.dtype, entry.shape, entry.byte_offset) for entry in members}
     notes = []
-    starts = (stored.byte_offset for stored in header.tensors.values())
-    head = min(starts, default=header.nbytes)
+    head = min((offset for _, _, offset in found.values()), default=header.nbytes)
     if head != item.head_nbytes:
         notes.append(f"its header has {head} bytes, the manifest says {item.head_nbytes}")
     for name in [*found, *(name for name in listed if name not in found)]:
@@ -110,13 +114,13 @@ def _header(path: Path, item: FileEntry, members: Sequence[TensorEntry]) -> list
             )
     if not notes:
         return []
-    more = [f"and {len(notes) - 5} more differences"] if len(notes) > 5 else []
+    more = [f"and {len(notes) - _SHOWN} more differences"] if len(notes) > _SHOWN else []
     return [
         Diagnostic(
             "changed-file",
             f"`{item.path}` does not hold what the manifest says",
-            notes=(f"in {path}", *notes[:5], *more),
-            helps=_AGAIN,
+            notes=(f"in {path}", *notes[:_SHOWN], *more),
+            helps=AGAIN,
         )
     ]
 

@@ -13,13 +13,12 @@ from reshard.plan.prove import replicas
 
 
 def provenance(
-    arrangement: Arrangement,
-    wholes: Sequence[Whole],
-    dropped: Sequence[tuple[str, str, str]],
-    written: Sequence[Written],
-    converted_by: str,
+    arrangement: Arrangement, left_out: Sequence[str], converted_by: str
 ) -> tuple[Mapping[str, object], ...]:
-    """The records of the source, where it is universal itself, and one of this conversion."""
+    """The records of the source, where it is universal itself, and one of this conversion.
+
+    Args:  left_out: state kinds that were not asked for.
+    """
     catalog = arrangement.catalog
     before: tuple[Mapping[str, object], ...] = ()
     if catalog.format == NAME:
@@ -31,12 +30,22 @@ def provenance(
         "mesh": catalog.mesh,
         "layout": catalog.layout_name,
         "layout_text": catalog.layout,
-        "left_out": list(dict.fromkeys(state for _, state, _ in dropped)),
+        "left_out": left_out,
         "oddities": [item.to_json() for item in catalog.oddities],
-        "copies": _copies(arrangement, wholes, written),
+        "copies": {},
         "files": [[item.path, item.nbytes, item.mtime_ns] for item in catalog.files],
     }
     return (*before, record)
+
+
+def with_copies(
+    records: Sequence[Mapping[str, object]],
+    arrangement: Arrangement,
+    wholes: Sequence[Whole],
+    written: Sequence[Written],
+) -> tuple[Mapping[str, object], ...]:
+    """The records, with what became of the copies of each tensor in the last one."""
+    return (*records[:-1], {**records[-1], "copies": _copies(arrangement, wholes, written)})
 
 
 def _copies(

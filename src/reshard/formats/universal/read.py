@@ -41,7 +41,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         root=str(path.absolute()),
         mesh={},
         tensors=local_tensors(manifest.tensors),
-        layout=texts[LAYOUT].decode("utf-8"),
+        layout=_text(path, texts[LAYOUT]),
         layout_name=manifest.layout_name,
         training=training,
         config=manifest.config,
@@ -65,6 +65,14 @@ def _check_step(path: Path, manifest: Manifest, step: str | None) -> None:
         ],
         helps=["leave `--step` out"],
     )
+
+
+def _text(path: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        headline = f"`{LAYOUT}` is not UTF-8 text: {error.reason}"
+        raise bad_manifest([headline], [f"in {path}"]) from None
 
 
 def _source_file(path: Path, name: str) -> SourceFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import source_error
-from reshard.formats.universal import LAYOUT, MANIFEST
+from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
 from reshard.formats.universal.manifest import (
     FORMAT,
     VERSION,
@@ -20,7 +20,11 @@ from reshard.formats.universal.manifest import (
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
 from reshard.plan.catalog import Training
 
-MAX_MANIFEST_NBYTES = 1 << 30
+MAX_NBYTES = 1 << 30
+"""Of the manifest, and of the other files that are read whole."""
+
+_MAX_PATH = 250  # characters; a state kind's name becomes part of it
+_WHOLE_FILES = (LAYOUT, FRAMEWORK)
 _DIGEST = re.compile(r"xxh3-128:[0-9a-f]{32}")
 _KEYS = (
     "format",
@@ -72,9 +76,9 @@ def _bytes(path: Path) -> bytes:
     file = path / MANIFEST
     try:
         size = file.stat().st_size
-        if size > MAX_MANIFEST_NBYTES:
+        if size > MAX_NBYTES:
             raise bad_manifest(
-                [f"`manifest.json` has {size} bytes, more than the {MAX_MANIFEST_NBYTES} it may"]
+                [f"`manifest.json` has {size} bytes, more than the {MAX_NBYTES} it may"]
             )
         return file.read_bytes()
     except FileNotFoundError:
@@ -159,23 +163,30 @@ def _files(node: Node) -> dict[str, FileEntry]:
                 out[path] = FileEntry(path, fields["nbytes"].integer(), _digest(fields["digest"]))
     if LAYOUT not in out:
         node.faults.append(f"`files` in `manifest.json` does not list `{LAYOUT}`")
+    for path in _WHOLE_FILES:
+        if path in out and (out[path].head_nbytes is not None or out[path].nbytes > MAX_NBYTES):
+            node.faults.append(f"`files.{path}` in `manifest.json` is no small file of text")
     return out
 
 
 def is_inside(path: str) -> bool:
     """Whether a path names a file below the folder, in one way only."""
-    if not path or path == MANIFEST or "\\" in path or any(ord(char) < 32 for char in path):
+    if path == MANIFEST or "\\" in path or not path.isprintable() or len(path) > _MAX_PATH:
         return False
     return all(part not in ("", ".", "..") for part in path.split("/"))
 
 
 def _tensors(node: Node, files: dict[str, FileEntry]) -> tuple[TensorEntry, ...]:
     out = []
+    states_of: dict[str, str] = {}
     for name, states in (node.members() or {}).items():
         for state, item in (states.members() or {}).items():
             entry = _tensor(name, state, item, files)
-            if entry is not None:
-                out.append(entry)
+            if entry is None:
+                continue
+            if states_of.setdefault(entry.file, state) != state:
+                item.fault(f"in a file of its own: {entry.file} has `{states_of[entry.file]}`")
+            out.append(entry)
     return tuple(out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from math import isinf
 from typing import Any
 
 from reshard.errors import Diagnostic, Exit, ReshardError
@@ -19,7 +20,12 @@ def load_json(data: bytes, where: str) -> object:
     Raises: ReshardError[bad-manifest].
     """
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
+        )
     except (ValueError, RecursionError) as error:
         what = "too many levels" if isinstance(error, RecursionError) else str(error)
         raise bad_manifest([f"`{where}` is not JSON: {what}"]) from None
@@ -44,6 +50,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(text: str) -> object:
     raise ValueError(f"{text} is no JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if isinf(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
 
 
 class Node:
@@ -133,7 +146,8 @@ class Node:
         return tuple(out)
 
     def _at(self, key: str) -> str:
-        return f"{self.path}.{key}" if self.path else key
+        shown = key if key.isprintable() else repr(key)[1:-1]
+        return f"{self.path}.{shown}" if self.path else shown
 
     def _note(self, text: str) -> None:
         if len(self.faults) < MAX_FAULTS:
@@ -141,5 +155,8 @@ class Node:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "too deep a value"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
@@ -22,7 +23,7 @@ from reshard.formats.universal.manifest import (
     manifest_bytes,
 )
 from reshard.formats.universal.own_layout import own_layout
-from reshard.formats.universal.provenance import provenance
+from reshard.formats.universal.provenance import provenance, with_copies
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
@@ -65,28 +66,36 @@ def prepare(
     small[LAYOUT] = layout.encode("utf-8")
     heads = [FileBytes(file.path, 0, file.head) for group in sets for file in group.files]
     files = {file.path: file.nbytes for group in sets for file in group.files}
+    listed = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]
+    listed += [
+        FileEntry(head.file, files[head.file], digest_bytes(head.data), len(head.data))
+        for head in heads
+    ]
+    catalog = arrangement.catalog
+    draft = Manifest(
+        written_by=_written_by(),
+        layout_name=layout_name,
+        weights_from=weights_from,
+        tensors=entries,
+        files=tuple(sorted(listed, key=lambda item: natural(item.path))),
+        aliases=catalog.aliases or {},
+        buffers=catalog.buffers,
+        frozen=catalog.frozen,
+        config=catalog.config,
+        sizes=_sizes(arrangement),
+        training=catalog.training,
+        provenance=provenance(
+            arrangement, list(dict.fromkeys(item[1] for item in dropped)), _written_by()
+        ),
+    )
+    manifest_bytes(draft)  # whatever cannot be written shows before the tensors are
 
     def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        digests = _digests(written)
-        catalog = arrangement.catalog
-        listed = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]
-        listed += [
-            FileEntry(head.file, files[head.file], digest_bytes(head.data), len(head.data))
-            for head in heads
-        ]
-        manifest = Manifest(
-            written_by=_written_by(),
-            layout_name=layout_name,
-            weights_from=weights_from,
-            tensors=tuple(_with_digest(item, digests) for item in entries),
-            files=tuple(sorted(listed, key=lambda item: natural(item.path))),
-            aliases=catalog.aliases or {},
-            buffers=catalog.buffers,
-            frozen=catalog.frozen,
-            config=catalog.config,
-            sizes=_sizes(arrangement),
-            training=catalog.training,
-            provenance=provenance(arrangement, chosen, dropped, written, _written_by()),
+        found = {(w.placed.array.spec.label, w.placed.array.spec.state): w for w in written}
+        manifest = replace(
+            draft,
+            tensors=tuple(_digested(item, found[item.name, item.state]) for item in entries),
+            provenance=with_copies(draft.provenance, arrangement, chosen, written),
         )
         return (FileBytes(MANIFEST, 0, manifest_bytes(manifest)),)
 
@@ -168,27 +177,9 @@ def _small_files(
     return tuple(state for state in _WEIGHTS if state in used), small
 
 
-def _digests(written: Sequence[Written]) -> dict[tuple[str, str], str]:
-    out = {}
-    for item in written:
-        spec = item.placed.array.spec
-        assert item.digest is not None, "every array of a universal checkpoint is digested"
-        out[spec.label, spec.state] = item.digest
-    return out
-
-
-def _with_digest(item: TensorEntry, digests: Mapping[tuple[str, str], str]) -> TensorEntry:
-    return TensorEntry(
-        item.name,
-        item.state,
-        item.dtype,
-        item.shape,
-        item.axes,
-        item.file,
-        item.byte_offset,
-        item.nbytes,
-        digests[item.name, item.state],
-    )
+def _digested(item: TensorEntry, written: Written) -> TensorEntry:
+    assert written.digest is not None, "every array of a universal checkpoint is digested"
+    return replace(item, digest=written.digest)
 
 
 def _sizes(arrangement: Arrangement) -> dict[str, int]:
