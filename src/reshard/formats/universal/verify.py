@@ -1,0 +1,107 @@
+"""Holds every byte of a universal checkpoint against the digests in its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.errors import Diagnostic
+from reshard.formats.universal.check_files import AGAIN, file_problems
+from reshard.formats.universal.manifest import Manifest
+from reshard.formats.universal.read_manifest import read_manifest
+from reshard.plan.catalog import Catalog
+from reshard.storage.digest import digest_file_range
+
+THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DigestedRange:
+    """A range of a file and what its digest must be.
+
+    Args:  what: for messages, a tensor with its state or a file's part.
+           byte_offset: absolute.
+    """
+
+    what: str
+    file: str
+    byte_offset: int
+    nbytes: int
+    digest: str
+
+
+def digests(manifest: Manifest) -> tuple[DigestedRange, ...]:
+    """Ranges that together are all bytes of the files that a manifest lists, in file order."""
+    found = [
+        DigestedRange(f"`{item.path}`", item.path, 0, item.nbytes, item.digest)
+        if item.head_nbytes is None
+        else DigestedRange(
+            f"the header of `{item.path}`", item.path, 0, item.head_nbytes, item.digest
+        )
+        for item in manifest.files
+    ]
+    found += [
+        DigestedRange(
+            f"`{item.name}` ({item.state})", item.file, item.byte_offset, item.nbytes, item.digest
+        )
+        for item in manifest.tensors
+    ]
+    return tuple(sorted(found, key=lambda item: (item.file, item.byte_offset, item.nbytes)))
+
+
+def check_bytes(catalog: Catalog) -> tuple[Diagnostic, ...]:
+    """Everything in a universal source that is not as it was written; () if nothing is."""
+    return verify_files(Path(catalog.root))
+
+
+def verify_files(
+    path: Path, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[Diagnostic, ...]:
+    """Everything in a folder that is not as it was written; () if nothing is.
+
+    Args:  on_progress: called with the bytes that were read so far, and all bytes.
+    Raises: ReshardError[incomplete-universal | bad-manifest | newer-universal | changed-file] when
+            the manifest itself cannot be trusted.
+    """
+    manifest = read_manifest(path)
+    broken = file_problems(path, manifest)
+    problems = [item for found in broken.values() for item in found]
+    todo = [item for item in digests(manifest) if item.file not in broken]
+    total = sum(item.nbytes for item in todo)
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item, problem in zip(
+            todo, pool.map(lambda wanted: _check(path, wanted), todo), strict=True
+        ):
+            if problem is not None:
+                problems.append(problem)
+            done += item.nbytes
+            if on_progress is not None:
+                on_progress(done, total)
+    return tuple(problems)
+
+
+def _check(path: Path, wanted: DigestedRange) -> Diagnostic | None:
+    try:
+        found = digest_file_range(path / wanted.file, wanted.byte_offset, wanted.nbytes)
+    except OSError as error:
+        return Diagnostic(
+            "source-unreadable",
+            f"{path / wanted.file} cannot be read",
+            notes=(error.strerror or str(error),),
+            helps=("check its name and its permissions",),
+        )
+    if found == wanted.digest:
+        return None
+    stop = wanted.byte_offset + wanted.nbytes
+    return Diagnostic(
+        "digest-mismatch",
+        f"{wanted.what} is not what was written",
+        notes=(
+            f"bytes {wanted.byte_offset} to {stop} of {path / wanted.file}",
+            f"their digest is {found}, the manifest says {wanted.digest}",
+        ),
+        helps=AGAIN,
+    )
