@@ -10,7 +10,7 @@ from pathlib import Path
 from reshard.algebra.box import Box
 from reshard.errors import ReshardError, source_error
 from reshard.formats.dcp.detect import dcp_folders
-from reshard.formats.dcp.metadata import Chunk, Metadata, StoredTensor, read_metadata
+from reshard.storage.dcp_metadata import Chunk, Metadata, StoredTensor, read_metadata
 from reshard.formats.dcp.names import Names, group_path
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor, SourceFile, Training
 from reshard.storage.objects import to_json
