@@ -1,0 +1,166 @@
+"""What of a source goes where in a DeepSpeed checkpoint, and what has no place there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from reshard.dtypes import DType
+from reshard.errors import target_error
+from reshard.formats.deepspeed.numbers import Number, read_numbers
+from reshard.formats.deepspeed.resume import ParamGroup
+from reshard.formats.deepspeed.torch_output import TorchOutput
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.plan import ArraySpec
+from reshard.plan.target import Target
+
+FP32 = "fp32"
+"""DeepSpeed's name for master weights."""
+
+_FLOATS = (DType.F32, DType.F64)
+_TAG = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(slots=True)
+class Inventory:
+    """The tensors of a source, sorted.
+
+    Args:  states: by name, the shaped states of a tensor, by kind.
+           trained: names of parameters that the optimizer has, in the order of the source.
+           unmanaged: frozen parameters and buffers.
+           steps: by name of a parameter.
+           extras: tensors of no parameter, by name.
+           lost: (name, state, why) of what has no place.
+    """
+
+    states: Mapping[str, Mapping[str, Whole]]
+    trained: tuple[str, ...]
+    unmanaged: tuple[Whole, ...]
+    steps: Mapping[str, Number]
+    extras: Mapping[str, Whole]
+    lost: dict[tuple[str, str], str] = field(default_factory=dict)
+    used_extras: set[str] = field(default_factory=set)
+
+    def whole(self, name: str, state: str) -> Whole:
+        """One state of one tensor."""
+        return self.states[name][state]
+
+    def any_shape(self, name: str) -> tuple[int, ...]:
+        """The shape that all states of a tensor have."""
+        return next(iter(self.states[name].values())).shape
+
+    def master(self, name: str) -> str:
+        """The state that holds the weights of most bits: `master`, or `param`."""
+        return "master" if "master" in self.states[name] else "param"
+
+    def shaped_states(self, name: str) -> dict[str, str]:
+        """By DeepSpeed's name of a state, the source's."""
+        source = self.master(name)
+        others = [state for state in self.states[name] if state not in ("master", "param")]
+        return {FP32: source, **{state: state for state in others}}
+
+    def lose(self, name: str, state: str, why: str) -> None:
+        """Say that a tensor has no place in the target."""
+        self.lost.setdefault((name, state), why)
+
+    def derive_weights(self, name: str) -> None:
+        """Say that weights are not written, because the loader makes them of the master weights."""
+        if self.master(name) != "param" and "param" in self.states[name]:
+            self.lose(name, "param", "DeepSpeed makes it of the master weights when it loads")
+
+    def dropped(self) -> tuple[tuple[str, str, str], ...]:
+        """Everything that has no place in the target."""
+        for name in self.extras:
+            if name not in self.used_extras:
+                self.lose(name, EXTRA, "no part of the state that DeepSpeed resumes with")
+        return tuple((name, state, why) for (name, state), why in self.lost.items())
+
+    def extra_tensors(self, output: TorchOutput) -> Callable[[object], object]:
+        """A function from the name of a tensor of no parameter to the tensor in the output."""
+
+        def tensor(name: object) -> object:
+            whole = self.extras[str(name)]
+            self.used_extras.add(whole.name)
+            return output.tensor(whole_spec(whole, whole.dtype, whole.name))
+
+        return tensor
+
+    def number(self, number: Number, output: TorchOutput) -> object:
+        """A number as DeepSpeed keeps it: a tensor if it was one, else an int."""
+        whole = number.whole
+        if whole.dtype in _FLOATS:
+            return output.tensor(whole_spec(whole, whole.dtype, f"{whole.name} {whole.state}"))
+        self.lose(whole.name, whole.state, "written as a plain number of the optimizer's state")
+        return number.value
+
+    def check_steps(self, groups: Iterable[ParamGroup]) -> None:
+        """Refuse parameters of one group that are at different steps.
+
+        Raises: ReshardError[deepspeed-steps].
+        """
+        for index, group in enumerate(groups):
+            found: dict[int | float, str] = {}
+            for name in group.params:
+                if name in self.steps:
+                    found.setdefault(self.steps[name].value, name)
+            if len(found) > 1:
+                raise target_error(
+                    "deepspeed-steps",
+                    f"parameters of group {index} are at different steps",
+                    notes=[
+                        *(f"`{name}` is at step {value:g}" for value, name in found.items()),
+                        "DeepSpeed keeps one step per param group",
+                    ],
+                    helps=["convert to a universal checkpoint, which keeps one per parameter"],
+                )
+
+
+def take_inventory(arrangement: Arrangement) -> Inventory:
+    """Sort the tensors of a source.
+
+    Raises: ReshardError[numbers-disagree | unreadable-number].
+    """
+    catalog = arrangement.catalog
+    states: dict[str, dict[str, Whole]] = {}
+    steps: list[Whole] = []
+    extras: dict[str, Whole] = {}
+    lost: dict[tuple[str, str], str] = {}
+    for whole in arrangement.wholes:
+        if whole.state == EXTRA:
+            extras[whole.name] = whole
+        elif whole.state == "step":
+            steps.append(whole)
+        elif whole.rule < 0:
+            lost[whole.name, whole.state] = "one number per parameter, for which there is no place"
+        else:
+            states.setdefault(whole.name, {})[whole.state] = whole
+    resting = {*catalog.buffers, *catalog.frozen}
+    optimized = {name for name, kinds in states.items() if set(kinds) != {"param"}}
+    trained = tuple(name for name in states if name in optimized or name not in resting)
+    unmanaged = tuple(
+        states[name]["param"] for name in states if name not in optimized and name in resting
+    )
+    return Inventory(states, trained, unmanaged, read_numbers(arrangement, steps), extras, lost)
+
+
+def whole_spec(whole: Whole, dtype: DType, label: str) -> ArraySpec:
+    """A whole tensor as an array."""
+    return ArraySpec(label, whole.state, dtype, prod(whole.shape), whole.segments, whole.shape)
+
+
+def find_tag(target: Target, default: str) -> str:
+    """The name of the folder inside of the destination.
+
+    Raises: ReshardError[bad-option].
+    """
+    tag = target.options.get("tag", default)
+    if not _TAG.fullmatch(tag) or tag in (".", ".."):
+        raise target_error(
+            "bad-option",
+            f"option `tag` of target `{target.format}` is `{tag}`, which cannot name a folder",
+            helps=["use letters, digits, `.`, `_`, and `-`"],
+        )
+    return tag

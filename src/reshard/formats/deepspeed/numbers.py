@@ -1,0 +1,103 @@
+"""The per-parameter numbers of a source (`step`), read before anything is planned."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.dtypes import DType
+from reshard.errors import ReshardError, source_error
+from reshard.plan.arrangement import Arrangement, StoredPart, Whole
+
+_FORMATS = {
+    DType.F64: "<d",
+    DType.F32: "<f",
+    DType.F16: "<e",
+    DType.I64: "<q",
+    DType.I32: "<i",
+    DType.I16: "<h",
+    DType.I8: "<b",
+    DType.U64: "<Q",
+    DType.U32: "<I",
+    DType.U16: "<H",
+    DType.U8: "<B",
+    DType.BOOL: "<?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """One number of one parameter.
+
+    Args:  whole: the tensor of shape () that holds it.
+    """
+
+    whole: Whole
+    value: int | float
+
+
+def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str, Number]:
+    """The numbers of tensors of shape (), by the name of their parameter.
+
+    Raises: ReshardError[numbers-disagree | unreadable-number].
+    """
+    root = Path(arrangement.catalog.root)
+    known: dict[tuple[str, int, str], int | float] = {}
+    out: dict[str, Number] = {}
+    for whole in wholes:
+        key, piece = whole.segments[0]
+        found: dict[int | float, StoredPart] = {}
+        for part in arrangement.parts.get((key, whole.state), ()):
+            if part.piece.box.lo == piece.box.lo:
+                found.setdefault(_value(root, part, known), part)
+        values = list(found)
+        if len(values) != 1:
+            raise _disagree(whole, found)
+        out[whole.name] = Number(whole, values[0])
+    return out
+
+
+def _value(
+    root: Path, part: StoredPart, known: dict[tuple[str, int, str], int | float]
+) -> int | float:
+    fragment = part.fragments[0]
+    form = _FORMATS.get(part.dtype)
+    if form is None:
+        raise _unreadable(f"is of type {part.dtype}", fragment.file)
+    if fragment.literal is not None:
+        return _unpack(form, fragment.literal, fragment.file)
+    at = fragment.byte_offset + (part.piece.offset - fragment.start) * part.dtype.itemsize
+    place = (fragment.file, at, form)
+    if place not in known:
+        with (root / fragment.file).open("rb") as stream:
+            stream.seek(at)
+            known[place] = _unpack(form, stream.read(part.dtype.itemsize), fragment.file)
+    return known[place]
+
+
+def _unpack(form: str, data: bytes, file: str) -> int | float:
+    if len(data) != struct.calcsize(form):
+        raise _unreadable(f"has {len(data)} bytes", file)
+    value: int | float = struct.unpack(form, data)[0]
+    return int(value) if isinstance(value, bool) else value
+
+
+def _unreadable(why: str, file: str) -> ReshardError:
+    return source_error(
+        "unreadable-number",
+        f"a number in {file} {why}",
+        notes=["DeepSpeed keeps one number of each kind per param group, so they are compared"],
+        helps=["the file may be truncated, or written by a version that is not known"],
+    )
+
+
+def _disagree(whole: Whole, found: dict[int | float, StoredPart]) -> ReshardError:
+    items = list(found.items())
+    return source_error(
+        "numbers-disagree",
+        f"copies of `{whole.state}` of `{whole.name}` differ",
+        notes=[f"{value:g} in {part.fragments[0].file}" for value, part in items[:4]],
+        helps=["the files may be of different steps; copy those of one"],
+    )

@@ -1,0 +1,78 @@
+"""Collects torch files of an output: their bytes, and the places of their storages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from reshard.algebra.piece import row_major
+from reshard.plan.output import FileBytes, PlacedSpec, Written
+from reshard.plan.plan import ArraySpec
+from reshard.storage.torch_writer import NewStorage, NewTensor, TorchImage, plan_torch_file
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A torch file that waits for the checksums of its storages.
+
+    Args:  first: index of its first storage in `placed`.  keys: of the storages that have bytes.
+           empty: keys of those that have none.
+    """
+
+    file: str
+    image: TorchImage
+    first: int
+    keys: tuple[str, ...]
+    empty: tuple[str, ...]
+
+
+class TorchOutput:
+    """Torch files with tensors that the engine fills."""
+
+    def __init__(self) -> None:
+        self.placed: list[PlacedSpec] = []
+        self.files: dict[str, int] = {}
+        self.head: list[FileBytes] = []
+        self._planned: list[_Planned] = []
+        self._specs: dict[int, tuple[NewStorage, ArraySpec]] = {}
+
+    def tensor(self, spec: ArraySpec, *, requires_grad: bool = False) -> NewTensor:
+        """A dense tensor with a storage of its own, filled as a spec says.
+
+        Args:  spec: its `shape`, or one dimension where it has none.
+        """
+        storage = NewStorage(spec.dtype, spec.numel)
+        self._specs[id(storage)] = (storage, spec)
+        shape = (spec.numel,) if spec.shape is None else spec.shape
+        return NewTensor(storage, 0, shape, row_major(shape), requires_grad=requires_grad)
+
+    def add(self, file: str, root: object) -> None:
+        """Plan a torch file.
+
+        Args:  file: relative to the destination.  root: a tree with tensors made by `tensor`.
+        """
+        image = plan_torch_file(root, PurePosixPath(file).stem)
+        first, keys, empty = len(self.placed), [], []
+        for slot in image.storages:
+            _, spec = self._specs[id(slot.storage)]
+            if not spec.nbytes:
+                empty.append(slot.key)
+                continue
+            keys.append(slot.key)
+            self.placed.append(PlacedSpec(spec, file, slot.byte_offset, digest=False, crc=True))
+        self.files[file] = image.nbytes
+        self.head += [FileBytes(file, at, data) for at, data in image.head]
+        self._planned.append(_Planned(file, image, first, tuple(keys), tuple(empty)))
+
+    def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        """What follows once the checksums are known: the directories of all zip archives."""
+        out = []
+        for item in self._planned:
+            crcs = dict.fromkeys(item.empty, 0)
+            for key, done in zip(item.keys, written[item.first :], strict=False):
+                if done.crc is None:
+                    raise RuntimeError(f"no checksum of {key} in {item.file}")
+                crcs[key] = done.crc
+            out += [FileBytes(item.file, at, data) for at, data in item.image.tail(crcs)]
+        return tuple(out)

@@ -1,0 +1,187 @@
+"""Writes the folder that DeepSpeed itself loads as a universal checkpoint, at stages 1, 2, and 3.
+
+Source: DeepSpeed 0.19.8 runtime/base_optimizer.py `load_hp_checkpoint_state_from_checkpoint_dir`,
+runtime/zero/stage3.py `load_hp_checkpoint_state_from_checkpoint_dir_stage3`, checkpoint/
+universal_checkpoint.py; docs/formats/deepspeed-writing.md says what each file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic, target_error
+from reshard.formats.deepspeed.local_names import NamedTensors, local_names
+from reshard.formats.deepspeed.inventory import (
+    FP32,
+    Inventory,
+    find_tag,
+    take_inventory,
+    whole_spec,
+)
+from reshard.formats.deepspeed.numbers import Number
+from reshard.formats.deepspeed.resume import Resume, resume_of
+from reshard.formats.deepspeed.tensor_keys import tensor_keys
+from reshard.formats.deepspeed.torch_output import TorchOutput
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.target import Target
+
+OPTIONS = ("ep", "tag")
+LATEST = "latest_universal"
+
+
+def prepare(arrangement: Arrangement, target: Target) -> Output:
+    """The folder as arrays with their places.
+
+    Args:  target: options `ep` (expert-parallel ranks of the run that will load the folder; matters
+           for experts of `deepspeed.moe` alone) and `tag` (name of the folder inside).
+    Raises: ReshardError[unknown-option | bad-option | deepspeed-tensor-cut | deepspeed-name |
+            deepspeed-experts | deepspeed-steps | numbers-disagree].
+    """
+    target.reject_unknown(OPTIONS)
+    output = TorchOutput()
+    inventory = take_inventory(arrangement)
+    resume = resume_of(arrangement, inventory.extra_tensors(output))
+    inventory.check_steps(resume.groups)
+    ep_size = target.integer("ep", arrangement.mesh.get("ep", 1)) or 1
+    tag = find_tag(target, f"global_step{resume.counters['global_steps']}_universal")
+    names = _Names(arrangement, inventory, output, f"{tag}/zero")
+    names.write(ep_size)
+    state = _optimizer_state(inventory, resume, names.step(), output)
+    output.add(f"{tag}/zero/optimizer_state.pt", state)
+    module = {
+        whole.name: output.tensor(whole_spec(whole, whole.dtype, whole.name))
+        for whole in inventory.unmanaged
+    }
+    dp_size = arrangement.mesh.get("dp", 1)
+    output.add(f"{tag}/mp_rank_00_model_states.pt", _model_states(resume, module, dp_size))
+    output.add(
+        f"{tag}/zero_pp_rank_0_mp_rank_00_model_states.pt", _model_states(resume, {}, dp_size)
+    )
+    latest = FileBytes(LATEST, 0, tag.encode())
+
+    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        return (*output.finish(written), latest)
+
+    return Output(
+        tuple(output.placed),
+        output.files,
+        tuple(output.head),
+        finish,
+        (*_warnings(inventory, resume, tag), *resume.warning()),
+        inventory.dropped(),
+    )
+
+
+class _Names:
+    """The folders `zero/NAME`, one for each trained parameter."""
+
+    def __init__(
+        self, arrangement: Arrangement, inventory: Inventory, output: TorchOutput, root: str
+    ) -> None:
+        self._arrangement = arrangement
+        self._inventory = inventory
+        self._output = output
+        self._root = root
+        self._step: Number | None = None
+
+    def write(self, ep_size: int) -> None:
+        """Every folder of every parameter."""
+        for item in local_names(self._arrangement, self._inventory.trained, ep_size):
+            self._folder(item)
+
+    def step(self) -> Number | None:
+        """The step of the first parameter, which stands for all at stage 3."""
+        return self._step
+
+    def _folder(self, item: NamedTensors) -> None:
+        first = item.names[0]
+        folder = f"{self._root}/{_folder_name(item.name)}"
+        keys = item.keys(self._inventory.any_shape(first))
+        if keys is None:
+            keys = tensor_keys(self._arrangement, self._arrangement.bound[first])
+        for state, source in self._inventory.shaped_states(first).items():
+            wholes = [self._inventory.whole(name, source) for name in item.names]
+            dtype = DType.F32 if state == FP32 else wholes[0].dtype
+            spec = item.spec(wholes, dtype, f"{item.name} {state}")
+            self._output.add(f"{folder}/{state}.pt", {"param": self._output.tensor(spec), **keys})
+        for name in item.names:
+            self._inventory.derive_weights(name)
+        number = self._inventory.steps.get(first)
+        if number is not None:
+            self._step = self._step or number
+            self._output.add(f"{folder}/step.pt", self._inventory.number(number, self._output))
+            for name in item.names[1:]:
+                self._inventory.lose(name, "step", "written once for the experts of all ranks")
+
+
+def _folder_name(name: str) -> str:
+    if not name or "/" in name or "\0" in name or name in (".", "..", "optimizer_state.pt"):
+        raise target_error(
+            "deepspeed-name",
+            f"the parameter `{name}` cannot be written, because its name cannot name a folder",
+            notes=["DeepSpeed's universal form has a folder for every parameter"],
+            helps=["convert to `universal`, or to the native form"],
+        )
+    return name
+
+
+def _optimizer_state(
+    inventory: Inventory, resume: Resume, step: Number | None, output: TorchOutput
+) -> object:
+    common, _ = resume.common_settings()
+    value = 0 if step is None else inventory.number(step, output)
+    return {
+        "ds_version": resume.version,
+        **resume.scaling(None),
+        "param_groups": _positions(inventory, resume),
+        "optimizer_state_dict": {
+            "state": {0: {"step": value}},
+            "param_groups": [{**common, "params": []}],
+        },
+    }
+
+
+def _positions(inventory: Inventory, resume: Resume) -> list[dict[str, object]]:
+    """One entry for each param group of the run that loads: a group without one stays as it is.
+
+    Where the source knows no groups, none of the target's can be more than there are parameters.
+    """
+    if resume.groups:
+        return [{**group.settings, "params": []} for group in resume.groups]
+    return [{"params": []} for _ in inventory.trained]
+
+
+def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) -> dict[str, object]:
+    return {
+        "module": dict(module),
+        "lr_scheduler": resume.lr_scheduler,
+        **resume.model,
+        **resume.counters,
+        "dp_world_size": dp_size,
+        "mp_world_size": 1,
+        "ds_config": dict(resume.config),
+        "ds_version": resume.version,
+        **resume.client,
+    }
+
+
+def _warnings(inventory: Inventory, resume: Resume, tag: str) -> list[Diagnostic]:
+    out = []
+    if inventory.unmanaged:
+        count = len(inventory.unmanaged)
+        out.append(
+            Diagnostic(
+                "deepspeed-not-restored",
+                f"DeepSpeed does not restore {count} frozen parameters and buffers "
+                "from a universal folder",
+                "warning",
+                notes=(f"the first is `{inventory.unmanaged[0].name}`",),
+                helps=(
+                    f"load `module` of {tag}/mp_rank_00_model_states.pt into the model before "
+                    "`deepspeed.initialize`, with `strict=False`",
+                ),
+            )
+        )
+    return out
