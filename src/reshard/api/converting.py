@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,9 +160,11 @@ def convert(
         max_memory,
         max_file_size,
     )
+    report = prepared.report
     if not dry_run:
-        _write(prepared, target_path, force, on_progress)
-    return Converted(target_path, prepared.report, perf_counter() - start, dry_run)
+        files = _write(prepared, target_path, force, on_progress)
+        report = replace(report, files=tuple(files.items()), nbytes_written=sum(files.values()))
+    return Converted(target_path, report, perf_counter() - start, dry_run)
 
 
 def _prepare(
@@ -225,7 +227,8 @@ def _write(
     dst: Path,
     force: bool,
     on_progress: Callable[[Progress], None] | None,
-) -> None:
+) -> dict[str, int]:
+    """Make the folder; every file of it with its size in bytes."""
     from reshard.engine.run import execute
     from reshard.engine.source_files import SourceFiles
     from reshard.storage.output import OutputFolder
@@ -235,7 +238,8 @@ def _write(
         OutputFolder.create(dst, force) as folder,
         SourceFiles(catalog.root, catalog.files) as files,
     ):
-        for name, nbytes in _file_sizes(output).items():
+        sizes = _file_sizes(output)
+        for name, nbytes in sizes.items():
             folder.open_file(name, nbytes)
         _write_bytes(folder, output.head)
         written = execute(
@@ -244,15 +248,17 @@ def _write(
             files,
             threads=prepared.threads,
             buffer_bytes=prepared.buffer_nbytes,
+            sizes=sizes,
             on_progress=on_progress,
         )
         tail = output.finish(written)
-        known = _file_sizes(output)
         for name, nbytes in _sizes(tail).items():
-            if name not in known:
+            if name not in sizes:
+                sizes[name] = nbytes
                 folder.open_file(name, nbytes)
         _write_bytes(folder, tail)
         folder.commit(tail[-1].file if tail else None)
+    return sizes
 
 
 def _write_bytes(folder: OutputFolder, items: Iterable[FileBytes]) -> None:

@@ -37,7 +37,7 @@ def explain(code: str) -> str:
         Diagnostic(
             "unknown-code",
             f"there is no error code `{code}`",
-            notes=(f"there are {len(codes)}; `reshard explain` lists them",),
+            notes=("`reshard explain` lists all codes",),
             helps=(f"did you mean {listed}?",) if near else (),
         ),
         Exit.USAGE,

@@ -27,7 +27,7 @@ def inspection_text(found: Inspection) -> str:
     lines += facts(
         [
             ("folder", found.root),
-            ("written by", found.version),
+            ("written by", _writer(found)),
             ("files", files),
             ("mesh", show_mesh(found.mesh)),
             *_training(found),
@@ -50,6 +50,16 @@ def inspection_text(found: Inspection) -> str:
         for item in found.oddities:
             lines += ["", *item.render().split("\n")]
     return "\n".join(lines)
+
+
+def _writer(found: Inspection) -> str:
+    """The program, and what it was set to: the plain values that a framework says of itself."""
+    framework = dict(found.training.framework or {})
+    told = [str(framework.pop(key)) for key in ("name", "version") if framework.get(key)]
+    plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
+    settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
+    own = [found.version] if found.version and found.version not in told else []
+    return ", ".join([*own, *([" ".join(told)] if told else []), *settings])
 
 
 def _training(found: Inspection) -> list[tuple[str, str]]:

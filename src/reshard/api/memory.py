@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from reshard.errors import target_error
 from reshard.plan.plan import Plan
 from reshard.plan.text import show_nbytes
 
-BUFFER_NBYTES = 1 << 20
 LEAST_BUFFER_NBYTES = 1 << 16
-MAX_THREADS = 8
+"""Smaller buffers than this cost much time and save nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +26,14 @@ def fit_memory(plan: Plan, *, threads: int | None = None, max_nbytes: int | None
 
     Args:  threads: at most so many; chosen by the machine if None.
            max_nbytes: no bound if None.
-    Raises: ReshardError[memory-bound | bad-threads].
+    Raises: ReshardError[memory-bound].
     """
     from reshard.engine.cost import peak_memory
+    from reshard.engine.run import BUFFER_NBYTES, default_threads
 
     if threads is not None and threads < 1:
-        raise target_error(
-            "bad-threads", f"{threads} threads cannot do anything", helps=["ask for 1 or more"]
-        )
-    most = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    most = threads or default_threads()
     least = 0
     for count in range(most, 0, -1):
         buffer = BUFFER_NBYTES
@@ -49,6 +46,6 @@ def fit_memory(plan: Plan, *, threads: int | None = None, max_nbytes: int | None
         "memory-bound",
         f"this conversion needs {show_nbytes(least)} of memory, "
         f"and {show_nbytes(max_nbytes or 0)} are allowed",
-        notes=["counted with one thread and the smallest buffers, without the interpreter"],
+        notes=["with one thread and the smallest buffers; the interpreter takes a part of it"],
         helps=[f"allow at least {show_nbytes(least)} with `--max-memory`"],
     )

@@ -112,7 +112,8 @@ def verify(
     """Read everything, and say what is not as it must be.
 
     Args:  a: checked against its own digests (universal) or checksums (DeepSpeed), and its copies
-           against each other; or, when there is a `b`, compared with it bit for bit, whatever the formats.
+           against each other; or, when there is a `b`, compared with it bit for bit, whatever
+           the formats.
            states: `all`, `weights`, or kinds of state, of both sides.
            layout, layout_name: as for `open`, of `a`.
            on_progress: is called now and then.

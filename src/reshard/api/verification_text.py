@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import MAX_SHOWN, render_all
 from reshard.plan.names import group_names
-from reshard.plan.text import show_count, show_nbytes
+from reshard.plan.text import show_count, show_nbytes, table
 
 if TYPE_CHECKING:
     from reshard.api.verification import Mismatch, Verification
@@ -17,9 +17,9 @@ def verification_text(found: Verification) -> str:
     """The answer of `reshard verify`, 80 columns wide."""
     if found.right is None:
         return _one(found)
-    what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
     if found.ok:
-        lines = [f"equal: {what}, bit for bit"]
+        what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
+        lines = [f"equal bit for bit: {what}"]
     else:
         lines = [f"different: {len(found.mismatches):,} of {show_count(found.tensors, 'tensor')}"]
     lines += [f"  A  {found.left}", f"  B  {found.right}"]
@@ -44,18 +44,25 @@ def _one(found: Verification) -> str:
         count = show_count(len(found.faults), "fault")
         return f"damaged: {count} in {found.left}\n\n{render_all(found.faults)}"
     files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
-    return f"intact: {show_count(found.tensors, 'tensor')} in {files}\n  A  {found.left}"
+    return (
+        f"intact: {found.left}\n"
+        f"  {show_count(found.tensors, 'tensor')} in {files}: every byte as it was written"
+    )
+
+
+def _values(item: Mismatch) -> tuple[str, ...]:
+    worst = "" if item.max_abs is None else f"{item.max_abs:.3g}"
+    counts = (f"{count:,}" for count in (item.numel_different, item.numel, item.first_index))
+    return (f"  {item.name}", item.state, *counts, worst)
 
 
 def _mismatches(items: Sequence[Mismatch]) -> list[str]:
     """One line for each family of names that differ alike; values one by one."""
     lines = []
     if items[0].what == "values":
-        for item in items[:MAX_SHOWN]:
-            share = f"{item.numel_different:,} of {show_count(item.numel, 'element')}"
-            worst = "" if item.max_abs is None else f", by at most {item.max_abs:.6g}"
-            lines.append(f"  {item.name} ({item.state})")
-            lines.append(f"      {share}, the first at {item.first_index:,}{worst}")
+        rows = [("  tensor", "state", "differ", "of", "first", "at most")]
+        rows += [_values(item) for item in items[:MAX_SHOWN]]
+        lines += table(rows, right="llrrrr")
         if len(items) > MAX_SHOWN:
             lines.append(f"  and {len(items) - MAX_SHOWN:,} more")
         return lines

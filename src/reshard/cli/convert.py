@@ -28,9 +28,7 @@ Target = Annotated[
     str, typer.Argument(metavar="DST", show_default=False, help="The folder that is made.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Plan only; write nothing.")]
-Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace DST, if reshard wrote it or it is empty.")
-]
+Force = Annotated[bool, typer.Option("--force", "-f", help="Replace DST, if it is a checkpoint.")]
 
 
 def convert(

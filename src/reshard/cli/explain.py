@@ -11,7 +11,7 @@ from reshard.cli.options import Json, NoColor
 Code = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CODE]", show_default=False, help="As in `error[CODE]`; all codes if left out."
+        metavar="CODE", show_default=False, help="As in `error[CODE]`; all codes if left out."
     ),
 ]
 

@@ -117,7 +117,7 @@ Threads = Annotated[
 MaxMemory = Annotated[
     int | None,
     typer.Option(
-        "--max-memory", parser=parse_nbytes, metavar="SIZE", help="Memory for moving: 200MiB, 1GB."
+        "--max-memory", parser=parse_nbytes, metavar="SIZE", help="Stay below it: 200MiB, 1GB."
     ),
 ]
 MaxFileSize = Annotated[

@@ -13,7 +13,7 @@ First = Annotated[
 ]
 Second = Annotated[
     str | None,
-    typer.Argument(metavar="[B]", show_default=False, help="Another one, to compare it with."),
+    typer.Argument(metavar="B", show_default=False, help="Another one, to compare it with."),
 ]
 
 

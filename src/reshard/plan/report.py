@@ -10,7 +10,7 @@ from reshard.plan.catalog import Catalog
 from reshard.plan.fate import Fate
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
-from reshard.plan.text import facts, show_count, show_nbytes, wrap
+from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PlanReport:
            files: every file of the target that is known beforehand, with its size in bytes.
            nbytes_read: tensor bytes taken from the source, copies that are compared included.
            nbytes_written: of all files.
-           peak_nbytes: the most memory that moving them needs, the interpreter not counted.
+           peak_nbytes: an upper estimate of resident memory, the interpreter included.
            proof: that the source stores all that it claims to.
            covered: (tensor, state) pairs of which every element has a place in the target.
            warnings: what the target cannot carry, or its loader will not restore.
@@ -70,7 +70,7 @@ class PlanReport:
                 ("mesh", self.source.mesh_text()),
                 ("reads", f"{show_nbytes(self.nbytes_read)} of tensors"),
                 ("writes", f"{show_nbytes(self.nbytes_written)} in {show_count(files, 'file')}"),
-                ("memory", f"at most {show_nbytes(self.peak_nbytes)} for moving them"),
+                ("memory", f"at most {show_nbytes(self.peak_nbytes)}"),
             ]
         )
         lines += ["", f"{show_count(len(written), 'tensor')} will be written"]
@@ -132,7 +132,7 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
     out = []
     for names in families.values():
         pattern, count = group_names(names)[0]
-        out.append(pattern if count == 1 else f"{pattern} ({count} tensors)")
+        out.append(pattern if count == 1 else f"{pattern}, {count} tensors")
         states: dict[str, list[Fate]] = {}
         for name in names:
             for fate in by_name[name]:
@@ -141,10 +141,10 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
         for state, items in states.items():
             told.setdefault(_movement(items), []).append(state)
         for movement, kinds in told.items():
-            listed = wrap(", ".join(kinds), 34)
-            for index, line in enumerate(listed):
-                last = index == len(listed) - 1
-                out.append(f"    {line:<36}{movement}" if last else f"    {line}")
+            column = max(len(movement) + 6, 28)
+            first, *rest = wrap(", ".join(kinds), WIDTH - column)
+            out.append(f"    {movement}".ljust(column) + first)
+            out += [" " * column + line for line in rest]
     return out
 
 
@@ -171,21 +171,20 @@ def not_written_lines(others: Sequence[Fate]) -> list[str]:
 
 def proof_lines(proof: Proof, covered: int) -> list[str]:
     """What was proved before any byte is moved."""
-    text = (
-        f"proved: {show_count(proof.atoms, 'stored tensor')} are whole, "
-        f"{show_count(proof.elements, 'element')} in {show_count(proof.parts, 'run')}"
+    copies = f", {proof.copies:,} of them further copies" if proof.copies else ""
+    source = (
+        f"the source stores each of {show_count(proof.elements, 'element')}, "
+        f"in {show_count(proof.parts, 'run')}{copies}"
     )
-    if proof.copies:
-        text += f", {show_count(proof.copies, 'copy').replace('copys', 'copies')} among them"
-    text += f"; all of {show_count(covered, 'tensor')} has its place in the target"
-    return wrap(text, 80, indent="  ")
+    target = f"the target has a place for every element of {show_count(covered, 'tensor')}"
+    return ["proved", *(f"  {line}" for text in (source, target) for line in wrap(text, WIDTH - 2))]
 
 
 def _movement(items: Sequence[Fate]) -> str:
     runs = sum(item.runs for item in items)
     pieces = sum(item.pieces for item in items)
-    verb = "averaged from" if any(item.kind == "averaged" for item in items) else "from"
-    return f"{verb} {show_count(runs, 'run')} to {show_count(pieces, 'piece')}"
+    mean = "mean of " if any(item.kind == "averaged" for item in items) else ""
+    return f"{mean}{show_count(runs, 'run')} -> {show_count(pieces, 'piece')}"
 
 
 def _family(name: str) -> str:
