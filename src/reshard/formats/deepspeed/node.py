@@ -1,4 +1,4 @@
-"""A value of a checkpoint file together with where it stands, so that a surprise names its place."""
+"""A value of a checkpoint file and where it stands, so that a surprise names its place."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _kind(value: object) -> str:
         return "None"
     if isinstance(value, Record):
         return f"a {value.module}.{value.name}"
-    name = {TensorRef: "tensor"}.get(type(value), type(value).__name__)
+    name = "tensor" if isinstance(value, TensorRef) else type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 

@@ -14,9 +14,9 @@ from reshard.formats.deepspeed.flat import (
     each_numel,
     each_runs,
 )
-from reshard.formats.deepspeed.model_file import Shapes
+from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.scalar import Scalar
-from reshard.formats.deepspeed.shard import GroupShard
+from reshard.formats.deepspeed.shard import GroupShard, Shard
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
 
@@ -103,7 +103,7 @@ class FlatGroup:
         for shard in self.shards:
             if shard.partition_numel != held:
                 raise self._mismatch(
-                    f"{held} elements over {count} ranks, where the file has {shard.partition_numel}",
+                    f"{held} elements for each of {count} ranks, and {shard.partition_numel} there",
                     shard.file,
                 )
         offset = 0
@@ -122,10 +122,10 @@ class FlatGroup:
                         "partition-mismatch",
                         f"`{name}` does not lie where its writer says",
                         notes=[
-                            f"`param_shapes` in {self.told_by} put elements {run.offset} to "
-                            f"{run.offset + run.numel} of the partition of group {self.index} there",
-                            f"`param_slice_mappings` in {shard.file} say {said[0]} to "
-                            f"{said[0] + said[1]}",
+                            f"elements {run.offset} to {run.offset + run.numel} of its partition "
+                            f"of group {self.index}, by `param_shapes` in {self.told_by}",
+                            f"elements {said[0]} to {said[0] + said[1]}, by `param_slice_mappings` "
+                            f"in {shard.file}",
                         ],
                         helps=["the model file and the optimizer files may be of different runs"],
                     )
@@ -210,4 +210,18 @@ def ranks_disagree(what: str, first: str, file: str, second: str, other: str) ->
         f"ranks disagree about {what}: {first}, and {second}",
         notes=[f"{first} in {file}", f"{second} in {other}"],
         helps=["the files may be of different runs or steps; copy those of one"],
+    )
+
+
+def no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
+    """The error for a model file that does not name the parameters of the flat groups."""
+    found = model.param_shapes
+    return source_error(
+        "missing-param-shapes",
+        f"{model.file} does not say which parameters {shard.file} holds",
+        notes=[
+            f"`param_shapes` has {'nothing' if found is None else f'{len(found)} groups'}, "
+            f"the optimizer file {len(shard.groups)}"
+        ],
+        helps=["the files may be of different runs, or were written by DeepSpeed before 0.3.16"],
     )

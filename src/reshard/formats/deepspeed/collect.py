@@ -1,0 +1,251 @@
+"""All local tensors of a checkpoint, under the names that the optimizer uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reshard.formats.deepspeed.expert_weights import (
+    fused_weights,
+    native_weights,
+    read_experts,
+)
+from reshard.formats.deepspeed.experts import (
+    ExpertRanks,
+    expert_ranks,
+    fused_layers,
+    group_is_expert,
+    native_index,
+    stated_ranks,
+    with_expert,
+)
+from reshard.formats.deepspeed.grid import missing_files
+from reshard.formats.deepspeed.model_file import ModelFile, Shapes
+from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
+from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
+from reshard.formats.deepspeed.source import Source, is_data_first
+from reshard.formats.deepspeed.states_zero0 import Naming
+from reshard.formats.deepspeed.weights import (
+    PARAM,
+    find_aliases,
+    module_tensors,
+    zero3_tensors,
+)
+from reshard.plan.catalog import Coord, LocalTensor
+
+
+@dataclass(slots=True)
+class Collected:
+    """What a checkpoint stores.
+
+    Args:  tensors: weights first, then states.  aliases: other names of parameters.
+           buffers, frozen: names.  groups: by param group (sub-group at stage 3), names of its
+           parameters on all ranks, with global numbers.
+    """
+
+    tensors: list[LocalTensor] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, None] = field(default_factory=dict)
+    frozen: dict[str, None] = field(default_factory=dict)
+    groups: dict[int, dict[str, None]] = field(default_factory=dict)
+
+
+def collect(source: Source) -> Collected:
+    """Every tensor of every rank.
+
+    Raises: ReshardError, see docs/formats/deepspeed.md.
+    """
+    out = Collected(aliases=find_aliases(source.models.values()))
+    pipeline = None
+    if source.folder.layers:
+        own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
+        pipeline = Pipeline(source.files, source.folder, source.grid, own)
+    weights: dict[int, list[LocalTensor]] = {}
+    for mp_rank in source.grid.mp_ranks:
+        weights[mp_rank] = list(_weights(source, mp_rank, out.aliases, pipeline))
+        out.tensors += weights[mp_rank]
+    if pipeline is not None:
+        own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
+        missing = missing_layers(out.tensors, own)
+        if missing:
+            names = [f"layer_{int(layer):02d}-*" for layer in missing]
+            raise missing_files(names, len(source.folder.layers) + len(missing), "`param_shapes`")
+    for mp_rank in source.grid.mp_ranks:
+        if source.shards:
+            out.tensors += _zero_states(source, mp_rank, out.groups)
+        elif source.plain:
+            out.tensors += _plain_states(source, mp_rank, weights[mp_rank], out.groups)
+    _name_kinds(source, out)
+    return out
+
+
+def _weights(
+    source: Source, mp_rank: int, aliases: Mapping[str, str], pipeline: Pipeline | None
+) -> Iterator[LocalTensor]:
+    coord = source.grid.coord(mp_rank)
+    models = source.stage_models(mp_rank)
+    if source.folder.is_zero3:
+        yield from zero3_tensors(models, coord)
+        return
+    yield from module_tensors(models[0], coord, aliases)
+    if pipeline is not None:
+        stage = source.grid.stage(mp_rank)
+        yield from (
+            tensor
+            for tensor in pipeline.tensors(source.grid.tp_rank(mp_rank))
+            if dict(tensor.coord).get("pp", 0) == stage and tensor.name not in aliases
+        )
+    experts = read_experts(source.files, source.folder, mp_rank)
+    if source.fused:
+        yield from fused_weights(source.fused, experts, coord)
+    elif experts:
+        yield from native_weights(experts, source.ep, coord)
+
+
+# States under ZeRO.
+
+
+def _zero_states(
+    source: Source, mp_rank: int, groups: dict[int, dict[str, None]]
+) -> Iterator[LocalTensor]:
+    model = source.models[0, mp_rank]
+    coord = source.grid.coord(mp_rank)
+    check = not _is_round_robin(model)
+    for index, shapes in enumerate(_shapes(source, model)):
+        is_expert = source.ep > 1 and group_is_expert(shapes, source.fused)
+        shared = _sharing(source, mp_rank, index) if is_expert else None
+        members = shared or (ExpertRanks(0, tuple(range(source.grid.dp))),)
+        for member in members:
+            place: Coord = (*coord, ("ep", member.ep_rank)) if shared else coord
+            own = [source.shards[dp, mp_rank].groups[index] for dp in member.dp_ranks]
+            yield from FlatGroup(
+                index, shapes, own, place, source.stage, model.file, check
+            ).tensors()
+            names = groups.setdefault(index, {})
+            names.update(dict.fromkeys(_global_names(shapes, member.ep_rank if shared else None)))
+
+
+def _shapes(source: Source, model: ModelFile) -> tuple[Shapes, ...]:
+    shard = source.shards[0, 0]
+    if model.param_shapes is None or len(model.param_shapes) != len(shard.groups):
+        raise no_shapes(model, shard)
+    return model.param_shapes
+
+
+def _sharing(source: Source, mp_rank: int, index: int) -> tuple[ExpertRanks, ...]:
+    shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
+    if source.stage != 3:
+        count = source.grid.dp // source.ep
+        return expert_ranks(source.grid.dp, count, data_first=is_data_first(source))
+    ranks = [shard.groups[index].ranks or () for shard in shards]
+    ep_ranks = [_ep_rank(source.models[dp, mp_rank]) for dp in range(source.grid.dp)]
+    return stated_ranks(ranks, ep_ranks, shards[0].file)
+
+
+def _ep_rank(model: ModelFile) -> int | None:
+    layers = fused_layers(model)
+    return layers[0].ep_rank if layers else None
+
+
+def _global_names(shapes: Shapes, ep_rank: int | None) -> Iterator[str]:
+    """Names with global expert numbers."""
+    if ep_rank is None:
+        yield from shapes
+        return
+    counts: dict[tuple[str, int], int] = {}
+    for name in shapes:
+        component = native_index(name)
+        if component is not None:
+            key = (".".join(name.split(".")[:component]), component)
+            counts[key] = max(counts.get(key, 0), int(name.split(".")[component]) + 1)
+    for name in shapes:
+        component = native_index(name)
+        if component is None:
+            yield name
+            continue
+        parts = name.split(".")
+        each = counts[".".join(parts[:component]), component]
+        yield with_expert(name, component, ep_rank * each + int(parts[component]))
+
+
+# States without ZeRO.
+
+
+def _plain_states(
+    source: Source,
+    mp_rank: int,
+    weights: Sequence[LocalTensor],
+    groups: dict[int, dict[str, None]],
+) -> Iterator[LocalTensor]:
+    coord = source.grid.coord(mp_rank)
+    model = source.models[0, mp_rank]
+    buffers = set(model.buffer_names)
+    params = _module_order([t for t in weights if t.name not in buffers])
+    expert_files = {ep for ep, mp in source.folder.expert_optimizers if mp == mp_rank}
+    for ep_rank in sorted(expert_files) or [0]:
+        optimizer = source.plain.get((ep_rank, mp_rank))
+        if optimizer is None:
+            continue
+        place: Coord = (*coord, ("ep", ep_rank)) if source.ep > 1 else coord
+        own = [t for t in params if "ep" not in dict(t.coord) or t.coord == place]
+        param_groups = list(optimizer.inner.at("param_groups").items())
+        for experts in (False, True) if expert_files else (None,):
+            chosen = [
+                index
+                for index, group in enumerate(param_groups)
+                if experts is None or bool(group.mapping().get("moe")) == experts
+            ]
+            fitting = [t for t in own if experts is None or _is_expert(t, source) == experts]
+            if not chosen:
+                continue
+            naming = Naming(optimizer, fitting, source.files.root, chosen)
+            yield from naming.tensors(place)
+            for index, names in naming.group_names().items():
+                shapes = dict.fromkeys(names, ())
+                named = _global_names(shapes, ep_rank if source.ep > 1 else None)
+                groups.setdefault(index, {}).update(dict.fromkeys(named))
+
+
+def _is_expert(tensor: LocalTensor, source: Source) -> bool:
+    return group_is_expert((tensor.name,), source.fused)
+
+
+def _module_order(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
+    """Weights as a module lists them: a pipeline's tied modules come before its layers."""
+    return sorted(tensors, key=lambda tensor: not tensor.name.startswith("tied_modules."))
+
+
+# Kinds of names.
+
+
+def _name_kinds(source: Source, out: Collected) -> None:
+    trained = {
+        name
+        for model in source.models.values()
+        for shapes in model.param_shapes or ()
+        for name in shapes
+    }
+    for model in source.models.values():
+        out.buffers.update(dict.fromkeys(model.buffer_names))
+    have = {tensor.name for tensor in out.tensors if tensor.state == PARAM}
+    out.buffers = {name: None for name in out.buffers if name in have}
+    told = [model.frozen_shapes for model in source.models.values()]
+    if any(shapes is not None for shapes in told):
+        for shapes in told:
+            out.frozen.update(dict.fromkeys(shapes or ()))
+    elif source.shards:
+        out.frozen.update(
+            (tensor.name, None)
+            for tensor in out.tensors
+            if tensor.state == PARAM
+            and tensor.name not in trained
+            and tensor.name not in out.buffers
+        )
+
+
+def _is_round_robin(model: ModelFile) -> bool:
+    """Whether gradients were reduced round robin, where the writer misnotes its own slices."""
+    config = model.root.get("ds_config")
+    zero = None if config is None else config.get("zero_optimization")
+    flag = None if zero is None else zero.get("round_robin_gradients")
+    return flag is not None and bool(flag.value)

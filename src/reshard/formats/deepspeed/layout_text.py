@@ -1,0 +1,88 @@
+"""UCL text from a rule for every name: names that differ in their indices share a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.plan.names import group_names, quantity
+
+LAYOUT_NAME = "deepspeed"
+_INDEX = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")
+_SLOTS = "ijklmnpqrstuvwxyz"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalIndex:
+    """A component of a name that counts from 0 on every rank of a mesh axis.
+
+    Args:  component: position among the parts between dots.  slot: the text of its slot.
+    """
+
+    component: int
+    slot: str
+
+
+def layout_text(
+    mesh: Sequence[str],
+    bodies: Mapping[str, str],
+    *,
+    local: Mapping[str, LocalIndex] | None = None,
+    undescribed: Iterable[str] = (),
+) -> str:
+    """A layout in canonical form.
+
+    Args:  mesh: its axes.  bodies: by stored name, the right side of its rule.
+           local: names with an index that is local to a rank.
+           undescribed: names that have no rule; they are listed in comments.
+    """
+    missing = group_names(undescribed)
+    if not missing and not local and set(bodies.values()) <= {"[...]"}:
+        rules = [('"**"', "[...]")]
+    else:
+        rules = _rules(bodies, local or {})
+    width = max((len(pattern) for pattern, _ in rules), default=0)
+    lines = [f"layout {LAYOUT_NAME} {{", f"    mesh {', '.join(mesh)}", ""]
+    lines += [f"    {pattern:<{width}} = {body}" for pattern, body in rules]
+    if missing:
+        if rules:
+            lines.append("")
+        lines.append("    # The checkpoint does not say how these lie over the ranks:")
+        lines += [f"    #   {pattern}{quantity(count)}" for pattern, count in missing]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _rules(bodies: Mapping[str, str], local: Mapping[str, LocalIndex]) -> list[tuple[str, str]]:
+    groups: dict[str, list[str]] = {}
+    for name in bodies:
+        groups.setdefault(_skeleton(name, local.get(name)), []).append(name)
+    out: list[tuple[str, str]] = []
+    for names in groups.values():
+        if len({bodies[name] for name in names}) == 1:
+            out.append((_pattern(names, local.get(names[0])), bodies[names[0]]))
+        else:
+            out += [(_pattern([name], local.get(name)), bodies[name]) for name in names]
+    return list(dict.fromkeys(out))
+
+
+def _skeleton(name: str, local: LocalIndex | None) -> str:
+    parts = name.split(".")
+    if local is not None:
+        parts[local.component] = f"\1{local.slot}"
+    return _INDEX.sub("\0", ".".join(parts))
+
+
+def _pattern(names: Sequence[str], local: LocalIndex | None) -> str:
+    """One pattern over names of one skeleton; an index that never differs stays as it is."""
+    columns = list(zip(*(name.split(".") for name in names), strict=True))
+    out = []
+    slots = iter(_SLOTS)
+    for position, column in enumerate(columns):
+        if local is not None and position == local.component:
+            out.append("{" + local.slot + "}")
+        elif _INDEX.fullmatch(column[0]) and len(set(column)) > 1:
+            out.append("{" + next(slots) + "}")
+        else:
+            out.append(re.sub(r'([*{}"\\])', r"\\\1", column[0]))
+    return f'"{".".join(out)}"'

@@ -1,0 +1,243 @@
+"""Everything that was read of a checkpoint's files, before it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.errors import source_error
+from reshard.formats.deepspeed.experts import (
+    FusedLayer,
+    data_before_expert,
+    fused_layers,
+    group_is_expert,
+    named_size,
+    native_index,
+    one_size,
+    unsupported_experts,
+)
+from reshard.formats.deepspeed.files import Files
+from reshard.formats.deepspeed.folder import Folder, Rank, read_folder
+from reshard.formats.deepspeed.grid import Grid, find_grid
+from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.shard import Shard
+from reshard.formats.deepspeed.shards import read_shards
+from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One step of a checkpoint.
+
+    Args:  models: by (dp rank, mp rank); dp rank 0 alone at stages 0 to 2.
+           shards: optimizer files of ZeRO, by rank.
+           plain: optimizers of runs without ZeRO, by (ep rank, mp rank).
+           fused: layers of AutoEP.  ep: expert-parallel size, 1 without experts.
+    """
+
+    files: Files
+    folder: Folder
+    grid: Grid
+    models: Mapping[Rank, ModelFile]
+    shards: Mapping[Rank, Shard]
+    plain: Mapping[Rank, PlainOptimizer]
+    fused: tuple[FusedLayer, ...]
+    ep: int
+
+    @property
+    def first(self) -> ModelFile:
+        """The model file of the first rank."""
+        return self.models[0, 0]
+
+    @property
+    def stage(self) -> int:
+        """ZeRO stage."""
+        if self.shards:
+            return next(iter(self.shards.values())).stage
+        return 3 if self.folder.is_zero3 else 0
+
+    def stage_models(self, mp_rank: int) -> list[ModelFile]:
+        """The model files of one mp rank, by dp rank."""
+        return [self.models[rank] for rank in sorted(self.models) if rank[1] == mp_rank]
+
+
+def read_source(root: Path) -> Source:
+    """Open every file of a step once.
+
+    Raises: ReshardError, see docs/formats/deepspeed.md.
+    """
+    folder = read_folder(root)
+    files = Files(root)
+    names = {**{(0, mp): name for mp, name in folder.models.items()}, **folder.zero3_models}
+    if not names:
+        raise source_error(
+            "missing-rank-file",
+            f"{root} has no model file",
+            notes=["looked for `mp_rank_*_model_states.pt` and `zero_pp_rank_*_model_states.pt`"],
+            helps=["copy the files of all ranks; on several machines each one has only its own"],
+        )
+    models = {rank: read_model_file(files.root_of(name)) for rank, name in names.items()}
+    first = next(iter(models.values()))
+    grid = find_grid(folder, first)
+    _check_counters(models, grid)
+    shards = read_shards(files, folder)
+    _check_needed(folder, first, shards)
+    fused = fused_layers(first)
+    _refuse_folding(first.root, grid, fused)
+    plain = _plain(files, folder, models, shards)
+    ep = _expert_size(first, grid, shards, plain, fused)
+    return Source(files, folder, grid, models, shards, plain, fused, ep)
+
+
+def _plain(
+    files: Files, folder: Folder, models: Mapping[Rank, ModelFile], shards: Mapping[Rank, Shard]
+) -> dict[Rank, PlainOptimizer]:
+    if shards:
+        return {}
+    out: dict[Rank, PlainOptimizer] = {}
+    for (_, mp_rank), model in models.items():
+        node = model.root.get("optimizer")
+        if node is not None:
+            out[0, mp_rank] = read_optimizer(node)
+    for rank, name in folder.expert_optimizers.items():
+        node = files.root_of(name).get("optimizer")
+        if node is not None:
+            out[rank] = read_optimizer(node)
+    return out
+
+
+def _check_counters(models: Mapping[Rank, ModelFile], grid: Grid) -> None:
+    """All model files must be of one step of one run."""
+    first = next(iter(models.values()))
+    for key in ("global_steps", "dp_world_size", "mp_world_size", "ds_version"):
+        wanted = first.root.get(key)
+        for model in models.values():
+            found = model.root.get(key)
+            if (None if found is None else found.value) != (
+                None if wanted is None else wanted.value
+            ):
+                a, b = (None if n is None else n.value for n in (wanted, found))
+                raise source_error(
+                    "mixed-runs",
+                    f"{first.file} and {model.file} are not of one step of one run",
+                    notes=[f"`{key}` is {a} in the one and {b} in the other"],
+                    helps=["copy the files of one step into a folder of their own"],
+                )
+
+
+def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
+    config = first.root.get("ds_config")
+    zero = None if config is None else config.get("zero_optimization")
+    stage = None if zero is None else zero.get("stage")
+    if not shards:
+        if first.param_shapes is not None:
+            raise source_error(
+                "missing-rank-file",
+                f"{folder.root} has no optimizer file",
+                notes=[f"`param_shapes` in {first.file} are those of a run with ZeRO"],
+                helps=["copy the files `*zero_pp_rank_*_optim_states.pt` of all ranks"],
+            )
+        return
+    shard = next(iter(shards.values()))
+    if (
+        stage is not None
+        and stage.integer() != shard.stage
+        and not (
+            stage.integer() == 0 and shard.stage == 1  # BF16_Optimizer below stage 1
+        )
+    ):
+        raise source_error(
+            "mixed-runs",
+            f"{first.file} and {shard.file} are not of one run",
+            notes=[
+                f"ZeRO stage {stage.integer()} by `ds_config` in the one, "
+                f"{shard.stage} in the other"
+            ],
+            helps=["copy the files of one run into a folder of their own and convert that"],
+        )
+    if (shard.stage == 3) != folder.is_zero3:
+        raise source_error(
+            "mixed-runs",
+            f"{first.file} and {shard.file} are not of one run",
+            notes=[f"the optimizer file is of ZeRO stage {shard.stage}"],
+            helps=["copy the files of one run into a folder of their own and convert that"],
+        )
+    _check_partitioning(zero, first)
+
+
+def _check_partitioning(zero: Node | None, first: ModelFile) -> None:
+    """Refuse what keeps its states elsewhere, or partitions over other ranks."""
+    if zero is None:
+        return
+    offload = zero.get("offload_optimizer")
+    device = offload.get("device") if offload is not None and offload.mapping() else None
+    if device is not None and str(device.value) == "nvme":
+        raise source_error(
+            "unsupported-offload",
+            "the optimizer states of this run are not in its checkpoint files",
+            notes=[f"`offload_optimizer.device` is nvme in {first.file}"],
+            helps=["load it with DeepSpeed and save it with the states on the cpu"],
+        )
+    mics = zero.get("mics_shard_size")
+    if mics is not None and mics.integer() > 0:
+        raise source_error(
+            "unsupported-partitioning",
+            "MiCS partitions over part of the data-parallel ranks, which is not read",
+            notes=[f"`mics_shard_size` is {mics.integer()} in {first.file}"],
+            helps=["load it with DeepSpeed and save it without MiCS"],
+        )
+
+
+def _refuse_folding(root: Node, grid: Grid, fused: tuple[FusedLayer, ...]) -> None:
+    if root.has("folding") or (fused and grid.tp > 1):
+        raise unsupported_experts(
+            "experts are folded over tensor-parallel ranks",
+            [f"AutoEP with {grid.tp} tp ranks, by {root.file}"],
+        )
+
+
+def _expert_size(
+    first: ModelFile,
+    grid: Grid,
+    shards: Mapping[Rank, Shard],
+    plain: Mapping[Rank, PlainOptimizer],
+    fused: tuple[FusedLayer, ...],
+) -> int:
+    sizes = {f"`ds_autoep_layers`, `{layer.prefix}`": len(layer.experts) for layer in fused}
+    shard = shards.get((0, 0))
+    for index, shapes in enumerate(first.param_shapes or ()):
+        if shard is None or not group_is_expert(shapes, fused):
+            continue
+        if shard.stage == 3 and not fused:
+            name = next(name for name in shapes if native_index(name) is not None)
+            raise unsupported_experts(
+                f"`{name}` is an expert at ZeRO stage 3",
+                [f"{shard.file} does not tell which ranks share it"],
+            )
+        count = shard.groups[index].count
+        size = grid.dp // count if count else named_size(_group(shard, index))
+        if size is None:
+            raise unsupported_experts(
+                f"group {index} has experts, and nothing tells which ranks share them",
+                [f"{shard.file} has no `partition_count`"],
+            )
+        sizes[f"group {index} of {shard.file}"] = size
+    if plain:
+        expert_ranks = {ep_rank for ep_rank, _ in plain}
+        if len(expert_ranks) > 1:
+            sizes["files `expp_rank_*`"] = len(expert_ranks)
+    return one_size(sizes)
+
+
+def _group(shard: Shard, index: int) -> Node | None:
+    base = shard.optimizer.get("base_optimizer_state")
+    if base is None or isinstance(base.value, list):
+        return None
+    return base.at("param_groups").item(index)
+
+
+def is_data_first(source: Source) -> bool:
+    """Whether neighbouring dp ranks share experts."""
+    return data_before_expert(source.first)

@@ -1,0 +1,235 @@
+"""Optimizer states of runs without ZeRO: whole tensors, numbered.
+
+Source: DeepSpeed 0.19.8, runtime/fp16/{fused,unfused}_optimizer.py `state_dict`, and
+torch.optim.Optimizer.state_dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from reshard.dtypes import DType
+from reshard.errors import source_error
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.numbering import ambiguous_ids, assign
+from reshard.formats.deepspeed.rounding import PROBED, rounds_to
+from reshard.formats.deepspeed.scalar import scalar_of
+from reshard.formats.deepspeed.shard import MASTER
+from reshard.formats.deepspeed.weights import tensor_of
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.storage.torch_file import TensorRef
+
+_ROUNDED = (DType.F32, DType.BF16, DType.F16)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """What an optimizer has of one number.
+
+    Args:  tensors: by state kind, with elements; the master weights among them.
+           numbers: by state kind, one number each.
+    """
+
+    tensors: Mapping[str, TensorRef]
+    numbers: Mapping[str, Node]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainOptimizer:
+    """An optimizer's state_dict.
+
+    Args:  root: it.  inner: torch's own within it.  groups: numbers per param group.
+           states: by number.  flat: whether a group is one number, with flat buffers of all its
+           parameters.
+    """
+
+    root: Node
+    inner: Node
+    groups: tuple[tuple[int, ...], ...]
+    states: Mapping[int, Numbered]
+    flat: bool
+
+    @property
+    def file(self) -> str:
+        """The file that it stands in."""
+        return self.root.file
+
+
+def read_optimizer(root: Node) -> PlainOptimizer:
+    """A plain torch state, or one of DeepSpeed's fp16 and bf16 wrappers.
+
+    Raises: ReshardError[missing-key | unexpected-content].
+    """
+    inner = root.at("optimizer_state_dict") if root.has("optimizer_state_dict") else root
+    groups = tuple(
+        tuple(item.integer() for item in group.at("params").items())
+        for group in inner.at("param_groups").items()
+    )
+    flat = root.has("fp32_groups_flat")
+    masters: dict[int, TensorRef] = {}
+    if flat:
+        for own, node in zip(groups, root.at("fp32_groups_flat").items(), strict=True):
+            masters[own[0]] = node.tensor()
+    elif root.has("fp32_groups"):
+        for own, node in zip(groups, root.at("fp32_groups").items(), strict=True):
+            tensors = [item.tensor() for item in node.items()]
+            masters.update(zip(own, tensors, strict=True))
+    state = inner.at("state")
+    states = {
+        number: _numbered(state.get(number), masters.get(number))
+        for own in groups
+        for number in own
+    }
+    return PlainOptimizer(root, inner, groups, states, flat)
+
+
+def _numbered(node: Node | None, master: TensorRef | None) -> Numbered:
+    tensors = {} if master is None else {MASTER: master}
+    numbers: dict[str, Node] = {}
+    for name, item in () if node is None else node.entries():
+        if isinstance(item.value, TensorRef) and item.value.shape != ():
+            tensors[name] = item.value
+        else:
+            numbers[name] = item
+    return Numbered(tensors, numbers)
+
+
+class Naming:
+    """Names for the states of one optimizer.
+
+    Args:  weights: of all parameters that it may have, in the module's order.
+           folder: what file names are relative to.
+           groups: positions of the param groups that are looked at.
+    """
+
+    def __init__(
+        self,
+        optimizer: PlainOptimizer,
+        weights: Sequence[LocalTensor],
+        folder: Path,
+        groups: Sequence[int],
+    ) -> None:
+        self._optimizer = optimizer
+        self._weights = {tensor.name: tensor for tensor in weights}
+        self._folder = folder
+        self._groups = [(index, optimizer.groups[index]) for index in groups]
+        self._heads: dict[tuple[str, int], bytes] = {}
+        self.places = self._assign()
+
+    def group_names(self) -> dict[int, list[str]]:
+        """Names by the position of their param group, in its order."""
+        out: dict[int, list[tuple[int, str]]] = {index: [] for index, _ in self._groups}
+        for name, (group, position) in self.places.items():
+            out[self._groups[group][0]].append((position, name))
+        return {index: [name for _, name in sorted(own)] for index, own in out.items()}
+
+    def tensors(self, coord: Coord) -> Iterator[LocalTensor]:
+        """Every state of every parameter.
+
+        Raises: ReshardError[state-mismatch].
+        """
+        file = self._optimizer.file
+        for name, (group, position) in self.places.items():
+            weight = self._weights[name]
+            own = self._states(group, position)
+            for state, ref in own.tensors.items():
+                if self._optimizer.flat:
+                    yield self._run(weight, state, ref, position, coord)
+                elif ref.shape == weight.shape:
+                    yield tensor_of(ref, name, state, coord, file)
+                else:
+                    raise _mismatch(weight, state, ref, file)
+            for state, node in own.numbers.items():
+                if (scalar := scalar_of(node.value, file)) is not None:
+                    yield scalar.local(name, state, coord)
+
+    def _states(self, group: int, position: int) -> Numbered:
+        numbers = self._groups[group][1]
+        return self._optimizer.states[numbers[0 if self._optimizer.flat else position]]
+
+    def _run(
+        self, weight: LocalTensor, state: str, ref: TensorRef, position: int, coord: Coord
+    ) -> LocalTensor:
+        """A parameter's run in a flat buffer of its group."""
+        if len(ref.shape) != 1 or ref.numel < position + weight.numel:
+            raise _mismatch(weight, state, ref, self._optimizer.file)
+        start = ref.byte_offset + position * ref.dtype.itemsize
+        fragment = Fragment(0, weight.numel, self._optimizer.file, start)
+        return LocalTensor(
+            weight.name, state, coord, weight.shape, ref.dtype, (fragment,) * bool(weight.numel)
+        )
+
+    def _assign(self) -> dict[str, tuple[int, int]]:
+        names = list(self._weights)
+        file = self._optimizer.file
+        if self._optimizer.flat:
+            goal = [self._states(group, 0).tensors[MASTER].numel for group in self._positions]
+            return assign(goal, names, self._step_flat, file, may_skip=True)
+        goal = [len(numbers) for _, numbers in self._groups]
+        if sum(goal) > len(names):
+            raise ambiguous_ids(
+                file, f"it has {sum(goal)} numbers, the model files hold {len(names)} weights"
+            )
+        return assign(goal, names, self._step, file, may_skip=sum(goal) < len(names))
+
+    @property
+    def _positions(self) -> range:
+        return range(len(self._groups))
+
+    def _step(self, group: int, position: int, name: str) -> int | None:
+        own, weight = self._states(group, position), self._weights[name]
+        shape = next((ref.shape for ref in own.tensors.values()), None)
+        if shape is not None and shape != weight.shape:
+            return None
+        master = own.tensors.get(MASTER)
+        if master is not None and not self._rounds(master, 0, weight):
+            return None
+        return position + 1
+
+    def _step_flat(self, group: int, position: int, name: str) -> int | None:
+        weight = self._weights[name]
+        master = self._states(group, 0).tensors[MASTER]
+        after = position + weight.numel
+        if after > master.numel or not self._rounds(master, position, weight):
+            return None
+        return after
+
+    def _rounds(self, master: TensorRef, start: int, weight: LocalTensor) -> bool:
+        """Whether the first elements of a weight are those of its master weight, rounded."""
+        dense = master.is_contiguous and all(f.strides is None for f in weight.fragments)
+        if master.dtype != DType.F32 or weight.dtype not in _ROUNDED or not dense:
+            return True
+        count = min(PROBED, prod(weight.shape))
+        if not count:
+            return True
+        first = weight.fragments[0]
+        count = min(count, first.numel)
+        return rounds_to(
+            self._head(master.file, master.byte_offset + 4 * start, 4 * count),
+            self._head(
+                str(self._folder / first.file), first.byte_offset, weight.dtype.itemsize * count
+            ),
+            weight.dtype,
+        )
+
+    def _head(self, path: str, byte_offset: int, nbytes: int) -> bytes:
+        key = (path, byte_offset)
+        found = self._heads.get(key, b"")
+        if len(found) < nbytes:
+            with Path(path).open("rb", buffering=0) as file:
+                file.seek(byte_offset)
+                found = file.read(nbytes)
+            self._heads[key] = found
+        return found[:nbytes]
+
+
+def _mismatch(weight: LocalTensor, state: str, ref: TensorRef, file: str) -> Exception:
+    return source_error(
+        "state-mismatch",
+        f"state `{state}` of `{weight.name}` has shape {list(ref.shape)}",
+        notes=[f"the parameter has {list(weight.shape)}", f"read from {file}"],
+        helps=["convert the weights alone with `--states param`"],
+    )
