@@ -56,6 +56,31 @@ class Inventory:
         """The state that holds the weights of most bits: `master`, or `param`."""
         return "master" if "master" in self.states[name] else "param"
 
+    def weights_dtype(self) -> DType | None:
+        """The element type of most parameters' weights; None where none are stored."""
+        counts: dict[DType, int] = {}
+        for name in self.trained:
+            if "param" in self.states[name]:
+                dtype = self.states[name]["param"].dtype
+                counts[dtype] = counts.get(dtype, 0) + 1
+        return max(counts, key=lambda dtype: counts[dtype], default=None)
+
+    def weights(self, name: str, stored: DType | None, dtype: DType) -> tuple[str, DType]:
+        """The state from which weights are written, and as what.
+
+        Weights that are stored stay as they are, but for a run of another precision those in
+        which the source computed are rounded from the master weights.
+
+        Args:  stored: what the source computes with.  dtype: what the target computes with.
+        """
+        kinds = self.states[name]
+        if "param" not in kinds:
+            return "master", dtype
+        own = kinds["param"].dtype
+        if own is stored and own is not dtype:
+            return self.master(name), dtype
+        return "param", own
+
     def shaped_states(self, name: str) -> dict[str, str]:
         """By DeepSpeed's name of a state, the source's."""
         source = self.master(name)

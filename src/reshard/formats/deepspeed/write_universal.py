@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.deepspeed.local_names import NamedTensors, local_names
 from reshard.formats.deepspeed.inventory import (
     FP32,
     Inventory,
@@ -19,6 +18,7 @@ from reshard.formats.deepspeed.inventory import (
     take_inventory,
     whole_spec,
 )
+from reshard.formats.deepspeed.local_names import NamedTensors, local_names
 from reshard.formats.deepspeed.numbers import Number
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys

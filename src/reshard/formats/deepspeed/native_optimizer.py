@@ -1,0 +1,127 @@
+"""Optimizer files of stages 1 to 3: one rank's share of every state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reshard.dtypes import DType
+from reshard.formats.deepspeed.inventory import FP32, Inventory
+from reshard.formats.deepspeed.native_groups import FlatGroup
+from reshard.formats.deepspeed.native_options import NativeOptions
+from reshard.formats.deepspeed.resume import Resume, loss_scaler
+from reshard.formats.deepspeed.torch_output import TorchOutput
+from reshard.storage.inert import Record
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerFiles:
+    """What all optimizer files have in common."""
+
+    inventory: Inventory
+    resume: Resume
+    options: NativeOptions
+    output: TorchOutput
+
+    def root(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """The whole tree of one rank's file."""
+        make = self._zero3 if self.options.zero == 3 else self._zero12
+        return {
+            "optimizer_state_dict": make(groups, dp_rank),
+            "ds_config": self.options.config(self.resume),
+            "ds_version": self.resume.version,
+        }
+
+    def _zero12(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `state_dict`."""
+        masters = [
+            self._array(group, dp_rank, FP32, group.length(dp_rank) - group.padding(dp_rank))
+            for group in groups
+        ]
+        return {
+            **self._scaling(),
+            "base_optimizer_state": self._base(groups, dp_rank),
+            "single_partition_of_fp32_groups": masters,
+            "zero_stage": zero_stage(self.options.zero),
+            "group_paddings": [group.padding(dp_rank) for group in groups],
+            "param_alignment_paddings": [list(group.gaps) for group in groups],
+            "partition_count": [len(group.members) for group in groups],
+            "ds_version": self.resume.version,
+            "param_slice_mappings": [
+                {
+                    name: _address(numel, start)
+                    for name, (numel, start) in group.slices(dp_rank).items()
+                }
+                for group in groups
+            ],
+        }
+
+    def _zero3(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """Source: DeepSpeed 0.19.8 runtime/zero/stage3.py `_rigid_state_dict`."""
+        return {
+            "zero_stage": zero_stage(3),
+            "loss_scaler": loss_scaler(),
+            "dynamic_loss_scale": False,
+            "overflow": False,
+            **self._scaling(),
+            "partition_count": self.options.dp,
+            "optimizer_state_dict": self._base(groups, dp_rank),
+            "fp32_flat_groups": [
+                self._array(group, dp_rank, FP32, group.length(dp_rank)) for group in groups
+            ],
+        }
+
+    def _scaling(self) -> dict[str, object]:
+        found = self.resume.scaling(self.options.dtype)
+        if self.options.zero == 3:
+            found.pop("clip_grad", None)
+        return found
+
+    def _base(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """What the optimizer itself keeps: its states by number, and its param groups."""
+        states: dict[object, object] = {}
+        for number, group in enumerate(groups):
+            own: dict[str, object] = {}
+            step = self._step(group)
+            if step is not None:
+                own["step"] = step
+            for state in group.states:
+                if state != FP32:
+                    own[state] = self._array(group, dp_rank, state, group.length(dp_rank))
+            if own:
+                states[number] = own
+        members: dict[int, list[int]] = {}
+        for number, group in enumerate(groups):
+            members.setdefault(group.index, []).append(number)
+        settings = [group.settings for group in self.resume.groups]
+        return {
+            "state": states,
+            "param_groups": [
+                {**settings[index], "params": numbers} for index, numbers in members.items()
+            ],
+        }
+
+    def _step(self, group: FlatGroup) -> object | None:
+        number = self.inventory.steps.get(group.tensors[0].whole)
+        if number is None:
+            return None
+        for tensor in group.tensors[1:]:
+            self.inventory.lose(tensor.whole, "step", "written once per param group; all agree")
+        return self.inventory.number(number, self.output)
+
+    def _array(self, group: FlatGroup, dp_rank: int, state: str, numel: int) -> object:
+        source = group.states[state]
+        stored = self.inventory.whole(group.tensors[0].whole, source).dtype
+        spec = group.spec(dp_rank, state, DType.F32 if state == FP32 else stored, numel)
+        return self.output.tensor(spec, requires_grad=state == FP32)
+
+
+def zero_stage(stage: int) -> Record:
+    """A member of DeepSpeed's enum of stages."""
+    return Record("deepspeed.runtime.zero.config", "ZeroStageEnum", (stage,))
+
+
+def _address(numel: int, start: int) -> Record:
+    record = Record("deepspeed.utils.tensor_fragment", "fragment_address", (), "newobj")
+    record.state.append({"numel": numel, "start": start})
+    return record
