@@ -22,36 +22,50 @@ def tensor_keys(arrangement: Arrangement, bound: Bound) -> dict[str, object]:
     if expert is not None:
         return {"is_expert_param": True, "ep_num_experts": expert}
     cut = {axis for axis, item in bound.cuts.items() if "tp" in item.over}
-    dims = [k for k, term in enumerate(bound.dims) if cut & set(_axes(term))]
-    if not dims:
+    factors = [
+        (dim, position, factor)
+        for dim, term in enumerate(bound.dims)
+        for position, factor in enumerate(_factors(term))
+    ]
+    found = [index for index, (_, _, factor) in enumerate(factors) if cut & set(_axes(factor))]
+    if not found:
         return {}
-    if len(dims) > 1:
-        raise _unlike(bound, "it is cut along two dimensions")
-    dim = dims[0]
-    return _cut_keys(bound, dim, cut, _padded(arrangement, bound, cut))
-
-
-def _cut_keys(bound: Bound, dim: int, cut: set[str], padded: bool) -> dict[str, object]:
-    term = bound.dims[dim]
-    extents = bound.whole_extents()
-    if padded:
-        if dim or not isinstance(term, Leaf):
-            raise _unlike(bound, "its padded dimension is not the first one")
+    if len(found) > 1:
+        raise _unlike(bound, "it is cut along two of its axes")
+    dim, position, factor = factors[found[0]]
+    if _padded(arrangement, bound, cut):
+        if dim or position or not isinstance(factor, Leaf):
+            raise _unlike(bound, "it is padded along another axis than the first")
         return {"cat_dim": 0, "vocab_tensor": True}
-    if isinstance(term, Sum):
-        if not all(_leads(part.term, cut) for part in term.parts):
-            raise _unlike(bound, "a part of its sum is not cut, or not along its slowest axis")
-        sizes = tuple(term_size(part.term, extents) for part in term.parts)
-        if len(set(sizes)) == 1:
-            return {"cat_dim": dim, "param_n_sub_params": len(sizes)}
-        shape: list[object] = list(bound.shape)
-        shape[dim] = sizes
-        record = Record(*SUBPARAMS, (), "newobj")
-        record.state.append({"patterns": [], "shape": tuple(shape), "partition_dim": dim})
-        return {"sub_param_shape": record}
-    if not _leads(term, cut):
-        raise _unlike(bound, "it is not cut along the slowest axis of a dimension")
-    return {"cat_dim": dim}
+    if isinstance(factor, Leaf) and position == 0:
+        return {"cat_dim": dim}
+    extents = bound.whole_extents()
+    sizes = _part_sizes(bound, factor, cut)
+    if position == 0 and len(set(sizes)) == 1:
+        return {"cat_dim": dim, "param_n_sub_params": len(sizes)}
+    view: list[object] = [term_size(item, extents) for _, _, item in factors]
+    view[found[0]] = sizes
+    record = Record(*SUBPARAMS, (), "newobj")
+    record.state.append({"patterns": [], "shape": tuple(view), "partition_dim": found[0]})
+    return {"sub_param_shape": record}
+
+
+def _part_sizes(bound: Bound, factor: Term, cut: set[str]) -> tuple[int, ...]:
+    """Lengths of the parts of a factor, each of which is cut in equal blocks."""
+    extents = bound.whole_extents()
+    parts = [part.term for part in factor.parts] if isinstance(factor, Sum) else [factor]
+    if not all(_leads(part, cut) for part in parts):
+        raise _unlike(bound, "a part of it is not cut, or not along its slowest axis")
+    return tuple(term_size(part, extents) for part in parts)
+
+
+def _factors(term: Term) -> Iterator[Term]:
+    """The factors of one dimension, the slowest first."""
+    if isinstance(term, Product):
+        for inner in term.terms:
+            yield from _factors(inner)
+    else:
+        yield term
 
 
 def _leads(term: Term, cut: set[str]) -> bool:
@@ -100,7 +114,7 @@ def _unlike(bound: Bound, why: str) -> Exception:
         f"DeepSpeed cannot cut `{bound.name}` over tensor-parallel ranks as its layout says",
         notes=[
             why,
-            "its loader cuts one dimension in equal blocks, or every part of a sum in equal blocks",
+            "its loader cuts one axis in equal blocks, or every part of a sum in equal blocks",
         ],
         helps=["convert to a universal checkpoint, or to the native form with the same tp"],
     )
