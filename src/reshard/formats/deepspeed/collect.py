@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from reshard.formats.deepspeed.expert_weights import (
+    expert_modules,
     fused_weights,
     native_weights,
     read_experts,
@@ -23,6 +24,7 @@ from reshard.formats.deepspeed.grid import missing_files
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
+from reshard.formats.deepspeed.shard import GroupShard
 from reshard.formats.deepspeed.source import Source, is_data_first
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
@@ -41,6 +43,8 @@ class Collected:
     Args:  tensors: weights first, then states.  aliases: other names of parameters.
            buffers, frozen: names.  groups: by param group (sub-group at stage 3), names of its
            parameters on all ranks, with global numbers.
+           layer_keys: by layer of a pipeline, key in its file -> name.
+           expert_layers: the modules whose experts have files, in the order of their numbers.
     """
 
     tensors: list[LocalTensor] = field(default_factory=list)
@@ -48,6 +52,8 @@ class Collected:
     buffers: dict[str, None] = field(default_factory=dict)
     frozen: dict[str, None] = field(default_factory=dict)
     groups: dict[int, dict[str, None]] = field(default_factory=dict)
+    layer_keys: dict[str, dict[str, str]] = field(default_factory=dict)
+    expert_layers: dict[str, None] = field(default_factory=dict)
 
 
 def collect(source: Source) -> Collected:
@@ -62,9 +68,10 @@ def collect(source: Source) -> Collected:
         pipeline = Pipeline(source.files, source.folder, source.grid, own)
     weights: dict[int, list[LocalTensor]] = {}
     for mp_rank in source.grid.mp_ranks:
-        weights[mp_rank] = list(_weights(source, mp_rank, out.aliases, pipeline))
+        weights[mp_rank] = list(_weights(source, mp_rank, out, pipeline))
         out.tensors += weights[mp_rank]
     if pipeline is not None:
+        out.layer_keys = pipeline.keys
         own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
         missing = missing_layers(out.tensors, own)
         if missing:
@@ -76,26 +83,28 @@ def collect(source: Source) -> Collected:
         elif source.plain:
             out.tensors += _plain_states(source, mp_rank, weights[mp_rank], out.groups)
     _name_kinds(source, out)
+    out.groups = {index: _experts_together(names) for index, names in out.groups.items()}
     return out
 
 
 def _weights(
-    source: Source, mp_rank: int, aliases: Mapping[str, str], pipeline: Pipeline | None
+    source: Source, mp_rank: int, out: Collected, pipeline: Pipeline | None
 ) -> Iterator[LocalTensor]:
     coord = source.grid.coord(mp_rank)
     models = source.stage_models(mp_rank)
     if source.folder.is_zero3:
         yield from zero3_tensors(models, coord)
         return
-    yield from module_tensors(models[0], coord, aliases)
+    yield from module_tensors(models[0], coord, out.aliases)
     if pipeline is not None:
         stage = source.grid.stage(mp_rank)
         yield from (
             tensor
             for tensor in pipeline.tensors(source.grid.tp_rank(mp_rank))
-            if dict(tensor.coord).get("pp", 0) == stage and tensor.name not in aliases
+            if dict(tensor.coord).get("pp", 0) == stage and tensor.name not in out.aliases
         )
     experts = read_experts(source.files, source.folder, mp_rank)
+    out.expert_layers.update(dict.fromkeys(expert_modules(experts)))
     if source.fused:
         yield from fused_weights(source.fused, experts, coord)
     elif experts:
@@ -122,7 +131,8 @@ def _zero_states(
                 index, shapes, own, place, source.stage, model.file, check
             ).tensors()
             names = groups.setdefault(index, {})
-            names.update(dict.fromkeys(_global_names(shapes, member.ep_rank if shared else None)))
+            ordered = dict.fromkeys(shapes) if check else _written_order(shapes, own)
+            names.update(dict.fromkeys(_global_names(ordered, member.ep_rank if shared else None)))
 
 
 def _shapes(source: Source, model: ModelFile) -> tuple[Shapes, ...]:
@@ -147,8 +157,18 @@ def _ep_rank(model: ModelFile) -> int | None:
     return layers[0].ep_rank if layers else None
 
 
-def _global_names(shapes: Shapes, ep_rank: int | None) -> Iterator[str]:
+def _written_order(shapes: Shapes, shards: Sequence[GroupShard]) -> dict[str, None]:
+    """Names in the order of the optimizer, where the buffer has them round robin.
+
+    `param_slice_mappings` are misplaced there, but their names are in the optimizer's order.
+    """
+    noted = dict.fromkeys(name for shard in shards for name in shard.slices or ())
+    return noted if set(noted) == set(shapes) else dict.fromkeys(shapes)
+
+
+def _global_names(shapes: Iterable[str], ep_rank: int | None) -> Iterator[str]:
     """Names with global expert numbers."""
+    shapes = list(shapes)
     if ep_rank is None:
         yield from shapes
         return
@@ -166,6 +186,20 @@ def _global_names(shapes: Shapes, ep_rank: int | None) -> Iterator[str]:
         parts = name.split(".")
         each = counts[".".join(parts[:component]), component]
         yield with_expert(name, component, ep_rank * each + int(parts[component]))
+
+
+def _experts_together(names: dict[str, None]) -> dict[str, None]:
+    """Names with all experts of a layer one behind the other, as a single rank would have them."""
+    layers: dict[str, dict[int, list[str]]] = {}
+    for name in names:
+        component = native_index(name)
+        parts = name.split(".")
+        key = name if component is None else ".".join(parts[:component])
+        expert = 0 if component is None else int(parts[component])
+        layers.setdefault(key, {}).setdefault(expert, []).append(name)
+    return dict.fromkeys(
+        name for own in layers.values() for expert in sorted(own) for name in own[expert]
+    )
 
 
 # States without ZeRO.
@@ -201,8 +235,7 @@ def _plain_states(
             naming = Naming(optimizer, fitting, source.files.root, chosen)
             yield from naming.tensors(place)
             for index, names in naming.group_names().items():
-                shapes = dict.fromkeys(names, ())
-                named = _global_names(shapes, ep_rank if source.ep > 1 else None)
+                named = _global_names(names, ep_rank if source.ep > 1 else None)
                 groups.setdefault(index, {}).update(dict.fromkeys(named))
 
 
@@ -229,18 +262,15 @@ def _name_kinds(source: Source, out: Collected) -> None:
         out.buffers.update(dict.fromkeys(model.buffer_names))
     have = {tensor.name for tensor in out.tensors if tensor.state == PARAM}
     out.buffers = {name: None for name in out.buffers if name in have}
-    told = [model.frozen_shapes for model in source.models.values()]
-    if any(shapes is not None for shapes in told):
-        for shapes in told:
-            out.frozen.update(dict.fromkeys(shapes or ()))
-    elif source.shards:
-        out.frozen.update(
-            (tensor.name, None)
-            for tensor in out.tensors
-            if tensor.state == PARAM
-            and tensor.name not in trained
-            and tensor.name not in out.buffers
-        )
+    for model in source.models.values():
+        out.frozen.update(dict.fromkeys(model.frozen_shapes or ()))
+    if source.plain:
+        trained = {name for names in out.groups.values() for name in names}
+    if source.shards or source.plain:
+        weights = dict.fromkeys(t.name for t in out.tensors if t.state == PARAM)
+        resting = [name for name in weights if name not in trained and name not in out.buffers]
+        if not source.plain or source.ep == 1:
+            out.frozen.update(dict.fromkeys(resting))
 
 
 def _is_round_robin(model: ModelFile) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import Diagnostic, Exit, ReshardError
@@ -213,8 +213,3 @@ def _constant(names: Sequence[str]) -> Diagnostic:
         notes=(*groups[:MAX_GROUPS], "they are joined along dimension 0, as DeepSpeed does"),
         helps=("if they are copies, say so in a layout and give it with `--layout FILE`",),
     )
-
-
-def names_of(found: Collected) -> Iterator[str]:
-    """Every name that is stored."""
-    yield from dict.fromkeys(tensor.name for tensor in found.tensors)

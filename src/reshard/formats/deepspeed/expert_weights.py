@@ -39,6 +39,15 @@ def read_experts(
     return out
 
 
+def expert_modules(experts: Mapping[int | None, Mapping[int, Weights]]) -> Iterator[str]:
+    """The module that each numbered layer of experts belongs to."""
+    for _, members in sorted(experts.items(), key=lambda item: item[0] or 0):
+        name = next((key for weights in members.values() for key in weights), "")
+        parts = name.split(".")
+        ends = [parts.index(part) for part in ("deepspeed_moe", "experts") if part in parts]
+        yield ".".join(parts[: min(ends, default=0)])
+
+
 def native_weights(
     experts: Mapping[int | None, Mapping[int, Weights]], ep: int, coord: Coord
 ) -> Iterator[LocalTensor]:

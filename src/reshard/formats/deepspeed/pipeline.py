@@ -27,9 +27,13 @@ class Pipeline:
     Args:  models: by mp rank.
     """
 
+    keys: dict[str, dict[str, str]]
+    """By layer, once its tensors were asked for: the key in its file -> the tensor's name."""
+
     def __init__(
         self, files: Files, folder: Folder, grid: Grid, models: Mapping[int, ModelFile]
     ) -> None:
+        self.keys = {}
         self._grid = grid
         self._models = models
         self._layers: dict[int, dict[int, tuple[Node, Weights]]] = {}
@@ -52,7 +56,9 @@ class Pipeline:
         for layer, (root, weights) in sorted(self._layers.get(tp_rank, {}).items()):
             coord = self._coord(layer, tp_rank)
             prefix = self._prefix(layer, tp_rank, weights, root.file)
+            keys = self.keys.setdefault(str(layer), {})
             for local, ref in weights.items():
+                keys[local] = f"{prefix}{local}"
                 yield tensor_of(ref, f"{prefix}{local}", PARAM, coord, root.file)
 
     def _coord(self, layer: int, tp_rank: int) -> Coord:

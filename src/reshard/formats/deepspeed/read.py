@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reshard.formats.deepspeed.ages import ages
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
+from reshard.formats.deepspeed.keeper import Keeper
 from reshard.formats.deepspeed.layout_text import LAYOUT_NAME
 from reshard.formats.deepspeed.source import read_source
 from reshard.formats.deepspeed.step import find_step
-from reshard.plan.catalog import Catalog, Training
+from reshard.formats.deepspeed.training import read_training
+from reshard.plan.catalog import Catalog
 
 NAME = "deepspeed"
 
@@ -26,6 +29,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     source = read_source(root)
     found = collect(source)
     described = describe(source, found, strict=strict_layout)
+    keeper = Keeper()
+    training, oddities = read_training(source, found, keeper)
     grid = source.grid
     mesh = {"pp": grid.pp, "tp": grid.tp}
     if source.ep > 1:
@@ -37,13 +42,13 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         "" if version is None else version.text(),
         str(root.resolve()),
         mesh,
-        described.tensors,
+        (*described.tensors, *keeper.tensors),
         described.layout,
         LAYOUT_NAME,
-        Training(),
+        training,
         aliases=found.aliases,
         buffers=tuple(found.buffers),
         frozen=tuple(found.frozen),
         files=source.files.seen,
-        oddities=described.oddities,
+        oddities=(*described.oddities, *oddities, *ages(source.files.seen)),
     )
