@@ -9,12 +9,17 @@ from itertools import product
 from reshard.algebra.piece import Piece
 from reshard.algebra.split import round_up, split_sizes
 from reshard.algebra.term import Extent, segment_piece, segments, stored_shape
-from reshard.errors import target_error
-from reshard.language.layout import Split
+from reshard.errors import ReshardError, target_error
+from reshard.language.expression import evaluate
+from reshard.language.layout import Rule, Split
 from reshard.plan.arrangement import Arrangement, Bound
 from reshard.plan.axes import AxisCut, block_count
 from reshard.plan.catalog import Coord
+from reshard.plan.environment import environment
+from reshard.plan.matching import STAGE_AXES, on_stage
+from reshard.plan.numbers import number_segments
 from reshard.plan.slots import slot_split
+from reshard.plan.solve import integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class LaidTensor:
     Args:  whole: name of the whole tensor.  name: as stored there, with local indices.
            coord: where.  shape: local, padding included.
            segments: (atom key, piece of the row-major local tensor).
-           scalar: key of the atom that holds its per-parameter numbers.
+           numbers: the segments of an array of one element, a number kept per parameter.
     """
 
     whole: str
@@ -32,7 +37,7 @@ class LaidTensor:
     coord: Coord
     shape: tuple[int, ...]
     segments: tuple[tuple[str, Piece], ...]
-    scalar: str
+    numbers: tuple[tuple[str, Piece], ...]
 
 
 def lay_out(
@@ -40,107 +45,151 @@ def lay_out(
     mesh: Mapping[str, int],
     *,
     copied: Collection[str] = ("pp", "tp"),
+    settings: Mapping[str, int] | None = None,
 ) -> tuple[LaidTensor, ...]:
     """Every local tensor of every coordinate, in the order of the source's tensors.
 
     Args:  mesh: axis -> size of the target; axes that are left out have size 1.
            copied: axes along which a tensor that is not cut is held by every rank; along others it
-                   has no coordinate. On `pp` a tensor stays on the stages that hold it in the
-                   source.
-    Raises: ReshardError[target-stages | uneven-target].
+                   has no coordinate. On `pp` a tensor stays on the stages that its rule says, or,
+                   in a layout without a model, on those that hold it in the source.
+           settings: sizes that the user states.
+    Raises: ReshardError[target-stages | uneven-target], and what evaluating a padding raises.
     """
-    return tuple(
-        laid
-        for bound in arrangement.bound.values()
-        for laid in _tensor(arrangement, bound, mesh, copied)
-    )
+    whole_mesh = {
+        axis: mesh.get(axis, 1) for axis in (*arrangement.layout.mesh, *arrangement.mesh, *mesh)
+    }
+    job = _Layer(arrangement, whole_mesh, copied, settings or {})
+    return tuple(laid for bound in arrangement.bound.values() for laid in job.tensors(bound))
 
 
-def _tensor(
-    arrangement: Arrangement, bound: Bound, mesh: Mapping[str, int], copied: Collection[str]
-) -> Iterator[LaidTensor]:
-    rule = arrangement.layout.rules[bound.rule]
-    slots = {slot.axis: slot_split(arrangement.layout, slot) for slot in rule.pattern.slots}
-    splits = {
-        axis: rule.splits.get(axis)
-        or slots.get(axis)
-        or arrangement.layout.places.get(axis)
-        or Split()
-        for axis in bound.cuts
-    }
-    cuts = {
-        axis: _recut(bound.name, axis, cut, splits[axis], mesh) for axis, cut in bound.cuts.items()
-    }
-    used = {axis for cut in cuts.values() for axis in cut.over}
-    axes = [
-        axis
-        for axis in arrangement.mesh
-        if mesh.get(axis, 1) > 1 and (axis in used or axis in copied)
-    ]
-    axes += [axis for axis in mesh if mesh[axis] > 1 and axis not in axes and axis in used]
-    stages = _stages(arrangement, bound, mesh)
-    local_slots = {slot.axis for slot in rule.pattern.slots if slot.local}
-    for position in product(*(range(mesh[axis]) for axis in axes)):
-        coord = dict(zip(axes, position, strict=True))
-        if "pp" in coord and "pp" not in used and coord["pp"] not in stages:
-            continue
-        extents = {axis: cut.extent(coord, mesh) for axis, cut in cuts.items()}
-        indices = dict(bound.indices)
-        held = True
-        for axis in local_slots & cuts.keys():
-            extent = extents[axis]
-            held = held and extent.lo <= indices[axis] < extent.lo + extent.size
-            indices[axis] -= extent.lo
-        if not held:
-            continue
-        extents.update({axis: Extent(index, 1, 1) for axis, index in bound.indices.items()})
-        pieces = []
+class _Layer:
+    """One layout on one mesh.
+
+    Args:  mesh: every axis that the layout, the source, or the target has.
+    """
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        mesh: Mapping[str, int],
+        copied: Collection[str],
+        settings: Mapping[str, int],
+    ) -> None:
+        self._arrangement = arrangement
+        self._layout = arrangement.layout
+        self._mesh = mesh
+        self._copied = copied
+        self._env = environment(arrangement.layout, arrangement.catalog, mesh, settings)
+
+    def tensors(self, bound: Bound) -> Iterator[LaidTensor]:
+        """Every local tensor of one whole tensor."""
+        rule = self._layout.rules[bound.rule]
+        cuts = self._cuts(bound, rule)
+        local = [slot.axis for slot in rule.pattern.slots if slot.local]
+        numbers = number_segments(bound.atoms.values(), bound.indices, self._arrangement.atoms)
+        for coord in self._coords(bound, rule, cuts):
+            extents = {axis: cut.extent(coord, self._mesh) for axis, cut in cuts.items()}
+            if not all(_has(extents[a], index) for a, index in bound.indices.items() if a in cuts):
+                continue
+            indices = {**bound.indices, **{a: bound.indices[a] - extents[a].lo for a in local}}
+            extents.update({axis: Extent(i, 1, 1) for axis, i in bound.indices.items()})
+            yield LaidTensor(
+                bound.name,
+                rule.pattern.fill(indices, bound.captures),
+                tuple(coord.items()),
+                stored_shape(bound.dims, extents),
+                tuple(self._pieces(bound, extents)),
+                numbers,
+            )
+
+    def _pieces(self, bound: Bound, extents: Mapping[str, Extent]) -> Iterator[tuple[str, Piece]]:
         for segment in segments(bound.dims, extents):
             key = bound.atoms[segment.labels]
-            piece = segment_piece(segment, arrangement.atoms[key].axes, extents)
-            pieces.append((key, piece))
-        yield LaidTensor(
-            bound.name,
-            rule.pattern.fill(indices, bound.captures),
-            tuple(coord.items()),
-            stored_shape(bound.dims, extents),
-            tuple(pieces),
-            f"{pieces[0][0]}()",
-        )
+            yield key, segment_piece(segment, self._arrangement.atoms[key].axes, extents)
 
+    def _coords(
+        self, bound: Bound, rule: Rule, cuts: Mapping[str, AxisCut]
+    ) -> Iterator[dict[str, int]]:
+        """Every coordinate that holds some of a tensor, or a copy of it."""
+        used = {axis for cut in cuts.values() for axis in cut.over}
+        if rule.stage is not None:
+            used.update(STAGE_AXES)
+        axes = [
+            axis
+            for axis, size in self._mesh.items()
+            if size > 1 and (axis in used or axis in self._copied)
+        ]
+        stages = None
+        if rule.stage is None and self._layout.model is None and "pp" not in used:
+            stages = self._stages(bound)
+        for position in product(*(range(self._mesh[axis]) for axis in axes)):
+            coord = dict(zip(axes, position, strict=True))
+            if stages is not None and coord.get("pp", 0) not in stages:
+                continue
+            if on_stage(rule, coord, self._mesh):
+                yield coord
 
-def _recut(name: str, axis: str, cut: AxisCut, split: Split, mesh: Mapping[str, int]) -> AxisCut:
-    count = block_count(cut.over, mesh)
-    if count == len(cut.blocks):
-        return cut
-    padded = split.truncated_to is not None or split.pad_to is not None
-    stored = round_up(cut.size, count) if padded else cut.size
-    rule = split.rule
-    if rule == "sizes":
-        rule = "even"  # the widths were stated for another number of ranks
-    try:
-        return AxisCut(cut.over, split_sizes(stored, count, rule), cut.size)
-    except ValueError as error:
+    def _cuts(self, bound: Bound, rule: Rule) -> dict[str, AxisCut]:
+        slots = {slot.axis: slot_split(self._layout, slot) for slot in rule.pattern.slots}
+        places = self._layout.places
+        return {
+            axis: self._recut(
+                bound.name,
+                axis,
+                cut,
+                rule.splits.get(axis) or slots.get(axis) or places.get(axis) or Split(),
+            )
+            for axis, cut in bound.cuts.items()
+        }
+
+    def _recut(self, name: str, axis: str, cut: AxisCut, split: Split) -> AxisCut:
+        count = block_count(cut.over, self._mesh)
+        stored = cut.size
+        if split.pad_to is not None:
+            multiple = integer(
+                evaluate(split.pad_to, self._env), f"what axis `{axis}` is padded to"
+            )
+            stored = round_up(cut.size, multiple)
+        elif split.truncated_to is not None:
+            if count == len(cut.blocks):
+                return cut
+            stored = round_up(cut.size, count)
+        if count == 1:
+            return AxisCut(cut.over, (stored,), cut.size)
+        try:
+            return AxisCut(cut.over, split_sizes(stored, count, split.rule, split.sizes), cut.size)
+        except ValueError as error:
+            raise self._uneven(name, axis, cut, split, f"{error}") from None
+
+    def _uneven(self, name: str, axis: str, cut: AxisCut, split: Split, why: str) -> ReshardError:
         over = ", ".join(cut.over)
-        raise target_error(
+        sizes = ", ".join(f"{mesh}={self._mesh.get(mesh, 1)}" for mesh in cut.over)
+        help_text = f"choose a size of {over} that divides {cut.size}"
+        if split.rule == "sizes":
+            help_text = f"state the sizes for {sizes} in a layout of your own, with `--layout`"
+        return target_error(
             "uneven-target",
-            f"axis `{axis}` of `{name}` cannot be cut over {over} of the target",
-            notes=[f"{error}", f"the source cuts it into {', '.join(map(str, cut.blocks))}"],
-            helps=[f"choose a size of {over} that divides {cut.size}"],
-        ) from None
-
-
-def _stages(arrangement: Arrangement, bound: Bound, mesh: Mapping[str, int]) -> set[int]:
-    """The pipeline stages of the target that hold a tensor."""
-    wanted = mesh.get("pp", 1)
-    have = arrangement.mesh.get("pp", 1)
-    if wanted == 1:
-        return {0}
-    if wanted != have:
-        raise target_error(
-            "target-stages",
-            f"the target has {wanted} pipeline stages, the source has {have}",
-            notes=["a layout without a model does not tell which layer goes to which stage"],
-            helps=[f"choose pp={have} or pp=1"],
+            f"axis `{axis}` of `{name}` cannot be cut over {sizes}",
+            notes=[why, f"the source cuts it into {', '.join(map(str, cut.blocks))}"],
+            helps=[help_text],
         )
-    return {index for coord in bound.coords for axis, index in coord if axis == "pp"}
+
+    def _stages(self, bound: Bound) -> set[int]:
+        """The pipeline stages of the target that hold a tensor whose layer no rule tells."""
+        wanted = self._mesh.get("pp", 1)
+        have = self._arrangement.mesh.get("pp", 1)
+        if wanted == 1:
+            return {0}
+        if wanted != have:
+            raise target_error(
+                "target-stages",
+                f"the target has {wanted} pipeline stages, and the source has {have}",
+                notes=["a layout without a model does not tell which layer goes to which stage"],
+                helps=[f"choose pp={have} or pp=1" if have > 1 else "choose pp=1"],
+            )
+        return {index for coord in bound.coords for axis, index in coord if axis == "pp"}
+
+
+def _has(extent: Extent, index: int) -> bool:
+    return extent.lo <= index < extent.lo + extent.size
