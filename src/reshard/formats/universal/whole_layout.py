@@ -57,9 +57,8 @@ def _statements(
             yield replace(item, axes=tuple(tree.MeshAxis(axis.name) for axis in item.axes))
         elif isinstance(item, tree.PlaceStatement):
             own = {everywhere.get(axis.text) for axis in item.axes}
-            placement = _placement(item.placement, own.pop() if len(own) == 1 else None)
-            if placement is not None:
-                yield replace(item, placement=placement)
+            size = own.pop() if len(own) == 1 else None
+            yield replace(item, placement=_placement(item.placement, size))
         else:
             yield item
 
@@ -101,13 +100,13 @@ def _term(term: tree.TermTree, sizes: Sizes, anonymous: Iterator[int]) -> tree.T
     if stated is not None and size is not None:
         stated = Integer(size)
     placement = None if term.placement is None else _placement(term.placement, size)
+    if placement is not None and not placement.over and placement.truncated_to is None:
+        placement = None
     return replace(term, size=stated, placement=placement)
 
 
-def _placement(placement: tree.Placement, size: int | None) -> tree.Placement | None:
+def _placement(placement: tree.Placement, size: int | None) -> tree.Placement:
     truncated_to = placement.truncated_to
     if size is not None and (placement.pad_to is not None or truncated_to is not None):
         truncated_to = Integer(size)
-    if not placement.over and truncated_to is None:
-        return None
     return replace(placement, pad_to=None, truncated_to=truncated_to)
