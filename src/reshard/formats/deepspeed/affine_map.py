@@ -179,6 +179,9 @@ def _is_whole(found: AffineMap, rank: int) -> bool:
 def _sections(found: AffineMap, dim: int) -> list[Section] | None:
     """The parts of a dimension, if every piece is a block of it and blocks lie in rank order."""
     ranks = sorted(found.pieces)
+    rest = _without(found.shape, dim)
+    if any(_without(found.shards[rank], dim) != rest for rank in ranks):
+        return None
     everyone = frozenset(ranks)
     private: list[tuple[int, int, int]] = []  # start, rank, width
     shared: dict[tuple[int, int], int] = {}  # start, width -> how many ranks
@@ -210,10 +213,7 @@ def _sections(found: AffineMap, dim: int) -> list[Section] | None:
 def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | None:
     """The block of a dimension that a piece is, or None."""
     shape, shard = found.shape, found.shards[rank]
-    rest = prod(shape[:dim]) * prod(shape[dim + 1 :])
-    if (*shape[:dim], *shape[dim + 1 :]) != (*shard[:dim], *shard[dim + 1 :]):
-        return None
-    width, odd = divmod(prod(piece.shape), rest)
+    width, odd = divmod(prod(piece.shape), prod(_without(shape, dim)))
     inner = prod(shape[dim + 1 :])
     if odd or piece.source[0] % inner or piece.dest[0] % inner:
         return None
@@ -228,6 +228,10 @@ def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | 
     if slab.start + width > shape[dim] or slab.at + width > shard[dim]:
         return None
     return slab if wanted.move() == piece.move() else None
+
+
+def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return (*shape[:dim], *shape[dim + 1 :])
 
 
 def _tile(events: Sequence[tuple[int, int, int]], count: int, size: int) -> list[Section] | None:
