@@ -21,23 +21,38 @@ class SourceFormat:
     """A format that can be read.
 
     Args:  package: has `detect.detect(path)` and `read.read(path, step=...)`.
-           title: for people.  marks: what a folder of it holds, for messages.
+           title: for people.  writer: goes before the version of what wrote it.
+           marks: what a folder of it holds, for messages.
     """
 
     package: str
     title: str
+    writer: str
     marks: str
 
 
 SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
     {
         "universal": SourceFormat(
-            "reshard.formats.universal", "universal checkpoint", "a `manifest.json`"
+            "reshard.formats.universal", "universal checkpoint", "", "a `manifest.json`"
         ),
         "deepspeed": SourceFormat(
             "reshard.formats.deepspeed",
             "DeepSpeed checkpoint",
+            "DeepSpeed ",
             "a `latest` file beside the folder that it names, or `*_model_states.pt` files",
+        ),
+        "megatron": SourceFormat(
+            "reshard.formats.megatron",
+            "Megatron checkpoint",
+            "checkpoint version ",
+            "`latest_checkpointed_iteration.txt`, `mp_rank_*` folders, or `metadata.json`",
+        ),
+        "dcp": SourceFormat(
+            "reshard.formats.dcp",
+            "PyTorch distributed checkpoint",
+            "DCP metadata ",
+            "a `.metadata` file",
         ),
     }
 )

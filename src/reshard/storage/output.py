@@ -53,7 +53,7 @@ class OutputFolder:
                 output-unwritable].
         """
         dst = Path(os.path.abspath(dst))
-        _check_destination(dst, force)
+        check_destination(dst, force)
         partial = dst.parent / f".{dst.name}{_MARK}"
         with _as_output_error(dst):
             lock = os.open(dst.parent / f".{dst.name}.reshard-lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -176,7 +176,11 @@ class OutputFolder:
         os.close(self._lock)
 
 
-def _check_destination(dst: Path, force: bool) -> None:
+def check_destination(dst: Path, force: bool = False) -> None:
+    """Refuse a destination that could not be written, or must not be; touches nothing.
+
+    Raises: ReshardError[output-exists | output-foreign | output-parent-missing].
+    """
     if not dst.parent.is_dir():
         raise output_error(
             "output-parent-missing",

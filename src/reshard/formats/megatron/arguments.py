@@ -1,0 +1,82 @@
+"""The arguments of the run, as a checkpoint keeps them.
+
+Source: Megatron-LM, megatron/training/arguments.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reshard.errors import source_error
+from reshard.storage.inert import Global, Record
+from reshard.storage.torch_file import TorchFile
+
+_SIZES = {
+    "tp": ("tensor_model_parallel_size", "model_parallel_size"),
+    "pp": ("pipeline_model_parallel_size",),
+    "ep": ("expert_model_parallel_size",),
+    "dp": ("data_parallel_size",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """`argparse.Namespace` as a mapping."""
+
+    values: Mapping[str, object]
+    file: str
+
+    def get(self, name: str) -> object:
+        """One argument; None when it is not there."""
+        return self.values.get(name)
+
+    def integer(self, name: str) -> int | None:
+        """One argument if it is an integer."""
+        value = self.values.get(name)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def size(self, axis: str) -> int:
+        """The size of a mesh axis; 1 when the run did not have it."""
+        for name in _SIZES[axis]:
+            value = self.integer(name)
+            if value is not None:
+                return value
+        return 1
+
+    @property
+    def expert_tp(self) -> int:
+        """Ranks that share one expert; Megatron's default is the tensor-parallel size."""
+        return self.integer("expert_tensor_parallel_size") or self.size("tp")
+
+    def config(self) -> dict[str, object]:
+        """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
+        plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
+        return {"args": plain}
+
+
+def arguments_of(opened: TorchFile) -> Arguments:
+    """The arguments in a file's root.
+
+    Raises: ReshardError[no-arguments].
+    """
+    root = opened.root
+    args = root.get("args") if isinstance(root, dict) else None
+    if isinstance(args, Record):
+        return Arguments({str(k): _plain(v) for k, v in args.attributes.items()}, opened.path)
+    if isinstance(args, dict):
+        return Arguments({str(k): _plain(v) for k, v in args.items()}, opened.path)
+    raise source_error(
+        "no-arguments",
+        f"{opened.path} has no `args`",
+        notes=["they say how the run was cut: nothing is guessed without them"],
+        helps=["give a layout of your own with `--layout`, or save with Megatron's arguments"],
+    )
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Global):
+        return str(value)
+    if isinstance(value, Record) and len(value.args) == 1:
+        return value.args[0]  # an enum member
+    return value

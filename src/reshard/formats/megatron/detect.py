@@ -1,0 +1,73 @@
+"""Whether a folder is a Megatron checkpoint, and which of its iterations is meant.
+
+Source: Megatron-LM, megatron/training/checkpointing.py `read_metadata`, `_get_checkpoint_format`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard.errors import source_error
+
+TRACKER = "latest_checkpointed_iteration.txt"
+
+
+def detect(path: Path) -> bool:
+    """Whether a folder has the tracker file, rank folders, or a `torch_dist` folder's files."""
+    if not path.is_dir():
+        return False
+    return (path / TRACKER).exists() or is_legacy(path) or is_dist(path)
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether a folder holds `mp_rank_*/model_optim_rng.pt`."""
+    return any(folder.glob("mp_rank_*/model_*rng.pt"))
+
+
+def is_dist(folder: Path) -> bool:
+    """Whether a folder is a `torch_dist` (or `zarr`) checkpoint."""
+    return (folder / "metadata.json").exists() and (folder / "common.pt").exists()
+
+
+def find_folder(path: Path, step: str | None) -> Path:
+    """The folder of one iteration.
+
+    Args:  path: it, or the folder with the tracker file.  step: its number, or its folder's name.
+    Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron].
+    """
+    if step is None and (is_legacy(path) or is_dist(path)):
+        return path
+    wanted = step
+    tracker = path / TRACKER
+    if wanted is None:
+        if not tracker.exists():
+            raise source_error(
+                "incomplete-megatron",
+                f"{path} is not a whole Megatron checkpoint",
+                notes=["it has neither rank folders nor `metadata.json` beside `common.pt`"],
+                helps=["`metadata.json` is written last; without it the save did not end"],
+            )
+        wanted = tracker.read_text(errors="replace").strip()
+        if wanted != "release" and not wanted.isdigit():
+            raise source_error(
+                "bad-tracker",
+                f"{tracker} says `{wanted[:40]}`, which is no iteration",
+                helps=["write the number of an iteration into it, or choose one with `--step`"],
+            )
+    folder = path / (f"iter_{int(wanted):07d}" if wanted.isdigit() else wanted)
+    if not folder.is_dir():
+        there = sorted(p.name for p in path.glob("iter_*") if p.is_dir())
+        raise source_error(
+            "step-missing",
+            f"iteration `{wanted}` is not in {path}",
+            notes=[f"there are: {', '.join(there[-5:]) or 'none'}"],
+            helps=["choose one of them with `--step`"],
+        )
+    if not is_legacy(folder) and not is_dist(folder):
+        raise source_error(
+            "incomplete-megatron",
+            f"{folder} is not a whole Megatron checkpoint",
+            notes=["it has neither rank folders nor `metadata.json` beside `common.pt`"],
+            helps=["`metadata.json` is written last; without it the save did not end"],
+        )
+    return folder

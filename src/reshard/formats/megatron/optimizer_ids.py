@@ -1,0 +1,117 @@
+"""Which parameter each numbered state of a legacy optimizer belongs to.
+
+The optimizer counts parameters group by group; a group takes its parameters in the order of
+`named_parameters`. Which parameters a group has follows from what it says about itself.
+Source: megatron/core/optimizer/__init__.py `_get_param_groups` (core 0.12 to 0.16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.megatron.cuts import is_expert
+from reshard.storage.torch_file import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of one rank: the model chunk that it is in, its name, and its weight."""
+
+    chunk: int
+    name: str
+    ref: TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMembers:
+    """A param group with its parameters, in its own order.
+
+    Args:  ids: the numbers of their states; empty where the file does not number them.
+    """
+
+    group: Mapping[str, object]
+    ids: tuple[int, ...]
+    members: tuple[Parameter, ...]
+
+
+def assign_groups(
+    groups: Sequence[Mapping[str, object]],
+    parameters: Sequence[Parameter],
+    file: str,
+) -> tuple[GroupMembers, ...]:
+    """Give every group its parameters.
+
+    Args:  groups: as stored, with `params` where the file numbers its states.
+    Raises: ReshardError[ambiguous-optimizer-ids] when two groups claim the same parameters, or the
+            counts differ.
+    """
+    left = list(parameters)
+    out = []
+    for group in groups:
+        members = tuple(p for p in left if _belongs(group, p, groups))
+        raw = group.get("params")
+        ids = tuple(i for i in raw if isinstance(i, int)) if isinstance(raw, list) else ()
+        if raw is not None and len(ids) != len(members):
+            raise _ambiguous(file, len(ids), [p.name for p in members], group)
+        left = [p for p in left if p not in members]
+        out.append(GroupMembers(group, ids, members))
+    if left:
+        raise source_error(
+            "ambiguous-optimizer-ids",
+            f"{len(left)} parameters belong to no param group of {file}",
+            notes=[f"first: `{left[0].name}`"],
+            helps=["leave the optimizer out with `--states weights`"],
+        )
+    return tuple(out)
+
+
+def _belongs(
+    group: Mapping[str, object], parameter: Parameter, groups: Sequence[Mapping[str, object]]
+) -> bool:
+    expert_groups = any(g.get("is_expert_parallel") for g in groups)
+    if expert_groups and bool(group.get("is_expert_parallel")) != is_expert(parameter.name):
+        return False
+    decoupled = any(g.get("is_decoupled_lr") for g in groups)
+    if decoupled and bool(group.get("is_decoupled_lr")) != _is_embedding(parameter.name):
+        return False
+    decayed = group.get("wd_mult", 1.0) != 0.0
+    return decayed == (len(parameter.ref.shape) > 1 and not parameter.name.endswith(".bias"))
+
+
+def _is_embedding(name: str) -> bool:
+    return name.endswith(("word_embeddings.weight", "output_layer.weight"))
+
+
+def check_shape(
+    parameter: Parameter, shape: tuple[int, ...], state: str, number: int, file: str
+) -> None:
+    """Refuse a state whose shape is not its parameter's.
+
+    Raises: ReshardError[ambiguous-optimizer-ids].
+    """
+    if shape not in (parameter.ref.shape, ()):
+        raise source_error(
+            "ambiguous-optimizer-ids",
+            f"state {number} of the optimizer does not fit `{parameter.name}`",
+            notes=[
+                f"`{state}` has shape {list(shape)}, the parameter {list(parameter.ref.shape)}",
+                f"in {file}; the optimizer counts its parameters and does not name them",
+            ],
+            helps=["leave the optimizer out with `--states weights`"],
+        )
+
+
+def _ambiguous(
+    file: str, count: int, names: Sequence[str], group: Mapping[str, object]
+) -> ReshardError:
+    return source_error(
+        "ambiguous-optimizer-ids",
+        f"a param group of {file} numbers {count} parameters where {len(names)} fit it",
+        notes=[
+            f"wd_mult={group.get('wd_mult')}, is_expert_parallel={group.get('is_expert_parallel')}",
+            f"first that fits: `{names[0]}`" if names else "none fits",
+        ],
+        helps=["leave the optimizer out with `--states weights`"],
+    )

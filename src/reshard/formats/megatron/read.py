@@ -1,0 +1,21 @@
+"""Reads a Megatron checkpoint of any form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard.formats.megatron.detect import find_folder, is_dist
+from reshard.formats.megatron.read_dist import read_dist
+from reshard.formats.megatron.read_legacy import read_legacy
+from reshard.plan.catalog import Catalog
+
+
+def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+    """The catalog of a checkpoint.
+
+    Args:  path: the folder with the tracker file, or that of one iteration.
+           step: a number of an iteration, or a folder's name.
+    Raises: what `find_folder`, `read_legacy`, and `read_dist` raise.
+    """
+    folder = find_folder(path, step)
+    return read_dist(folder) if is_dist(folder) else read_legacy(folder)

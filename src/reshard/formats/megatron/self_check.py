@@ -1,0 +1,60 @@
+"""Whether fp32 masters are those of the weights beside them: the check of a guessed geometry.
+
+A weight in bf16 is its master rounded to nearest, ties to even; samples of every parameter must be.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from reshard.dtypes import DType
+
+_SAMPLES = 16
+
+
+def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
+    """Whether fp32 elements round to those of a weight; True for types that are not checked."""
+    if dtype == DType.F32:
+        return master == weight
+    if dtype != DType.BF16:
+        return True
+    count = len(weight) // 2
+    bits = struct.unpack(f"<{count}I", master[: 4 * count])
+    return struct.unpack(f"<{count}H", weight) == tuple(_to_bf16(value) for value in bits)
+
+
+def _to_bf16(bits: int) -> int:
+    if bits & 0x7FFFFFFF > 0x7F800000:
+        return (bits >> 16) | 0x40
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+
+
+def samples(numel: int) -> tuple[tuple[int, int], ...]:
+    """A few runs (start, count) of a tensor: its beginning, its middle, its end."""
+    count = min(_SAMPLES, numel)
+    return tuple(
+        dict.fromkeys((start, count) for start in (0, (numel - count) // 2, numel - count))
+    )
+
+
+class Sampler:
+    """Reads small ranges of files, each file opened once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._open: dict[str, int] = {}
+
+    def read(self, file: str, byte_offset: int, nbytes: int) -> bytes:
+        """A range of a file."""
+        fd = self._open.get(file)
+        if fd is None:
+            fd = self._open[file] = os.open(self._root / file, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(fd, nbytes, byte_offset)
+
+    def close(self) -> None:
+        """Close every file."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
