@@ -44,13 +44,13 @@ class Converted:
         """What was written, and what to do next."""
         report = self.report
         written = [fate for fate in report.fates if fate.kind in ("written", "averaged")]
-        others = [fate for fate in report.fates if fate.kind not in ("written", "averaged")]
+        missing = not_written_lines(report.fates)
         files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
         target = formats.TARGETS[report.target.partition(":")[0]]
         lines = [f"wrote a {target.title} to {self.path}"]
         lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
-        if others:
-            lines += ["", *not_written_lines(others)]
+        if missing:
+            lines += ["", *missing]
         step = target.next_step.format(src=report.source.path, dst=self.path)
         return "\n".join([*lines, "", f"next: {step}"])
 
@@ -144,9 +144,12 @@ def convert(
     """
     from time import perf_counter
 
+    from reshard.storage.output import check_destination
+
     start = perf_counter()
     target_path = Path(dst)
     _check_apart(Path(src), target_path)
+    check_destination(target_path, force)
     prepared = _prepare(
         src,
         to,
@@ -182,7 +185,7 @@ def _prepare(
 ) -> _Prepared:
     target = parse_target(to, formats.TARGETS)
     source = open_source(src, step=step, layout=layout, layout_name=layout_name, settings=settings)
-    selected = select_states(source.arrangement, states)
+    selected = select_states(source, states)
     arrangement = selected.arrangement
     output = _output(source, selected, target, max_file_size)
     made = build_plan(arrangement, output.placed, on_drift=on_drift)

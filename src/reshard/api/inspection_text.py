@@ -58,7 +58,7 @@ def _writer(found: Inspection) -> str:
     told = [str(framework.pop(key)) for key in ("name", "version") if framework.get(key)]
     plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
     settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
-    own = [found.version] if found.version and found.version not in told else []
+    own = [found.version] if found.version.lower() != " ".join(told).lower() else []
     return ", ".join([*own, *([" ".join(told)] if told else []), *settings])
 
 
@@ -68,11 +68,12 @@ def _training(found: Inspection) -> list[tuple[str, str]]:
     if training.iteration is not None:
         out.append(("iteration", f"{training.iteration:,}"))
     groups = [_group(group) for group in training.param_groups]
-    if groups:
-        out.append(("groups", "; ".join(groups)))
-    kept = [*(training.state or {}), *_client(training.framework or {})]
-    if kept:
-        out.append(("also kept", ", ".join(kept)))
+    out.append(("groups", "\n".join(groups)))
+    kept = [key for key, value in (training.state or {}).items() if value is not None]
+    out.append(("also kept", ", ".join(kept)))
+    client = (training.framework or {}).get("client_state")
+    if isinstance(client, Mapping):
+        out.append(("client state", ", ".join(map(str, client))))
     return out
 
 
@@ -80,12 +81,7 @@ def _group(group: Mapping[str, object]) -> str:
     params = group.get("params")
     count = show_count(len(params), "parameter") if isinstance(params, Sequence) else "?"
     told = [f"{key}={group[key]}" for key in ("lr", "weight_decay") if group.get(key) is not None]
-    return f"{count} ({', '.join(told)})" if told else count
-
-
-def _client(framework: Mapping[str, object]) -> list[str]:
-    state = framework.get("client_state")
-    return [str(key) for key in state] if isinstance(state, Mapping) else []
+    return ", ".join([count, *told])
 
 
 def _states(found: Inspection) -> list[str]:

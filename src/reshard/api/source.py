@@ -77,7 +77,8 @@ def read_layout_file(path: Path) -> str:
 
 
 def _no_layout(path: Path, reason: str) -> ReshardError:
-    near = get_close_matches(path.name, [item.name for item in path.parent.glob("*.ucl")], 1)
+    others = [item.name for item in path.parent.glob("*.ucl") if item != path]
+    near = get_close_matches(path.name, others, 1) if not path.exists() else []
     return layout_error(
         "layout-missing",
         f"the layout file `{path}` cannot be read",

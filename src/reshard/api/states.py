@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
@@ -26,12 +27,13 @@ class Selected:
     left_out: tuple[Whole, ...]
 
 
-def select_states(arrangement: Arrangement, states: str | Iterable[str]) -> Selected:
-    """An arrangement that holds only some kinds of state, and tensors that belong to no parameter.
+def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected:
+    """A source with only some kinds of state; tensors that belong to no parameter are kept.
 
     Args:  states: `all`, `weights`, a list with commas between, or the kinds themselves.
     Raises: ReshardError[unknown-state].
     """
+    arrangement = source.arrangement
     items = states.split(",") if isinstance(states, str) else list(states)
     wanted = [item.strip() for item in items]
     stored = dict.fromkeys(whole.state for whole in arrangement.wholes)
@@ -42,8 +44,8 @@ def select_states(arrangement: Arrangement, states: str | Iterable[str]) -> Sele
     if "weights" in wanted:
         unknown += [kind for kind in WEIGHTS if kind not in stored and kind not in unknown]
     if unknown:
-        root = arrangement.catalog.root
-        raise ReshardError([_unknown(kind, stored, root) for kind in unknown], Exit.USAGE)
+        path = str(source.path)
+        raise ReshardError([_unknown(kind, stored, path) for kind in unknown], Exit.USAGE)
     kinds.add(EXTRA)
     wholes = tuple(whole for whole in arrangement.wholes if whole.state in kinds)
     parts = {key: parts for key, parts in arrangement.parts.items() if key[1] in kinds}
@@ -53,12 +55,12 @@ def select_states(arrangement: Arrangement, states: str | Iterable[str]) -> Sele
     )
 
 
-def _unknown(kind: str, stored: Collection[str], root: str) -> Diagnostic:
+def _unknown(kind: str, stored: Collection[str], path: str) -> Diagnostic:
     near = get_close_matches(kind, stored, 1)
     listed = ", ".join(f"`{name}`" for name in stored)
     return Diagnostic(
         "unknown-state",
         f"the source stores no state `{kind}`",
-        notes=(f"it stores {listed}", f"source: {root}"),
+        notes=(f"it stores {listed}", f"source: {path}"),
         helps=(f"did you mean `{near[0]}`?",) if near else (),
     )

@@ -133,7 +133,7 @@ def _verify_one(
     from reshard.engine.compare import digest_array
 
     catalog = source.catalog
-    arrangement = select_states(source.arrangement, states).arrangement
+    arrangement = select_states(source, states).arrangement
     faults = list(formats.check_bytes(catalog.format, catalog))
     builder = Builder(arrangement, "error")
     with _files(source) as files:
@@ -203,7 +203,7 @@ def _pair(
     """Tensors of both sides by name and state, in the order of the left; what only the right has
     comes last."""
     sides = [
-        {(w.name, w.state): w for w in select_states(side.arrangement, states).arrangement.wholes}
+        {(w.name, w.state): w for w in select_states(side, states).arrangement.wholes}
         for side in (left, right)
     ]
     aliases = [dict(side.catalog.aliases or {}) for side in (left, right)]

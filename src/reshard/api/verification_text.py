@@ -53,16 +53,21 @@ def _one(found: Verification) -> str:
 def _values(item: Mismatch) -> tuple[str, ...]:
     worst = "" if item.max_abs is None else f"{item.max_abs:.3g}"
     counts = (f"{count:,}" for count in (item.numel_different, item.numel, item.first_index))
-    return (f"  {item.name}", item.state, *counts, worst)
+    return (f"      {item.state}", *counts, worst)
 
 
 def _mismatches(items: Sequence[Mismatch]) -> list[str]:
     """One line for each family of names that differ alike; values one by one."""
     lines = []
     if items[0].what == "values":
-        rows = [("  tensor", "state", "differ", "of", "first", "at most")]
-        rows += [_values(item) for item in items[:MAX_SHOWN]]
-        lines += table(rows, right="llrrrr")
+        rows = [("", "differ", "of", "first", "at most")]
+        name = ""
+        for item in items[:MAX_SHOWN]:
+            if item.name != name:
+                name = item.name
+                rows.append((f"  {name}", "", "", "", ""))
+            rows.append(_values(item))
+        lines += table(rows, right="lrrrr")
         if len(items) > MAX_SHOWN:
             lines.append(f"  and {len(items) - MAX_SHOWN:,} more")
         return lines

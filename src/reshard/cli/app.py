@@ -37,7 +37,6 @@ app = typer.Typer(
     name="reshard",
     epilog=EPILOG,
     callback=_root,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

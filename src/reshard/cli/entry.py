@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -50,14 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    from typer.main import get_command
+
     from reshard.cli.app import app
 
+    # Not through the command's own main(): that turns interrupts and broken pipes into codes.
+    command = get_command(app)
     try:
-        code = app(words, prog_name="reshard", standalone_mode=False)
+        with command.make_context("reshard", words or ["--help"]) as context:
+            code = command.invoke(context)
     except typer.Exit as end:
-        return end.exit_code
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+        return int(Exit.USAGE) if not words else end.exit_code
     except _UsageFault as fault:
         raise _usage_error(fault) from None
     return code if isinstance(code, int) else int(Exit.OK)
@@ -68,12 +72,16 @@ def _usage_error(fault: Exception) -> ReshardError:
     context = getattr(fault, "ctx", None)
     path = context.command_path if context is not None else "reshard"
     said = fault.format_message() if hasattr(fault, "format_message") else str(fault)
-    headline, _, rest = said.strip().partition("\n")
-    headline = headline[:1].lower() + headline[1:].rstrip(".")
-    helps = [line.strip() for line in rest.split("\n") if line.strip()]
+    said = re.sub(r"'([^']*)'", r"`\1`", " ".join(said.split())).replace("Value error, ", "")
+    fact, *advice = re.split(r" \((?=Possible|Did)|\. (?=Did)", said.removesuffix(")"))
+    helps = [_lowered(text) for text in advice]
     return ReshardError(
-        Diagnostic("usage", headline, helps=(*helps, f"see `{path} --help`")), Exit.USAGE
+        Diagnostic("usage", _lowered(fact), helps=(*helps, f"see `{path} --help`")), Exit.USAGE
     )
+
+
+def _lowered(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")
 
 
 def _report(error: ReshardError, as_json: bool, color: bool) -> None:

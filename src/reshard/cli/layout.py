@@ -20,7 +20,6 @@ from reshard.cli.options import (
 layout = typer.Typer(
     name="layout",
     help="Show the layout of a checkpoint; check or format a UCL file.",
-    no_args_is_help=True,
     rich_markup_mode=None,
 )
 

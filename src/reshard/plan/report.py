@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from reshard.plan.fate import Fate
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
+
+_MAX_PATTERNS = 12
+_REASONS = {"left out": "not asked for", "unplaced": "no place", "dropped": "no place"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,9 @@ class PlanReport:
         )
         lines += ["", f"{show_count(len(written), 'tensor')} will be written"]
         lines += fate_lines(self.fates)
-        others = [fate for fate in self.fates if fate.kind not in ("written", "averaged")]
-        if others:
-            lines += ["", *not_written_lines(others)]
+        missing = not_written_lines(self.fates)
+        if missing:
+            lines += ["", *missing]
         lines += ["", *proof_lines(self.proof, self.covered)]
         return "\n".join(lines)
 
@@ -148,24 +152,27 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
     return out
 
 
-def not_written_lines(others: Sequence[Fate]) -> list[str]:
-    """What is not written and why, grouped."""
+def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
+    """What is not written and why, grouped; nothing if all is."""
+    others = [fate for fate in all_fates if fate.kind not in ("written", "averaged")]
+    if not others:
+        return []
     groups: dict[tuple[str, str, str], list[str]] = {}
     for fate in others:
         groups.setdefault((fate.kind, fate.state, fate.why), []).append(fate.name)
     out = [f"{show_count(len(others), 'tensor')} will not be written"]
+    totals = Counter(fate.state for fate in all_fates)
     merged: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
     for (kind, state, why), names in groups.items():
-        merged.setdefault((kind, why, tuple(group_names(names))), []).append(state)
+        patterns = () if len(names) == totals[state] else tuple(group_names(names))
+        merged.setdefault((kind, why, patterns), []).append(state)
     for (kind, why, patterns), states in merged.items():
-        reason = why or {"left out": "not asked for", "unplaced": "no place"}.get(kind, kind)
-        out += wrap(f"    {', '.join(states)}: {reason}", 80, indent="      ")
-        if sum(count for _, count in patterns) <= 1 or len(patterns) <= 8:
-            out += [f"        {pattern}" for pattern, _ in patterns]
-        else:
-            out += [f"        {pattern}" for pattern, _ in patterns[:7]]
-            rest = sum(count for _, count in patterns[7:])
-            out.append(f"        and {show_count(rest, 'tensor')} more")
+        head = f"{'' if patterns else 'all '}{', '.join(states)}: {why or _REASONS[kind]}"
+        out += [f"  {line}" for line in wrap(head, WIDTH - 2, indent="  ")]
+        out += [f"      {pattern}" for pattern, _ in patterns[:_MAX_PATTERNS]]
+        rest = sum(count for _, count in patterns[_MAX_PATTERNS:])
+        if rest:
+            out.append(f"      and {show_count(rest, 'tensor')} more")
     return out
 
 

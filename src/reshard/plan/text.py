@@ -30,7 +30,7 @@ def facts(pairs: Iterable[tuple[str, str]], *, width: int = WIDTH) -> list[str]:
     column = max((len(label) for label, _ in items), default=0) + 4
     out = []
     for label, value in items:
-        lines = wrap(value, width - column)
+        lines = [line for part in value.split("\n") for line in wrap(part, width - column)]
         out.append(f"  {label}".ljust(column) + lines[0])
         out += [" " * column + line for line in lines[1:]]
     return out
