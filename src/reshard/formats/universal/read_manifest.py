@@ -26,7 +26,7 @@ MAX_NBYTES = 1 << 30
 _MAX_PATH = 250  # characters; a state kind's name becomes part of it
 _WHOLE_FILES = (LAYOUT, FRAMEWORK)
 _DIGEST = re.compile(r"xxh3-128:[0-9a-f]{32}")
-_KEYS = (
+KEYS = (
     "format",
     "version",
     "digest",
@@ -43,6 +43,9 @@ _KEYS = (
     "files",
     "provenance",
 )
+TENSOR_KEYS = ("dtype", "shape", "axes", "file", "byte_range", "digest")
+TENSOR_FILE_KEYS = ("nbytes", "head_nbytes", "head_digest")
+OTHER_FILE_KEYS = ("nbytes", "digest")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -110,7 +113,7 @@ def _check_version(version: object, written_by: object, path: Path) -> None:
 
 
 def _manifest(node: Node) -> Manifest | None:
-    top = node.fields(_KEYS)
+    top = node.fields(KEYS)
     if top is None:
         return None
     _digest(top["digest"])
@@ -149,7 +152,7 @@ def _files(node: Node) -> dict[str, FileEntry]:
             continue
         value = item.value
         if isinstance(value, dict) and "head_nbytes" in value:
-            fields = item.fields(("nbytes", "head_nbytes", "head_digest"))
+            fields = item.fields(TENSOR_FILE_KEYS)
             if fields is not None:
                 out[path] = FileEntry(
                     path,
@@ -158,7 +161,7 @@ def _files(node: Node) -> dict[str, FileEntry]:
                     fields["head_nbytes"].integer(),
                 )
         else:
-            fields = item.fields(("nbytes", "digest"))
+            fields = item.fields(OTHER_FILE_KEYS)
             if fields is not None:
                 out[path] = FileEntry(path, fields["nbytes"].integer(), _digest(fields["digest"]))
     if LAYOUT not in out:
@@ -191,9 +194,10 @@ def _tensors(node: Node, files: dict[str, FileEntry]) -> tuple[TensorEntry, ...]
 
 
 def _tensor(name: str, state: str, node: Node, files: dict[str, FileEntry]) -> TensorEntry | None:
-    fields = node.fields(("dtype", "shape", "axes", "file", "byte_range", "digest"))
+    fields = node.fields(TENSOR_KEYS)
     if fields is None:
         return None
+    faults = len(node.faults)
     dtype = fields["dtype"].value
     if not isinstance(dtype, str) or dtype not in DType.__members__:
         fields["dtype"].fault("an element type")
@@ -202,6 +206,8 @@ def _tensor(name: str, state: str, node: Node, files: dict[str, FileEntry]) -> T
     axes = fields["axes"].texts()
     if len(axes) != len(shape):
         fields["axes"].fault(f"one string for each of {len(shape)} dimensions")
+    if len(node.faults) > faults:
+        return None
     file = files.get(fields["file"].text())
     if file is None or file.head_nbytes is None:
         fields["file"].fault("a tensor file that `files` lists")

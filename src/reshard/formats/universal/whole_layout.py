@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import count
 
 from reshard.language import format_document, parse, tree
-from reshard.language.expression import Expression, Integer
+from reshard.language.expression import Integer
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Bound
 
@@ -18,10 +18,9 @@ Sizes = Mapping[str, int | None]
 def whole_layout(arrangement: Arrangement, names: Collection[str]) -> str:
     """The text of a source's layout, for its tensors as they are when whole.
 
-    Sizes of the mesh go, since there is one rank; an axis that was padded is `truncated to` its
-    size, which holds without padding too and tells whoever cuts it that it may be padded again.
-    In a layout without a model, rules that nothing follows go, and conditions, since those that
-    are left hold.
+    Sizes of the mesh go, since there is one rank, and sizes of axes are written as numbers.  In a
+    layout without a model, rules that nothing follows go, and conditions, since those that are
+    left hold.
 
     Args:  names: the whole tensors that there are.
     Raises: syntax.
@@ -96,17 +95,14 @@ def _term(term: tree.TermTree, sizes: Sizes, anonymous: Iterator[int]) -> tree.T
     # Anonymous axes are counted as the compiler counts them.
     name = term.name.text if term.name.text != "_" else f"_{next(anonymous)}"
     size = sizes.get(name)
-    stated: Expression | None = term.size
-    if stated is not None and size is not None:
-        stated = Integer(size)
-    placement = None if term.placement is None else _placement(term.placement, size)
-    if placement is not None and not placement.over and placement.truncated_to is None:
-        placement = None
-    return replace(term, size=stated, placement=placement)
+    placement = term.placement
+    is_padded = placement is not None and placement.pad_to is not None
+    if size is not None and (is_padded or term.size is not None):
+        term = replace(term, size=Integer(size))
+    return replace(term, placement=None if placement is None else _placement(placement, size))
 
 
 def _placement(placement: tree.Placement, size: int | None) -> tree.Placement:
-    truncated_to = placement.truncated_to
-    if size is not None and (placement.pad_to is not None or truncated_to is not None):
-        truncated_to = Integer(size)
-    return replace(placement, pad_to=None, truncated_to=truncated_to)
+    if size is None or placement.truncated_to is None:
+        return placement
+    return replace(placement, truncated_to=Integer(size))
