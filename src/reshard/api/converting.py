@@ -12,6 +12,7 @@ from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import Selected, select_states
 from reshard.errors import output_error, target_error
+from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
 from reshard.plan.output import FileBytes, Output
@@ -43,7 +44,7 @@ class Converted:
     def to_text(self) -> str:
         """What was written, and what to do next."""
         report = self.report
-        written = [fate for fate in report.fates if fate.kind in ("written", "averaged")]
+        written = [fate for fate in report.fates if fate.kind not in ("dropped", "left out")]
         missing = not_written_lines(report.fates)
         files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
         target = formats.TARGETS[report.target.partition(":")[0]]
@@ -52,6 +53,9 @@ class Converted:
         if missing:
             lines += ["", *missing]
         step = target.next_step.format(src=report.source.path, dst=self.path)
+        kept = dict.fromkeys(fate.state for fate in written)
+        if missing and "{src}" in target.next_step:
+            step += f" --states {','.join(state for state in kept if state != EXTRA)}"
         return "\n".join([*lines, "", f"next: {step}"])
 
     def to_json(self) -> dict[str, object]:
@@ -191,16 +195,23 @@ def _prepare(
     made = build_plan(arrangement, output.placed, on_drift=on_drift)
     work = fit_memory(made, threads=threads, max_nbytes=max_memory)
     files = _file_sizes(output)
+    excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
     report = PlanReport(
         SourceFacts.of(source.catalog, formats.SOURCES[source.catalog.format].title, str(src)),
         str(target),
-        fates(arrangement, made, dropped=output.dropped, left_out=selected.left_out),
+        fates(
+            arrangement,
+            made,
+            dropped=output.dropped,
+            folded=output.folded,
+            left_out=selected.left_out,
+        ),
         tuple(files.items()),
         made.bytes_read,
         sum(files.values()),
         work.peak_nbytes,
         source.proof,
-        prove_target(arrangement, output.placed, {(n, s) for n, s, _ in output.dropped}),
+        prove_target(arrangement, output.placed, excused),
         (*source.catalog.oddities, *output.warnings),
     )
     return _Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)

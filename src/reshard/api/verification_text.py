@@ -60,7 +60,7 @@ def _mismatches(items: Sequence[Mismatch]) -> list[str]:
     """One line for each family of names that differ alike; values one by one."""
     lines = []
     if items[0].what == "values":
-        rows = [("", "differ", "of", "first", "at most")]
+        rows: list[tuple[str, ...]] = [("", "differ", "of", "first", "at most")]
         name = ""
         for item in items[:MAX_SHOWN]:
             if item.name != name:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,7 @@ from reshard.dtypes import DType
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.plan import Plan
 
-Kind = Literal["written", "averaged", "dropped", "left out", "unplaced"]
+Kind = Literal["written", "averaged", "folded", "dropped", "left out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Fate:
     """What becomes of one state of one parameter.
 
     Args:  name, state, shape, dtype: of the whole tensor.
-           kind: "written"; "averaged", the mean of copies; "dropped", the target has no place for
-                 it; "left out", it was not asked for; "unplaced", no array holds it.
-           why: for a tensor that is dropped.
+           kind: "written"; "averaged", the mean of copies; "folded", it is part of something else;
+                 "dropped", the target has no place for it; "left out", it was not asked for.
+           why: for a tensor that is dropped.  For one that is folded, as what it is written.
            runs: places in the source that are read for it.  src_files: in how many files.
            pieces: arrays of the target that hold some of it.  dst_files: in how many files.
     """
@@ -61,7 +61,7 @@ class Fate:
 class _Use:
     """Where one state of one atom goes and comes from."""
 
-    origins: set[tuple[str, int, int]]
+    origins: set[tuple[str, int]]
     src_files: set[str]
     targets: set[tuple[str, int]]
     averaged: bool = False
@@ -72,11 +72,12 @@ def fates(
     plan: Plan,
     *,
     dropped: Iterable[tuple[str, str, str]] = (),
+    folded: Iterable[tuple[str, str, str]] = (),
     left_out: Sequence[Whole] = (),
 ) -> tuple[Fate, ...]:
     """The fate of every tensor, in the order of the source.
 
-    Args:  dropped: (name, state, why) that the target reports.
+    Args:  dropped: (name, state, why) that the target reports.  folded: (name, state, as what).
            left_out: tensors that were not asked for; `arrangement` does not have them.
     """
     uses: dict[tuple[str, str], _Use] = {}
@@ -87,13 +88,15 @@ def fates(
             use.targets.add((item.file, item.byte_offset))
             use.averaged = use.averaged or copy.mode == "mean"
             for origin in copy.origins:
-                use.origins.add((origin.file, origin.byte_offset, origin.move.src_offset))
+                use.origins.add((origin.file, origin.byte_offset))
                 use.src_files.add(origin.file)
         for key, piece in item.array.spec.segments:
             if not piece.box.volume:
                 use = uses.setdefault((key, state), _Use(set(), set(), set()))
                 use.targets.add((item.file, item.byte_offset))
-    reasons = {(name, state): why for name, state, why in dropped}
+    reasons: dict[tuple[str, str], tuple[Kind, str]] = {}
+    reasons |= {(name, state): ("folded", how) for name, state, how in folded}
+    reasons |= {(name, state): ("dropped", why) for name, state, why in dropped}
     out = [_fate(whole, uses, reasons) for whole in arrangement.wholes]
     out += [Fate(w.name, w.state, w.shape, w.dtype, "left out") for w in left_out]
     return tuple(out)
@@ -102,22 +105,20 @@ def fates(
 def _fate(
     whole: Whole,
     uses: dict[tuple[str, str], _Use],
-    reasons: dict[tuple[str, str], str],
+    reasons: Mapping[tuple[str, str], tuple[Kind, str]],
 ) -> Fate:
     head = (whole.name, whole.state, whole.shape, whole.dtype)
-    why = reasons.get((whole.name, whole.state))
-    if why is not None:
-        return Fate(*head, "dropped", why)
+    reason = reasons.get((whole.name, whole.state))
+    if reason is not None:
+        return Fate(*head, *reason)
     found = [
         use
         for key in dict.fromkeys(key for key, _ in whole.segments)
         if (use := uses.get((key, whole.state))) is not None
     ]
-    if not found:
-        return Fate(*head, "unplaced")
-    origins = set().union(*(use.origins for use in found))
-    sources = set().union(*(use.src_files for use in found))
-    targets = set().union(*(use.targets for use in found))
+    origins = set[tuple[str, int]]().union(*(use.origins for use in found))
+    sources = set[str]().union(*(use.src_files for use in found))
+    targets = set[tuple[str, int]]().union(*(use.targets for use in found))
     return Fate(
         *head,
         "averaged" if any(use.averaged for use in found) else "written",

@@ -53,6 +53,8 @@ class Output:
                    written last and marks the folder as complete.
            warnings: what the target cannot carry or its loader will not restore, with the remedy.
            dropped: (name, state, why) of every source tensor that the target has no place for.
+           folded: (name, state, as what) of every source tensor that is in the target, but has no
+                   array of its own: a number that several parameters share.
     """
 
     placed: tuple[PlacedSpec, ...]
@@ -61,3 +63,4 @@ class Output:
     finish: Callable[[Sequence[Written]], tuple[FileBytes, ...]]
     warnings: tuple[Diagnostic, ...] = ()
     dropped: tuple[tuple[str, str, str], ...] = ()
+    folded: tuple[tuple[str, str, str], ...] = ()

@@ -14,7 +14,7 @@ from reshard.plan.prove import Proof
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 _MAX_PATTERNS = 12
-_REASONS = {"left out": "not asked for", "unplaced": "no place", "dropped": "no place"}
+_NOT_ASKED_FOR = "not asked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class PlanReport:
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
-        written = [fate for fate in self.fates if fate.kind in ("written", "averaged")]
+        written = [fate for fate in self.fates if fate.kind not in ("dropped", "left out")]
         files = len(self.files)
         lines = [f"plan: {self.source.title} to {self.target}"]
         lines += facts(
@@ -82,7 +82,8 @@ class PlanReport:
         missing = not_written_lines(self.fates)
         if missing:
             lines += ["", *missing]
-        lines += ["", *proof_lines(self.proof, self.covered)]
+        folded = len([fate for fate in self.fates if fate.kind == "folded"])
+        lines += ["", *proof_lines(self.proof, self.covered, folded)]
         return "\n".join(lines)
 
 
@@ -128,7 +129,7 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
     """For each family of names: its states, from how many runs, and into how many pieces."""
     by_name: dict[str, list[Fate]] = {}
     for fate in all_fates:
-        if fate.kind in ("written", "averaged"):
+        if fate.kind not in ("dropped", "left out"):
             by_name.setdefault(fate.name, []).append(fate)
     families: dict[tuple[str, ...], list[str]] = {}
     for name, items in by_name.items():
@@ -145,7 +146,7 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
         for state, items in states.items():
             told.setdefault(_movement(items), []).append(state)
         for movement, kinds in told.items():
-            column = max(len(movement) + 6, 28)
+            column = max(len(movement) + 6, 32)
             first, *rest = wrap(", ".join(kinds), WIDTH - column)
             out.append(f"    {movement}".ljust(column) + first)
             out += [" " * column + line for line in rest]
@@ -154,20 +155,20 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
 
 def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
     """What is not written and why, grouped; nothing if all is."""
-    others = [fate for fate in all_fates if fate.kind not in ("written", "averaged")]
+    others = [fate for fate in all_fates if fate.kind in ("dropped", "left out")]
     if not others:
         return []
     groups: dict[tuple[str, str, str], list[str]] = {}
     for fate in others:
         groups.setdefault((fate.kind, fate.state, fate.why), []).append(fate.name)
-    out = [f"{show_count(len(others), 'tensor')} will not be written"]
+    out = [f"{show_count(len(others), 'tensor')} are left out"]
     totals = Counter(fate.state for fate in all_fates)
     merged: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
     for (kind, state, why), names in groups.items():
         patterns = () if len(names) == totals[state] else tuple(group_names(names))
         merged.setdefault((kind, why, patterns), []).append(state)
-    for (kind, why, patterns), states in merged.items():
-        head = f"{'' if patterns else 'all '}{', '.join(states)}: {why or _REASONS[kind]}"
+    for (_, why, patterns), states in merged.items():
+        head = f"{'' if patterns else 'all '}{', '.join(states)}: {why or _NOT_ASKED_FOR}"
         out += [f"  {line}" for line in wrap(head, WIDTH - 2, indent="  ")]
         out += [f"      {pattern}" for pattern, _ in patterns[:_MAX_PATTERNS]]
         rest = sum(count for _, count in patterns[_MAX_PATTERNS:])
@@ -176,20 +177,25 @@ def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
     return out
 
 
-def proof_lines(proof: Proof, covered: int) -> list[str]:
+def proof_lines(proof: Proof, covered: int, folded: int) -> list[str]:
     """What was proved before any byte is moved."""
-    copies = f", {proof.copies:,} of them further copies" if proof.copies else ""
+    copies = f", with {proof.copies:,} further copies" if proof.copies else ""
     source = (
         f"the source stores each of {show_count(proof.elements, 'element')}, "
         f"in {show_count(proof.parts, 'run')}{copies}"
     )
     target = f"the target has a place for every element of {show_count(covered, 'tensor')}"
+    if folded:
+        target += f", and {folded:,} are part of what others share"
     return ["proved", *(f"  {line}" for text in (source, target) for line in wrap(text, WIDTH - 2))]
 
 
 def _movement(items: Sequence[Fate]) -> str:
     runs = sum(item.runs for item in items)
     pieces = sum(item.pieces for item in items)
+    folded = [item for item in items if item.kind == "folded"]
+    if folded:
+        return folded[0].why
     mean = "mean of " if any(item.kind == "averaged" for item in items) else ""
     return f"{mean}{show_count(runs, 'run')} -> {show_count(pieces, 'piece')}"
 

@@ -33,7 +33,8 @@ class Inventory:
            unmanaged: frozen parameters and buffers.
            steps: by name of a parameter.
            extras: tensors of no parameter, by name.
-           lost: (name, state, why) of what has no place.
+           lost: by name and state, why it has no place.
+           folded: by name and state, as part of what it is written.
     """
 
     states: Mapping[str, Mapping[str, Whole]]
@@ -42,6 +43,7 @@ class Inventory:
     steps: Mapping[str, Number]
     extras: Mapping[str, Whole]
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
+    folded: dict[tuple[str, str], str] = field(default_factory=dict)
     used_extras: set[str] = field(default_factory=set)
 
     def whole(self, name: str, state: str) -> Whole:
@@ -91,6 +93,10 @@ class Inventory:
         """Say that a tensor has no place in the target."""
         self.lost.setdefault((name, state), why)
 
+    def fold(self, name: str, state: str, how: str) -> None:
+        """Say that a tensor is in the target, but not as an array of its own."""
+        self.folded.setdefault((name, state), how)
+
     def derive_weights(self, name: str) -> None:
         """Say that weights are not written, because the loader makes them of the master weights."""
         if self.master(name) != "param" and "param" in self.states[name]:
@@ -102,6 +108,10 @@ class Inventory:
             if name not in self.used_extras:
                 self.lose(name, EXTRA, "no part of the state that DeepSpeed resumes with")
         return tuple((name, state, why) for (name, state), why in self.lost.items())
+
+    def folded_tensors(self) -> tuple[tuple[str, str, str], ...]:
+        """Everything that is written as part of something else."""
+        return tuple((name, state, how) for (name, state), how in self.folded.items())
 
     def extra_tensors(self, output: TorchOutput) -> Callable[[object], object]:
         """A function from the name of a tensor of no parameter to the tensor in the output."""
@@ -118,7 +128,7 @@ class Inventory:
         whole = number.whole
         if whole.dtype in _FLOATS:
             return output.tensor(whole_spec(whole, whole.dtype, f"{whole.name} {whole.state}"))
-        self.lose(whole.name, whole.state, "written as a plain number of the optimizer's state")
+        self.fold(whole.name, whole.state, "a plain number")
         return number.value
 
     def check_steps(self, groups: Iterable[ParamGroup]) -> None:

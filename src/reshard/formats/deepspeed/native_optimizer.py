@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
@@ -23,11 +23,16 @@ class OptimizerFiles:
     options: NativeOptions
     output: TorchOutput
 
-    def root(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
-        """The whole tree of one rank's file."""
+    def root(
+        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+    ) -> dict[str, object]:
+        """The whole tree of one rank's file.
+
+        Args:  own: entries that this file alone has.
+        """
         make = self._zero3 if self.options.zero == 3 else self._zero12
         return {
-            "optimizer_state_dict": make(groups, dp_rank),
+            "optimizer_state_dict": {**make(groups, dp_rank), **own},
             "ds_config": self.options.config(self.resume),
             "ds_version": self.resume.version,
         }
@@ -40,7 +45,7 @@ class OptimizerFiles:
         ]
         return {
             **self._scaling(),
-            "base_optimizer_state": self._base(groups, dp_rank),
+            **self._base_zero12(groups, dp_rank),
             "single_partition_of_fp32_groups": masters,
             "zero_stage": zero_stage(self.options.zero),
             "group_paddings": [group.padding(dp_rank) for group in groups],
@@ -77,19 +82,25 @@ class OptimizerFiles:
             found.pop("clip_grad", None)
         return found
 
+    def _base_zero12(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """The optimizer's own state; without hyper-parameters, where the source has none.
+
+        The second form is DeepSpeed's elastic one: a list of states, after whose loading the
+        param groups are as the run has configured them.
+        """
+        if self.resume.has_settings:
+            return {"base_optimizer_state": self._base(groups, dp_rank)}
+        states = [self._states(group, dp_rank) for group in groups]
+        step = next((state["step"] for state in states if "step" in state), 0)
+        return {"base_optimizer_state": states, "base_optimizer_state_step": step}
+
     def _base(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
         """What the optimizer itself keeps: its states by number, and its param groups."""
-        states: dict[object, object] = {}
-        for number, group in enumerate(groups):
-            own: dict[str, object] = {}
-            step = self._step(group)
-            if step is not None:
-                own["step"] = step
-            for state in group.states:
-                if state != FP32:
-                    own[state] = self._array(group, dp_rank, state, group.length(dp_rank))
-            if own:
-                states[number] = own
+        states = {
+            number: own
+            for number, group in enumerate(groups)
+            if (own := self._states(group, dp_rank))
+        }
         members: dict[int, list[int]] = {}
         for number, group in enumerate(groups):
             members.setdefault(group.index, []).append(number)
@@ -101,12 +112,22 @@ class OptimizerFiles:
             ],
         }
 
+    def _states(self, group: FlatGroup, dp_rank: int) -> dict[str, object]:
+        own: dict[str, object] = {}
+        step = self._step(group)
+        if step is not None:
+            own["step"] = step
+        for state in group.states:
+            if state != FP32:
+                own[state] = self._array(group, dp_rank, state, group.length(dp_rank))
+        return own
+
     def _step(self, group: FlatGroup) -> object | None:
         number = self.inventory.steps.get(group.tensors[0].whole)
         if number is None:
             return None
         for tensor in group.tensors[1:]:
-            self.inventory.lose(tensor.whole, "step", "written once per param group; all agree")
+            self.inventory.fold(tensor.whole, "step", "one per param group")
         return self.inventory.number(number, self.output)
 
     def _array(self, group: FlatGroup, dp_rank: int, state: str, numel: int) -> object:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reshard.dtypes import DType
 from reshard.formats.deepspeed.inventory import Inventory, take_inventory
+from reshard.formats.deepspeed.native_checks import check_native, native_warnings
+from reshard.formats.deepspeed.native_experts import Experts
 from reshard.formats.deepspeed.native_groups import flat_groups
 from reshard.formats.deepspeed.native_model import ModelFiles
 from reshard.formats.deepspeed.native_optimizer import OptimizerFiles
 from reshard.formats.deepspeed.native_options import NativeOptions, native_options
+from reshard.formats.deepspeed.native_pipeline import layer_files
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
@@ -34,9 +36,10 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     output = TorchOutput()
     inventory = take_inventory(arrangement)
     resume = resume_of(arrangement, inventory.extra_tensors(output))
-    inventory.check_steps(resume.groups)
     options = native_options(arrangement, target, inventory, resume)
-    _Run(arrangement, inventory, resume, options, output).write()
+    check_native(inventory, resume, options)
+    run = _Run(arrangement, inventory, resume, options, output)
+    run.write()
     latest = FileBytes(LATEST, 0, options.tag.encode())
 
     def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
@@ -47,7 +50,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         output.files,
         tuple(output.head),
         finish,
-        resume.warning(),
+        native_warnings(arrangement, inventory, resume, options, run.unused_ranks()),
         inventory.dropped(),
     )
 
@@ -63,38 +66,64 @@ class _Run:
         options: NativeOptions,
         output: TorchOutput,
     ) -> None:
+        self._arrangement = arrangement
         self._inventory = inventory
         self._resume = resume
         self._options = options
         self._output = output
+        self._experts = Experts(arrangement, inventory, resume, options)
         self._models = ModelFiles(arrangement, inventory, resume, options, output)
         self._optimizers = OptimizerFiles(inventory, resume, options, output)
         self._laid = lay_out(arrangement, options.mesh)
+        self._used: set[str] = set()
 
     def write(self) -> None:
         """Plan every file."""
         options = self._options
-        for pp in range(options.pp):
-            for tp in range(options.tp):
-                self._mp_rank(pp * options.tp + tp, {"pp": pp, "tp": tp})
+        for tp in range(options.tp):
+            stages = []
+            for pp in range(options.pp):
+                held = [self._held({"pp": pp, "tp": tp, "ep": ep}) for ep in range(options.ep)]
+                self._mp_rank(pp * options.tp + tp, held)
+                stages.append(held[0])
+            for name, content in layer_files(self._resume, options, self._models, stages, tp):
+                self._add(name, content)
 
-    def _mp_rank(self, mp_rank: int, coord: Mapping[str, int]) -> None:
+    def unused_ranks(self) -> tuple[str, ...]:
+        """Files of the source whose own entries are in no file of the target."""
+        return tuple(file for file in self._resume.ranks if file not in self._used)
+
+    def _mp_rank(self, mp_rank: int, held: Sequence[Mapping[str, LaidTensor]]) -> None:
         options = self._options
-        by_ep = [self._held({**coord, "ep": ep}) for ep in range(options.ep)]
         groups = [
-            flat_groups(self._resume.groups, held, self._inventory, options, ep)
-            for ep, held in enumerate(by_ep)
+            flat_groups(self._resume.groups, own, self._inventory, options, ep)
+            for ep, own in enumerate(held)
         ]
         mp = f"mp_rank_{mp_rank:02d}"
-        prefix = "bf16_" if options.dtype is DType.BF16 else ""
         for dp in range(options.dp):
-            ep = dp % options.ep
+            ep = options.ep_rank(dp)
             if options.zero == 3 or dp == 0:
                 name = f"zero_pp_rank_{dp}_{mp}" if options.zero == 3 else mp
-                root = self._models.root(by_ep[ep], groups[ep], dp)
-                self._add(f"{name}_model_states.pt", root)
-            root = self._optimizers.root(groups[ep], dp)
-            self._add(f"{prefix}zero_pp_rank_{dp}_{mp}_optim_states.pt", root)
+                name = f"{name}_model_states.pt"
+                dense = {n: t for n, t in held[ep].items() if not self._experts.owns(n)}
+                own = {**self._own(name), **self._experts.described(dp)}
+                self._add(name, self._models.root(dense, groups[ep], dp, own))
+            name = f"{options.prefix}zero_pp_rank_{dp}_{mp}_optim_states.pt"
+            own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
+            self._add(name, self._optimizers.root(groups[ep], dp, own))
+        for start, content in self._experts.files(held, self._output):
+            self._add(f"{start}_{mp}_model_states.pt", content)
+
+    def _own(self, name: str) -> dict[str, object]:
+        """What the source's file of the same rank says for itself, if there is that rank."""
+        mesh, options = self._arrangement.mesh, self._options
+        same = (mesh.get("pp", 1), mesh.get("tp", 1)) == (options.pp, options.tp)
+        if "zero_pp_rank" in name:
+            same = same and mesh.get("dp", 1) == options.dp
+        own = self._resume.own(name) if same else {}
+        if own:
+            self._used.add(name)
+        return own
 
     def _add(self, name: str, root: object) -> None:
         self._output.add(f"{self._options.tag}/{name}", root)

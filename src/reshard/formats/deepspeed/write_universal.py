@@ -71,6 +71,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         finish,
         (*_warnings(inventory, resume, tag), *resume.warning()),
         inventory.dropped(),
+        inventory.folded_tensors(),
     )
 
 
@@ -113,7 +114,7 @@ class _Names:
             self._step = self._step or number
             self._output.add(f"{folder}/step.pt", self._inventory.number(number, self._output))
             for name in item.names[1:]:
-                self._inventory.lose(name, "step", "written once for the experts of all ranks")
+                self._inventory.fold(name, "step", "one for all experts")
 
 
 def _folder_name(name: str) -> str:
