@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reshard.engine.gather import SCRATCH_NBYTES
+from reshard.engine.gather import BLOCK_NUMEL, SCRATCH_NBYTES
 from reshard.engine.units import TRANSPOSED_WINDOWS
 from reshard.plan.plan import Array, Plan
 
@@ -25,7 +25,6 @@ def peak_memory(plan: Plan, threads: int, buffer_bytes: int) -> int:
 
 def _window_nbytes(array: Array, buffer_bytes: int) -> int:
     """Bytes that one thread holds while it makes a window of an array."""
-    itemsize = array.spec.dtype.itemsize
     window = buffer_bytes
     means = any(copy.mode == "mean" for copy in array.copies)
     turned = any(
@@ -35,6 +34,6 @@ def _window_nbytes(array: Array, buffer_bytes: int) -> int:
     if turned:
         window *= TRANSPOSED_WINDOWS
     window = min(window, max(array.spec.nbytes, 1))
-    if means:  # sums in float64, the first copy, another, and what is rounded
-        window += window // itemsize * (2 * 16 + 2 * 8)
+    if means:  # sums in float64, the first place, another, and what is rounded
+        window += BLOCK_NUMEL * 8 * 8
     return window

@@ -55,7 +55,8 @@ def bits_dtype(dtype: DType) -> np.dtype[Any]:
 
 def widened(data: Elements) -> Elements:
     """The numbers in float64 (complex128 for complex ones)."""
-    return data.astype(np.complex128 if data.dtype.kind == "c" else np.float64)
+    with np.errstate(all="ignore"):  # a signaling NaN is no news
+        return data.astype(np.complex128 if data.dtype.kind == "c" else np.float64)
 
 
 def max_difference(left: Elements, right: Elements) -> float | None:

@@ -12,9 +12,10 @@ import numpy as np
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
 from reshard.algebra.piece import Move, Piece
-from reshard.engine.cast import Cast, CastError, find_cast, is_rounded, round_float64
-from reshard.engine.elements import Elements, bits_dtype, numpy_dtype, widened
-from reshard.engine.gather import Gatherer, source_at
+from reshard.engine.average import NotAveragedError, average
+from reshard.engine.cast import Cast, CastError, find_cast
+from reshard.engine.elements import Elements, bits_dtype, numpy_dtype
+from reshard.engine.gather import Gatherer, blocks, source_at
 from reshard.engine.mismatch import cast_refused, replica_mismatch
 from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array, Copy, Origin
@@ -183,46 +184,25 @@ class Filler:
         dst: tuple[int, tuple[int, ...]],
         gatherer: Gatherer,
     ) -> None:
-        """The mean of all places in float64, rounded once; equal elements are taken as they are."""
+        """Write the mean of all places, in blocks that need little memory."""
         spec = self.array.spec
-        origin = copy.origins[0]
-        stored = numpy_dtype(origin.dtype)
-        first = np.empty(shape, stored)
-        bits = bits_dtype(origin.dtype)
-        flat = first.reshape(-1).view(np.uint8).data
-        dense = 0, tuple(step // stored.itemsize for step in first.strides)
-        gatherer.copy(origin, source_at(origin, lo), shape, flat, dense, bits)
-        same = np.ones(shape, np.bool_)
-        total = widened(first)
-        for other in copy.origins[1:]:
-            data = np.empty(shape, numpy_dtype(other.dtype))
-            flat = data.reshape(-1).view(np.uint8).data
-            gatherer.copy(other, source_at(other, lo), shape, flat, dense, bits_dtype(other.dtype))
-            if other.dtype == origin.dtype:
-                same &= first.view(bits) == data.view(bits)
-            else:
-                same[...] = False
-            total += widened(data)
-        if not same.all() and not is_rounded(origin.dtype):
-            raise replica_mismatch(spec, copy, self.files, is_averaged=True)
-        target: Elements = np.ndarray(
-            shape,
-            numpy_dtype(spec.dtype),
-            out,
-            dst[0] * spec.dtype.itemsize,
-            tuple(step * spec.dtype.itemsize for step in dst[1]),
-        )
+        bits = bits_dtype(spec.dtype)
+        nbytes = bits.itemsize
+        steps = tuple(step * nbytes for step in dst[1])
+        target: Elements = np.ndarray(shape, bits, out, dst[0] * nbytes, steps)
         try:
-            cast = find_cast(origin.dtype, spec.dtype)
-            if same.all():
-                made = first if cast is None else cast(first)
-            else:
-                made = round_float64(total / len(copy.origins), spec.dtype)
-                made[same] = first[same] if cast is None else cast(first[same])
-        except CastError as loss:
-            raise cast_refused(spec, copy, origin, loss) from None
-        kept = bits_dtype(spec.dtype)
-        target.view(kept)[...] = made.view(kept)
+            for inside, size in blocks(shape):
+                at = tuple(a + b for a, b in zip(lo, inside, strict=True))
+                made = average(copy, at, size, spec.dtype, gatherer)
+                where = tuple(slice(a, a + n) for a, n in zip(inside, size, strict=True))
+                target[where] = made.view(bits)
+        except CastError as error:
+            raise cast_refused(spec, copy, copy.origins[0], error) from None
+        except NotAveragedError:
+            pass
+        else:
+            return
+        raise replica_mismatch(spec, copy, self.files, is_averaged=True)
 
 
 def _cast(origin: Origin, dtype: Any) -> Cast:

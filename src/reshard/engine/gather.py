@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from reshard.plan.plan import Origin
 SCRATCH_NBYTES = 1 << 20
 """The longest span that is read at once when not every element of it is wanted."""
 
-GAP_NBYTES = 16 << 10
+GAP_NBYTES = 64 << 10
 """Unwanted bytes up to this many are read along: that is faster than a call to skip them."""
+
+BLOCK_NUMEL = 1 << 16
+"""Elements of a box that are held at once where sums or comparisons need arrays of their own."""
 
 ROW_NBYTES = 32 << 10
 """Runs from this length on are read straight to where they go."""
+
+_ROWS = 16
 
 Deliver = Callable[[Elements, Elements], None]
 """`(target, data)`: both have the same shape; data lives only during the call."""
@@ -140,7 +146,11 @@ class Gatherer:
 
 
 def _store(target: Elements, data: Elements) -> None:
-    target[...] = data
+    if target.ndim < 2 or target.strides[0] >= target.strides[-1]:
+        target[...] = data
+        return
+    for row in range(0, len(target), _ROWS):  # a transpose: few lines of the cache at a time
+        target[row : row + _ROWS] = data[row : row + _ROWS]
 
 
 def _view(
@@ -175,3 +185,19 @@ def source_at(origin: Origin, lo: tuple[int, ...]) -> tuple[int, tuple[int, ...]
     move = origin.move
     inside = sum(x * step for x, step in zip(lo, move.src_strides, strict=True))
     return move.src_offset + inside, move.src_strides
+
+
+def blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes of at most `BLOCK_NUMEL` elements that make up a shape, in row-major order."""
+    if prod(shape) <= BLOCK_NUMEL:
+        yield (0,) * len(shape), shape
+        return
+    inner = prod(shape[1:])
+    rows = max(1, BLOCK_NUMEL // inner)
+    for start in range(0, shape[0], rows):
+        count = min(rows, shape[0] - start)
+        if count * inner <= BLOCK_NUMEL:
+            yield (start, *(0,) * (len(shape) - 1)), (count, *shape[1:])
+        else:
+            for lo, size in blocks(shape[1:]):
+                yield (start, *lo), (1, *size)

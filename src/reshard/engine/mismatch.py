@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 
-from reshard.algebra.piece import Piece, row_major
+from reshard.algebra.piece import Piece
+from reshard.engine.average import read_box
 from reshard.engine.cast import CastError
 from reshard.engine.elements import (
-    Elements,
     bits_dtype,
     max_difference,
-    numpy_dtype,
     show_element,
     widened,
 )
-from reshard.engine.gather import Gatherer, source_at
+from reshard.engine.gather import Gatherer, blocks
 from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError, source_error, target_error
 from reshard.plan.plan import ArraySpec, Copy, Origin
-
-_BLOCK = 1 << 16
-"""Elements that are compared at once."""
 
 
 def cast_refused(spec: ArraySpec, copy: Copy, origin: Origin, loss: CastError) -> ReshardError:
@@ -86,8 +80,8 @@ def _count(
     numel = 0
     largest: float | None = None
     where: tuple[tuple[int, ...], str, str] | None = None
-    for lo, shape in _blocks(copy.move.shape):
-        left, right = (_read(origin, lo, shape, gatherer) for origin in (first, other))
+    for lo, shape in blocks(copy.move.shape):
+        left, right = (read_box(origin, lo, shape, gatherer) for origin in (first, other))
         if first.dtype == other.dtype:
             bits = bits_dtype(first.dtype)
             differ = left.view(bits) != right.view(bits)
@@ -106,37 +100,6 @@ def _count(
             index = tuple(int(i) + x for i, x in zip(inside, lo, strict=True))
             where = index, show_element(a[:1]), show_element(b[:1])
     return numel, largest, where
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes of at most `_BLOCK` elements that make up a shape, in row-major order."""
-    if prod(shape) <= _BLOCK:
-        yield (0,) * len(shape), shape
-        return
-    inner = prod(shape[1:])
-    rows = max(1, _BLOCK // inner)
-    for start in range(0, shape[0], rows):
-        count = min(rows, shape[0] - start)
-        if count * inner <= _BLOCK:
-            yield (start, *(0,) * (len(shape) - 1)), (count, *shape[1:])
-        else:
-            for lo, size in _blocks(shape[1:]):
-                yield (start, *lo), (1, *size)
-
-
-def _read(
-    origin: Origin, lo: tuple[int, ...], shape: tuple[int, ...], gatherer: Gatherer
-) -> Elements:
-    data: Elements = np.empty(shape, numpy_dtype(origin.dtype))
-    gatherer.copy(
-        origin,
-        source_at(origin, lo),
-        shape,
-        data.reshape(-1).view(np.uint8).data,
-        (0, row_major(shape)),
-        bits_dtype(origin.dtype),
-    )
-    return data
 
 
 def _atom_index(spec: ArraySpec, atom: str, address: int) -> tuple[int, ...]:
