@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import mul
 
 from reshard.algebra.box import Box
 
@@ -72,6 +73,30 @@ class Move:
     def numel(self) -> int:
         """How many elements are moved."""
         return prod(self.shape)
+
+    def restrict(self, box: Box) -> Move:
+        """The copy of a box of these elements alone; axes of size 1 go.
+
+        Args:  box: inside `shape`.
+        """
+        if box.size == self.shape:
+            return self
+        kept = [axis for axis, size in enumerate(box.size) if size != 1]
+        return Move(
+            tuple(box.size[axis] for axis in kept),
+            self.src_offset + sum(map(mul, box.lo, self.src_strides)),
+            tuple(self.src_strides[axis] for axis in kept),
+            self.dst_offset + sum(map(mul, box.lo, self.dst_strides)),
+            tuple(self.dst_strides[axis] for axis in kept),
+        )
+
+    def reroot(self, start: int) -> Move:
+        """The same copy, with source addresses that count from `start`."""
+        if start == 0:
+            return self
+        return Move(
+            self.shape, self.src_offset - start, self.src_strides, self.dst_offset, self.dst_strides
+        )
 
 
 def join(src: Piece, dst: Piece) -> Move | None:

@@ -13,10 +13,13 @@ from reshard.algebra.term import Extent, Term, stored_shape
 from reshard.dtypes import DType
 from reshard.language.layout import Layout
 from reshard.plan.axes import AxisCut
-from reshard.plan.catalog import Catalog, Coord
+from reshard.plan.catalog import Catalog, Coord, Fragment
 
 AtomState = tuple[str, str]
 """(atom key, state kind)."""
+
+SCALAR = "()"
+"""What the key of an atom ends with that holds one number per parameter, not its elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Atom:
     """One logical tensor over named axes.
 
     Args:  key: the model's atom name, or the whole tensor's name (with `#label` for one part of a
-           sum) in a layout without a model; a per-parameter scalar has `()` behind.
+           sum) in a layout without a model; a per-parameter number has SCALAR behind.
            axes, shape: equal length; logical elements, no padding.
     """
 
@@ -35,23 +38,24 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class StoredPart:
-    """A stored run of one state of one atom.
+    """What one local tensor stores of one state of one atom.
 
-    Args:  piece: its box; `piece.offset` counts elements from `byte_offset` and strides follow it.
-           file: relative to the source's root.  byte_offset: absolute, of the element at offset 0.
-           literal: the bytes, when they are no part of a file.
+    Args:  piece: its box of the atom; addresses are elements of the local tensor.
+           fragments: where those addresses lie, ascending by start; an address `x` of a fragment
+                      is `x - start` elements behind its `byte_offset`.
            coord: where on the mesh it was found.
-           replica: position on the mesh axes along which this tensor is copied, not cut; parts of
-                    one replica together make the atom once.
+           replica: position on the mesh axes along which the local tensor is copied, not cut.
+           whole: name of the whole tensor; its parts of one replica hold its box of the atom once.
+           rule: index in the layout; the whole tensors of one rule hold the atom once.
     """
 
     piece: Piece
     dtype: DType
-    file: str
-    byte_offset: int
-    literal: bytes | None
+    fragments: tuple[Fragment, ...]
     coord: Coord
     replica: Coord
+    whole: str
+    rule: int
 
 
 @dataclass(frozen=True, slots=True)

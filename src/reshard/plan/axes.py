@@ -35,14 +35,22 @@ class AxisCut:
             return None
         index = 0
         for axis in self.over:
-            index = index * mesh.get(axis, 1) + coord.get(axis, 0)
+            length = mesh.get(axis, 1)
+            if axis not in coord and length > 1:
+                raise ValueError(f"coordinate {dict(coord)} names no {axis} of {length}")
+            index = index * length + coord.get(axis, 0)
         return index
 
-    def extent(self, coord: Mapping[str, int], mesh: Mapping[str, int]) -> Extent:
-        """What a coordinate holds of the axis."""
+    def extent(
+        self, coord: Mapping[str, int], mesh: Mapping[str, int], *, padded: bool = True
+    ) -> Extent:
+        """What a coordinate holds of the axis.
+
+        Args:  padded: whether a coordinate that holds the whole axis holds its padding too.
+        """
         block = self.block(coord, mesh)
         if block is None:
-            return Extent(0, self.size, self.stored)
+            return Extent(0, self.size, self.stored if padded else self.size)
         lo = sum(self.blocks[:block])
         stored = self.blocks[block]
         return Extent(min(lo, self.size), max(0, min(lo + stored, self.size) - lo), stored)

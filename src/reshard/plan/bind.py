@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+from reshard.algebra.bijection import find_axis_fault
 from reshard.algebra.box import Box
-from reshard.algebra.flat import cut
 from reshard.algebra.piece import Piece, row_major
-from reshard.algebra.term import segment_piece, segments
+from reshard.algebra.term import Extent, Leaf, Term, segment_piece, segments
 from reshard.algebra.window import window_parts
-from reshard.errors import Diagnostic, Exit, ReshardError, layout_error
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout
-from reshard.plan.arrangement import Arrangement, Atom, AtomState, Bound, StoredPart, Whole
+from reshard.plan.arrangement import SCALAR, Arrangement, Atom, AtomState, Bound, StoredPart, Whole
 from reshard.plan.bind_free import bind_free
 from reshard.plan.bind_model import bind_model
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
 from reshard.plan.environment import environment
 from reshard.plan.group import Group
 from reshard.plan.matching import match_tensors
+from reshard.plan.numbers import number_segments
 from reshard.plan.show import show_term
+from reshard.plan.solve import integer
 
 EXTRA = "extra"
 """State kind of tensors that belong to no parameter (RNG states and the like); no rule applies."""
@@ -32,19 +35,17 @@ def bind(
 
     Args:  settings: sizes that the user states (`--set`); they win over everything else.
     Raises: ReshardError[mesh-mismatch | unmatched-tensor | ambiguous-rule | unused-rule |
-            shape-mismatch | uneven-split | unsolvable-size | missing-block | state-shape |
-            dtype-mismatch].
+            name-clash | rank-mismatch | state-shape | shape-mismatch | uneven-split |
+            unsolvable-size | bad-size | missing-block | dtype-mismatch], and what evaluating an
+            expression of the layout raises.
     """
-    mesh = _mesh(layout, catalog)
+    mesh = _mesh(layout, catalog, settings or {})
     env = environment(layout, catalog, mesh, settings or {})
-    matched = match_tensors(layout, (t for t in catalog.tensors if t.state != EXTRA), env)
-    groups = (
-        bind_free(layout, matched, mesh, env)
-        if layout.model is None
-        else bind_model(layout, matched, mesh, env)
-    )
+    tensors = (tensor for tensor in catalog.tensors if tensor.state != EXTRA)
+    matched = match_tensors(layout, tensors, env, mesh)
     builder = _Builder(layout, catalog, mesh)
-    for group in groups:
+    bind_rules = bind_free if layout.model is None else bind_model
+    for group in bind_rules(layout, matched, mesh, env):
         builder.add(group)
     for tensor in catalog.tensors:
         if tensor.state == EXTRA:
@@ -52,22 +53,24 @@ def bind(
     return builder.finish()
 
 
-def _mesh(layout: Layout, catalog: Catalog) -> dict[str, int]:
+def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, int]) -> dict[str, int]:
+    """The mesh of the source: what the checkpoint tells, and what the layout states."""
     mesh = dict(catalog.mesh)
+    env = environment(layout, catalog, mesh, settings)
     for axis, size in layout.mesh.items():
         if size is None:
             continue
-        stated = evaluate(size, dict(mesh))
-        if axis in mesh and mesh[axis] != stated:
+        stated = integer(evaluate(size, env), f"the size of mesh axis `{axis}`")
+        if mesh.setdefault(axis, stated) != stated:
+            span = getattr(size, "span", None)
             raise layout_error(
                 "mesh-mismatch",
-                f"layout `{layout.name}` says {axis}={stated}, "
-                f"the checkpoint has {axis}={mesh[axis]}",
+                f"layout `{layout.name}` says {axis}={stated}, and the checkpoint has "
+                f"{axis}={mesh[axis]}",
                 notes=[f"checkpoint: {catalog.root}"],
                 helps=[f"correct the layout's `mesh` line, or leave the size of `{axis}` out"],
+                primary=Label(span, f"says {stated}") if span else None,
             )
-        if isinstance(stated, int):
-            mesh[axis] = stated
     return mesh
 
 
@@ -83,128 +86,105 @@ class _Builder:
         self._averaged: dict[str, tuple[str, ...]] = {}
         self._bound: dict[str, Bound] = {}
         self._wholes: dict[tuple[str, str], Whole] = {}
-        self._scalars: set[tuple[str, str]] = set()
+        self._dtypes: dict[tuple[str, str], tuple[DType, LocalTensor]] = {}
         self._problems: list[Diagnostic] = []
 
     def add(self, group: Group) -> None:
         """One whole tensor with all of its stored local tensors, of every state."""
-        self._bound[group.bound.name] = group.bound
-        rule = self._layout.rules[group.bound.rule]
-        for labels, key in group.bound.atoms.items():
+        bound = group.bound
+        rule = self._layout.rules[bound.rule]
+        _check_bijection(self._layout, group)
+        self._bound[bound.name] = bound
+        for labels, key in bound.atoms.items():
             axes = group.atom_axes[labels]
-            shape = tuple(group.axis_size(axis) for axis in axes)
-            self._atoms[key] = Atom(key, axes, shape)
+            self._atoms[key] = Atom(key, axes, tuple(group.axis_size(axis) for axis in axes))
             if rule.averaged_over:
                 self._averaged[key] = rule.averaged_over
         for tensor in group.shaped:
-            self._shaped(group, tensor)
+            self._store_shaped(group, tensor)
+        self._add_wholes(group)
         for tensor in group.scalars:
-            self._scalar(group, tensor)
+            self._add_scalar(group, tensor)
 
     def add_extra(self, tensor: LocalTensor) -> None:
         """A tensor that belongs to no parameter; it is its own atom."""
         key = f"{EXTRA}:{tensor.name}"
         axes = tuple(f"_{i}" for i in range(len(tensor.shape)))
         self._atoms[key] = Atom(key, axes, tensor.shape)
+        dims = tuple(Leaf(axis) for axis in axes)
+        extents = {axis: Extent.whole(size) for axis, size in zip(axes, tensor.shape, strict=True)}
+        for _, part in stored_parts(tensor, dims, extents, {(): axes}):
+            self._part(key, tensor, part, (), tensor.name, -1)
+        self._parts.setdefault((key, EXTRA), [])
         whole = Piece(Box.whole(tensor.shape), 0, row_major(tensor.shape))
-        self._store(key, tensor, whole, ())
         self._wholes[tensor.name, EXTRA] = Whole(
             tensor.name, EXTRA, tensor.shape, tensor.dtype, ((key, whole),), axes, -1
         )
 
-    def _shaped(self, group: Group, tensor: LocalTensor) -> None:
+    def _store_shaped(self, group: Group, tensor: LocalTensor) -> None:
         bound = group.bound
-        coord = dict(tensor.coord)
-        extents = group.extents(tensor, coord, self._mesh)
-        over = {axis for cut in bound.cuts.values() for axis in cut.over}
-        replica = tuple((axis, index) for axis, index in tensor.coord if axis not in over)
-        runs = [f for f in tensor.fragments if f.strides is None and f.box is None]
-        for segment in segments(bound.dims, extents) if runs else ():
-            key = bound.atoms[segment.labels]
-            piece = segment_piece(segment, group.atom_axes[segment.labels], extents)
-            for fragment in runs:
-                for held in cut(piece, fragment.start, fragment.start + fragment.numel):
-                    self._part(key, tensor, fragment, held.shift(-fragment.start), replica)
-        for fragment in tensor.fragments:
-            if fragment.strides is None and fragment.box is None:
-                continue
-            window = fragment.box or Box.whole(tensor.shape)
-            for part in window_parts(bound.dims, extents, window, fragment.strides):
-                piece = part.piece(group.atom_axes[part.labels], extents)
-                if piece.box.volume:
-                    self._part(bound.atoms[part.labels], tensor, fragment, piece, replica)
+        extents = group.extents(tensor, self._mesh)
+        named = {
+            mesh for axis in bound.indices if axis in bound.cuts for mesh in bound.cuts[axis].over
+        }
         for key in bound.atoms.values():
             self._parts.setdefault((key, tensor.state), [])
-        self._whole(group, tensor)
+        for labels, part in stored_parts(tensor, bound.dims, extents, group.atom_axes):
+            axes = group.atom_axes[labels]
+            cut = named.union(*(bound.cuts[axis].over for axis in axes))
+            replica = tuple((axis, index) for axis, index in tensor.coord if axis not in cut)
+            self._part(bound.atoms[labels], tensor, part, replica, bound.name, bound.rule)
+        self._check_dtype(bound.name, tensor)
 
     def _part(
-        self, key: str, tensor: LocalTensor, fragment: Fragment, piece: Piece, replica: Coord
+        self,
+        key: str,
+        tensor: LocalTensor,
+        part: tuple[Piece, tuple[Fragment, ...]],
+        replica: Coord,
+        whole: str,
+        rule: int,
     ) -> None:
+        piece, fragments = part
         self._parts.setdefault((key, tensor.state), []).append(
-            StoredPart(
-                piece,
-                tensor.dtype,
-                fragment.file,
-                fragment.byte_offset,
-                fragment.literal,
-                tensor.coord,
-                replica,
-            )
+            StoredPart(piece, tensor.dtype, fragments, tensor.coord, replica, whole, rule)
         )
 
-    def _store(self, key: str, tensor: LocalTensor, piece: Piece, replica: Coord) -> None:
-        """A tensor that no rule cuts."""
-        self._parts.setdefault((key, tensor.state), [])
-        for fragment in tensor.fragments:
-            if fragment.strides is not None:
-                self._part(key, tensor, fragment, piece, replica)
-                continue
-            for held in cut(piece, fragment.start, fragment.start + fragment.numel):
-                self._part(key, tensor, fragment, held.shift(-fragment.start), replica)
-
-    def _whole(self, group: Group, tensor: LocalTensor) -> None:
+    def _add_wholes(self, group: Group) -> None:
         bound = group.bound
-        known = self._wholes.get((bound.name, tensor.state))
-        if known is not None:
-            if known.dtype != tensor.dtype:
-                self._problems.append(_dtype_mismatch(bound.name, known, tensor))
-            return
         extents = bound.whole_extents()
-        shape = bound.shape
         pieces = tuple(
             (bound.atoms[s.labels], segment_piece(s, group.atom_axes[s.labels], extents))
             for s in segments(bound.dims, extents)
         )
-        self._wholes[bound.name, tensor.state] = Whole(
-            bound.name,
-            tensor.state,
-            shape,
-            tensor.dtype,
-            pieces,
-            tuple(show_term(term) for term in bound.dims),
-            bound.rule,
-        )
+        axes = tuple(show_term(term) for term in bound.dims)
+        for state in dict.fromkeys(tensor.state for tensor in group.shaped):
+            dtype, _ = self._dtypes[bound.name, state]
+            self._wholes[bound.name, state] = Whole(
+                bound.name, state, bound.shape, dtype, pieces, axes, bound.rule
+            )
 
-    def _scalar(self, group: Group, tensor: LocalTensor) -> None:
+    def _add_scalar(self, group: Group, tensor: LocalTensor) -> None:
         """One number per parameter: the same for every atom that the parameter holds."""
         bound = group.bound
         slots = tuple(bound.indices) if self._layout.model is not None else ()
-        shape = tuple(group.axis_size(axis) for axis in slots)
-        box = Box(tuple(bound.indices[a] for a in slots), (1,) * len(slots))
-        piece = Piece(box, 0, (0,) * len(slots))
-        keys = []
-        for atom in dict.fromkeys(bound.atoms.values()):
-            key = f"{atom}()"
-            keys.append(key)
-            self._atoms[key] = Atom(key, slots, shape)
-            self._store(key, tensor, piece, tensor.coord)
-        known = self._wholes.get((bound.name, tensor.state))
-        if known is None:
-            self._wholes[bound.name, tensor.state] = Whole(
-                bound.name, tensor.state, (), tensor.dtype, ((keys[0], piece),), (), -1
-            )
-        elif known.dtype != tensor.dtype:
-            self._problems.append(_dtype_mismatch(bound.name, known, tensor))
+        for key in dict.fromkeys(bound.atoms.values()):
+            number = f"{key}{SCALAR}"
+            shape = tuple(group.axis_size(axis) for axis in slots)
+            self._atoms[number] = Atom(number, slots, shape)
+        found = number_segments(bound.atoms.values(), bound.indices, self._atoms)
+        for number, piece in found:
+            part = piece, tensor.fragments
+            self._part(number, tensor, part, tensor.coord, bound.name, bound.rule)
+        self._check_dtype(bound.name, tensor)
+        self._wholes[bound.name, tensor.state] = Whole(
+            bound.name, tensor.state, (), tensor.dtype, found, (), -1
+        )
+
+    def _check_dtype(self, name: str, tensor: LocalTensor) -> None:
+        dtype, first = self._dtypes.setdefault((name, tensor.state), (tensor.dtype, tensor))
+        if dtype != tensor.dtype:
+            self._problems.append(_dtype_mismatch(name, first, tensor))
 
     def finish(self) -> Arrangement:
         """The arrangement, if nothing was wrong."""
@@ -222,11 +202,48 @@ class _Builder:
         )
 
 
-def _dtype_mismatch(name: str, known: Whole, tensor: LocalTensor) -> Diagnostic:
-    where = tensor.fragments[0].file if tensor.fragments else "(no file)"
+def stored_parts(
+    tensor: LocalTensor,
+    dims: tuple[Term, ...],
+    extents: Mapping[str, Extent],
+    atom_axes: Mapping[tuple[str, ...], tuple[str, ...]],
+) -> Iterator[tuple[tuple[str, ...], tuple[Piece, tuple[Fragment, ...]]]]:
+    """What a local tensor holds of each atom, by the labels of its segments; nothing that is empty.
+
+    Runs share one piece, addressed in the local tensor; a box, or what is not stored row-major, has
+    pieces of its own.
+    """
+    runs = tuple(f for f in tensor.fragments if f.strides is None and f.box is None)
+    if runs:
+        for segment in segments(dims, extents):
+            piece = segment_piece(segment, atom_axes[segment.labels], extents)
+            if piece.box.volume:
+                yield segment.labels, (piece, runs)
+    for fragment in tensor.fragments:
+        if fragment.strides is None and fragment.box is None:
+            continue
+        window = fragment.box or Box.whole(tensor.shape)
+        for part in window_parts(dims, extents, window, fragment.strides):
+            piece = part.piece(atom_axes[part.labels], extents)
+            if piece.box.volume:
+                yield part.labels, (piece, (fragment,))
+
+
+def _check_bijection(layout: Layout, group: Group) -> None:
+    """Refuse a rule that does not map elements one to one; a text that was checked has none."""
+    bound = group.bound
+    named = () if layout.model is None else tuple(bound.indices)
+    over = {axis: cut.over for axis, cut in bound.cuts.items()}
+    fault = find_axis_fault(bound.dims, named, group.atom_axes, over)
+    if fault is not None:
+        text = layout.rules[bound.rule].pattern.text
+        raise ValueError(f'rule "{text}" does not map elements one to one: {fault}')
+
+
+def _dtype_mismatch(name: str, first: LocalTensor, tensor: LocalTensor) -> Diagnostic:
     return Diagnostic(
         "dtype-mismatch",
-        f"pieces of `{name}` ({tensor.state}) have different element types: "
-        f"{known.dtype} and {tensor.dtype}",
-        notes=(f"{tensor.dtype} in {where}",),
+        f"pieces of `{name}` ({tensor.state}) have different element types, "
+        f"{first.dtype} and {tensor.dtype}",
+        notes=(f"{first.dtype} in {first.file}", f"{tensor.dtype} in {tensor.file}"),
     )

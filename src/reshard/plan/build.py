@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from reshard.algebra.box import Box
-from reshard.algebra.piece import Piece, moves
-from reshard.errors import layout_error, source_error
-from reshard.plan.arrangement import Arrangement, StoredPart
-from reshard.plan.catalog import Coord
+from reshard.algebra.piece import Move, Piece, moves
+from reshard.errors import Diagnostic, Exit, ReshardError, source_error
+from reshard.plan.arrangement import SCALAR, Arrangement, AtomState
+from reshard.plan.catalog import Coord, Fragment, show_coord
+from reshard.plan.holders import Holders
 from reshard.plan.output import PlacedSpec
-from reshard.plan.plan import Array, ArraySpec, Copy, Origin, Placed, Plan
-from reshard.plan.prove import replicas, show_coord
+from reshard.plan.plan import Array, ArraySpec, Copy, Mode, Origin, Placed, Plan
+from reshard.plan.runs import FragmentRuns, place_moves
 
 OnDrift = Literal["error", "average", "first"]
+
+_MODES: dict[OnDrift, Mode] = {"error": "agree", "average": "mean", "first": "first"}
 
 
 def build_plan(
@@ -23,16 +24,21 @@ def build_plan(
 ) -> Plan:
     """The plan that makes every placed array from what the arrangement stores.
 
-    Raises: ReshardError[not-stored | averaged-copies].
+    Raises: ReshardError[not-stored | averaged-copies], for every array that cannot be made.
     """
     builder = Builder(arrangement, on_drift)
-    return Plan(
-        arrangement.catalog.root,
-        tuple(
-            Placed(builder.array(item.spec), item.file, item.byte_offset, item.digest, item.crc)
-            for item in placed
-        ),
-    )
+    out = []
+    problems: list[Diagnostic] = []
+    for item in placed:
+        try:
+            array = builder.array(item.spec)
+        except ReshardError as error:
+            problems += [item for item in error.diagnostics if item not in problems]
+            continue
+        out.append(Placed(array, item.file, item.byte_offset, item.digest, item.crc))
+    if problems:
+        raise ReshardError(problems, Exit.SOURCE)
+    return Plan(arrangement.catalog.root, tuple(out))
 
 
 def build_array(arrangement: Arrangement, spec: ArraySpec, *, on_drift: OnDrift = "error") -> Array:
@@ -44,113 +50,105 @@ def build_array(arrangement: Arrangement, spec: ArraySpec, *, on_drift: OnDrift 
 
 
 class Builder:
-    """Makes arrays; keeps the parts of each atom sorted so that many arrays can be cut from one."""
+    """Makes arrays; keeps what it learns of each atom, so that many arrays can be cut from one."""
 
-    def __init__(self, arrangement: Arrangement, on_drift: OnDrift) -> None:
+    def __init__(self, arrangement: Arrangement, on_drift: OnDrift = "error") -> None:
         self._arrangement = arrangement
-        self._on_drift = on_drift
-        self._sorted: dict[tuple[str, str], list[_Replica]] = {}
+        self._mode = _MODES[on_drift]
+        self._holders: dict[AtomState, Holders] = {}
+        self._runs: dict[int, FragmentRuns] = {}
+        self._where: dict[Coord, str] = {}
 
     def array(self, spec: ArraySpec) -> Array:
-        """The array of a spec."""
+        """The array of a spec.
+
+        Raises: ReshardError[not-stored | averaged-copies].
+        """
+        numbers = [item for item in spec.segments if item[0].endswith(SCALAR)]
+        if numbers:
+            return Array(spec, (self._number(spec, numbers),))
         copies: list[Copy] = []
         for key, piece in spec.segments:
             if piece.box.volume:
-                copies += self._copies(key, spec.state, piece)
+                copies += self._copies(key, spec, piece)
         copies.sort(key=lambda copy: copy.move.dst_offset)
         return Array(spec, tuple(copies))
 
-    def _copies(self, key: str, state: str, dst: Piece) -> list[Copy]:
-        found = self._replicas(key, state)
-        mode: Literal["agree", "first", "mean"] = "agree"
-        averaged = self._arrangement.averaged.get(key, ())
-        if averaged and len(found) > 1:
-            mode = "mean"
-            varying = {
-                axis
-                for replica in found
-                for axis, index in replica.coord
-                if any(dict(other.coord).get(axis) != index for other in found)
-            }
-            if not varying <= set(averaged):
-                raise layout_error(
-                    "averaged-copies",
-                    f"`{key}` is averaged over {', '.join(averaged)} but also copied over "
-                    f"{', '.join(sorted(varying - set(averaged)))}",
-                    helps=["name every axis along which it is copied in `averaged over`"],
+    def _copies(self, key: str, spec: ArraySpec, dst: Piece) -> list[Copy]:
+        holders = self._held(key, spec.state)
+        mode: Mode = "mean" if holders.is_averaged else self._mode
+        copies = []
+        for box, parts in holders.find(dst.box, first=mode == "first"):
+            how: Mode = mode if len(parts) > 1 else "first"
+            lowered = moves(box, [part.piece for part in parts], dst)
+            runs = [self._fragments(part.fragments) for part in parts]
+            ends = [(part.dtype, self._name(part.coord)) for part in parts]
+            for places in place_moves(runs, lowered):
+                origins = tuple(
+                    Origin(run.file, run.byte_offset, run.literal, dtype, move, where)
+                    for (run, move), (dtype, where) in zip(places, ends, strict=True)
                 )
-        elif self._on_drift == "average":
-            mode = "mean"
-        elif self._on_drift == "first":
-            mode = "first"
-        todo: list[tuple[Box, tuple[StoredPart, ...]]] = [(dst.box, ())]
-        for replica in found if mode != "first" else found[:1]:
-            todo = [
-                (common, (*held, part))
-                for box, held in todo
-                for part in replica.near(box)
-                if (common := part.piece.box.intersect(box)) is not None
+                copies.append(Copy(origins, how, key))
+        held = sum(copy.numel for copy in copies)
+        if held != dst.box.volume:
+            raise _not_stored(key, spec, held, dst.box.volume)
+        return copies
+
+    def _number(self, spec: ArraySpec, segments: Sequence[tuple[str, Piece]]) -> Copy:
+        """The one number of a parameter, from everywhere that holds one for some of its atoms."""
+        origins = []
+        for key, piece in segments:
+            parts = [
+                part
+                for part in self._arrangement.parts.get((key, spec.state), ())
+                if part.piece.box.intersect(piece.box) is not None
             ]
-        if sum(box.volume for box, _ in todo) != dst.box.volume:
-            held = sum(box.volume for box, _ in todo)
-            raise source_error(
-                "not-stored",
-                f"the source stores {held} of {dst.box.volume} elements that are wanted of "
-                f"`{key}` ({state})",
-            )
-        single = len(found) == 1
-        return [
-            Copy(
-                tuple(
+            boxes = {part.piece.box for part in parts}
+            if sum(box.volume for box in boxes) != piece.box.volume:
+                raise _not_stored(key, spec, len(boxes), piece.box.volume)
+            for part in parts:
+                fragment = part.fragments[0]
+                move = Move((), part.piece.offset - fragment.start, (), piece.offset, ())
+                where = self._name(part.coord)
+                origins.append(
                     Origin(
-                        part.file,
-                        part.byte_offset,
-                        part.literal,
+                        fragment.file,
+                        fragment.byte_offset,
+                        fragment.literal,
                         part.dtype,
                         move,
-                        show_coord(part.coord),
+                        where,
                     )
-                    for part, move in zip(
-                        parts, moves(box, [part.piece for part in parts], dst), strict=True
-                    )
-                ),
-                "first" if single else mode,
-                key,
-                box.lo,
-            )
-            for box, parts in todo
-        ]
+                )
+        places = tuple(dict.fromkeys(origins))  # atoms of one stored tensor have one number
+        mode = self._mode if len(places) > 1 else "first"
+        return Copy(places if mode != "first" else places[:1], mode, segments[0][0])
 
-    def _replicas(self, key: str, state: str) -> list[_Replica]:
-        known = self._sorted.get((key, state))
+    def _held(self, key: str, state: str) -> Holders:
+        known = self._holders.get((key, state))
         if known is None:
-            stored = self._arrangement.parts.get((key, state), ())
-            known = [_Replica(coord, parts) for coord, parts in replicas(stored).items()]
-            self._sorted[key, state] = known
+            parts = self._arrangement.parts.get((key, state), ())
+            averaged = self._arrangement.averaged.get(key, ())
+            known = self._holders[key, state] = Holders(key, parts, averaged)
+        return known
+
+    def _fragments(self, fragments: tuple[Fragment, ...]) -> FragmentRuns:
+        known = self._runs.get(id(fragments))
+        if known is None:
+            known = self._runs[id(fragments)] = FragmentRuns(fragments)
+        return known
+
+    def _name(self, coord: Coord) -> str:
+        known = self._where.get(coord)
+        if known is None:
+            known = self._where[coord] = show_coord(coord)
         return known
 
 
-class _Replica:
-    """The parts of one replica, found by the axis along which they are cut most."""
-
-    def __init__(self, coord: Coord, parts: Sequence[StoredPart]) -> None:
-        self.coord = coord
-        rank = len(parts[0].piece.box.lo)
-        self._axis = max(
-            range(rank), key=lambda a: len({p.piece.box.lo[a] for p in parts}), default=0
-        )
-        self._parts = sorted(parts, key=self._start) if rank else list(parts)
-        self._starts = [self._start(part) for part in self._parts] if rank else []
-        self._longest = max((p.piece.box.size[self._axis] for p in parts), default=0) if rank else 0
-
-    def _start(self, part: StoredPart) -> int:
-        return part.piece.box.lo[self._axis]
-
-    def near(self, box: Box) -> Sequence[StoredPart]:
-        """The parts that may have elements of a box."""
-        if not self._starts:
-            return self._parts
-        lo = box.lo[self._axis]
-        first = bisect_left(self._starts, lo - self._longest)
-        last = bisect_right(self._starts, lo + box.size[self._axis])
-        return self._parts[first:last]
+def _not_stored(key: str, spec: ArraySpec, held: int, wanted: int) -> ReshardError:
+    return source_error(
+        "not-stored",
+        f"the source stores {held} of {wanted} elements that are wanted of `{key}` ({spec.state})",
+        notes=[f"wanted for `{spec.label}`"],
+        helps=["leave this state out with `--states`, or look for a file that is missing"],
+    )

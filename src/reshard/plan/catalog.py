@@ -14,6 +14,11 @@ Coord = tuple[tuple[str, int], ...]
 """A position on the mesh: (axis, index) pairs in mesh order; an axis left out does not vary."""
 
 
+def show_coord(coord: Coord) -> str:
+    """`tp=1, pp=0`, or `every rank` for a coordinate that varies on no axis."""
+    return ", ".join(f"{axis}={index}" for axis, index in coord) or "every rank"
+
+
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """A run of a local tensor's elements as it lies in a file.
@@ -48,7 +53,8 @@ class LocalTensor:
            coord: on the axes that cut or copy tensors (tp, pp, ep); data-parallel partitions are
                   not coordinates: their runs are the fragments.
            shape: local shape, padding included.
-           fragments: disjoint, together the whole tensor, ascending by start.
+           fragments: disjoint, together the whole tensor, ascending by start; either runs, or
+                      boxes.
     """
 
     name: str
@@ -62,6 +68,11 @@ class LocalTensor:
     def numel(self) -> int:
         """Elements of the local tensor."""
         return prod(self.shape)
+
+    @property
+    def file(self) -> str:
+        """A file that holds some of it, for messages."""
+        return self.fragments[0].file if self.fragments else "(no file)"
 
 
 @dataclass(frozen=True, slots=True)

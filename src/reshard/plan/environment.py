@@ -13,18 +13,24 @@ from reshard.plan.catalog import Catalog
 def environment(
     layout: Layout, catalog: Catalog, mesh: Mapping[str, int], settings: Mapping[str, int]
 ) -> dict[str, object]:
-    """Every name with its value; later wins: configuration, `config` lines, mesh, settings."""
+    """Every name with its value; later wins: configuration, `config` lines, mesh, settings.
+
+    A `config` line that asks for a name which the checkpoint lacks gives none: that is an error
+    only where the size is needed.
+
+    Raises: what evaluating a `config` line raises otherwise.
+    """
     env: dict[str, object] = {}
     _flatten("", catalog.config or {}, env)
+    fixed = {**dict.fromkeys(layout.mesh, 1), **mesh, **settings}
+    env.update(fixed)
     for name, expression in layout.config.items():
         try:
             env[name] = evaluate(expression, env)
-        except ReshardError:
-            continue  # a name that the checkpoint lacks is an error only where it is needed
-    env.update(mesh)
-    for axis in layout.mesh:
-        env.setdefault(axis, 1)
-    env.update(settings)
+        except ReshardError as error:
+            if any(item.code != "unknown-name" for item in error.diagnostics):
+                raise
+    env.update(fixed)
     return env
 
 

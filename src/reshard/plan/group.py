@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reshard.algebra.term import Extent
+from reshard.algebra.term import Extent, stored_shape
+from reshard.errors import layout_error
 from reshard.plan.arrangement import Bound
 from reshard.plan.catalog import LocalTensor
 
@@ -16,25 +17,39 @@ class Group:
 
     Args:  shaped: those with the shape of the parameter.  scalars: one number per parameter.
            atom_axes: by the labels of a segment, the axes of its atom.
-           slot_sizes: by axis of a name's slot, its global size.
     """
 
     bound: Bound
     shaped: tuple[LocalTensor, ...]
     scalars: tuple[LocalTensor, ...]
     atom_axes: Mapping[tuple[str, ...], tuple[str, ...]]
-    slot_sizes: Mapping[str, int]
 
     def axis_size(self, axis: str) -> int:
         """Logical size of an axis."""
-        if axis in self.bound.cuts:
-            return self.bound.cuts[axis].size
-        return self.slot_sizes[axis]
+        return self.bound.cuts[axis].size
 
-    def extents(
-        self, tensor: LocalTensor, coord: Mapping[str, int], mesh: Mapping[str, int]
-    ) -> dict[str, Extent]:
-        """What a local tensor holds of every axis."""
-        out = {axis: cut.extent(coord, mesh) for axis, cut in self.bound.cuts.items()}
-        out.update({axis: Extent(index, 1, 1) for axis, index in self.bound.indices.items()})
-        return out
+    def extents(self, tensor: LocalTensor, mesh: Mapping[str, int]) -> dict[str, Extent]:
+        """What a local tensor holds of every axis.
+
+        An axis that it holds whole may be stored with its padding or without, as the shape says.
+
+        Raises: ReshardError[shape-mismatch].
+        """
+        coord = dict(tensor.coord)
+        named = {axis: Extent(index, 1, 1) for axis, index in self.bound.indices.items()}
+        shape: tuple[int, ...] = ()
+        for padded in (True, False):
+            out = {
+                axis: cut.extent(coord, mesh, padded=padded)
+                for axis, cut in self.bound.cuts.items()
+            }
+            out.update(named)
+            shape = stored_shape(self.bound.dims, out)
+            if shape == tensor.shape:
+                return out
+        raise layout_error(
+            "shape-mismatch",
+            f"`{tensor.name}` ({tensor.state}) has shape {list(tensor.shape)} "
+            f"where the layout says {list(shape)}",
+            notes=[f"in {tensor.file}"],
+        )

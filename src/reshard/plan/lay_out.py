@@ -113,16 +113,17 @@ class _Layer:
     ) -> Iterator[dict[str, int]]:
         """Every coordinate that holds some of a tensor, or a copy of it."""
         used = {axis for cut in cuts.values() for axis in cut.over}
+        stages = None
         if rule.stage is not None:
             used.update(STAGE_AXES)
+        elif self._layout.model is None and "pp" not in used:
+            stages = self._stages(bound)
+            used.add("pp")
         axes = [
             axis
             for axis, size in self._mesh.items()
             if size > 1 and (axis in used or axis in self._copied)
         ]
-        stages = None
-        if rule.stage is None and self._layout.model is None and "pp" not in used:
-            stages = self._stages(bound)
         for position in product(*(range(self._mesh[axis]) for axis in axes)):
             coord = dict(zip(axes, position, strict=True))
             if stages is not None and coord.get("pp", 0) not in stages:
@@ -175,12 +176,12 @@ class _Layer:
             helps=[help_text],
         )
 
-    def _stages(self, bound: Bound) -> set[int]:
+    def _stages(self, bound: Bound) -> Collection[int]:
         """The pipeline stages of the target that hold a tensor whose layer no rule tells."""
         wanted = self._mesh.get("pp", 1)
         have = self._arrangement.mesh.get("pp", 1)
         if wanted == 1:
-            return {0}
+            return range(1)
         if wanted != have:
             raise target_error(
                 "target-stages",
@@ -188,7 +189,8 @@ class _Layer:
                 notes=["a layout without a model does not tell which layer goes to which stage"],
                 helps=[f"choose pp={have} or pp=1" if have > 1 else "choose pp=1"],
             )
-        return {index for coord in bound.coords for axis, index in coord if axis == "pp"}
+        held = {index for coord in bound.coords for axis, index in coord if axis == "pp"}
+        return held or range(wanted)
 
 
 def _has(extent: Extent, index: int) -> bool:

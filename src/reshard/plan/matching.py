@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import Diagnostic, Exit, Label, ReshardError
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Rule
 from reshard.language.pattern import Match
-from reshard.plan.catalog import LocalTensor
-from reshard.plan.names import group_names, quantity
+from reshard.plan.catalog import Coord, LocalTensor
+from reshard.plan.names import families, group_names, quantity
+
+STAGE_AXES = ("pp", "vpp")
+"""Mesh axes that number pipeline stages."""
+
+_BRACES = re.compile(r"\{[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +37,57 @@ def active_rules(layout: Layout, env: Mapping[str, object]) -> tuple[int, ...]:
     )
 
 
+def on_stage(rule: Rule, coord: Mapping[str, int], mesh: Mapping[str, int]) -> bool:
+    """Whether a rule applies at a coordinate: on the first or the last stage, where it says so.
+
+    The chunks of a virtual pipeline (`vpp`) are stages too, and the slower ones.
+    """
+    if rule.stage is None:
+        return True
+    return all(
+        coord[axis] == (0 if rule.stage == "first" else mesh.get(axis, 1) - 1)
+        for axis in STAGE_AXES
+        if axis in coord
+    )
+
+
 def match_tensors(
-    layout: Layout, tensors: Iterable[LocalTensor], env: Mapping[str, object]
+    layout: Layout,
+    tensors: Iterable[LocalTensor],
+    env: Mapping[str, object],
+    mesh: Mapping[str, int],
 ) -> list[Matched]:
     """Every tensor with the one rule that matches its name.
 
     Raises: ReshardError[unmatched-tensor | ambiguous-rule | unused-rule], all that apply at once.
     """
     rules = active_rules(layout, env)
-    found: dict[str, tuple[int, Match] | None] = {}
+    staged = any(layout.rules[index].stage is not None for index in rules)
+    found: dict[tuple[str, Coord], tuple[int, Match] | None] = {}
+    lost: dict[str, LocalTensor] = {}
     clashes: dict[tuple[int, ...], list[str]] = {}
     used: set[int] = set()
     out: list[Matched] = []
     for tensor in tensors:
-        name = tensor.name
-        if name not in found:
+        key = tensor.name, tensor.coord if staged else ()
+        if key not in found:
+            coord = dict(tensor.coord)
             hits = [
-                (index, hit) for index in rules if (hit := layout.rules[index].pattern.match(name))
+                (index, hit)
+                for index in rules
+                if (hit := layout.rules[index].pattern.match(tensor.name))
+                and on_stage(layout.rules[index], coord, mesh)
             ]
             used.update(index for index, _ in hits)
             if len(hits) > 1:
-                clashes.setdefault(tuple(index for index, _ in hits), []).append(name)
-            found[name] = hits[0] if hits else None
-        chosen = found[name]
+                clashes.setdefault(tuple(index for index, _ in hits), []).append(tensor.name)
+            if not hits:
+                lost.setdefault(tensor.name, tensor)
+            found[key] = hits[0] if hits else None
+        chosen = found[key]
         if chosen is not None:
             out.append(Matched(tensor, *chosen))
-    problems = _unmatched(layout, [name for name, hit in found.items() if hit is None])
+    problems = _unmatched(layout, rules, lost)
     problems += [_ambiguous(layout, indices, names) for indices, names in clashes.items()]
     problems += [
         _unused(layout, layout.rules[index])
@@ -68,15 +99,55 @@ def match_tensors(
     return out
 
 
-def _unmatched(layout: Layout, names: list[str]) -> list[Diagnostic]:
-    return [
-        Diagnostic(
-            "unmatched-tensor",
-            f"no rule of layout `{layout.name}` matches `{group}`{quantity(count)}",
-            helps=(f'add a rule for it, e.g. `"{group}" = [...]` if every rank holds a copy',),
-        )
-        for group, count in group_names(names)
+def _unmatched(
+    layout: Layout, rules: Sequence[int], lost: Mapping[str, LocalTensor]
+) -> list[Diagnostic]:
+    """Names that no rule matches, and names that one matches on another stage."""
+    elsewhere: dict[int, list[str]] = {}
+    nowhere = []
+    for name in lost:
+        hit = next((index for index in rules if layout.rules[index].pattern.match(name)), None)
+        if hit is None:
+            nowhere.append(name)
+        else:
+            elsewhere.setdefault(hit, []).append(name)
+    out = [_nowhere(layout, group, members, lost) for group, members in families(nowhere)]
+    return out + [
+        _elsewhere(layout.rules[index], group, members, lost)
+        for index, names in elsewhere.items()
+        for group, members in families(names)
     ]
+
+
+def _nowhere(
+    layout: Layout, group: str, members: Sequence[str], lost: Mapping[str, LocalTensor]
+) -> Diagnostic:
+    first = lost[members[0]]
+    pattern = _BRACES.sub("*", group)
+    if layout.model is None:
+        help_text = f'add a rule for it, e.g. `"{pattern}" = [...]` if every rank holds a copy'
+    else:
+        help_text = f'add a rule that says which atom it is, `"{pattern}" = ATOM[...]`'
+    return Diagnostic(
+        "unmatched-tensor",
+        f"no rule of layout `{layout.name}` matches `{group}`{quantity(len(members))}",
+        notes=(f"shape {list(first.shape)} in {first.file}",),
+        helps=(help_text,),
+    )
+
+
+def _elsewhere(
+    rule: Rule, group: str, members: Sequence[str], lost: Mapping[str, LocalTensor]
+) -> Diagnostic:
+    first = lost[members[0]]
+    where = ", ".join(f"{axis}={index}" for axis, index in first.coord)
+    return Diagnostic(
+        "unmatched-tensor",
+        f"`{group}`{quantity(len(members))} is stored where its rule does not apply",
+        primary=Label(rule.span, f"only on the {rule.stage} stage") if rule.span else None,
+        notes=(f"on {where} in {first.file}",),
+        helps=("leave `on first stage` or `on last stage` out, or add a rule for this stage",),
+    )
 
 
 def _ambiguous(layout: Layout, indices: tuple[int, ...], names: list[str]) -> Diagnostic:

@@ -13,11 +13,18 @@ def group_names(names: Iterable[str]) -> list[tuple[str, int]]:
 
     Returns: (pattern, how many names) in the order of first appearance.
     """
-    groups: dict[str, list[tuple[int, ...]]] = {}
+    return [(pattern, len(members)) for pattern, members in families(names)]
+
+
+def families(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """The same patterns, each with its names."""
+    groups: dict[str, list[str]] = {}
     for name in names:
-        key = _INDEX.sub("\0", name)
-        groups.setdefault(key, []).append(tuple(int(text) for text in _INDEX.findall(name)))
-    return [(_pattern(key, indices), len(indices)) for key, indices in groups.items()]
+        groups.setdefault(_INDEX.sub("\0", name), []).append(name)
+    return [
+        (_pattern(key, [tuple(map(int, _INDEX.findall(name))) for name in members]), tuple(members))
+        for key, members in groups.items()
+    ]
 
 
 def _pattern(key: str, indices: list[tuple[int, ...]]) -> str:

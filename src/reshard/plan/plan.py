@@ -8,6 +8,9 @@ from typing import Literal
 from reshard.algebra.piece import Move, Piece
 from reshard.dtypes import DType
 
+Mode = Literal["agree", "first", "mean"]
+"""What becomes of several places that hold the same elements."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -35,13 +38,13 @@ class Copy:
     Args:  origins: at least one; all have the same shape and the same destination.
            mode: "agree" (all must be equal bit for bit), "first" (others are not read), or "mean"
                  (float64 mean, rounded once).
-           box_lo: lower corner of the box in `atom`, for messages.
+           atom: key of the atom that the box is of, for messages.
     """
 
     origins: tuple[Origin, ...]
-    mode: Literal["agree", "first", "mean"]
+    mode: Mode
     atom: str
-    box_lo: tuple[int, ...]
+    box_lo: tuple[int, ...] = ()
 
     @property
     def move(self) -> Move:

@@ -1,14 +1,22 @@
-"""The coverage proof: every element of every atom is stored, and by every replica exactly once."""
+"""The coverage proof: every element of every atom is stored, and by every replica exactly once.
+
+In three steps, each about boxes or runs of its own: the runs of a local tensor are all of it; the
+local tensors of one replica are all of a whole tensor; the whole tensors of one rule are all of an
+atom.  That a local tensor's elements are those of its atoms one to one is what `bind` checks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from reshard.algebra.cover import Fault, find_fault
+from reshard.algebra.box import Box
+from reshard.algebra.cover import find_fault
 from reshard.errors import Diagnostic, Exit, ReshardError
-from reshard.plan.arrangement import Arrangement, Atom, StoredPart
-from reshard.plan.catalog import Coord
+from reshard.plan.arrangement import Arrangement, Atom, StoredPart, Whole
+from reshard.plan.catalog import Coord, LocalTensor
+from reshard.plan.names import group_names
+from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,87 +33,128 @@ class Proof:
     copies: int
 
 
-def replicas(parts: Sequence[StoredPart]) -> dict[Coord, list[StoredPart]]:
-    """Parts by replica, in order of appearance."""
+def prove_sources(arrangement: Arrangement) -> Proof:
+    """Prove that the source holds all of what it claims to hold.
+
+    Raises: ReshardError[coverage-gap | coverage-overlap], every one that is found.
+    """
+    uncovered = [
+        found
+        for tensor in arrangement.catalog.tensors
+        if (found := _uncovered_tensor(tensor)) is not None
+    ]
+    if uncovered:
+        raise ReshardError(diagnostics(uncovered), Exit.SOURCE)
+    stored = {pair: by_whole(parts) for pair, parts in arrangement.parts.items()}
+    for whole in arrangement.wholes:
+        for key, piece in whole.segments:
+            members = stored.get((key, whole.state), {}).get(whole.name, [])
+            uncovered += _uncovered_whole(whole, arrangement.atoms[key], piece.box, members)
+    problems = [*diagnostics(uncovered), *_atom_problems(arrangement)]
+    if problems:
+        raise ReshardError(problems, Exit.SOURCE)
+    return Proof(
+        len(stored),
+        sum(piece.box.volume for whole in arrangement.wholes for _, piece in whole.segments),
+        sum(len(tensor.fragments) for tensor in arrangement.catalog.tensors),
+        sum(copy_count(parts) - 1 for parts in arrangement.parts.values() if parts),
+    )
+
+
+def copy_count(parts: Iterable[StoredPart]) -> int:
+    """How often the most stored element of an atom is stored, by one rule or by several."""
+    most: dict[int, int] = {}
+    for members in by_whole(parts).values():
+        rule = members[0].rule
+        most[rule] = max(most.get(rule, 0), len(replicas(members)))
+    return sum(most.values())
+
+
+def by_whole(parts: Iterable[StoredPart]) -> dict[str, list[StoredPart]]:
+    """Parts by the whole tensor that they belong to, in order of appearance."""
+    out: dict[str, list[StoredPart]] = {}
+    for part in parts:
+        out.setdefault(part.whole, []).append(part)
+    return out
+
+
+def replicas(parts: Iterable[StoredPart]) -> dict[Coord, list[StoredPart]]:
+    """Parts of one whole tensor by replica, in order of appearance."""
     out: dict[Coord, list[StoredPart]] = {}
     for part in parts:
         out.setdefault(part.replica, []).append(part)
     return out
 
 
-def prove_sources(arrangement: Arrangement) -> Proof:
-    """Prove that the source holds all of what it claims to hold.
+def _uncovered_tensor(tensor: LocalTensor) -> Uncovered | None:
+    """A local tensor whose fragments are not all of it."""
+    at = 0
+    for fragment in tensor.fragments:
+        if fragment.start != at or fragment.box is not None:
+            break
+        at += fragment.numel
+    else:
+        if at == tensor.numel:
+            return None
+    space = Box.whole((tensor.numel,))
+    boxes = [Box((fragment.start,), (fragment.numel,)) for fragment in tensor.fragments]
+    if any(fragment.box is not None for fragment in tensor.fragments):
+        space = Box.whole(tensor.shape)
+        boxes = [fragment.box or space for fragment in tensor.fragments]
+    fault = find_fault(boxes, space)
+    if fault is None:
+        return None
+    files = tuple(fragment.file for fragment in tensor.fragments)
+    return Uncovered(tensor.name, tensor.state, tensor.coord, fault, files, space)
 
-    Raises: ReshardError[coverage-gap | coverage-overlap], every one that is found.
-    """
-    problems: list[Diagnostic] = []
-    elements = parts = copies = 0
-    for (key, state), stored in arrangement.parts.items():
+
+def _uncovered_whole(
+    whole: Whole, atom: Atom, space: Box, members: Sequence[StoredPart]
+) -> list[Uncovered]:
+    """The replicas of a whole tensor whose local tensors are not all of its box of one atom."""
+    out = []
+    for replica, held in (replicas(members) or {(): []}).items():
+        fault = find_fault([part.piece.box for part in held], space)
+        if fault is not None:
+            files = tuple(part.fragments[0].file for part in held)
+            out.append(Uncovered(whole.name, whole.state, replica, fault, files, space, atom.axes))
+    return out
+
+
+def _atom_problems(arrangement: Arrangement) -> list[Diagnostic]:
+    """Why the whole tensors of a rule are not all of an atom, and states that only some have."""
+    boxes: dict[tuple[str, int], dict[str, Box]] = {}
+    states: dict[str, set[str]] = {}
+    for whole in arrangement.wholes:
+        if whole.rule < 0:
+            continue
+        states.setdefault(whole.name, set()).add(whole.state)
+        for key, piece in whole.segments:
+            boxes.setdefault((key, whole.rule), {})[whole.name] = piece.box
+    problems = []
+    lacking: dict[str, list[str]] = {}
+    for (key, _), held in boxes.items():
         atom = arrangement.atoms[key]
-        found = replicas(stored)
-        for replica, members in found.items():
-            shape = atom.shape
-            if key.endswith("()") and shape:
-                continue  # numbers kept per index of a name; each name states its own
-            fault = find_fault([part.piece.box for part in members], shape)
-            if fault is not None:
-                problems.append(_fault(atom, state, replica, members, fault))
-        volume = 1
-        for size in atom.shape:
-            volume *= size
-        elements += volume
-        parts += len(stored)
-        copies += len(found) - 1
-    if problems:
-        raise ReshardError(problems, Exit.SOURCE)
-    return Proof(len(arrangement.parts), elements, parts, copies)
+        names = list(held)
+        fault = find_fault(list(held.values()), Box.whole(atom.shape))
+        if fault is not None:
+            problems.append(of_atom(atom, names, fault))
+        for state in dict.fromkeys(state for name in names for state in states[name]):
+            for name in names:
+                if not _is_excused(arrangement, name, state, states[name]):
+                    lacking.setdefault(state, []).append(name)
+    problems += [
+        of_state(state, pattern, count)
+        for state, names in lacking.items()
+        for pattern, count in group_names(dict.fromkeys(names))
+    ]
+    return problems
 
 
-def _fault(
-    atom: Atom, state: str, replica: Coord, members: Sequence[StoredPart], fault: Fault
-) -> Diagnostic:
-    where = f" on {show_coord(replica)}" if replica else ""
-    files = tuple(dict.fromkeys(part.file for part in members))
-    if fault.kind == "gap":
-        total = 1
-        for size in atom.shape:
-            total *= size
-        return Diagnostic(
-            "coverage-gap",
-            f"{fault.missing} of {total} elements of `{atom.key}` ({state}) are not stored{where}",
-            notes=(
-                f"the first that is missing is {list(fault.box.lo)} of shape {list(atom.shape)}",
-                f"{len(members)} runs were found in {_files(files)}",
-            ),
-            helps=(
-                "look for a file of a rank that is missing; the layout may also be the wrong one",
-            ),
-        )
-    first = members[fault.first]
-    second = members[fault.second] if fault.second >= 0 else first
-    if fault.kind == "outside":
-        return Diagnostic(
-            "coverage-overlap",
-            f"a run of `{atom.key}` ({state}) lies outside of its shape {list(atom.shape)}{where}",
-            notes=(f"from {list(fault.box.lo)}, {list(fault.box.size)} elements, in {first.file}",),
-        )
-    return Diagnostic(
-        "coverage-overlap",
-        f"elements of `{atom.key}` ({state}) are stored twice{where}",
-        notes=(
-            f"first at {list(fault.box.lo)} of shape {list(atom.shape)}",
-            f"in {first.file} and in {second.file}",
-        ),
-        helps=("the layout may cut an axis that is copied, or the folder mixes two runs",),
-    )
-
-
-def show_coord(coord: Coord) -> str:
-    """`tp=1, pp=0`, or `every rank` for a coordinate that varies on no axis."""
-    return ", ".join(f"{axis}={index}" for axis, index in coord) or "every rank"
-
-
-def _files(files: Sequence[str]) -> str:
-    if len(files) <= 2:
-        return " and ".join(files)
-    return f"{files[0]}, {files[1]}, and {len(files) - 2} more files"
+def _is_excused(arrangement: Arrangement, name: str, state: str, stored: Collection[str]) -> bool:
+    """Whether a whole tensor need not have a state that others of its atom have."""
+    if state in stored:
+        return True
+    if state == "param":
+        return "master" in stored  # ZeRO-3 stores no weights in the compute type
+    return name in arrangement.catalog.frozen

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 
-from reshard.algebra.term import Extent, segment_piece, segments, term_axes
+from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.layout import Layout, Rule, Split
-from reshard.plan.arrangement import Arrangement, Bound, Whole
+from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
 from reshard.plan.environment import environment
 from reshard.plan.matching import active_rules
 from reshard.plan.names import group_names, quantity
+from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.show import show_term
-
-SCALAR = "()"
-"""What the key of an atom ends with that holds one number per parameter."""
 
 
 def rename(
@@ -176,22 +174,6 @@ class _Renamer:
             notes=notes,
             helps=["leave this state out with `--states`"],
         )
-
-
-def rule_atoms(
-    layout: Layout, rule: Rule
-) -> tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], tuple[str, ...]]]:
-    """By the labels of every segment of a rule: its atom, and the axes of the atom."""
-    model = layout.model
-    assert model is not None
-    axes = {axis for term in rule.dims for axis in term_axes(term)}
-    atoms: dict[tuple[str, ...], str] = {}
-    atom_axes: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for segment in segments(rule.dims, {axis: Extent(0, 1, 1) for axis in axes}):
-        key = rule.atom if rule.atom is not None else segment.labels[0]
-        atoms[segment.labels] = key
-        atom_axes[segment.labels] = model.tensors[key].axes
-    return atoms, atom_axes
 
 
 def _model_of(layout: Layout) -> str:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 from reshard.algebra.split import round_up, split_sizes
-from reshard.algebra.term import Leaf, Product, Sum, Term, term_axes
+from reshard.algebra.term import Leaf, Product, Term, term_axes
 from reshard.errors import ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Axis, Rule, Split
+from reshard.plan import solve_faults
 from reshard.plan.axes import AxisCut, block_count
-from reshard.plan.catalog import Coord
+from reshard.plan.solve_faults import Equation, Observation
 
 NO_SPLIT = Split()
 
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A stored shape and where it was found."""
-
-    name: str
-    coord: Coord
-    shape: tuple[int, ...]
-    file: str
+Unknown = tuple[str, int | None]
+"""An axis, and which block of it; None for the whole axis in one place."""
 
 
 def rule_dims(rule: Rule, ndim: int) -> tuple[Term, ...] | None:
@@ -35,10 +28,11 @@ def rule_dims(rule: Rule, ndim: int) -> tuple[Term, ...] | None:
 
 
 class Solver:
-    """Finds the cut of every axis of one group of stored tensors that share their axes.
+    """Finds the cut of every axis of stored tensors that share their axes.
 
-    Args:  splits: by axis.  axes: declared axes, with sizes where the layout states them.
+    Args:  axes: declared axes, with sizes where the layout states them.  splits: by axis.
            mesh: axis -> size.  env: for the expressions.
+           shares: whether the parts of a sum whose sizes nothing tells are of equal size.
     """
 
     def __init__(
@@ -47,13 +41,17 @@ class Solver:
         splits: Mapping[str, Split],
         mesh: Mapping[str, int],
         env: Mapping[str, object],
+        *,
+        shares: bool = False,
     ) -> None:
         self._axes = axes
         self._splits = splits
         self._mesh = mesh
         self._env = env
+        self._shares = shares
         self._cuts: dict[str, AxisCut] = {}
-        self._seen: dict[str, dict[int | None, tuple[int, Observation]]] = {}
+        self._sizes: dict[Unknown, int] = {}
+        self._seen: dict[Unknown, Observation] = {}
 
     def solve(self, items: Sequence[tuple[tuple[Term, ...], Observation]]) -> dict[str, AxisCut]:
         """The cut of every axis in the terms.
@@ -66,13 +64,19 @@ class Solver:
         )
         for name in names:
             self._state(name)
-        for dims, seen in items:
-            coord = dict(seen.coord)
-            for position, (term, length) in enumerate(zip(dims, seen.shape, strict=True)):
-                self._equate(term, length, coord, seen, position)
+        open_equations = [
+            Equation(term, length, seen, dim)
+            for dims, seen in items
+            for dim, (term, length) in enumerate(zip(dims, seen.shape, strict=True))
+        ]
+        while open_equations:
+            left = [item for item in open_equations if not self._settle(item)]
+            if len(left) == len(open_equations) and not self._share(left):
+                raise solve_faults.unsolvable(left)
+            open_equations = left
         for name in names:
             if name not in self._cuts:
-                self._observe(name)
+                self._cuts[name] = self._observed(name)
         return self._cuts
 
     def _state(self, name: str) -> None:
@@ -80,195 +84,169 @@ class Solver:
         axis = self._axes.get(name)
         if axis is None or axis.size is None:
             return
-        self._cuts[name] = stated_cut(
-            name,
-            _integer(evaluate(axis.size, self._env)),
-            self._splits.get(name, NO_SPLIT),
-            self._mesh,
-            self._env,
-        )
+        split = self._splits.get(name, NO_SPLIT)
+        size = integer(evaluate(axis.size, self._env), f"the size of axis `{name}`")
+        self._cuts[name] = stated_cut(name, size, split, self._mesh, self._env)
 
-    def _local(self, name: str, coord: Mapping[str, int]) -> int | None:
-        cut = self._cuts.get(name)
-        if cut is not None:
-            return cut.extent(coord, self._mesh).stored
-        known = self._seen.get(name, {}).get(self._block(name, coord))
-        return None if known is None else known[0]
+    def _settle(self, item: Equation) -> bool:
+        """Check an equation without unknowns, or solve one with a single unknown."""
+        coord = dict(item.seen.coord)
+        unknown = set(self._unknowns(item.term, coord))
+        if not unknown:
+            sizes = [self._size(item.term, coord, padded) for padded in (True, False)]
+            if item.length not in sizes:
+                raise self._mismatch(item, sizes[0], coord)
+            return True
+        if len(unknown) > 1:
+            return False
+        return self._solve_for(unknown.pop(), item.term, item.length, item, coord)
+
+    def _solve_for(
+        self, what: Unknown, term: Term, length: int, item: Equation, coord: Mapping[str, int]
+    ) -> bool:
+        """Find the one unknown size in `size of term == length`, which is linear in it."""
+        self._sizes[what] = 0
+        base = self._size(term, coord)
+        self._sizes[what] = 1
+        step = self._size(term, coord) - base
+        del self._sizes[what]
+        if step == 0:
+            return False
+        size, rest = divmod(length - base, step)
+        if rest or size < 0:
+            raise solve_faults.indivisible(item, length, base, step, what[0])
+        self._sizes[what] = size
+        self._seen[what] = item.seen
+        return True
+
+    def _share(self, items: Sequence[Equation]) -> bool:
+        """Give the unsized parts of one sum equal shares; whether there was such a sum."""
+        if not self._shares:
+            return False
+        for item in items:
+            coord = dict(item.seen.coord)
+            found = self._open_sum(item.term, item.length, coord)
+            if found is None:
+                continue
+            parts, left = found
+            share, rest = divmod(left, len(parts))
+            if rest or left < 0:
+                raise solve_faults.unequal(item, left, len(parts))
+            for part in parts:
+                unknown = set(self._unknowns(part, coord))
+                if len(unknown) == 1:
+                    self._solve_for(unknown.pop(), part, share, item, coord)
+            return True
+        return False
+
+    def _open_sum(
+        self, term: Term, length: int, coord: Mapping[str, int]
+    ) -> tuple[list[Term], int] | None:
+        """The unsized parts of a sum whose own size is known, and the elements they share."""
+        if isinstance(term, Product):
+            unsized = [t for t in term.terms if any(True for _ in self._unknowns(t, coord))]
+            if len(unsized) != 1:
+                return None
+            known = 1
+            for inner in term.terms:
+                known *= 1 if inner is unsized[0] else self._size(inner, coord)
+            if known == 0 or length % known:
+                return None
+            return self._open_sum(unsized[0], length // known, coord)
+        if isinstance(term, Leaf):
+            return None
+        parts = [part.term for part in term.parts]
+        unsized = [t for t in parts if any(True for _ in self._unknowns(t, coord))]
+        if any(len(set(self._unknowns(t, coord))) > 1 for t in unsized):
+            return None
+        left = length - sum(self._size(t, coord) for t in parts if t not in unsized)
+        return unsized, left
+
+    def _unknowns(self, term: Term, coord: Mapping[str, int]) -> Iterator[Unknown]:
+        for name in term_axes(term):
+            what = name, self._block(name, coord)
+            if name not in self._cuts and what not in self._sizes:
+                yield what
+
+    def _size(self, term: Term, coord: Mapping[str, int], padded: bool = True) -> int:
+        """Stored elements of a term at a coordinate; what is not known counts nothing."""
+        if isinstance(term, Leaf):
+            cut = self._cuts.get(term.axis)
+            if cut is not None:
+                return cut.extent(coord, self._mesh, padded=padded).stored
+            return self._sizes.get((term.axis, self._block(term.axis, coord)), 0)
+        if isinstance(term, Product):
+            size = 1
+            for inner in term.terms:
+                size *= self._size(inner, coord, padded)
+            return size
+        return sum(self._size(part.term, coord, padded) for part in term.parts)
 
     def _block(self, name: str, coord: Mapping[str, int]) -> int | None:
         over = self._splits.get(name, NO_SPLIT).over
         return AxisCut(over, (), 0).block(coord, self._mesh)
 
-    def _size(self, term: Term, coord: Mapping[str, int]) -> int | None:
-        if isinstance(term, Leaf):
-            return self._local(term.axis, coord)
-        items = term.terms if isinstance(term, Product) else tuple(p.term for p in term.parts)
-        sizes = [self._size(item, coord) for item in items]
-        total = 1 if isinstance(term, Product) else 0
-        for size in sizes:
-            if size is None:
-                return None
-            total = total * size if isinstance(term, Product) else total + size
-        return total
-
-    def _equate(
-        self, term: Term, length: int, coord: Mapping[str, int], seen: Observation, dim: int
-    ) -> None:
-        """Use `size of term == length` to find what is unknown in the term."""
-        size = self._size(term, coord)
-        if size is not None:
-            if size != length:
-                raise self._mismatch(term, size, length, coord, seen, dim)
-            return
-        if isinstance(term, Leaf):
-            self._seen.setdefault(term.axis, {})[self._block(term.axis, coord)] = (length, seen)
-            return
-        if isinstance(term, Product):
-            unknown = [t for t in term.terms if self._size(t, coord) is None]
-            known = 1
-            for item in term.terms:
-                known *= self._size(item, coord) or 1
-            if len(unknown) > 1:
-                raise self._unsolvable(term, length, seen, dim)
-            if length % known:
-                raise self._indivisible(length, known, seen, dim)
-            self._equate(unknown[0], length // known, coord, seen, dim)
-            return
-        parts = [part.term for part in term.parts]
-        unknown = [t for t in parts if self._size(t, coord) is None]
-        left = length - sum(self._size(t, coord) or 0 for t in parts)
-        if left < 0 or left % len(unknown):
-            raise self._indivisible(left, len(unknown), seen, dim)
-        for item in unknown:
-            self._equate(item, left // len(unknown), coord, seen, dim)
-
-    def _observe(self, name: str) -> None:
-        """Cut an axis by the sizes that were seen on the ranks."""
+    def _observed(self, name: str) -> AxisCut:
+        """The cut of an axis by the sizes that were seen on the ranks."""
         split = self._splits.get(name, NO_SPLIT)
-        seen = self._seen.get(name, {})
-        whole = seen.get(None)
+        seen = {
+            block: (size, self._seen[name, block])
+            for (axis, block), size in self._sizes.items()
+            if axis == name
+        }
+        if split.pad_to is not None and split.truncated_to is None:
+            raise solve_faults.unknown_padding(name, next(iter(seen.values()))[1])
+        whole = seen.pop(None, None)
         count = block_count(split.over, self._mesh)
-        sizes = {block: size for block, (size, _) in seen.items() if block is not None}
-        if split.rule == "sizes" and not sizes:
-            blocks = split.sizes
-        elif sizes:
-            first = next(iter(sizes.values()))
-            if split.rule == "even" and any(size != first for size in sizes.values()):
-                raise self._uneven(name, split, seen)
-            missing = [block for block in range(count) if block not in sizes]
-            if missing and split.rule != "even":
-                raise self._missing(name, split, missing, seen)
-            blocks = tuple(sizes.get(block, first) for block in range(count))
+        if seen:
+            blocks = self._blocks(name, split, count, seen)
         else:
             assert whole is not None
-            blocks = (whole[0],) if not split.over else _even_or_whole(whole[0], count, split)
-        total = sum(blocks)
-        if whole is not None and split.truncated_to is None and whole[0] != total:
-            raise layout_error(
-                "shape-mismatch",
-                f"axis `{name}` of `{whole[1].name}` has {whole[0]} elements in one file "
-                f"and {total} over the ranks of another",
-                notes=[f"whole in {whole[1].file}"],
-            )
-        if split.rule != "even" and split.over:
-            try:
-                wanted = split_sizes(total, count, split.rule, split.sizes)
-            except ValueError as error:
-                raise self._uneven(name, split, seen, str(error)) from None
-            if wanted != blocks:
-                raise self._uneven(name, split, seen, f"the rule gives {_list(wanted)}")
-        size = total
+            blocks = _whole_blocks(whole[0], count, split)
+        size = total = sum(blocks)
         if split.truncated_to is not None:
-            size = _integer(evaluate(split.truncated_to, self._env))
-            if size > total:
-                raise layout_error(
-                    "shape-mismatch",
-                    f"axis `{name}` is truncated to {size}, "
-                    f"but its blocks hold only {total} elements",
-                    notes=[f"first seen in {next(iter(seen.values()))[1].file}"],
-                )
-        self._cuts[name] = AxisCut(split.over, blocks, size)
-
-    def _mismatch(
-        self,
-        term: Term,
-        size: int,
-        length: int,
-        coord: Mapping[str, int],
-        seen: Observation,
-        dim: int,
-    ) -> ReshardError:
-        axes = term_axes(term)
-        others = [self._seen[a] for a in axes if a in self._seen]
-        notes = [f"shape {list(seen.shape)} in {seen.file}"]
-        for other in others:
-            first = next(iter(other.values()))[1]
-            if first.file != seen.file or first.name != seen.name:
-                notes.append(f"`{first.name}` has shape {list(first.shape)} in {first.file}")
-        return layout_error(
-            "shape-mismatch",
-            f"dimension {dim} of `{seen.name}` has {length} elements where the layout says {size}",
-            notes=notes,
-            helps=[
-                "an axis that is cut needs `over MESH_AXIS`; "
-                "one that is not must be equal everywhere"
-            ],
-        )
-
-    def _uneven(
-        self,
-        name: str,
-        split: Split,
-        seen: Mapping[int | None, tuple[int, Observation]],
-        why: str = "",
-    ) -> ReshardError:
-        sizes = [
-            size
-            for block, (size, _) in sorted(
-                ((b, v) for b, v in seen.items() if b is not None), key=lambda item: item[0]
+            size = integer(
+                evaluate(split.truncated_to, self._env), f"what axis `{name}` is truncated to"
             )
-        ]
-        first = next(iter(seen.values()))[1]
-        return layout_error(
-            "uneven-split",
-            f"axis `{name}` of `{first.name}` is not cut evenly over {_over(split.over)}",
-            notes=[f"the ranks hold {_list(sizes)} elements", *([why] if why else [])],
-            helps=[f"state the widths: `over {', '.join(split.over)} as ({_list(sizes)})`"],
-        )
+            if size > total:
+                first = next(iter(seen.values()))[1] if whole is None else whole[1]
+                raise solve_faults.truncated(name, size, total, first)
+        if whole is not None and whole[0] not in (total, size):
+            raise solve_faults.whole_differs(name, *whole, total)
+        return AxisCut(split.over, blocks, size)
 
-    def _missing(
+    def _blocks(
         self,
         name: str,
         split: Split,
-        missing: list[int],
+        count: int,
         seen: Mapping[int | None, tuple[int, Observation]],
-    ) -> ReshardError:
-        first = next(iter(seen.values()))[1]
-        return layout_error(
-            "missing-block",
-            f"block {missing[0]} of axis `{name}` of `{first.name}` over {_over(split.over)} "
-            "is not stored",
-            notes=[f"{len(seen)} of {len(seen) + len(missing)} blocks were found"],
-        )
+    ) -> tuple[int, ...]:
+        """The size of every block, from those that were seen."""
+        sizes = {block: size for block, (size, _) in seen.items() if block is not None}
+        missing = [block for block in range(count) if block not in sizes]
+        if missing:
+            raise solve_faults.missing(name, split, missing, count, next(iter(seen.values()))[1])
+        blocks = tuple(sizes[block] for block in range(count))
+        first = [found for _, found in seen.values()]
+        try:
+            wanted = split_sizes(sum(blocks), count, split.rule, split.sizes)
+        except ValueError as error:
+            raise solve_faults.uneven(name, split, blocks, first, f"{error}") from None
+        if wanted != blocks:
+            why = f"the layout says {solve_faults.listed(wanted)}"
+            raise solve_faults.uneven(name, split, blocks, first, why)
+        return blocks
 
-    def _unsolvable(self, term: Product, length: int, seen: Observation, dim: int) -> ReshardError:
-        factors = " * ".join(_show(item) for item in term.terms)
-        return layout_error(
-            "unsolvable-size",
-            f"dimension {dim} of `{seen.name}` does not tell the sizes of its axes",
-            notes=[f"{factors} = {length}, from shape {list(seen.shape)} in {seen.file}"],
-            helps=[
-                "state a size, e.g. `d:64` in the rule, `axis d = 64` in the model, or `--set d=64`"
-            ],
-        )
-
-    def _indivisible(self, left: int, parts: int, seen: Observation, dim: int) -> ReshardError:
-        return layout_error(
-            "shape-mismatch",
-            f"dimension {dim} of `{seen.name}` leaves {left} elements for {parts} equal parts",
-            notes=[f"shape {list(seen.shape)} in {seen.file}"],
-            helps=["state the sizes of the parts, e.g. `(q:64 + k:16 + v:16)`"],
-        )
+    def _mismatch(self, item: Equation, size: int, coord: Mapping[str, int]) -> ReshardError:
+        axes = dict.fromkeys(term_axes(item.term))
+        known = {axis: self._size(Leaf(axis), coord) for axis in axes}
+        origins = {
+            axis: self._seen[what]
+            for axis in axes
+            if (what := (axis, self._block(axis, coord))) in self._seen
+        }
+        return solve_faults.mismatch(item, size, known, origins)
 
 
 def stated_cut(
@@ -276,55 +254,53 @@ def stated_cut(
 ) -> AxisCut:
     """The cut of an axis whose logical size is known.
 
-    Raises: ReshardError[uneven-split].
+    Raises: ReshardError[uneven-split | bad-size].
     """
     stored = size
     if split.pad_to is not None:
-        stored = round_up(size, _integer(evaluate(split.pad_to, env)))
+        multiple = integer(evaluate(split.pad_to, env), f"what axis `{name}` is padded to")
+        if multiple < 1:
+            raise bad_size(f"what axis `{name}` is padded to", multiple, "at least 1")
+        stored = round_up(size, multiple)
     if split.truncated_to is not None:
-        size = min(size, _integer(evaluate(split.truncated_to, env)))
+        size = integer(evaluate(split.truncated_to, env), f"what axis `{name}` is truncated to")
+        if size > stored:
+            raise bad_size(f"what axis `{name}` is truncated to", size, f"at most {stored}")
+    if not any(axis in mesh for axis in split.over):
+        return AxisCut(split.over, (stored,), size)
     count = block_count(split.over, mesh)
     try:
         blocks = split_sizes(stored, count, split.rule, split.sizes)
     except ValueError as error:
-        raise layout_error(
-            "uneven-split",
-            f"axis `{name}` of {stored} elements cannot be cut over {_over(split.over)}",
-            notes=[f"{error}", "mesh: " + ", ".join(f"{a}={n}" for a, n in mesh.items())],
-            helps=[
-                f"pad it: `place {name} over {', '.join(split.over)} "
-                f"padded to a multiple of {count}`",
-                "or state the widths with `as`, or cut by rule with `as chunk` or `as balanced`",
-            ],
-        ) from None
+        raise solve_faults.unsplit(name, stored, split, count, mesh, f"{error}") from None
     return AxisCut(split.over, blocks, size)
 
 
-def _even_or_whole(total: int, count: int, split: Split) -> tuple[int, ...]:
+def integer(value: object, what: str) -> int:
+    """A size, as it was computed.
+
+    Raises: ReshardError[bad-size].
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise bad_size(what, value, "a whole number")
+    if value < 0:
+        raise bad_size(what, value, "at least 0")
+    return value
+
+
+def bad_size(what: str, value: object, wanted: str) -> ReshardError:
+    """A size that no axis can have."""
+    shown = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else repr(value)
+    return layout_error(
+        "bad-size",
+        f"{what} is {shown}, and must be {wanted}",
+        helps=["correct it in the layout, in the model's configuration, or with `--set`"],
+    )
+
+
+def _whole_blocks(total: int, count: int, split: Split) -> tuple[int, ...]:
+    """The blocks of an axis that is stored whole everywhere."""
     try:
         return split_sizes(total, count, split.rule, split.sizes)
     except ValueError:
         return (total,)
-
-
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise layout_error("bad-size", f"a size is {value!r}, not an integer")
-    return value
-
-
-def _over(axes: tuple[str, ...]) -> str:
-    return ", ".join(f"`{axis}`" for axis in axes)
-
-
-def _list(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes))
-
-
-def _show(term: Term) -> str:
-    if isinstance(term, Leaf):
-        return term.axis
-    if isinstance(term, Product):
-        return " * ".join(_show(item) for item in term.terms)
-    assert isinstance(term, Sum)
-    return "(" + " + ".join(_show(part.term) for part in term.parts) + ")"
