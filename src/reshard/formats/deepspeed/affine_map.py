@@ -119,6 +119,7 @@ def check_affine_map(
                     f"shape {list(found.shards.get(rank, ()))} with {held} elements in pieces "
                     f"by `affine_map` in {file}",
                 ],
+                helps=["the files may be of different runs; copy those of one"],
             )
 
 

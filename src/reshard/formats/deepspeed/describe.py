@@ -186,9 +186,10 @@ def _uncovered(
     notes: list[str] = []
     for why, own in reasons.items():
         groups = group_names(own)
-        notes += [f"{why}: `{group}`{quantity(count)}" for group, count in groups[:MAX_GROUPS]]
+        listed = [f"`{group}`{quantity(count)}" for group, count in groups[:MAX_GROUPS]]
         if len(groups) > MAX_GROUPS:
-            notes.append(f"and {len(groups) - MAX_GROUPS} more kinds of names")
+            listed.append(f"and {len(groups) - MAX_GROUPS} more kinds of names")
+        notes.append(f"{why}: {', '.join(listed)}")
     what = "parameter lies" if len(names) == 1 else "parameters lie"
     return ReshardError(
         Diagnostic(
@@ -206,10 +207,15 @@ def _uncovered(
 
 def _constant(names: Sequence[str]) -> Diagnostic:
     groups = [f"`{group}`{quantity(count)}" for group, count in group_names(names)]
+    what = "1 parameter is" if len(names) == 1 else f"{len(names)} parameters are"
     return Diagnostic(
         "undecided-parameter",
-        f"{len(names)} parameters are in no list of `{KEY}`, and hold one number on every rank",
+        f"{what} in no list of `{KEY}`, and equal everywhere",
         level="warning",
-        notes=(*groups[:MAX_GROUPS], "they are joined along dimension 0, as DeepSpeed does"),
-        helps=("if they are copies, say so in a layout and give it with `--layout FILE`",),
+        notes=(
+            ", ".join(groups[:MAX_GROUPS]),
+            "one number fills the shards of all ranks, so that a copy and a cut look the same",
+            "joined along dimension 0, as DeepSpeed does",
+        ),
+        helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
     )

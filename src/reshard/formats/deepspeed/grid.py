@@ -119,8 +119,7 @@ def _complete(
             "mixed-runs",
             f"{extra[0]} is of a rank that this run does not have",
             notes=[
-                f"{first.file} speaks of {grid.dp} data-parallel ranks "
-                f"and {grid.pp * grid.tp} model-parallel ranks",
+                f"{first.file} is of a run with dp={grid.dp}, tp={grid.tp}, and pp={grid.pp}",
                 *_counted("files too many", extra),
             ],
             helps=["copy the files of one run into a folder of their own and convert that"],
@@ -134,7 +133,7 @@ def missing_files(names: Sequence[str], wanted: int, told_by: str) -> ReshardErr
     return source_error(
         "missing-rank-file",
         f"{len(names)} of {wanted} files are missing: {_listed(names)}",
-        notes=[f"the number of ranks is told by {told_by}"],
+        notes=[f"which there must be is told by {told_by}"],
         helps=["copy the files of all ranks; on several machines each one has only its own"],
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reshard.errors import source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.storage.torch_file import TensorRef
 
@@ -44,13 +43,9 @@ def read_model_file(root: Node) -> ModelFile:
 
     Raises: ReshardError[missing-key | unexpected-content].
     """
-    if not root.has("module"):
-        raise source_error(
-            "missing-key",
-            f"{root.file} has no `module`",
-            notes=[f"it is {type(root.value).__name__} of another program, or of an old DeepSpeed"],
-        )
     module = root.get("module")
+    if not root.has("module"):
+        raise root.lacks("module")
     buffers = root.get("buffer_names")
     frozen_shapes = root.get("frozen_param_shapes")
     frozen_fragments = root.get("frozen_param_fragments")

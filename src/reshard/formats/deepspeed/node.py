@@ -9,6 +9,8 @@ from reshard.errors import ReshardError, source_error
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef
 
+_HELP = "the file was written by another program, or by a version that is not known"
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -54,16 +56,17 @@ class Node:
         """The value of a key.  Raises: ReshardError[missing-key]."""
         found = self.get(key)
         if found is None:
-            inside = f"`{self.path}` of {self.file}" if self.path else self.file
-            raise source_error(
-                "missing-key",
-                f"{inside} has no `{key}`",
-                notes=[f"it has {_some(self.mapping())}"],
-                helps=[
-                    "the file was written by another program, or by a version that is not known"
-                ],
-            )
+            raise self.lacks(key)
         return found
+
+    def lacks(self, key: object) -> ReshardError:
+        """The error for a key that must be there."""
+        return source_error(
+            "missing-key",
+            f"{self._name()} has no `{key}`",
+            notes=[f"it has {_some(self.mapping())}"],
+            helps=[_HELP],
+        )
 
     def item(self, index: int) -> Node:
         """One item of a list.  Raises: ReshardError[unexpected-content]."""
@@ -71,7 +74,8 @@ class Node:
         if index >= len(items):
             raise source_error(
                 "unexpected-content",
-                f"`{self.path}` of {self.file} has {len(items)} items, not {index + 1}",
+                f"{self._name()} has {len(items)} items, not {index + 1}",
+                helps=[_HELP],
             )
         return self._child(index, items[index])
 
@@ -115,11 +119,14 @@ class Node:
             raise self._unlike("a tensor")
         return self.value
 
+    def _name(self) -> str:
+        return f"`{self.path}` of {self.file}" if self.path else self.file
+
     def _unlike(self, wanted: str) -> ReshardError:
         return source_error(
             "unexpected-content",
-            f"`{self.path}` of {self.file} is {_kind(self.value)}, not {wanted}",
-            helps=["the file was written by another program, or by a version that is not known"],
+            f"{self._name()} is {_kind(self.value)}, not {wanted}",
+            helps=[_HELP],
         )
 
 

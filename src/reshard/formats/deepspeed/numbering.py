@@ -90,7 +90,7 @@ def ambiguous_ids(file: str, why: str) -> ReshardError:
             "without ZeRO, DeepSpeed saves states by number and does not say whose they are",
         ],
         helps=[
-            "convert the weights alone with `--states param`, or train one step with ZeRO stage 1 "
-            "and save again"
+            "load it with DeepSpeed, train one step with ZeRO stage 1, whose files have names, and "
+            "save again"
         ],
     )

@@ -216,12 +216,15 @@ def ranks_disagree(what: str, first: str, file: str, second: str, other: str) ->
 def no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
     """The error for a model file that does not name the parameters of the flat groups."""
     found = model.param_shapes
+    said = "there are no `param_shapes`"
+    if found is not None:
+        said = f"groups in its `param_shapes`: {len(found)}"
     return source_error(
         "missing-param-shapes",
         f"{model.file} does not say which parameters {shard.file} holds",
         notes=[
-            f"`param_shapes` has {'nothing' if found is None else f'{len(found)} groups'}, "
-            f"the optimizer file {len(shard.groups)}"
+            said,
+            f"groups in the optimizer file: {len(shard.groups)}",
         ],
         helps=["the files may be of different runs, or were written by DeepSpeed before 0.3.16"],
     )

@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 
 from reshard.dtypes import DType
-from reshard.errors import source_error
+from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.numbering import ambiguous_ids, assign
 from reshard.formats.deepspeed.rounding import PROBED, rounds_to
@@ -138,10 +138,8 @@ class Naming:
             for state, ref in own.tensors.items():
                 if self._optimizer.flat:
                     yield self._run(weight, state, ref, position, coord)
-                elif ref.shape == weight.shape:
-                    yield tensor_of(ref, name, state, coord, file)
                 else:
-                    raise _mismatch(weight, state, ref, file)
+                    yield tensor_of(ref, name, state, coord, file)
             for state, node in own.numbers.items():
                 if (scalar := scalar_of(node.value, file)) is not None:
                     yield scalar.local(name, state, coord)
@@ -154,8 +152,9 @@ class Naming:
         self, weight: LocalTensor, state: str, ref: TensorRef, position: int, coord: Coord
     ) -> LocalTensor:
         """A parameter's run in a flat buffer of its group."""
-        if len(ref.shape) != 1 or ref.numel < position + weight.numel:
-            raise _mismatch(weight, state, ref, self._optimizer.file)
+        whole = self._states(self.places[weight.name][0], 0).tensors[MASTER].shape
+        if ref.shape != whole or not ref.is_contiguous:
+            raise _mismatch(state, ref, whole, self._optimizer.file)
         start = ref.byte_offset + position * ref.dtype.itemsize
         fragment = Fragment(0, weight.numel, self._optimizer.file, start)
         return LocalTensor(
@@ -226,10 +225,10 @@ class Naming:
         return found[:nbytes]
 
 
-def _mismatch(weight: LocalTensor, state: str, ref: TensorRef, file: str) -> Exception:
+def _mismatch(state: str, ref: TensorRef, whole: tuple[int, ...], file: str) -> ReshardError:
     return source_error(
         "state-mismatch",
-        f"state `{state}` of `{weight.name}` has shape {list(ref.shape)}",
-        notes=[f"the parameter has {list(weight.shape)}", f"read from {file}"],
-        helps=["convert the weights alone with `--states param`"],
+        f"state `{state}` of a flat group has shape {list(ref.shape)}",
+        notes=[f"the master weights of the group have {list(whole)}", f"read from {file}"],
+        helps=["load it with DeepSpeed, train one step with ZeRO stage 1, and save again"],
     )
