@@ -158,7 +158,7 @@ def _members(
                 "DeepSpeed keeps experts in param groups of their own",
             ],
         )
-    return range(ep_rank, options.dp, options.ep)
+    return options.expert_members(ep_rank)
 
 
 def _states(index: int, tensors: Sequence[LaidTensor], inventory: Inventory) -> Mapping[str, str]:

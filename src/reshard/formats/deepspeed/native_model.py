@@ -11,7 +11,7 @@ from reshard.dtypes import DType
 from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
-from reshard.formats.deepspeed.resume import Resume
+from reshard.formats.deepspeed.resume import Resume, with_own
 from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor
@@ -31,11 +31,16 @@ class ModelFiles:
     output: TorchOutput
 
     def root(
-        self, held: Mapping[str, LaidTensor], groups: Sequence[FlatGroup], dp_rank: int
+        self,
+        held: Mapping[str, LaidTensor],
+        groups: Sequence[FlatGroup],
+        dp_rank: int,
+        own: Mapping[str, object],
     ) -> dict[str, object]:
         """The whole tree of one file.
 
         Args:  held: tensors of the rank, by name of the whole one; without experts of other files.
+               own: entries that this file alone has.
         """
         options = self.options
         names = [whole.name for whole in self.inventory.unmanaged if whole.name in held]
@@ -46,8 +51,10 @@ class ModelFiles:
             for alias, name in (self.arrangement.catalog.aliases or {}).items()
             if name in held
         }
-        return {
-            "module": None if self.resume.pipeline else self._module(held, aliases),
+        root: dict[str, object] = {
+            "module": None
+            if self.resume.pipeline is not None
+            else {**self._module(held, aliases), **self.resume.module_entries()},
             "buffer_names": [held[name].name for name in names if name in buffers],
             "optimizer": None,
             "param_shapes": [
@@ -70,6 +77,7 @@ class ModelFiles:
             "ds_version": self.resume.version,
             **self.resume.client,
         }
+        return with_own(root, own)
 
     def weights(self, tensor: LaidTensor) -> NewTensor:
         """A tensor as the model computes with it."""

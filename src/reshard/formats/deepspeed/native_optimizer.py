@@ -9,7 +9,7 @@ from reshard.dtypes import DType
 from reshard.formats.deepspeed.inventory import FP32, Inventory
 from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
-from reshard.formats.deepspeed.resume import Resume, loss_scaler
+from reshard.formats.deepspeed.resume import Resume, loss_scaler, with_own
 from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.storage.inert import Record
 
@@ -31,13 +31,16 @@ class OptimizerFiles:
         Args:  own: entries that this file alone has.
         """
         make = self._zero3 if self.options.zero == 3 else self._zero12
+        entries = {key: value for key, value in own.items() if key != "param_groups"}
         return {
-            "optimizer_state_dict": {**make(groups, dp_rank), **own},
+            "optimizer_state_dict": with_own(make(groups, dp_rank, own), entries),
             "ds_config": self.options.config(self.resume),
             "ds_version": self.resume.version,
         }
 
-    def _zero12(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+    def _zero12(
+        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+    ) -> dict[str, object]:
         """Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `state_dict`."""
         masters = [
             self._array(group, dp_rank, FP32, group.length(dp_rank) - group.padding(dp_rank))
@@ -45,7 +48,8 @@ class OptimizerFiles:
         ]
         return {
             **self._scaling(),
-            **self._base_zero12(groups, dp_rank),
+            **self._other(1, 2),
+            **self._base_zero12(groups, dp_rank, own),
             "single_partition_of_fp32_groups": masters,
             "zero_stage": zero_stage(self.options.zero),
             "group_paddings": [group.padding(dp_rank) for group in groups],
@@ -61,7 +65,9 @@ class OptimizerFiles:
             ],
         }
 
-    def _zero3(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+    def _zero3(
+        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+    ) -> dict[str, object]:
         """Source: DeepSpeed 0.19.8 runtime/zero/stage3.py `_rigid_state_dict`."""
         return {
             "zero_stage": zero_stage(3),
@@ -69,8 +75,9 @@ class OptimizerFiles:
             "dynamic_loss_scale": False,
             "overflow": False,
             **self._scaling(),
+            **self._other(3),
             "partition_count": self.options.dp,
-            "optimizer_state_dict": self._base(groups, dp_rank),
+            "optimizer_state_dict": self._base(groups, dp_rank, own),
             "fp32_flat_groups": [
                 self._array(group, dp_rank, FP32, group.length(dp_rank)) for group in groups
             ],
@@ -82,19 +89,27 @@ class OptimizerFiles:
             found.pop("clip_grad", None)
         return found
 
-    def _base_zero12(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+    def _other(self, *stages: int) -> dict[str, object]:
+        """Entries of no known meaning, for an optimizer of the same kind."""
+        return dict(self.resume.optimizer_other) if self.resume.zero_stage in stages else {}
+
+    def _base_zero12(
+        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+    ) -> dict[str, object]:
         """The optimizer's own state; without hyper-parameters, where the source has none.
 
         The second form is DeepSpeed's elastic one: a list of states, after whose loading the
         param groups are as the run has configured them.
         """
         if self.resume.has_settings:
-            return {"base_optimizer_state": self._base(groups, dp_rank)}
+            return {"base_optimizer_state": self._base(groups, dp_rank, own)}
         states = [self._states(group, dp_rank) for group in groups]
         step = next((state["step"] for state in states if "step" in state), 0)
         return {"base_optimizer_state": states, "base_optimizer_state_step": step}
 
-    def _base(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+    def _base(
+        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+    ) -> dict[str, object]:
         """What the optimizer itself keeps: its states by number, and its param groups."""
         states = {
             number: own
@@ -105,6 +120,9 @@ class OptimizerFiles:
         for number, group in enumerate(groups):
             members.setdefault(group.index, []).append(number)
         settings = [group.settings for group in self.resume.groups]
+        told = own.get("param_groups")
+        if isinstance(told, list) and len(told) == len(settings):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in told]
         return {
             "state": states,
             "param_groups": [

@@ -39,6 +39,7 @@ class NativeOptions:
            dtype: of the weights that the model computes with; stored: the source's, None unknown.
            round_robin: parameters of a group lie in the order of `round_robin_gradients`.
            param_alignment: they are aligned to 16 bytes of `dtype`.
+           data_first: neighbouring data-parallel ranks have the same experts.
            sub_group_size: elements of a rank's share after which stage 3 begins a new sub-group.
            tag: name of the step's folder.
     """
@@ -52,6 +53,7 @@ class NativeOptions:
     stored: DType | None
     round_robin: bool
     param_alignment: bool
+    data_first: bool
     sub_group_size: int
     tag: str
 
@@ -59,6 +61,25 @@ class NativeOptions:
     def mesh(self) -> dict[str, int]:
         """The axes along which tensors are cut or copied."""
         return {"pp": self.pp, "tp": self.tp, "ep": self.ep}
+
+    @property
+    def prefix(self) -> str:
+        """What the names of optimizer files begin with."""
+        return "bf16_" if self.dtype is DType.BF16 else ""
+
+    def ep_rank(self, dp_rank: int) -> int:
+        """The expert-parallel rank of a data-parallel one."""
+        return dp_rank // (self.dp // self.ep) if self.data_first else dp_rank % self.ep
+
+    def expert_members(self, ep_rank: int) -> range:
+        """The data-parallel ranks that have the experts of an expert-parallel one.
+
+        Source: DeepSpeed 0.19.8 utils/groups.py, `use_data_before_expert_parallelism`.
+        """
+        count = self.dp // self.ep
+        if self.data_first:
+            return range(ep_rank * count, (ep_rank + 1) * count)
+        return range(ep_rank, self.dp, self.ep)
 
     def config(self, resume: Resume) -> dict[str, object]:
         """The source's `ds_config`, with what these files are for."""
@@ -119,6 +140,7 @@ def native_options(
         _flag(target, "param_alignment", settings, "parameter_alignment")
         and zero < 3
         and not separate,
+        resume.config.get("use_data_before_expert_parallelism") is True,
         target.integer("sub_group_size", _size(settings)) or SUB_GROUP_SIZE,
         find_tag(target, f"global_step{resume.counters['global_steps']}"),
     )

@@ -48,13 +48,16 @@ class Resume:
     Args:  version: DeepSpeed's.  counters: see COUNTERS.
            groups: () where the source does not tell.
            optimizer: `loss_scaler`, `dynamic_loss_scale`, `overflow`, and `clip_grad`, as far as
-                 the source has them.
-           zero: the source's `zero_optimization` settings.
+                 the source has them; optimizer_other: entries of no known meaning beside them.
+           config: the source's `ds_config`.
            model: other entries of a model file (`data_sampler`, `num_experts`, ...).
+           module: entries of a module's state that are no tensors, by file.
            client: entries that the training script added.
            pipeline: by layer number, the keys of its file and the tensors' names; None for a
                  model that is no pipeline.
-           expert_layers: module prefixes of the numbered layers of experts.
+           expert_layers: modules that the numbered layers of experts belong to.
+           ranks: by file of the source, what it says otherwise than the first rank's.
+           kept: optimizer states that cannot be cut anew, by file.
            missing: what the source does not tell and what is written instead, for people.
     """
 
@@ -63,13 +66,17 @@ class Resume:
     groups: tuple[ParamGroup, ...]
     lr_scheduler: object
     optimizer: Mapping[str, object]
+    optimizer_other: Mapping[str, object]
     config: Mapping[str, object]
     model: Mapping[str, object]
+    module: Mapping[str, Mapping[str, object]]
     client: Mapping[str, object]
     dtype: DType | None
     zero_stage: int | None
     pipeline: Mapping[str, Mapping[str, str]] | None
     expert_layers: tuple[str, ...]
+    ranks: Mapping[str, Mapping[str, object]]
+    kept: tuple[str, ...]
     missing: tuple[str, ...] = field(default=())
 
     @property
@@ -93,6 +100,11 @@ class Resume:
         )
         return {key: value for key, value in first.items() if key not in differing}, differing
 
+    @property
+    def has_settings(self) -> bool:
+        """Whether the hyper-parameters of the param groups are known."""
+        return any(group.settings for group in self.groups)
+
     def scaling(self, dtype: DType | None) -> dict[str, object]:
         """The loss scaler and its kind, for a run of the same precision alone.
 
@@ -104,6 +116,14 @@ class Resume:
         if self.dtype is DType.F16 if dtype is None else dtype is self.dtype:
             own = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
         return {key: self.optimizer[key] for key in own if key in self.optimizer}
+
+    def module_entries(self) -> dict[str, object]:
+        """Entries of the module's state that are no tensors, as the first file has them."""
+        return dict(next(iter(self.module.values()), {}))
+
+    def own(self, file: str) -> dict[str, object]:
+        """What a file of the source says for itself, where the target has the same file."""
+        return dict(self.ranks.get(file, {}))
 
     def warning(self) -> tuple[Diagnostic, ...]:
         """What was not told by the source."""
@@ -125,19 +145,15 @@ def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> R
 
     Args:  tensor: what stands for a tensor inside of it, given its name.
     """
-
-    def decoded(value: object) -> object:
-        return from_json(value, tensor)
-
     training = arrangement.catalog.training
     told = dict(training.framework or {})
     mine = told.get("name") == "deepspeed"
-    if not mine:
-        told = {}
+    told = told if mine else {}
+    decode = _Decoder(tensor)
     missing = []
     counters = {
         key: value
-        for key, value in _mapping(told.get("counters")).items()
+        for key, value in decode.mapping(told.get("counters")).items()
         if isinstance(value, int)
     }
     if "global_steps" not in counters:
@@ -146,23 +162,23 @@ def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> R
             missing.append("the number of steps done: 0 is written as `global_steps`")
     if "skipped_steps" not in counters:
         counters["skipped_steps"] = 0
-        if mine is False:
+        if not mine:
             missing.append("steps that were skipped: 0 is written as `skipped_steps`")
-    state = {key: decoded(value) for key, value in (training.state or {}).items()}
-    if state.get("lr_scheduler") is None and not mine:
-        missing.append("the learning rate scheduler: None is written as `lr_scheduler`")
+    state = decode.mapping(training.state)
+    if "lr_scheduler" not in state and not mine:
+        missing.append("the learning rate schedule: None is written as `lr_scheduler`")
     groups = tuple(
         ParamGroup(
             tuple(str(name) for name in _list(group.get("params"))),
-            {key: decoded(value) for key, value in group.items() if key != "params"},
+            decode.mapping({key: value for key, value in group.items() if key != "params"}),
         )
         for group in training.param_groups
     )
-    if not groups:
-        missing.append("the optimizer's param groups and their hyper-parameters")
-    pipeline, stage = told.get("pipeline"), told.get("zero_stage")
+    if not any(group.settings for group in groups):
+        missing.append("the optimizer's hyper-parameters: those of the run that loads stay")
+    stage = told.get("zero_stage")
     return Resume(
-        str(told.get("version") or arrangement.catalog.version) if mine else WRITTEN_FOR,
+        str(told.get("version") or WRITTEN_FOR),
         {key: counters[key] for key in COUNTERS if key in counters},
         groups,
         state.get("lr_scheduler"),
@@ -171,20 +187,47 @@ def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> R
             for key in ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
             if state.get(key) is not None
         },
-        _mapping(decoded(told.get("ds_config"))),
-        _mapping(decoded(told.get("other"))),
-        _client(told, decoded),
+        decode.mapping(told.get("optimizer_other")),
+        _mapping(decode.value(told.get("ds_config"))),
+        decode.mapping(told.get("other")),
+        decode.nested(told.get("module_other")),
+        _client(told, decode),
         _DTYPES.get(str(told.get("compute_dtype"))),
         stage if isinstance(stage, int) else None,
-        None
-        if pipeline is None
-        else {
-            layer: {key: str(name) for key, name in _mapping(keys).items()}
-            for layer, keys in _mapping(_mapping(pipeline).get("layers")).items()
-        },
+        _pipeline(told.get("pipeline")),
         tuple(str(item) for item in _list(_mapping(told.get("moe")).get("layers"))),
+        decode.nested(told.get("per_rank")),
+        tuple(_mapping(told.get("optimizer_states"))),
         tuple(missing),
     )
+
+
+_MISSING = object()
+"""Stands for an entry that one rank's file lacks."""
+
+
+def with_own(root: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """A tree with the entries that one rank's file has, or lacks, for itself."""
+    out = {**root, **own}
+    return {key: value for key, value in out.items() if value is not _MISSING}
+
+
+class _Decoder:
+    """Makes objects of the JSON values that the reader kept."""
+
+    def __init__(self, tensor: Callable[[object], object]) -> None:
+        self._tensor = tensor
+
+    def value(self, value: object) -> object:
+        if value == {"$missing": True}:
+            return _MISSING
+        return from_json(value, self._tensor)
+
+    def mapping(self, value: object) -> dict[str, object]:
+        return {key: self.value(item) for key, item in _mapping(value).items()}
+
+    def nested(self, value: object) -> dict[str, dict[str, object]]:
+        return {key: self.mapping(item) for key, item in _mapping(value).items()}
 
 
 def loss_scaler(scale: float = 1.0) -> Record:
@@ -197,12 +240,21 @@ def loss_scaler(scale: float = 1.0) -> Record:
     return record
 
 
-def _client(told: Mapping[str, object], decoded: Callable[[object], object]) -> dict[str, object]:
-    out = _mapping(decoded(told.get("client_state")))
-    info = decoded(told.get("universal_checkpoint_info"))
+def _client(told: Mapping[str, object], decode: _Decoder) -> dict[str, object]:
+    out = decode.mapping(told.get("client_state"))
+    info = decode.value(told.get("universal_checkpoint_info"))
     if info is not None:
         out["universal_checkpoint_info"] = info
     return out
+
+
+def _pipeline(value: object) -> dict[str, dict[str, str]] | None:
+    if value is None:
+        return None
+    return {
+        layer: {key: str(name) for key, name in _mapping(keys).items()}
+        for layer, keys in _mapping(_mapping(value).get("layers")).items()
+    }
 
 
 def _mapping(value: object) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from reshard.formats.deepspeed.inventory import Inventory, take_inventory
 from reshard.formats.deepspeed.native_checks import check_native, native_warnings
-from reshard.formats.deepspeed.native_experts import Experts
+from reshard.formats.deepspeed.native_experts import LAYERS, Experts
 from reshard.formats.deepspeed.native_groups import flat_groups
 from reshard.formats.deepspeed.native_model import ModelFiles
 from reshard.formats.deepspeed.native_optimizer import OptimizerFiles
@@ -25,13 +25,17 @@ from reshard.plan.target import Target
 
 LATEST = "latest"
 
+TOLD = {*LAYERS, "universal_checkpoint_info"}
+"""What AutoEP's ranks say for themselves, which is written anew for every rank."""
+
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder as arrays with their places.
 
     Args:  target: see `native_options.OPTIONS`.
     Raises: ReshardError[unknown-option | bad-option | uneven-target | target-stages |
-            deepspeed-steps | deepspeed-missing-state | deepspeed-mixed-group | numbers-disagree].
+            deepspeed-experts | deepspeed-layer | deepspeed-missing-state | deepspeed-mixed-group |
+            numbers-disagree], and those of `check_native`.
     """
     output = TorchOutput()
     inventory = take_inventory(arrangement)
@@ -50,8 +54,9 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         output.files,
         tuple(output.head),
         finish,
-        native_warnings(arrangement, inventory, resume, options, run.unused_ranks()),
+        native_warnings(inventory, resume, options, run.unused_ranks()),
         inventory.dropped(),
+        inventory.folded_tensors(),
     )
 
 
@@ -91,7 +96,11 @@ class _Run:
 
     def unused_ranks(self) -> tuple[str, ...]:
         """Files of the source whose own entries are in no file of the target."""
-        return tuple(file for file in self._resume.ranks if file not in self._used)
+        return tuple(
+            file
+            for file, own in self._resume.ranks.items()
+            if file not in self._used and not (self._experts.any_described and own.keys() <= TOLD)
+        )
 
     def _mp_rank(self, mp_rank: int, held: Sequence[Mapping[str, LaidTensor]]) -> None:
         options = self._options

@@ -19,11 +19,13 @@ from reshard.formats.deepspeed.inventory import (
     whole_spec,
 )
 from reshard.formats.deepspeed.local_names import NamedTensors, local_names
+from reshard.formats.deepspeed.native_checks import no_master, rank_state, weights_only
 from reshard.formats.deepspeed.numbers import Number
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
 from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
+from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.target import Target
 
@@ -64,12 +66,20 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
         return (*output.finish(written), latest)
 
+    warnings = (
+        *_not_restored(inventory, tag),
+        *_differing(resume),
+        *weights_only(inventory),
+        *no_master(inventory),
+        *rank_state(resume, tuple(resume.ranks)),
+        *resume.warning(),
+    )
     return Output(
         tuple(output.placed),
         output.files,
         tuple(output.head),
         finish,
-        (*_warnings(inventory, resume, tag), *resume.warning()),
+        warnings,
         inventory.dropped(),
         inventory.folded_tensors(),
     )
@@ -136,6 +146,7 @@ def _optimizer_state(
     return {
         "ds_version": resume.version,
         **resume.scaling(None),
+        **resume.optimizer_other,
         "param_groups": _positions(inventory, resume),
         "optimizer_state_dict": {
             "state": {0: {"step": value}},
@@ -156,7 +167,7 @@ def _positions(inventory: Inventory, resume: Resume) -> list[dict[str, object]]:
 
 def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) -> dict[str, object]:
     return {
-        "module": dict(module),
+        "module": {**module, **resume.module_entries()},
         "lr_scheduler": resume.lr_scheduler,
         **resume.model,
         **resume.counters,
@@ -168,21 +179,39 @@ def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) ->
     }
 
 
-def _warnings(inventory: Inventory, resume: Resume, tag: str) -> list[Diagnostic]:
-    out = []
-    if inventory.unmanaged:
-        count = len(inventory.unmanaged)
-        out.append(
-            Diagnostic(
-                "deepspeed-not-restored",
-                f"DeepSpeed does not restore {count} frozen parameters and buffers "
-                "from a universal folder",
-                "warning",
-                notes=(f"the first is `{inventory.unmanaged[0].name}`",),
-                helps=(
-                    f"load `module` of {tag}/mp_rank_00_model_states.pt into the model before "
-                    "`deepspeed.initialize`, with `strict=False`",
-                ),
-            )
-        )
-    return out
+def _not_restored(inventory: Inventory, tag: str) -> tuple[Diagnostic, ...]:
+    names = [whole.name for whole in inventory.unmanaged]
+    if not names:
+        return ()
+    return (
+        Diagnostic(
+            "deepspeed-not-restored",
+            f"DeepSpeed does not restore {len(names)} frozen parameters and buffers "
+            "from a universal folder",
+            "warning",
+            notes=tuple(f"`{name}`{quantity(count)}" for name, count in group_names(names)[:8]),
+            helps=(
+                f"load `module` of {tag}/mp_rank_00_model_states.pt into the model with "
+                "`strict=False` before `deepspeed.initialize`",
+            ),
+        ),
+    )
+
+
+def _differing(resume: Resume) -> tuple[Diagnostic, ...]:
+    """Settings that stage 3 would make one for all groups, and which are left out for it."""
+    _, differing = resume.common_settings()
+    if not differing:
+        return ()
+    listed = ", ".join(f"`{key}`" for key in differing)
+    return (
+        Diagnostic(
+            "deepspeed-group-settings",
+            f"param groups differ in {listed}, which DeepSpeed restores at stages 1 and 2 alone",
+            "warning",
+            notes=(
+                "at stage 3 its loader sets one value for all groups, so they are left out there",
+            ),
+            helps=("at stage 3, build the optimizer with the values that each group should have",),
+        ),
+    )

@@ -1,0 +1,171 @@
+"""What a native folder cannot be made of, and what its loader will not restore."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic, target_error
+from reshard.formats.deepspeed.inventory import Inventory
+from reshard.formats.deepspeed.native_options import SUB_GROUP_SIZE, NativeOptions
+from reshard.formats.deepspeed.native_pipeline import check_pipeline
+from reshard.formats.deepspeed.resume import Resume
+from reshard.plan.names import group_names, quantity
+
+MAX_GROUPS = 8
+
+
+def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -> None:
+    """Refuse what would have to be guessed.
+
+    Raises: ReshardError[deepspeed-no-param-groups | deepspeed-param-groups |
+            deepspeed-no-settings | deepspeed-steps | deepspeed-pipeline-stage].
+    """
+    if not resume.groups:
+        raise target_error(
+            "deepspeed-no-param-groups",
+            "the source does not tell the param groups of its optimizer",
+            notes=["DeepSpeed's own files hold all parameters of a group in one buffer, in order"],
+            helps=["convert to `deepspeed-universal`, which has every parameter by its name"],
+        )
+    _check_names(inventory, resume)
+    if options.zero == 3 and not resume.has_settings:
+        raise target_error(
+            "deepspeed-no-settings",
+            "the source does not tell the hyper-parameters of its optimizer",
+            notes=[
+                "loading at ZeRO stage 3 replaces those of the run, and it cannot train without",
+                "elastic checkpoints (`elastic_checkpoint: true`) do not hold them",
+            ],
+            helps=["choose `zero=1` or `zero=2`, or convert to `deepspeed-universal`"],
+        )
+    inventory.check_steps(resume.groups)
+    check_pipeline(resume, options)
+
+
+def _check_names(inventory: Inventory, resume: Resume) -> None:
+    grouped = {name for group in resume.groups for name in group.params}
+    trained = set(inventory.trained)
+    alone = [name for name in inventory.trained if name not in grouped]
+    absent = [name for group in resume.groups for name in group.params if name not in trained]
+    if not alone and not absent:
+        return
+    notes = [f"`{name}`{quantity(count)} is in no group" for name, count in _shown(alone)]
+    notes += [f"`{name}`{quantity(count)} is not stored" for name, count in _shown(absent)]
+    raise target_error(
+        "deepspeed-param-groups",
+        "the optimizer's param groups are not of the parameters that are stored",
+        notes=notes,
+        helps=["if the tensors were renamed, convert with their own names"],
+    )
+
+
+def _shown(names: Sequence[str]) -> list[tuple[str, int]]:
+    return group_names(names)[:MAX_GROUPS] if names else []
+
+
+def native_warnings(
+    inventory: Inventory, resume: Resume, options: NativeOptions, unused: Sequence[str]
+) -> tuple[Diagnostic, ...]:
+    """What is to be known before a run loads the folder.
+
+    Args:  unused: files of the source with entries of their own that no target file has.
+    """
+    return (
+        *resume.warning(),
+        *weights_only(inventory),
+        *no_master(inventory),
+        *_needed_settings(options),
+        *rank_state(resume, unused),
+    )
+
+
+def weights_only(inventory: Inventory) -> tuple[Diagnostic, ...]:
+    """That there are no optimizer states."""
+    if any(set(inventory.states[name]) - {"param", "master"} for name in inventory.trained):
+        return ()
+    return (
+        Diagnostic(
+            "deepspeed-no-states",
+            "the source has no optimizer states, so weights alone are written",
+            "warning",
+            helps=("expect the optimizer to start anew",),
+        ),
+    )
+
+
+def no_master(inventory: Inventory) -> tuple[Diagnostic, ...]:
+    """That master weights are made of weights with fewer bits."""
+    names = [
+        name
+        for name in inventory.trained
+        if "master" not in inventory.states[name]
+        and inventory.states[name]["param"].dtype not in (DType.F32, DType.F64)
+    ]
+    if not names:
+        return ()
+    return (
+        Diagnostic(
+            "deepspeed-no-master",
+            f"{len(names)} parameters have no fp32 master weights; they are made of "
+            f"{inventory.states[names[0]]['param'].dtype}",
+            "warning",
+            notes=tuple(f"`{name}`{quantity(count)}" for name, count in _shown(names)),
+            helps=("if the run that made them had master weights, convert its own checkpoint",),
+        ),
+    )
+
+
+def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
+    """That some ranks' own state is lost, and optimizer states that cannot be cut."""
+    out = []
+    keys = list(dict.fromkeys(key for file in files for key in resume.ranks[file]))
+    if keys:
+        out.append(
+            Diagnostic(
+                "deepspeed-rank-state",
+                f"what {len(files)} files of single ranks say for themselves is not written",
+                "warning",
+                notes=(
+                    f"{', '.join(f'`{key}`' for key in keys[:MAX_GROUPS])} in {files[0]}",
+                    "the first rank's is written for all",
+                ),
+                helps=("a `universal` checkpoint keeps it",),
+            )
+        )
+    if resume.kept:
+        out.append(
+            Diagnostic(
+                "deepspeed-kept-state",
+                "optimizer states that cannot be cut anew are not written",
+                "warning",
+                notes=(f"first found in {resume.kept[0]}",),
+                helps=("a `universal` checkpoint keeps them as found",),
+            )
+        )
+    return tuple(out)
+
+
+def _needed_settings(options: NativeOptions) -> tuple[Diagnostic, ...]:
+    needed = []
+    if options.round_robin:
+        needed.append("`round_robin_gradients: true`")
+    if options.param_alignment:
+        needed.append("`parameter_alignment: true`")
+    if options.zero == 3 and options.sub_group_size != SUB_GROUP_SIZE:
+        needed.append(f"`sub_group_size: {options.sub_group_size}`")
+    if not needed:
+        return ()
+    listed = " and ".join(needed)
+    return (
+        Diagnostic(
+            "deepspeed-needs-setting",
+            f"the folder loads only where `zero_optimization` has {listed}",
+            "warning",
+            notes=("so has the source's `ds_config`, or the target asks for it",),
+            helps=(
+                "for a run without, add `round_robin=0`, `param_alignment=0`, or "
+                f"`sub_group_size={SUB_GROUP_SIZE}` to the target",
+            ),
+        ),
+    )
