@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zlib
@@ -89,20 +90,40 @@ def execute(
 
 
 def _work_together(run: _Run, count: int) -> None:
-    workers = [
-        threading.Thread(target=run.work, name=f"reshard-{i}", daemon=True) for i in range(count)
-    ]
+    ended: list[threading.Event] = []
     try:
-        for worker in workers:
+        for number in range(count):
+            event = threading.Event()
+            worker = threading.Thread(
+                target=_work_until, args=(run, event), name=f"reshard-{number}", daemon=True
+            )
             worker.start()
-        for worker in workers:
-            worker.join()
+            ended.append(event)
+        for event in ended:
+            event.wait()
     except BaseException as error:  # an interrupt arrives here, while the others work
         run.stop(error)
-        for worker in workers:
-            if worker.ident is not None:
-                worker.join()
+        for event in ended:
+            _await(event)
         raise
+
+
+def _work_until(run: _Run, ended: threading.Event) -> None:
+    try:
+        run.work()
+    finally:
+        ended.set()
+
+
+def _await(event: threading.Event) -> None:
+    """Wait for the end of a thread that was told to stop; it writes to files that we would close.
+
+    `Thread.join` is of no use here: in Python 3.11 one that is interrupted takes the thread for
+    ended.
+    """
+    while not event.is_set():
+        with contextlib.suppress(KeyboardInterrupt):
+            event.wait()
 
 
 class _Run:
