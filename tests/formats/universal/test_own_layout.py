@@ -141,6 +141,17 @@ def test_a_layout_that_does_not_read_whole_tensors_gives_way_to_a_plain_one(
     assert read_whole(again) == {("up.weight", "param"): numbers(0, 6, 2).tobytes()}
 
 
+def test_a_parameter_that_is_one_number_keeps_its_rule(tmp_path: Path) -> None:
+    layout = 'layout l { "scale" = [] "w" = [...] }'
+    tensors = [
+        local(name, state, {}, numbers(1), 1)
+        for name in ("scale", "w")
+        for state in ("param", "exp_avg", "step")
+    ]
+    text = written(tmp_path, layout, {}, tensors)
+    assert text == 'layout l {\n    "scale" = []\n    "w"     = [...]\n}\n'
+
+
 def test_a_model_from_another_text_comes_along(tmp_path: Path) -> None:
     model = "model mlp {\n    axis f\n    axis h\n\n    tensor up [f, h]\n}\n"
     layout = 'layout sharded of mlp { mesh tp place f over tp "up.weight" = up[f, h] }'

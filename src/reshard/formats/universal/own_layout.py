@@ -53,15 +53,23 @@ def own_layout(
 def _difference(
     arrangement: Arrangement, wholes: Sequence[Whole], entries: Sequence[TensorEntry], text: str
 ) -> str:
-    """Why the written tensors, read through a text, are not what they were; empty if they are."""
+    """Why the written tensors, read through a text, are not what they were; empty if they are.
+
+    States of one shape are read alike, so one for each shape of a parameter is enough.
+    """
+    alike = {_kind(item): item for item in reversed(entries) if item.state != EXTRA}
     name = arrangement.layout.name
     config = arrangement.catalog.config
-    catalog = Catalog(
-        NAME, "", "", {}, local_tensors(entries), text, name, Training(), config=config
-    )
+    tensors = local_tensors(alike.values())
+    catalog = Catalog(NAME, "", "", {}, tensors, text, name, Training(), config=config)
     again = bind(load_layout(text, "layout.ucl", name), catalog)
-    found = {(item.name, item.state): (item.shape, item.segments) for item in again.wholes}
+    found = {_kind(item): item.segments for item in again.wholes}
     for item in wholes:
-        if found.get((item.name, item.state)) != (item.shape, item.segments):
+        if item.state != EXTRA and found.get(_kind(item)) != item.segments:
             return f"`{item.name}` ({item.state}) differs"
     return ""
+
+
+def _kind(item: Whole | TensorEntry) -> tuple[str, tuple[int, ...], str]:
+    """What states are alike by; a number may be one for the parameter, or the parameter itself."""
+    return item.name, item.shape, "" if item.shape else item.state

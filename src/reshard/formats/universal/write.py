@@ -88,7 +88,7 @@ def prepare(
             arrangement, list(dict.fromkeys(item[1] for item in dropped)), _written_by()
         ),
     )
-    manifest_bytes(draft)  # whatever cannot be written shows before the tensors are
+    manifest_bytes(replace(draft, tensors=()))  # what cannot be written shows before tensors are
 
     def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
         found = {(w.placed.array.spec.label, w.placed.array.spec.state): w for w in written}
