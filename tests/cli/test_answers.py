@@ -151,3 +151,16 @@ def test_explain_lists_the_codes(run: Run) -> None:
 def test_an_answer_is_narrow(name: str, run: Run, case: Case) -> None:
     _narrow(run("inspect", case(name)).out)
     _narrow(run("plan", case(name), "--to", "universal").out)
+
+
+def test_help_and_version_are_answers(run: Run) -> None:
+    said = run("--help")
+    assert (said.code, said.err) == (0, "")
+    assert run("-h") == said
+    assert run("--version").out.startswith("reshard")
+    assert (run("--version").code, run("convert", "--help").code) == (0, 0)
+
+
+def test_without_a_command_there_is_help(run: Run) -> None:
+    said = run()
+    assert (said.code, said.out) == (2, run("--help").out)

@@ -18,9 +18,12 @@ EPILOG = "Exit codes, JSON documents, and every flag: docs/cli.md"
 
 def _show_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"reshard {version('reshard')}")
+        try:
+            typer.echo(f"reshard {version('reshard')}")
+        except PackageNotFoundError:
+            typer.echo("reshard, run from a checkout that is not installed")
         raise typer.Exit
 
 

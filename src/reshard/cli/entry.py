@@ -58,7 +58,7 @@ def _run(words: list[str]) -> int:
     # Not through the command's own main(): that turns interrupts and broken pipes into codes.
     command = get_command(app)
     try:
-        with command.make_context("reshard", words or ["--help"]) as context:
+        with command.make_context("reshard", list(words) or ["--help"]) as context:
             code = command.invoke(context)
     except typer.Exit as end:
         return int(Exit.USAGE) if not words else end.exit_code
