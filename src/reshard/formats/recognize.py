@@ -24,7 +24,7 @@ def recognize(path: Path) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        titles = " and ".join(SOURCES[name].title for name in found)
+        titles = " and a ".join(SOURCES[name].title for name in found)
         raise source_error(
             "mixed-source",
             f"`{path}` looks like {len(found)} formats at once",

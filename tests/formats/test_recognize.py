@@ -1,0 +1,127 @@
+"""Which format a folder is of, and everything that is said when it is of none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reshard.errors import ReshardError
+from reshard.formats import SOURCES, TARGETS, recognize
+
+LOOKED_FOR = [f"  = note: a {source.title} has {source.marks}" for source in SOURCES.values()]
+
+
+def _message(path: Path, here: Path) -> list[str]:
+    with pytest.raises(ReshardError) as caught:
+        recognize(path)
+    return str(caught.value).replace(str(here), "...").split("\n")
+
+
+def _touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.touch()
+        else:
+            path.mkdir()
+    return folder
+
+
+def test_real_checkpoints(fixture_checkpoint: Callable[[str], Path]) -> None:
+    folder = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    assert recognize(folder) == "deepspeed"
+    assert recognize(folder / "global_step3") == "deepspeed"
+
+
+def test_every_target_has_a_title_and_a_next_step() -> None:
+    for target in TARGETS.values():
+        assert target.title
+        assert "{" not in target.next_step.format(src="A", dst="B").replace('{"load', "")
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    _touch(tmp_path, "run-7b/x")
+    assert _message(tmp_path / "run_7b", tmp_path) == [
+        "error[source-missing]: there is no folder `.../run_7b`",
+        "  = help: did you mean `.../run-7b`?",
+    ]
+    assert _message(tmp_path / "no" / "run", tmp_path) == [
+        "error[source-missing]: there is no folder `.../no/run`",
+        "  = note: there is no folder `.../no` either",
+    ]
+
+
+def test_a_file(tmp_path: Path) -> None:
+    _touch(tmp_path, "notes.txt")
+    assert _message(tmp_path / "notes.txt", tmp_path) == [
+        "error[unknown-source]: `.../notes.txt` is a file, and a checkpoint is a folder",
+    ]
+
+
+def test_a_file_of_a_checkpoint(tmp_path: Path) -> None:
+    _touch(tmp_path, "step/mp_rank_00_model_states.pt")
+    assert _message(tmp_path / "step" / "mp_rank_00_model_states.pt", tmp_path) == [
+        "error[unknown-source]: `.../step/mp_rank_00_model_states.pt` is a file, and a checkpoint "
+        "is a folder",
+        "  = help: give the folder: `.../step`",
+    ]
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert _message(tmp_path, tmp_path) == [
+        "error[unknown-source]: `...` is no checkpoint that is known",
+        *LOOKED_FOR,
+        "  = note: the folder is empty",
+    ]
+
+
+def test_checkpoints_below(tmp_path: Path) -> None:
+    for number in range(6):
+        _touch(tmp_path, f"checkpoint-{number}/global_step1/mp_rank_00_model_states.pt")
+    assert _message(tmp_path, tmp_path) == [
+        "error[unknown-source]: `...` is no checkpoint that is known",
+        *LOOKED_FOR,
+        "  = help: give one of the checkpoints inside: `.../checkpoint-0`, `.../checkpoint-1`, "
+        "`.../checkpoint-2`, `.../checkpoint-3`, and 2 more",
+    ]
+
+
+def test_a_folder_inside_of_a_checkpoint(tmp_path: Path) -> None:
+    _touch(tmp_path, "step/mp_rank_00_model_states.pt", "step/logs/today.txt")
+    assert _message(tmp_path / "step" / "logs", tmp_path)[-1] == (
+        "  = help: give the folder above it: `.../step`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (
+            ["model.safetensors"],
+            "it has safetensors files but no `manifest.json`: a Hugging Face model, or a "
+            "universal checkpoint whose manifest was lost",
+        ),
+        (
+            ["pytorch_model.bin"],
+            "it looks like a Hugging Face model in `.bin` files, which cannot be read yet",
+        ),
+    ],
+)
+def test_what_it_looks_like(names: list[str], note: str, tmp_path: Path) -> None:
+    assert _message(_touch(tmp_path, *names), tmp_path) == [
+        "error[unknown-source]: `...` is no checkpoint that is known",
+        *LOOKED_FOR,
+        f"  = note: {note}",
+    ]
+
+
+def test_two_formats_at_once(tmp_path: Path) -> None:
+    _touch(tmp_path, "mp_rank_00_model_states.pt", "layout.ucl", "model.safetensors.index.json")
+    assert _message(tmp_path, tmp_path) == [
+        "error[mixed-source]: `...` looks like 2 formats at once",
+        "  = note: it has the marks of a universal checkpoint and a DeepSpeed checkpoint",
+        "  = help: move one of them into a folder of its own",
+    ]
