@@ -29,15 +29,16 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             helps=["convert to `deepspeed-universal`, which has every parameter by its name"],
         )
     _check_names(inventory, resume)
-    if options.zero == 3 and not resume.has_settings:
+    if not resume.has_settings:
         raise target_error(
             "deepspeed-no-settings",
             "the source does not tell the hyper-parameters of its optimizer",
             notes=[
-                "loading at ZeRO stage 3 replaces those of the run, and it cannot train without",
+                "loading DeepSpeed's own files replaces those of the run, "
+                "which cannot train without",
                 "elastic checkpoints (`elastic_checkpoint: true`) do not hold them",
             ],
-            helps=["choose `zero=1` or `zero=2`, or convert to `deepspeed-universal`"],
+            helps=["convert to `deepspeed-universal`, which leaves those of the run in place"],
         )
     inventory.check_steps(resume.groups)
     check_pipeline(resume, options)

@@ -51,8 +51,8 @@ class Experts:
         return bool(self._described)
 
     def owns(self, name: str) -> bool:
-        """Whether a tensor lies in expert files and not in model files."""
-        return name in self._numbered or (name in self._fused and self._options.zero < 3)
+        """Whether a tensor lies elsewhere than in the `module` of model files."""
+        return name in self._numbered or name in self._fused
 
     def files(
         self, held: Sequence[Mapping[str, LaidTensor]], output: TorchOutput
@@ -68,7 +68,11 @@ class Experts:
                 if layer is not None:
                     (spec,) = self._pieces(tensor, (name,), tensor.shape)
                     found.setdefault((layer, _number(name)), {})[name] = output.tensor(spec)
-        for ep, own in enumerate(held if self._options.zero < 3 else ()):
+        if self._options.zero == 3:
+            for name in self._fused:
+                self._inventory.derive_weights(name)
+            return
+        for ep, own in enumerate(held):
             for described in self._described:
                 layer, experts = _layer_number(described), _placed(described, ep)
                 for name in _fused_names(described):

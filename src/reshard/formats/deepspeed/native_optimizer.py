@@ -49,7 +49,7 @@ class OptimizerFiles:
         return {
             **self._scaling(),
             **self._other(1, 2),
-            **self._base_zero12(groups, dp_rank, own),
+            "base_optimizer_state": self._base(groups, dp_rank, own),
             "single_partition_of_fp32_groups": masters,
             "zero_stage": zero_stage(self.options.zero),
             "group_paddings": [group.padding(dp_rank) for group in groups],
@@ -92,20 +92,6 @@ class OptimizerFiles:
     def _other(self, *stages: int) -> dict[str, object]:
         """Entries of no known meaning, for an optimizer of the same kind."""
         return dict(self.resume.optimizer_other) if self.resume.zero_stage in stages else {}
-
-    def _base_zero12(
-        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
-    ) -> dict[str, object]:
-        """The optimizer's own state; without hyper-parameters, where the source has none.
-
-        The second form is DeepSpeed's elastic one: a list of states, after whose loading the
-        param groups are as the run has configured them.
-        """
-        if self.resume.has_settings:
-            return {"base_optimizer_state": self._base(groups, dp_rank, own)}
-        states = [self._states(group, dp_rank) for group in groups]
-        step = next((state["step"] for state in states if "step" in state), 0)
-        return {"base_optimizer_state": states, "base_optimizer_state_step": step}
 
     def _base(
         self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
