@@ -77,6 +77,7 @@ def native_warnings(
         *weights_only(inventory),
         *no_master(inventory),
         *_needed_settings(options),
+        *_unstored(resume, options),
         *rank_state(resume, unused),
     )
 
@@ -145,6 +146,24 @@ def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
             )
         )
     return tuple(out)
+
+
+def _unstored(resume: Resume, options: NativeOptions) -> tuple[Diagnostic, ...]:
+    names = resume.unstored
+    if not names or options.zero == 3 or resume.pipeline is not None:
+        return ()
+    return (
+        Diagnostic(
+            "deepspeed-unstored-name",
+            f"{len(names)} names of the module are not written: nothing tells whose they are",
+            "warning",
+            notes=(
+                *(f"`{name}`{quantity(count)}" for name, count in _shown(names)),
+                "a checkpoint of stage 3 lists them without any data, as second names of others",
+            ),
+            helps=("load it with `engine.load_checkpoint(..., load_module_strict=False)`",),
+        ),
+    )
 
 
 def _needed_settings(options: NativeOptions) -> tuple[Diagnostic, ...]:

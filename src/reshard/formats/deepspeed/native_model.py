@@ -105,10 +105,14 @@ class ModelFiles:
                 out[tensor.name] = self.weights(tensor)
         for alias, name in aliases.items():
             out[alias] = out[name]
+        for name in self.resume.unstored if self.options.zero == 3 else ():
+            out.setdefault(name, self._empty(name, self.options.dtype))
         return out
 
     def _placeholder(self, name: str) -> NewTensor:
-        _, dtype = self._source(name)
+        return self._empty(name, self._source(name)[1])
+
+    def _empty(self, name: str, dtype: DType) -> NewTensor:
         return self.output.tensor(ArraySpec(f"{name} elsewhere", "param", dtype, 0, (), (0,)))
 
     def _frozen(self, tensor: LaidTensor, dp_rank: int) -> NewTensor:

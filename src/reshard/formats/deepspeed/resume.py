@@ -58,6 +58,7 @@ class Resume:
            expert_layers: modules that the numbered layers of experts belong to.
            ranks: by file of the source, what it says otherwise than the first rank's.
            kept: optimizer states that cannot be cut anew, by file.
+           unstored: names in a module of which no file holds anything.
            missing: what the source does not tell and what is written instead, for people.
     """
 
@@ -77,6 +78,7 @@ class Resume:
     expert_layers: tuple[str, ...]
     ranks: Mapping[str, Mapping[str, object]]
     kept: tuple[str, ...]
+    unstored: tuple[str, ...]
     missing: tuple[str, ...] = field(default=())
 
     @property
@@ -198,6 +200,7 @@ def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> R
         tuple(str(item) for item in _list(_mapping(told.get("moe")).get("layers"))),
         decode.nested(told.get("per_rank")),
         tuple(_mapping(told.get("optimizer_states"))),
+        tuple(str(name) for name in _list(told.get("unstored"))),
         tuple(missing),
     )
 

@@ -102,6 +102,9 @@ def read_training(
     module = _module_rest(source.models.values(), keeper)
     if module:
         framework["module_other"] = module
+    unstored = _unstored(source, found)
+    if unstored:
+        framework["unstored"] = unstored
     if found.layer_keys:
         framework["pipeline"] = {"layers": found.layer_keys}
     if found.expert_layers:
@@ -288,6 +291,14 @@ def _module_rest(models: Iterable[ModelFile], keeper: Keeper) -> dict[str, objec
         if own:
             out[model.file] = own
     return out
+
+
+def _unstored(source: Source, found: Collected) -> list[str]:
+    """Names that a module of stage 3 lists and no file holds: second names that nothing tells."""
+    if source.stage != 3:
+        return []
+    known = {tensor.name for tensor in found.tensors} | set(found.aliases)
+    return [name for name in source.first.module or {} if name not in known]
 
 
 def _kept(root: Node, key: str, keeper: Keeper) -> object:
