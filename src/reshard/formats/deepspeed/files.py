@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.siblings import Siblings
 from reshard.plan.catalog import SourceFile
-from reshard.storage.torch_file import TorchFile, open_torch_file
 
 
 class Files:
@@ -18,23 +18,16 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._siblings = Siblings()
         self._seen: dict[str, SourceFile] = {}
 
-    def open(self, name: str) -> TorchFile:
-        """A file of `torch.save`.  Raises: what `storage.torch_file` raises."""
+    def root_of(self, name: str) -> Node:
+        """The object tree of a file.  Raises: what `storage.torch_file` raises."""
         path = self.root / name
-        opened = open_torch_file(path)
+        root = self._siblings.root_of(path)
         status = os.stat(path)
         self._seen[name] = SourceFile(name, status.st_size, status.st_mtime_ns)
-        return opened
-
-    def root_of(self, name: str) -> Node:
-        """The object tree of a file."""
-        return Node(self.open(name).root, name)
-
-    def relative(self, path: str) -> str:
-        """The relative name of a file that was opened."""
-        return os.path.relpath(path, self.root)
+        return Node(root, name)
 
     @property
     def seen(self) -> tuple[SourceFile, ...]:
