@@ -98,5 +98,6 @@ def test_the_installed_copy_explains_every_error(installed: Path) -> None:
     )
     codes = _run([str(installed), "-c", code], installed.parent).split()
     assert set(codes) == {path.stem for path in ROOT.glob("docs/errors/*.md")}
-    page = _run([str(installed.with_name("reshard")), "explain", codes[0]], installed.parent)
+    code = min(set(codes) - {"README"})
+    page = _run([str(installed.with_name("reshard")), "explain", code], installed.parent)
     assert "Fix" in page
