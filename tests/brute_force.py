@@ -80,9 +80,10 @@ def fill(array: Array, files: Mapping[str, bytes], dtype: Any) -> Any:
         for origin in copy.origins:
             move = origin.move
             data = files[origin.file] if origin.literal is None else origin.literal
-            at = addresses(move.src_offset, move.shape, move.src_strides) * dtype().itemsize
-            places = at.reshape(-1) + origin.byte_offset
-            values = np.array([np.frombuffer(data, dtype, 1, place)[0] for place in places], dtype)
+            stored = data[origin.byte_offset :]
+            stored = stored[: len(stored) // dtype().itemsize * dtype().itemsize]
+            at = addresses(move.src_offset, move.shape, move.src_strides).reshape(-1)
+            values = np.frombuffer(stored, dtype)[at]
             assert first is None or copy.mode != "agree" or first.tobytes() == values.tobytes()
             first = values if first is None else first
             to = addresses(move.dst_offset, move.shape, move.dst_strides).reshape(-1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reshard.algebra.split import split_sizes
 from reshard.algebra.term import Extent
+from reshard.language.layout import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,19 @@ class AxisCut:
         lo = sum(self.blocks[:block])
         stored = self.blocks[block]
         return Extent(min(lo, self.size), max(0, min(lo + stored, self.size) - lo), stored)
+
+
+def blocks_of(total: int, split: Split, mesh: Mapping[str, int]) -> tuple[int, ...]:
+    """The stored size of every block of an axis of `total` stored elements.
+
+    Where the mesh has one rank, stated sizes for several need only have the same sum.
+
+    Raises: ValueError when the split cannot cut this total.
+    """
+    count = block_count(split.over, mesh)
+    if count == 1 and sum(split.sizes) in (0, total):
+        return (total,)
+    return split_sizes(total, count, split.rule, split.sizes)
 
 
 def block_count(over: tuple[str, ...], mesh: Mapping[str, int]) -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from reshard.algebra.split import split_sizes
 from reshard.algebra.term import Term
 from reshard.errors import Label, ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Model, Split
 from reshard.plan.arrangement import Bound
-from reshard.plan.axes import AxisCut, block_count
+from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.group import Group
 from reshard.plan.matching import Matched
@@ -141,7 +140,7 @@ def _counted_locally(
     total = sum(blocks) if stated is None else stated
     why = ""
     try:
-        wanted = split_sizes(total, len(blocks), split.rule, split.sizes)
+        wanted = blocks_of(total, split, mesh)
     except ValueError as error:
         wanted, why = (), f"{error}"
     if wanted == blocks:

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from itertools import product
 
 from reshard.algebra.piece import Piece
-from reshard.algebra.split import round_up, split_sizes
+from reshard.algebra.split import round_up
 from reshard.algebra.term import Extent, segment_piece, segments, stored_shape
 from reshard.errors import ReshardError, target_error
-from reshard.language.expression import evaluate
 from reshard.language.layout import Rule, Split
 from reshard.plan.arrangement import Arrangement, Bound
-from reshard.plan.axes import AxisCut, block_count
+from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import Coord
 from reshard.plan.environment import environment
 from reshard.plan.matching import STAGE_AXES, on_stage
 from reshard.plan.numbers import number_segments
 from reshard.plan.slots import slot_split
-from reshard.plan.solve import integer
+from reshard.plan.solve import padded_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +144,14 @@ class _Layer:
         }
 
     def _recut(self, name: str, axis: str, cut: AxisCut, split: Split) -> AxisCut:
-        count = block_count(cut.over, self._mesh)
-        stored = cut.size
-        if split.pad_to is not None:
-            multiple = integer(
-                evaluate(split.pad_to, self._env), f"what axis `{axis}` is padded to"
-            )
-            stored = round_up(cut.size, multiple)
-        elif split.truncated_to is not None:
+        stored = padded_size(axis, cut.size, split, self._env)
+        if split.truncated_to is not None and split.pad_to is None:
+            count = block_count(cut.over, self._mesh)
             if count == len(cut.blocks):
                 return cut
             stored = round_up(cut.size, count)
-        if count == 1:
-            return AxisCut(cut.over, (stored,), cut.size)
         try:
-            return AxisCut(cut.over, split_sizes(stored, count, split.rule, split.sizes), cut.size)
+            return AxisCut(cut.over, blocks_of(stored, split, self._mesh), cut.size)
         except ValueError as error:
             raise self._uneven(name, axis, cut, split, f"{error}") from None
 

@@ -19,7 +19,8 @@ _REST = ("name every dimension, or end the list with `...`",)
 def scalar_states(tensors: Iterable[LocalTensor]) -> frozenset[str]:
     """The state kinds that are one number for a parameter, whatever its shape.
 
-    A parameter without dimensions does not tell such a state from others, so all are looked at.
+    A parameter without dimensions does not tell such a state from others, so all are looked at;
+    `step` is always one.
     """
     ranks: dict[str, int] = {}
     flat: dict[str, set[str]] = {}
@@ -28,7 +29,11 @@ def scalar_states(tensors: Iterable[LocalTensor]) -> frozenset[str]:
             ranks[tensor.name] = len(tensor.shape)
         elif tensor.state not in _LIKE_PARAMETER:
             flat.setdefault(tensor.state, set()).add(tensor.name)
-    return frozenset(state for state, names in flat.items() if not ranks.keys().isdisjoint(names))
+    return frozenset(
+        state
+        for state, names in flat.items()
+        if state == "step" or not ranks.keys().isdisjoint(names)
+    )
 
 
 def sort_states(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from reshard.algebra.split import split_sizes
 from reshard.errors import Label, ReshardError, layout_error
 from reshard.language.layout import Layout, Split
 from reshard.language.pattern import IndexSlot
-from reshard.plan.axes import AxisCut, block_count
+from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.matching import Matched
 from reshard.plan.solve_faults import listed
 
@@ -140,7 +139,7 @@ def _cut(
         raise _missing(local, item, missing, count)
     found = tuple(counts.get(block, 0) for block in range(count))
     try:
-        wanted = split_sizes(sum(found), count, split.rule, split.sizes)
+        wanted = blocks_of(sum(found), split, mesh)
     except ValueError:
         wanted = ()
     if wanted != found:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from reshard.algebra.split import round_up, split_sizes
+from reshard.algebra.split import round_up
 from reshard.algebra.term import Leaf, Product, Term, term_axes
 from reshard.errors import ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Axis, Rule, Split
 from reshard.plan import solve_faults
-from reshard.plan.axes import AxisCut, block_count
+from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.solve_faults import Equation, Observation
 
 NO_SPLIT = Split()
@@ -202,7 +202,7 @@ class Solver:
             blocks = self._blocks(name, split, count, seen)
         else:
             assert whole is not None
-            blocks = _whole_blocks(whole[0], count, split)
+            blocks = self._whole_blocks(whole[0], split)
         size = total = sum(blocks)
         if split.truncated_to is not None:
             size = integer(
@@ -230,13 +230,20 @@ class Solver:
         blocks = tuple(sizes[block] for block in range(count))
         first = [found for _, found in seen.values()]
         try:
-            wanted = split_sizes(sum(blocks), count, split.rule, split.sizes)
+            wanted = blocks_of(sum(blocks), split, self._mesh)
         except ValueError as error:
             raise solve_faults.uneven(name, split, blocks, first, f"{error}") from None
         if wanted != blocks:
             why = f"the layout says {solve_faults.listed(wanted)}"
             raise solve_faults.uneven(name, split, blocks, first, why)
         return blocks
+
+    def _whole_blocks(self, total: int, split: Split) -> tuple[int, ...]:
+        """The blocks of an axis that every file stores whole."""
+        try:
+            return blocks_of(total, split, self._mesh)
+        except ValueError:
+            return (total,)
 
     def _mismatch(self, item: Equation, size: int, coord: Mapping[str, int]) -> ReshardError:
         axes = dict.fromkeys(term_axes(item.term))
@@ -256,24 +263,33 @@ def stated_cut(
 
     Raises: ReshardError[uneven-split | bad-size].
     """
-    stored = size
-    if split.pad_to is not None:
-        multiple = integer(evaluate(split.pad_to, env), f"what axis `{name}` is padded to")
-        if multiple < 1:
-            raise bad_size(f"what axis `{name}` is padded to", multiple, "at least 1")
-        stored = round_up(size, multiple)
+    stored = padded_size(name, size, split, env)
     if split.truncated_to is not None:
         size = integer(evaluate(split.truncated_to, env), f"what axis `{name}` is truncated to")
         if size > stored:
             raise bad_size(f"what axis `{name}` is truncated to", size, f"at most {stored}")
     if not any(axis in mesh for axis in split.over):
         return AxisCut(split.over, (stored,), size)
-    count = block_count(split.over, mesh)
     try:
-        blocks = split_sizes(stored, count, split.rule, split.sizes)
+        blocks = blocks_of(stored, split, mesh)
     except ValueError as error:
+        count = block_count(split.over, mesh)
         raise solve_faults.unsplit(name, stored, split, count, mesh, f"{error}") from None
     return AxisCut(split.over, blocks, size)
+
+
+def padded_size(name: str, size: int, split: Split, env: Mapping[str, object]) -> int:
+    """The stored elements of an axis of `size` logical ones.
+
+    Raises: ReshardError[bad-size].
+    """
+    if split.pad_to is None:
+        return size
+    what = f"what axis `{name}` is padded to a multiple of"
+    multiple = integer(evaluate(split.pad_to, env), what)
+    if multiple < 1:
+        raise bad_size(what, multiple, "at least 1")
+    return round_up(size, multiple)
 
 
 def integer(value: object, what: str) -> int:
@@ -290,17 +306,9 @@ def integer(value: object, what: str) -> int:
 
 def bad_size(what: str, value: object, wanted: str) -> ReshardError:
     """A size that no axis can have."""
-    shown = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else repr(value)
+    shown = f"{value}".lower() if isinstance(value, bool) else f"{value}"
     return layout_error(
         "bad-size",
         f"{what} is {shown}, and must be {wanted}",
         helps=["correct it in the layout, in the model's configuration, or with `--set`"],
     )
-
-
-def _whole_blocks(total: int, count: int, split: Split) -> tuple[int, ...]:
-    """The blocks of an axis that is stored whole everywhere."""
-    try:
-        return split_sizes(total, count, split.rule, split.sizes)
-    except ValueError:
-        return (total,)
