@@ -16,6 +16,8 @@ TARGETS = {
     "universal-form": "deepspeed-universal",
 }
 
+TWO = ("--threads", "2")  # memory depends on it
+
 
 def _narrow(text: str) -> str:
     """The text, once no line is wider than a terminal but for names, which are never cut."""
@@ -41,13 +43,13 @@ def test_inspect_a_universal_checkpoint(run: Run, case: Case, golden: Golden) ->
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", ["z1_bf16_dp4_tied", "z3_fp32_dp2_frozen"])
 def test_plan(name: str, target: str, run: Run, case: Case, golden: Golden) -> None:
-    said = run("plan", case(name), "--to", TARGETS[target])
+    said = run("plan", case(name), "--to", TARGETS[target], *TWO)
     assert said.code == 0
     golden(f"plan/{name}-{target}.txt", said.out + said.err)
 
 
 def test_plan_of_tensor_parallel_ranks(run: Run, case: Case, golden: Golden) -> None:
-    said = run("plan", case("toytp_tp2_dp2_z1_fp32"), "--to", "universal")
+    said = run("plan", case("toytp_tp2_dp2_z1_fp32"), "--to", "universal", *TWO)
     assert (said.code, said.err) == (0, "")
     golden("plan/toytp.txt", said.out)
 

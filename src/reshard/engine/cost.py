@@ -6,8 +6,8 @@ from reshard.engine.gather import BLOCK_NUMEL, SCRATCH_NBYTES
 from reshard.engine.units import TRANSPOSED_WINDOWS
 from reshard.plan.plan import Array, Plan
 
-BASE_NBYTES = 48 << 20
-"""The interpreter with numpy, before any plan."""
+BASE_NBYTES = 64 << 20
+"""The interpreter with numpy and everything of ours, before any plan."""
 
 COPY_NBYTES = 1500
 """One copy of a plan with its origin and everything in them."""
