@@ -79,9 +79,11 @@ class Inventory:
         if "param" not in kinds:
             return "master", dtype
         own = kinds["param"].dtype
-        if own is stored and own is not dtype:
-            return self.master(name), dtype
-        return "param", own
+        if own is not stored or own is dtype:
+            return "param", own
+        if "master" in kinds:
+            self.lose(name, "param", f"rounded to {dtype} from the master weights instead")
+        return self.master(name), dtype
 
     def shaped_states(self, name: str) -> dict[str, str]:
         """By DeepSpeed's name of a state, the source's."""

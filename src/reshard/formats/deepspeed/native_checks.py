@@ -19,7 +19,8 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
     """Refuse what would have to be guessed.
 
     Raises: ReshardError[deepspeed-no-param-groups | deepspeed-param-groups |
-            deepspeed-no-settings | deepspeed-steps | deepspeed-pipeline-stage].
+            deepspeed-no-settings | deepspeed-no-scaler | deepspeed-steps |
+            deepspeed-pipeline-stage].
     """
     if not resume.groups:
         raise target_error(
@@ -40,8 +41,21 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             ],
             helps=["convert to `deepspeed-universal`, which leaves those of the run in place"],
         )
+    if options.zero == 3 and options.dtype is DType.F16:
+        _check_scaler(resume, options)
     inventory.check_steps(resume.groups)
     check_pipeline(resume, options)
+
+
+def _check_scaler(resume: Resume, options: NativeOptions) -> None:
+    if "loss_scaler" in resume.scaling(same=options.dtype is options.stored):
+        return
+    raise target_error(
+        "deepspeed-no-scaler",
+        "the source has no loss scaler for a run of fp16",
+        notes=["loading at ZeRO stage 3 replaces the one that the run has configured"],
+        helps=["choose `zero=1` or `zero=2`, or convert to `deepspeed-universal`"],
+    )
 
 
 def _check_names(inventory: Inventory, resume: Resume) -> None:
@@ -82,8 +96,11 @@ def native_warnings(
     )
 
 
-def weights_only(inventory: Inventory) -> tuple[Diagnostic, ...]:
-    """That there are no optimizer states."""
+def weights_only(inventory: Inventory, condition: str = "") -> tuple[Diagnostic, ...]:
+    """That there are no optimizer states.
+
+    Args:  condition: how the folder must be loaded then.
+    """
     if any(set(inventory.states[name]) - {"param", "master"} for name in inventory.trained):
         return ()
     return (
@@ -91,7 +108,8 @@ def weights_only(inventory: Inventory) -> tuple[Diagnostic, ...]:
             "deepspeed-no-states",
             "the source has no optimizer states, so weights alone are written",
             "warning",
-            helps=("expect the optimizer to start anew",),
+            notes=("the optimizer starts anew",),
+            helps=(f"load it {condition}",) if condition else (),
         ),
     )
 

@@ -84,7 +84,7 @@ class OptimizerFiles:
         }
 
     def _scaling(self) -> dict[str, object]:
-        found = self.resume.scaling(self.options.dtype)
+        found = self.resume.scaling(same=self.options.dtype is self.options.stored)
         if self.options.zero == 3:
             found.pop("clip_grad", None)
         return found

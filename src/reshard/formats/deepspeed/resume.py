@@ -107,15 +107,13 @@ class Resume:
         """Whether the hyper-parameters of the param groups are known."""
         return any(group.settings for group in self.groups)
 
-    def scaling(self, dtype: DType | None) -> dict[str, object]:
-        """The loss scaler and its kind, for a run of the same precision alone.
+    def scaling(self, *, same: bool) -> dict[str, object]:
+        """The loss scaler and its kind, for a run of the same precision alone; gradient clipping.
 
-        Another run's would scale what must not be, or not scale what must.
-
-        Args:  dtype: of the run that loads; None where any may, then only that of fp16 is given.
+        Another run's scaler would scale what must not be, or not scale what must.
         """
         own: tuple[str, ...] = ("clip_grad",)
-        if self.dtype is DType.F16 if dtype is None else dtype is self.dtype:
+        if same:
             own = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
         return {key: self.optimizer[key] for key in own if key in self.optimizer}
 

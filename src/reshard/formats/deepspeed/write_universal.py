@@ -69,7 +69,9 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     warnings = (
         *_not_restored(inventory, tag),
         *_differing(resume),
-        *weights_only(inventory),
+        *_round_robin(resume),
+        *weights_only(inventory, "at stage 3 with `load_optimizer_states=False`"),
+        *_stage3_states(inventory),
         *no_master(inventory),
         *rank_state(resume, tuple(resume.ranks)),
         *resume.warning(),
@@ -145,7 +147,7 @@ def _optimizer_state(
     value = 0 if step is None else inventory.number(step, output)
     return {
         "ds_version": resume.version,
-        **resume.scaling(None),
+        **resume.scaling(same=DType.F16 in (resume.dtype, inventory.weights_dtype())),
         **resume.optimizer_other,
         "param_groups": _positions(inventory, resume),
         "optimizer_state_dict": {
@@ -213,5 +215,44 @@ def _differing(resume: Resume) -> tuple[Diagnostic, ...]:
                 "at stage 3 its loader sets one value for all groups, so they are left out there",
             ),
             helps=("at stage 3, build the optimizer with the values that each group should have",),
+        ),
+    )
+
+
+def _round_robin(resume: Resume) -> tuple[Diagnostic, ...]:
+    if resume.zero.get("round_robin_gradients") is not True:
+        return ()
+    return (
+        Diagnostic(
+            "deepspeed-round-robin",
+            "DeepSpeed misplaces the states of a universal folder in a run with "
+            "`round_robin_gradients`",
+            "warning",
+            notes=(
+                "the source's `ds_config` has it; the loader takes the order of parameters "
+                "without it",
+            ),
+            helps=("set `round_robin_gradients: false` for the run that loads the folder",),
+        ),
+    )
+
+
+def _stage3_states(inventory: Inventory) -> tuple[Diagnostic, ...]:
+    """Optimizers with other states than Adam's, of which stage 3 does not know."""
+    found = {state for name in inventory.trained for state in inventory.shaped_states(name)}
+    others = sorted(found - {FP32, "exp_avg", "exp_avg_sq"})
+    if not others and len(found) in (1, 3):
+        return ()
+    known = ", ".join(f"`{state}`" for state in sorted(found - {FP32}))
+    return (
+        Diagnostic(
+            "deepspeed-stage3-states",
+            "DeepSpeed does not load these optimizer states at stage 3",
+            "warning",
+            notes=(
+                f"the source has {known}",
+                "at stage 3 its loader reads `exp_avg` and `exp_avg_sq`, both and no other",
+            ),
+            helps=("load it at stage 1 or 2, or convert to `deepspeed:zero=3`",),
         ),
     )
