@@ -26,7 +26,7 @@ def _held(piece: Piece, shape: tuple[int, ...], box: Box) -> list[Piece]:
     """What the box has of one piece, addressed in the array of the box alone."""
     if not piece.box.volume or not box.volume:
         return []
-    if not shape:
+    if box.size == shape:
         return [piece]
     outer, inner = row_major(shape), row_major(box.size)
     choices = []
