@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reshard.formats.deepspeed.expert_weights import (
     expert_modules,
@@ -24,7 +24,7 @@ from reshard.formats.deepspeed.grid import missing_files
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
-from reshard.formats.deepspeed.shard import GroupShard
+from reshard.formats.deepspeed.shard import MASTER, GroupShard
 from reshard.formats.deepspeed.source import Source, is_data_first
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
@@ -82,6 +82,8 @@ def collect(source: Source) -> Collected:
             out.tensors += _zero_states(source, mp_rank, out.groups)
         elif source.plain:
             out.tensors += _plain_states(source, mp_rank, weights[mp_rank], out.groups)
+    if source.folder.is_zero3:
+        out.tensors = _empty_shards(out.tensors)
     _name_kinds(source, out)
     out.groups = {index: _experts_together(names) for index, names in out.groups.items()}
     return out
@@ -160,10 +162,12 @@ def _ep_rank(model: ModelFile) -> int | None:
 def _written_order(shapes: Shapes, shards: Sequence[GroupShard]) -> dict[str, None]:
     """Names in the order of the optimizer, where the buffer has them round robin.
 
-    `param_slice_mappings` are misplaced there, but their names are in the optimizer's order.
+    For D ranks the buffer holds the parameters 0, D, 2D, ..., then 1, D + 1, ..., and so on.
+    Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_round_robin_reorder`.
     """
-    noted = dict.fromkeys(name for shard in shards for name in shard.slices or ())
-    return noted if set(noted) == set(shapes) else dict.fromkeys(shapes)
+    count = len(shards)
+    turn = [index for first in range(count) for index in range(first, len(shapes), count)]
+    return dict.fromkeys(name for _, name in sorted(zip(turn, shapes, strict=True)))
 
 
 def _global_names(shapes: Iterable[str], ep_rank: int | None) -> Iterator[str]:
@@ -248,6 +252,20 @@ def _module_order(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
     return sorted(tensors, key=lambda tensor: not tensor.name.startswith("tied_modules."))
 
 
+def _empty_shards(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
+    """The tensors, with shards without elements as master weights where others have these.
+
+    DeepSpeed lists a rank's empty shard of a trained parameter among the frozen ones.
+    """
+    masters = {tensor.name: tensor.dtype for tensor in tensors if tensor.state == MASTER}
+    return [
+        replace(tensor, state=MASTER, dtype=masters[tensor.name])
+        if tensor.state == PARAM and not tensor.numel and tensor.name in masters
+        else tensor
+        for tensor in tensors
+    ]
+
+
 # Kinds of names.
 
 
@@ -263,7 +281,8 @@ def _name_kinds(source: Source, out: Collected) -> None:
     have = {tensor.name for tensor in out.tensors if tensor.state == PARAM}
     out.buffers = {name: None for name in out.buffers if name in have}
     for model in source.models.values():
-        out.frozen.update(dict.fromkeys(model.frozen_shapes or ()))
+        own = (name for name in model.frozen_shapes or () if name not in trained)
+        out.frozen.update(dict.fromkeys(own))
     if source.plain:
         trained = {name for names in out.groups.values() for name in names}
     if source.shards or source.plain:
