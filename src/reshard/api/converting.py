@@ -89,6 +89,8 @@ def plan(
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",
     threads: int | None = None,
@@ -106,6 +108,8 @@ def plan(
         layout,
         layout_name,
         settings,
+        model,
+        names,
         states,
         on_drift,
         threads,
@@ -123,6 +127,8 @@ def convert(
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",
     force: bool = False,
@@ -139,6 +145,8 @@ def convert(
            to: `format[:key=value,...]`, e.g. `universal` or `deepspeed:zero=2,dp=4`.
            layout: a UCL file that is used instead of what the source says about itself;
                    layout_name: which layout of it.  settings: sizes that win over the source's.
+           model: of which the source is; found by its names if not given.
+           names: call the tensors as this layout of the model does, e.g. `hf`.
            states: `all`, `weights`, or kinds of state.
            on_drift: what to do where copies differ that should not: "error", "average", "first".
            force: replace what is at `dst`, if it is a checkpoint that reshard wrote.
@@ -161,6 +169,8 @@ def convert(
         layout,
         layout_name,
         settings,
+        model,
+        names,
         states,
         on_drift,
         threads,
@@ -181,6 +191,8 @@ def _prepare(
     layout: PathLike | None,
     layout_name: str | None,
     settings: Mapping[str, int] | None,
+    model: str | None,
+    names: str | None,
     states: str | Iterable[str],
     on_drift: OnDrift,
     threads: int | None,
@@ -188,7 +200,15 @@ def _prepare(
     max_file_size: int | None,
 ) -> _Prepared:
     target = parse_target(to, formats.TARGETS)
-    source = open_source(src, step=step, layout=layout, layout_name=layout_name, settings=settings)
+    source = open_source(
+        src,
+        step=step,
+        layout=layout,
+        layout_name=layout_name,
+        settings=settings,
+        model=model,
+        names=names,
+    )
     selected = select_states(source, states)
     arrangement = selected.arrangement
     output = _output(source, selected, target, max_file_size)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from reshard import formats
+from reshard.api.naming import find_model, rename_to
 from reshard.errors import ReshardError, layout_error
-from reshard.language import load_layout
+from reshard.language import format_document, load_layout
+from reshard.language.library import Family, families, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
 from reshard.plan.prove import Proof, prove_sources
+from reshard.plan.rename import renamed_catalog
 
 PathLike = str | Path
 
@@ -23,6 +26,7 @@ class OpenedSource:
     """A source and the proof that all of it is there.
 
     Args:  layout_text: UCL through which it was read; the source's own, or the user's.
+           family: the layouts of its model, where that is known.
     """
 
     path: Path
@@ -30,6 +34,7 @@ class OpenedSource:
     arrangement: Arrangement
     proof: Proof
     layout_text: str
+    family: Family | None = None
 
 
 def open_source(
@@ -39,12 +44,16 @@ def open_source(
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
 ) -> OpenedSource:
-    """A source, read through its own layout or through the user's.
+    """A source, read through its own layout, the user's, or that of its model.
 
     Args:  step: which one of several that the folder holds.
            layout: a UCL file; layout_name: which layout of it.
            settings: sizes that win over those of the checkpoint.
+           model: read it through the layout of this model that fits its names.
+           names: read it through its model, and call its tensors as this layout of it does.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
@@ -55,11 +64,30 @@ def open_source(
     catalog = formats.read(
         formats.recognize(folder), folder, step=step, strict_layout=chosen is None
     )
+    family = None
+    if chosen is not None and chosen.model is not None and own is not None:
+        family = _family(own, str(layout), chosen.model.name)
+    elif model is not None or names is not None:
+        extra = () if own is None else families(own, str(layout))
+        modelled = find_model(catalog, model=model, extra=extra, settings=settings)
+        catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
+        own = format_document(family.document)
     if chosen is None:
         chosen = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
-    return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout)
+    if family is not None:
+        wanted = arrangement.layout.name if names is None else names
+        renamed = rename_to(arrangement, family, wanted, {}, settings=settings)
+        catalog = renamed_catalog(arrangement, renamed)
+        arrangement = replace(renamed, catalog=catalog)
+    return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout, family)
+
+
+def _family(text: str, file: str, name: str) -> Family:
+    """The family of a user's model: of the file, else of those that ship."""
+    found = (*families(text, file), *shipped())
+    return next(family for family in found if family.name == name)
 
 
 def read_layout_file(path: Path) -> str:

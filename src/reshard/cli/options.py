@@ -96,6 +96,20 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=NUMBER", help="A size that wins over the source's."),
 ]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", help="The model that the source is of: llama, gpt, moe, ..."
+    ),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--names",
+        metavar="LAYOUT",
+        help="Call the tensors as this layout of the model does: hf, megatron, ...",
+    ),
+]
 States = Annotated[
     str,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from reshard.algebra.bijection import find_axis_fault
 from reshard.algebra.box import Box
@@ -41,7 +42,7 @@ def bind(
     """
     mesh = _mesh(layout, catalog, settings or {})
     env = environment(layout, catalog, mesh, settings or {})
-    tensors = (tensor for tensor in catalog.tensors if tensor.state != EXTRA)
+    tensors = _named(layout, catalog)
     matched = match_tensors(layout, tensors, env, mesh)
     builder = _Builder(layout, catalog, mesh)
     bind_rules = bind_free if layout.model is None else bind_model
@@ -51,6 +52,15 @@ def bind(
         if tensor.state == EXTRA:
             builder.add_extra(tensor)
     return builder.finish()
+
+
+def _named(layout: Layout, catalog: Catalog) -> Iterator[LocalTensor]:
+    """What the rules apply to; without a model, a stored copy goes by the name of its parameter."""
+    aliases = (catalog.aliases or {}) if layout.model is None else {}
+    for tensor in catalog.tensors:
+        if tensor.state != EXTRA:
+            name = aliases.get(tensor.name)
+            yield tensor if name is None else replace(tensor, name=name)
 
 
 def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, int]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from reshard.language.layout import Layout, Model, Split
 from reshard.plan.arrangement import Bound
 from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import LocalTensor
+from reshard.plan.environment import is_known
 from reshard.plan.group import Group
 from reshard.plan.matching import Matched
 from reshard.plan.parameters import observe, rank_mismatch, scalar_states, sort_states
@@ -115,7 +116,7 @@ def _named_cuts(
     for axis, found in counts.items():
         declared = model.axes[axis].size
         stated = None
-        if declared is not None:
+        if declared is not None and is_known(declared, env):
             stated = integer(evaluate(declared, env), f"the size of axis `{axis}`")
         split = layout.places.get(axis, Split())
         if found.keys() == {None}:

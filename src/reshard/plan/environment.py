@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reshard.errors import ReshardError
-from reshard.language.expression import evaluate
+from reshard.language.expression import Expression, evaluate
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 
@@ -41,3 +41,14 @@ def _flatten(prefix: str, value: Mapping[str, object], env: dict[str, object]) -
             _flatten(f"{name}.", item, env)
         else:
             env[name] = item
+
+
+def is_known(expression: Expression, env: Mapping[str, object]) -> bool:
+    """Whether an expression has a value; a size that has none is taken from the stored shapes."""
+    try:
+        evaluate(expression, env)
+    except ReshardError as error:
+        if all(item.code == "unknown-name" for item in error.diagnostics):
+            return False
+        raise
+    return True

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 
+from reshard.algebra.box import Box
+from reshard.algebra.piece import Piece
 from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
+from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
+from reshard.plan.fit import facts
+from reshard.plan.holders import Holders
 from reshard.plan.matching import active_rules
 from reshard.plan.names import group_names, quantity
+from reshard.plan.numbers import number_segments
 from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.show import show_term
 
@@ -64,13 +71,17 @@ class _Renamer:
         self._source = arrangement
         self._layout = layout
         self._sizes = atom_sizes(arrangement)
-        env = environment(arrangement.layout, arrangement.catalog, arrangement.mesh, settings)
+        catalog = arrangement.catalog
+        env = environment(layout, catalog, arrangement.mesh, settings)
+        env.update(environment(arrangement.layout, catalog, arrangement.mesh, settings))
         env.update({axis: mesh.get(axis, 1) for axis in (*layout.mesh, *arrangement.mesh)})
         env.update(mesh)
+        for name in facts(layout):
+            env.setdefault(name, False)  # what only the other layout asks for is not so
         self._env = env
-        self._states: dict[str, dict[str, DType]] = {}
+        self._holders: dict[str, dict[str, Holders]] = {}
         for (key, state), parts in arrangement.parts.items():
-            self._states.setdefault(key, {})[state] = parts[0].dtype
+            self._holders.setdefault(key, {})[state] = Holders(key, parts, ())
 
     def run(self) -> Arrangement:
         """The arrangement in the other layout's names."""
@@ -115,7 +126,6 @@ class _Renamer:
         return AxisCut(self._layout.places.get(axis, Split()).over, (size,), size)
 
     def _wholes(self, bound: Bound) -> Iterator[Whole]:
-        keys = list(dict.fromkeys(bound.atoms.values()))
         extents = bound.whole_extents()
         pieces = tuple(
             (
@@ -124,14 +134,38 @@ class _Renamer:
             )
             for s in segments(bound.dims, extents)
         )
-        for state in dict.fromkeys(state for key in keys for state in self._states.get(key, {})):
-            found = {key: self._states[key].get(state) for key in keys}
-            if len(set(found.values())) > 1:
-                raise self._split(bound, state, found)
-            dtype = found[keys[0]]
-            assert dtype is not None
-            axes = tuple(show_term(term) for term in bound.dims)
-            yield Whole(bound.name, state, bound.shape, dtype, pieces, axes, bound.rule)
+        axes = tuple(show_term(term) for term in bound.dims)
+        for state in self._states(key for key, _ in pieces):
+            dtype = self._dtype(bound, state, pieces)
+            if dtype is not None:
+                yield Whole(bound.name, state, bound.shape, dtype, pieces, axes, bound.rule)
+        numbers = number_segments(bound.atoms.values(), bound.indices, self._source.atoms)
+        for state in self._states(key for key, _ in numbers):
+            dtype = self._dtype(bound, state, numbers)
+            if dtype is not None:
+                yield Whole(bound.name, state, (), dtype, numbers, (), -1)
+
+    def _states(self, keys: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys(state for key in keys for state in self._holders.get(key, ())))
+
+    def _dtype(self, bound: Bound, state: str, pieces: Iterable[tuple[str, Piece]]) -> DType | None:
+        """The element type of a state of a whole tensor; None if nothing of it is stored.
+
+        A layer that is not trained has no optimizer states; a tensor of several layers cannot be
+        made of some that have.
+        """
+        found: dict[str, set[DType | None]] = {}
+        for key, piece in pieces:
+            holders = self._holders.get(key, {}).get(state)
+            held = [] if holders is None else holders.find(piece.box, first=True)
+            dtypes = found.setdefault(key, set())
+            dtypes.update(part.dtype for _, parts in held for part in parts)
+            if sum(box.volume for box, _ in held) != piece.box.volume or not piece.box.volume:
+                dtypes.add(None)
+        stored = set().union(*found.values())
+        if len(stored) > 1:
+            raise self._split(bound, state, found)
+        return stored.pop()
 
     def _refuse_unplaced(self, bound: Mapping[str, Bound]) -> None:
         placed = {key for item in bound.values() for key in item.atoms.values()}
@@ -163,14 +197,16 @@ class _Renamer:
             helps=["give the model's configuration with `--set`, or end the rule with `optional`"],
         )
 
-    def _split(self, bound: Bound, state: str, found: Mapping[str, DType | None]) -> ReshardError:
-        notes = [
-            f"`{key}` has {'no ' + state if dtype is None else f'{state} as {dtype}'}"
-            for key, dtype in found.items()
-        ]
+    def _split(
+        self, bound: Bound, state: str, found: Mapping[str, Collection[DType | None]]
+    ) -> ReshardError:
+        notes = []
+        for key, dtypes in found.items():
+            kinds = sorted(f"`{state}` as {item}" if item else f"no `{state}`" for item in dtypes)
+            notes.append(f"`{key.removesuffix(SCALAR)}` has {' and '.join(kinds)}")
         return layout_error(
             "split-states",
-            f"`{bound.name}` would hold atoms whose {state} is not stored alike",
+            f"`{bound.name}` would hold what differs in `{state}`",
             notes=notes,
             helps=["leave this state out with `--states`"],
         )
@@ -180,3 +216,46 @@ def _model_of(layout: Layout) -> str:
     if layout.model is None:
         return f"`{layout.name}` has no model"
     return f"`{layout.name}` is of model `{layout.model.name}`"
+
+
+def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
+    """The catalog with its lists of names in the names of another layout.
+
+    A parameter of the new layout is in a list, or in a param group, where the parameters that
+    hold its numbers in the old layout are.
+    """
+    owners = _owners(old, new)
+    catalog = old.catalog
+
+    def names(of: Iterable[str]) -> tuple[str, ...]:
+        wanted = set(of)
+        return tuple(name for name, held in owners.items() if held and held <= wanted)
+
+    groups = []
+    for group in catalog.training.param_groups:
+        params = group.get("params")
+        listed = {"params": list(names(map(str, params)))} if isinstance(params, list) else {}
+        groups.append({**group, **listed})
+    return replace(
+        catalog,
+        training=replace(catalog.training, param_groups=tuple(groups)),
+        buffers=names(catalog.buffers),
+        frozen=names(catalog.frozen),
+        aliases=None,
+    )
+
+
+def _owners(old: Arrangement, new: Arrangement) -> dict[str, set[str]]:
+    """By name of the new layout: the names in the old one that hold its numbers."""
+    held: dict[str, list[tuple[Box, str]]] = {}
+    for whole in old.wholes:
+        for key, piece in whole.segments:
+            held.setdefault(key, []).append((piece.box, whole.name))
+    out: dict[str, set[str]] = {}
+    for whole in new.wholes:
+        found = out.setdefault(whole.name, set())
+        for key, piece in whole.segments:
+            found.update(
+                name for box, name in held.get(key, ()) if box.intersect(piece.box) is not None
+            )
+    return out

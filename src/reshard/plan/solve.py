@@ -11,6 +11,7 @@ from reshard.language.expression import evaluate
 from reshard.language.layout import Axis, Rule, Split
 from reshard.plan import solve_faults
 from reshard.plan.axes import AxisCut, block_count, blocks_of
+from reshard.plan.environment import is_known
 from reshard.plan.solve_faults import Equation, Observation
 
 NO_SPLIT = Split()
@@ -82,7 +83,7 @@ class Solver:
     def _state(self, name: str) -> None:
         """Cut an axis whose size the layout states."""
         axis = self._axes.get(name)
-        if axis is None or axis.size is None:
+        if axis is None or axis.size is None or not is_known(axis.size, self._env):
             return
         split = self._splits.get(name, NO_SPLIT)
         size = integer(evaluate(axis.size, self._env), f"the size of axis `{name}`")

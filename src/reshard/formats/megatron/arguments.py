@@ -52,6 +52,12 @@ class Arguments:
     def config(self) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
+        heads = self.integer("num_attention_heads")
+        if heads and not self.get("group_query_attention"):
+            plain["num_query_groups"] = heads  # the argument is 1 where it is not used
+        hidden = self.integer("hidden_size")
+        if heads and hidden and "kv_channels" not in plain:
+            plain["kv_channels"] = hidden // heads
         return {"args": plain}
 
 

@@ -52,7 +52,7 @@ def read_legacy(folder: Path) -> Catalog:
             for chunk in chunks[rank.file]:
                 tensors += _weights(chunk, ranks, vpp, tied, shapes)
             states, assigned = states_of(rank, chunks[rank.file], ranks, folder, sampler)
-            tensors += _states(states, chunks[rank.file], ranks, vpp, tied)
+            tensors += _states(states, chunks[rank.file], ranks, vpp)
             groups.add(assigned, _namer(chunks[rank.file], ranks, vpp, tied, stages))
     finally:
         sampler.close()
@@ -91,17 +91,17 @@ def _weights(
         assert coord is not None
         shape = stored_shape(name, ref, ranks.args)
         shapes.setdefault(known, shape)
-        yield local_tensor(known, "param", coord, ref, chunk.rank.file, shape)
+        yield local_tensor(name, "param", coord, ref, chunk.rank.file, shape)
 
 
 def _states(
-    states: Sequence[State], chunks: Sequence[Chunk], ranks: Ranks, vpp: int, tied: bool
+    states: Sequence[State], chunks: Sequence[Chunk], ranks: Ranks, vpp: int
 ) -> Iterable[LocalTensor]:
     for item in states:
         parameter = item.parameter
         coord = coord_of(chunks[parameter.chunk], parameter.name, ranks, vpp)
         assert coord is not None
-        name = known_name(parameter.name, tied)
+        name = parameter.name
         if item.ref is None:
             assert item.value is not None
             data = struct.pack("<f", item.value)

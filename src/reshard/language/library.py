@@ -1,0 +1,86 @@
+"""The shipped layouts: one UCL file for each family of models, and those of the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from reshard.language.compile import compile_layout
+from reshard.language.layout import Layout
+from reshard.language.parser import parse
+from reshard.language.tree import Document, LayoutBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One file of layouts of one model.
+
+    Args:  name: of the model.  file: for messages.  document: as parsed.
+    """
+
+    name: str
+    file: str
+    document: Document
+
+    @property
+    def layout_names(self) -> tuple[str, ...]:
+        """The layouts, in the order of the file."""
+        return tuple(block.name.text for block in self.document.layouts)
+
+    def layout(self, name: str) -> Layout:
+        """One layout, checked and compiled.
+
+        Raises: what `compile_layout` raises.
+        """
+        return compile_layout(self.document, name)
+
+
+@cache
+def shipped() -> tuple[Family, ...]:
+    """Every family that comes with reshard, by name."""
+    folder = resources.files("reshard").joinpath("layouts")
+    found: list[Family] = []
+    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if item.name.endswith(".ucl"):
+            found += families(item.read_text(encoding="utf-8"), item.name)
+    return tuple(found)
+
+
+def families(text: str, file: str) -> tuple[Family, ...]:
+    """The families of one text: its models that have layouts.
+
+    Raises: syntax.
+    """
+    document = parse(text, file)
+    return tuple(
+        Family(
+            block.name.text,
+            file,
+            replace(document, blocks=(block, *_layouts_of(document, block.name.text))),
+        )
+        for block in document.models
+    )
+
+
+def _layouts_of(document: Document, model: str) -> tuple[LayoutBlock, ...]:
+    return tuple(
+        block for block in document.layouts if block.model is not None and block.model.text == model
+    )
+
+
+def read_families(path: Path) -> tuple[Family, ...]:
+    """The families of a user's file.
+
+    Raises: OSError, syntax.
+    """
+    return families(path.read_text(encoding="utf-8"), str(path))
+
+
+def all_layouts(found: tuple[Family, ...]) -> Iterator[tuple[Family, str]]:
+    """Every layout of some families."""
+    for family in found:
+        for name in family.layout_names:
+            yield family, name
