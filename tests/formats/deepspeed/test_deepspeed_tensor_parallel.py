@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepspeed_forge import Run
+from deepspeed_forge import Run, floats
 from deepspeed_oracle import arrange, wholes
 
 from reshard.formats.deepspeed import read
@@ -240,3 +240,22 @@ def test_buffers_are_copies(tmp_path: Path) -> None:
     assert catalog.buffers == ("mask",)
     assert '"mask" = [...]' in catalog.layout
     assert wholes(arrange(catalog))["mask", "param"].shape == (2, 3)
+
+
+def test_an_empty_shard_at_stage_3_is_no_frozen_parameter(tmp_path: Path) -> None:
+    whole = np.arange(24, dtype=np.float32).reshape(8, 3) + 1
+    stored = [list(range(8)), []]
+    groups = {0: [{"w": (8, 3), "n": (2,)}], 1: [{"n": (2,)}]}
+    model = info(affine_map=affine(stored, set()), tp_replicated_parameter_patterns=["n"])
+    values = {rank: {"w": whole.reshape(-1).tolist(), "n": [1.0, 2.0]} for rank in (0, 1)}
+    run = Run(tmp_path, groups, tp=2, stage=3, values=values, model=model)
+    for rank in (0, 1):
+        root = run.models[f"zero_pp_rank_{rank}_mp_rank_01_model_states.pt"]
+        root["frozen_param_shapes"] = {"w": (0, 3)}
+        root["frozen_param_fragments"] = {"w": floats([])}
+    catalog = read(run.write())
+    assert catalog.frozen == ()
+    assert '"w" = [rows over tp as (8, 0), ...]' in catalog.layout
+    found = wholes(arrange(catalog))
+    assert found["w", "master"].tolist() == whole.tolist()
+    assert found["w", "exp_avg"].tolist() == (whole / 4).tolist()
