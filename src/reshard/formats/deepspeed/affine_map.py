@@ -6,7 +6,7 @@ Source: DeepSpeed 0.19.8, checkpoint/affine.py (format version 1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from reshard.algebra.box import Box
@@ -53,12 +53,21 @@ class AffineMap:
 class _Slab:
     """A block `[start, start + width)` of one dimension, whole in the others.
 
-    Args:  at: where it starts in the shard's dimension.
+    Args:  at: where it starts in the shard's dimension.  is_shared: whether every rank has it.
     """
 
     start: int
     width: int
     at: int
+    is_shared: bool
+
+    def reaches(self, other: _Slab) -> bool:
+        """Whether the other one goes on where this one ends, in both places."""
+        return (
+            self.start + self.width == other.start
+            and self.at + self.width == other.at
+            and self.is_shared == other.is_shared
+        )
 
 
 def read_affine_map(node: Node, name: str) -> AffineMap:
@@ -183,25 +192,20 @@ def _sections(found: AffineMap, dim: int) -> list[Section] | None:
     rest = _without(found.shape, dim)
     if any(_without(found.shards[rank], dim) != rest for rank in ranks):
         return None
-    everyone = frozenset(ranks)
     private: list[tuple[int, int, int]] = []  # start, rank, width
     shared: dict[tuple[int, int], int] = {}  # start, width -> how many ranks
     slabs: dict[int, list[_Slab]] = {}
     for rank in ranks:
-        for piece in found.pieces[rank]:
-            if not prod(piece.shape):
-                continue
-            slab = _slab(found, rank, piece, dim)
-            if slab is None:
-                return None
-            slabs.setdefault(rank, []).append(slab)
-            if piece.ranks == {rank}:
-                private.append((slab.start, rank, slab.width))
-            elif piece.ranks == everyone:
+        own = _slabs(found, rank, dim)
+        if own is None:
+            return None
+        slabs[rank] = own
+        for slab in own:
+            if slab.is_shared:
                 key = (slab.start, slab.width)
                 shared[key] = shared.get(key, 0) + 1
             else:
-                return None  # some ranks have a copy and others not
+                private.append((slab.start, rank, slab.width))
     if any(count != len(ranks) for count in shared.values()):
         return None
     events = sorted([*private, *((start, -1, width) for start, width in shared)])
@@ -211,6 +215,27 @@ def _sections(found: AffineMap, dim: int) -> list[Section] | None:
     return sections
 
 
+def _slabs(found: AffineMap, rank: int, dim: int) -> list[_Slab] | None:
+    """A rank's blocks of a dimension by start, neighbours joined; None if a piece is no block."""
+    everyone = frozenset(found.pieces)
+    blocks = []
+    for piece in found.pieces[rank]:
+        if not prod(piece.shape):
+            continue
+        slab = _slab(found, rank, piece, dim)
+        if slab is None or piece.ranks not in ({rank}, everyone):
+            return None  # or some ranks have a copy and others not
+        blocks.append(slab)
+    out: list[_Slab] = []
+    for slab in sorted(blocks, key=lambda slab: slab.start):
+        last = out[-1] if out else None
+        if last is not None and last.reaches(slab):
+            out[-1] = replace(last, width=last.width + slab.width)
+        else:
+            out.append(slab)
+    return out
+
+
 def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | None:
     """The block of a dimension that a piece is, or None."""
     shape, shard = found.shape, found.shards[rank]
@@ -218,7 +243,8 @@ def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | 
     inner = prod(shape[dim + 1 :])
     if odd or piece.source[0] % inner or piece.dest[0] % inner:
         return None
-    slab = _Slab(piece.source[0] // inner, width, piece.dest[0] // inner)
+    is_shared = len(piece.ranks) > 1
+    slab = _Slab(piece.source[0] // inner, width, piece.dest[0] // inner, is_shared)
     block = (*shape[:dim], width, *shape[dim + 1 :])
     wanted = AffinePiece(
         block,
