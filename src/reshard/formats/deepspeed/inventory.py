@@ -151,7 +151,7 @@ class Inventory:
                         *(f"`{name}` is at step {value:g}" for value, name in found.items()),
                         "DeepSpeed keeps one step per param group",
                     ],
-                    helps=["convert to a universal checkpoint, which keeps one per parameter"],
+                    helps=["convert to `universal`, which keeps one per parameter"],
                 )
 
 

@@ -144,10 +144,11 @@ def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
         out.append(
             Diagnostic(
                 "deepspeed-rank-state",
-                f"what {len(files)} files of single ranks say for themselves is not written",
+                "what files of single ranks say for themselves is not written",
                 "warning",
                 notes=(
                     f"{', '.join(f'`{key}`' for key in keys[:MAX_GROUPS])} in {files[0]}",
+                    *((f"and {len(files) - 1} more files",) if len(files) > 1 else ()),
                     "the first rank's is written for all",
                 ),
                 helps=("a `universal` checkpoint keeps it",),
@@ -185,25 +186,21 @@ def _unstored(resume: Resume, options: NativeOptions) -> tuple[Diagnostic, ...]:
 
 
 def _needed_settings(options: NativeOptions) -> tuple[Diagnostic, ...]:
-    needed = []
+    needed = {}
     if options.round_robin:
-        needed.append("`round_robin_gradients: true`")
+        needed["`round_robin_gradients: true`"] = "`round_robin=0`"
     if options.param_alignment:
-        needed.append("`parameter_alignment: true`")
+        needed["`parameter_alignment: true`"] = "`param_alignment=0`"
     if options.zero == 3 and options.sub_group_size != SUB_GROUP_SIZE:
-        needed.append(f"`sub_group_size: {options.sub_group_size}`")
+        needed[f"`sub_group_size: {options.sub_group_size}`"] = f"`sub_group_size={SUB_GROUP_SIZE}`"
     if not needed:
         return ()
-    listed = " and ".join(needed)
     return (
         Diagnostic(
             "deepspeed-needs-setting",
-            f"the folder loads only where `zero_optimization` has {listed}",
+            f"the folder loads only where `zero_optimization` has {' and '.join(needed)}",
             "warning",
-            notes=("so has the source's `ds_config`, or the target asks for it",),
-            helps=(
-                "for a run without, add `round_robin=0`, `param_alignment=0`, or "
-                f"`sub_group_size={SUB_GROUP_SIZE}` to the target",
-            ),
+            notes=("it is so in the source's `ds_config`, or the target asks for it",),
+            helps=(f"for a run without, add {' and '.join(needed.values())} to the target",),
         ),
     )

@@ -10,7 +10,7 @@ from reshard.algebra.flat import cut
 from reshard.algebra.partition import Partition, partition_buffer, partition_each
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
-from reshard.formats.deepspeed.inventory import FP32, Inventory
+from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import ParamGroup
 from reshard.plan.lay_out import LaidTensor
@@ -183,5 +183,5 @@ def _missing(
             f"`{one}` has {listed(first)}, `{other}` has {listed(second)}",
             "DeepSpeed keeps the states of a group in one flat array each",
         ],
-        helps=[f"convert to `{FP32}` weights alone with `--states weights`"],
+        helps=["convert the weights alone with `--states weights`"],
     )

@@ -116,5 +116,5 @@ def _unlike(bound: Bound, why: str) -> Exception:
             why,
             "its loader cuts one axis in equal blocks, or every part of a sum in equal blocks",
         ],
-        helps=["convert to a universal checkpoint, or to the native form with the same tp"],
+        helps=["convert to `universal`, or to `deepspeed` with the same `tp`"],
     )

@@ -135,7 +135,7 @@ def _folder_name(name: str) -> str:
             "deepspeed-name",
             f"the parameter `{name}` cannot be written, because its name cannot name a folder",
             notes=["DeepSpeed's universal form has a folder for every parameter"],
-            helps=["convert to `universal`, or to the native form"],
+            helps=["convert to `universal`, or to `deepspeed`"],
         )
     return name
 
