@@ -66,7 +66,8 @@ def test_deepspeed_resumes_from_a_universal_folder(
     [
         ("z1_fp32_dp2_untied", 1, 3),
         ("z1_bf16_dp4_tied", 2, 2),
-        ("z2_fp32_dp2_elastic", 3, 3),
+        ("z2_bf16_dp2_align", 3, 3),
+        ("z0_bf16_dp2", 2, 3),
         ("z3_fp32_dp2_untied", 3, 3),
         ("z3_bf16_dp3_untied", 1, 4),
     ],
