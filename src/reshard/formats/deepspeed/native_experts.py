@@ -15,10 +15,10 @@ from reshard.formats.deepspeed.local_names import expert_axis
 from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume
-from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
+from reshard.storage.torch_output import TorchOutput
 
 NATIVE = "deepspeed_experts"
 LAYERS = ("ds_autoep_layers", "autoep_layers")

@@ -12,11 +12,11 @@ from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume, with_own
-from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
 from reshard.storage.inert import Size
+from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
 
 

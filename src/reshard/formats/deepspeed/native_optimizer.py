@@ -10,8 +10,8 @@ from reshard.formats.deepspeed.inventory import FP32, Inventory
 from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume, loss_scaler, with_own
-from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.storage.inert import Record
+from reshard.storage.torch_output import TorchOutput
 
 
 @dataclass(frozen=True, slots=True)

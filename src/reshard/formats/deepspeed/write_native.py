@@ -17,11 +17,11 @@ from reshard.formats.deepspeed.native_optimizer import OptimizerFiles
 from reshard.formats.deepspeed.native_options import NativeOptions, native_options
 from reshard.formats.deepspeed.native_pipeline import layer_files
 from reshard.formats.deepspeed.resume import Resume, resume_of
-from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.target import Target
+from reshard.storage.torch_output import TorchOutput
 
 LATEST = "latest"
 

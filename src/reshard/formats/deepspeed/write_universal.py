@@ -23,11 +23,11 @@ from reshard.formats.deepspeed.native_checks import no_master, rank_state, weigh
 from reshard.formats.deepspeed.numbers import Number
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
-from reshard.formats.deepspeed.torch_output import TorchOutput
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.target import Target
+from reshard.storage.torch_output import TorchOutput
 
 OPTIONS = ("ep", "tag")
 LATEST = "latest_universal"

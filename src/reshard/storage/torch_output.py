@@ -16,11 +16,12 @@ from reshard.storage.torch_writer import NewStorage, NewTensor, TorchImage, plan
 class _Planned:
     """A torch file that waits for the checksums of its storages.
 
-    Args:  first: index of its first storage in `placed`.  keys: of the storages that have bytes.
-           empty: keys of those that have none.
+    Args:  at: where it begins in `file`.  first: index of its first storage in `placed`.
+           keys: of the storages that have bytes.  empty: keys of those that have none.
     """
 
     file: str
+    at: int
     image: TorchImage
     first: int
     keys: tuple[str, ...]
@@ -52,18 +53,12 @@ class TorchOutput:
 
         Args:  file: relative to the destination.  root: a tree with tensors made by `tensor`.
         """
-        image = plan_torch_file(root, PurePosixPath(file).stem)
-        first, keys, empty = len(self.placed), [], []
-        for slot in image.storages:
-            _, spec = self._specs[id(slot.storage)]
-            if not spec.nbytes:
-                empty.append(slot.key)
-                continue
-            keys.append(slot.key)
-            self.placed.append(PlacedSpec(spec, file, slot.byte_offset, digest=False, crc=True))
-        self.files[file] = image.nbytes
-        self.head += [FileBytes(file, at, data) for at, data in image.head]
-        self._planned.append(_Planned(file, image, first, tuple(keys), tuple(empty)))
+        self._plan(file, 0, root, PurePosixPath(file).stem)
+
+    def append(self, file: str, root: object) -> tuple[int, int]:
+        """Plan a torch file behind what a file holds already: (where it begins, its bytes)."""
+        at = self.files.get(file, 0)
+        return at, self._plan(file, at, root, "archive")
 
     def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
         """What follows once the checksums are known: the directories of all zip archives."""
@@ -74,5 +69,21 @@ class TorchOutput:
                 if done.crc is None:
                     raise RuntimeError(f"no checksum of {key} in {item.file}")
                 crcs[key] = done.crc
-            out += [FileBytes(item.file, at, data) for at, data in item.image.tail(crcs)]
+            out += [FileBytes(item.file, item.at + at, data) for at, data in item.image.tail(crcs)]
         return tuple(out)
+
+    def _plan(self, file: str, at: int, root: object, archive: str) -> int:
+        image = plan_torch_file(root, archive)
+        first, keys, empty = len(self.placed), [], []
+        for slot in image.storages:
+            _, spec = self._specs[id(slot.storage)]
+            if not spec.nbytes:
+                empty.append(slot.key)
+                continue
+            keys.append(slot.key)
+            place = at + slot.byte_offset
+            self.placed.append(PlacedSpec(spec, file, place, digest=False, crc=True))
+        self.files[file] = at + image.nbytes
+        self.head += [FileBytes(file, at + start, data) for start, data in image.head]
+        self._planned.append(_Planned(file, at, image, first, tuple(keys), tuple(empty)))
+        return image.nbytes

@@ -1,0 +1,173 @@
+"""Writes the container of a distributed checkpoint: blobs of `torch.save` in a few files.
+
+A format says which tensors there are, in which chunks, and which objects; what it gets is the
+places of all bytes, and the `.metadata` that tells them.  One chunk is one blob.
+Source: torch/distributed/checkpoint/metadata.py and filesystem.py (torch 2.13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.dtypes import DType
+from reshard.plan.output import FileBytes, PlacedSpec, Written
+from reshard.plan.plan import ArraySpec
+from reshard.storage.inert import Record, Size
+from reshard.storage.pickle_writer import write_pickle
+from reshard.storage.torch_output import TorchOutput
+from reshard.storage.torch_writer import NewTensor, torch_dtype
+
+METADATA = ".metadata"
+VERSION = "1.0.0"
+_MODULE = "torch.distributed.checkpoint.metadata"
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunk:
+    """One box of a tensor that is to be written.
+
+    Args:  lo: where it begins, per dimension.  spec: what fills it, with the size of the box as
+           its `shape`.  file: that holds it, relative to the folder (see `data_file`).
+    """
+
+    lo: tuple[int, ...]
+    spec: ArraySpec
+    file: str
+
+
+def data_file(rank: int, index: int = 0) -> str:
+    """The name of a data file, as a rank's writer gives it."""
+    return f"__{rank}_{index}.distcp"
+
+
+class DcpWriter:
+    """The files of one folder of a distributed checkpoint.
+
+    Tensors and objects are laid out in the order in which they come.  `placed`, `files`, and `head`
+    are what `plan.output.Output` wants; `finish` gives the directories of all blobs once they are
+    written, and `metadata` the bytes of `.metadata`, which a format writes last.
+
+    Args:  folder: goes before the name of every file, e.g. `iter_0000003/`.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        self._folder = folder
+        self._blobs = TorchOutput()
+        self._entries: dict[str, Record] = {}
+        self._storage: dict[object, object] = {}
+
+    @property
+    def placed(self) -> tuple[PlacedSpec, ...]:
+        """Every array, in output order."""
+        return tuple(self._blobs.placed)
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Every data file with its size in bytes."""
+        return self._blobs.files
+
+    @property
+    def head(self) -> tuple[FileBytes, ...]:
+        """Bytes that do not depend on the tensors."""
+        return tuple(self._blobs.head)
+
+    def nbytes(self, file: str) -> int:
+        """Bytes of a data file so far."""
+        return self._blobs.files.get(f"{self._folder}{file}", 0)
+
+    def add_tensor(
+        self, name: str, dtype: DType, shape: tuple[int, ...], chunks: Sequence[NewChunk]
+    ) -> None:
+        """Add a tensor.
+
+        Args:  name: its key; not given before.  dtype: of all chunks.
+               chunks: disjoint, together the whole tensor; one may be empty.
+        """
+        self._claim(name)
+        listed = []
+        for position, chunk in enumerate(chunks):
+            size = chunk.spec.shape
+            if size is None or chunk.spec.dtype is not dtype:
+                raise ValueError(f"a chunk of {name} has no shape, or is not of {dtype}")
+            self._store(name, Size(chunk.lo), position, chunk.file, self._blobs.tensor(chunk.spec))
+            listed.append(_record("ChunkStorageMetadata", offsets=Size(chunk.lo), sizes=Size(size)))
+        self._entries[name] = _record(
+            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=listed
+        )
+
+    def add_object(self, name: str, root: object, file: str) -> None:
+        """Add an object, as `torch.save` writes it.
+
+        Args:  root: plain values, `Global`s, `Record`s, and tensors made by `small_tensor`.
+        """
+        self._claim(name)
+        self._store(name, None, None, file, root)
+        self._entries[name] = _record("BytesStorageMetadata")
+
+    def small_tensor(self, spec: ArraySpec) -> NewTensor:
+        """A tensor inside of an object, filled as a spec says."""
+        return self._blobs.tensor(spec)
+
+    def metadata(self, paths: object = None, **other: object) -> FileBytes:
+        """The file `.metadata`, complete.
+
+        Args:  paths: `planner_data`: by key, its path in the nested state dict; None if not nested.
+               other: further attributes of its root.
+        """
+        root = _record(
+            "Metadata",
+            state_dict_metadata=dict(self._entries),
+            planner_data=paths,
+            storage_data=dict(self._storage),
+            storage_meta=_record(
+                "StorageMeta", checkpoint_id=None, save_id=None, load_id=None, modules=[]
+            ),
+            version=VERSION,
+            **other,
+        )
+        return FileBytes(f"{self._folder}{METADATA}", 0, write_pickle(root))
+
+    def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        """The directories of all blobs.
+
+        Args:  written: of `placed`, in the same order.
+        """
+        return self._blobs.finish(written)
+
+    def _claim(self, name: str) -> None:
+        if name in self._entries:
+            raise ValueError(f"{name} is written twice")
+
+    def _store(
+        self, name: str, lo: Size | None, position: int | None, file: str, root: object
+    ) -> None:
+        at, nbytes = self._blobs.append(f"{self._folder}{file}", root)
+        where = _record("MetadataIndex", fqn=name, offset=lo, index=position)
+        self._storage[where] = _made(
+            "torch.distributed.checkpoint.filesystem",
+            "_StorageInfo",
+            relative_path=file,
+            offset=at,
+            length=nbytes,
+            transform_descriptors=None,
+        )
+
+
+def _record(name: str, **attributes: object) -> Record:
+    return _made(_MODULE, name, **attributes)
+
+
+def _made(module: str, name: str, **attributes: object) -> Record:
+    """An object of a class without slots, as pickle makes it."""
+    return Record(module, name, (), "newobj", [dict(attributes)] if attributes else [])
+
+
+def _properties(dtype: DType) -> Record:
+    layout = Record("torch.serialization", "_get_layout", ("torch.strided",))
+    memory = Record(_MODULE, "_MEM_FORMAT_ENCODING", (0,))
+    state = (torch_dtype(dtype), layout, False, memory, False)
+    return Record(_MODULE, "TensorProperties", (), "newobj", [state])
+
+
+__all__ = ["METADATA", "DcpWriter", "NewChunk", "data_file"]
