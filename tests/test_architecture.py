@@ -151,5 +151,8 @@ def _shipped_files() -> list[Path]:
     return [
         path
         for path in sorted([*ROOT.glob("*.*"), ROOT / "LICENSE", *inside])
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".xz"
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and path.suffix != ".xz"
+        and path.name != ".git"  # a file in a further work tree
     ]
