@@ -23,8 +23,8 @@ from reshard.plan.target import Target, parse_target
 from reshard.plan.text import show_count, show_nbytes
 
 if TYPE_CHECKING:
-    from reshard.engine.run import Progress
-    from reshard.storage.output import OutputFolder
+    from reshard.engine.run import Folder, Progress
+    from reshard.engine.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Converted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """All that is decided before any byte is moved."""
 
     source: OpenedSource
@@ -198,7 +198,7 @@ def _prepare(
     threads: int | None,
     max_memory: int | None,
     max_file_size: int | None,
-) -> _Prepared:
+) -> Prepared:
     target = parse_target(to, formats.TARGETS)
     source = open_source(
         src,
@@ -209,15 +209,41 @@ def _prepare(
         model=model,
         names=names,
     )
+    return prepare_source(
+        source,
+        target,
+        states=states,
+        on_drift=on_drift,
+        threads=threads,
+        max_memory=max_memory,
+        max_file_size=max_file_size,
+    )
+
+
+def prepare_source(
+    source: OpenedSource,
+    target: Target,
+    *,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
+    threads: int | None = None,
+    max_memory: int | None = None,
+    max_file_size: int | None = None,
+) -> Prepared:
+    """All that is decided of a conversion before any byte is moved.
+
+    Args and Raises: as for `convert`.
+    """
     selected = select_states(source, states)
     arrangement = selected.arrangement
     output = _output(source, selected, target, max_file_size)
     made = build_plan(arrangement, output.placed, on_drift=on_drift)
     work = fit_memory(made, threads=threads, max_nbytes=max_memory)
-    files = _file_sizes(output)
+    files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
+    title = formats.SOURCES[source.catalog.format].title
     report = PlanReport(
-        SourceFacts.of(source.catalog, formats.SOURCES[source.catalog.format].title, str(src)),
+        SourceFacts.of(source.catalog, title, str(source.path)),
         str(target),
         fates(
             arrangement,
@@ -234,7 +260,7 @@ def _prepare(
         prove_target(arrangement, output.placed, excused),
         (*source.catalog.oddities, *output.warnings),
     )
-    return _Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
+    return Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
 
 
 def _output(
@@ -257,50 +283,66 @@ def _output(
 
 
 def _write(
-    prepared: _Prepared,
+    prepared: Prepared,
     dst: Path,
     force: bool,
     on_progress: Callable[[Progress], None] | None,
 ) -> dict[str, int]:
     """Make the folder; every file of it with its size in bytes."""
-    from reshard.engine.run import execute
     from reshard.engine.source_files import SourceFiles
     from reshard.storage.output import OutputFolder
 
-    output, catalog = prepared.output, prepared.source.catalog
+    catalog = prepared.source.catalog
     with (
         OutputFolder.create(dst, force) as folder,
         SourceFiles(catalog.root, catalog.files) as files,
     ):
-        sizes = _file_sizes(output)
-        for name, nbytes in sizes.items():
-            folder.open_file(name, nbytes)
-        _write_bytes(folder, output.head)
-        written = execute(
-            prepared.plan,
-            folder,
-            files,
-            threads=prepared.threads,
-            buffer_bytes=prepared.buffer_nbytes,
-            sizes=sizes,
-            on_progress=on_progress,
-        )
-        tail = output.finish(written)
-        for name, nbytes in _sizes(tail).items():
-            if name not in sizes:
-                sizes[name] = nbytes
-                folder.open_file(name, nbytes)
-        _write_bytes(folder, tail)
-        folder.commit(tail[-1].file if tail else None)
+        sizes, last = write_output(prepared, folder, files, on_progress)
+        folder.commit(last)
     return sizes
 
 
-def _write_bytes(folder: OutputFolder, items: Iterable[FileBytes]) -> None:
+def write_output(
+    prepared: Prepared,
+    folder: Folder,
+    files: SourceFiles,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> tuple[dict[str, int], str | None]:
+    """Write all bytes of a target.
+
+    Returns: every file with its size in bytes, and the one that completes the folder.
+    """
+    from reshard.engine.run import execute
+
+    output = prepared.output
+    sizes = file_sizes(output)
+    for name, nbytes in sizes.items():
+        folder.open_file(name, nbytes)
+    _write_bytes(folder, output.head)
+    written = execute(
+        prepared.plan,
+        folder,
+        files,
+        threads=prepared.threads,
+        buffer_bytes=prepared.buffer_nbytes,
+        sizes=sizes,
+        on_progress=on_progress,
+    )
+    tail = output.finish(written)
+    for name, nbytes in _sizes(tail).items():
+        if name not in sizes:
+            sizes[name] = nbytes
+            folder.open_file(name, nbytes)
+    _write_bytes(folder, tail)
+    return sizes, tail[-1].file if tail else None
+
+
+def _write_bytes(folder: Folder, items: Iterable[FileBytes]) -> None:
     for item in items:
-        folder.write(item.file, item.byte_offset, item.data)
+        folder.write(item.file, item.byte_offset, memoryview(item.data))
 
 
-def _file_sizes(output: Output) -> dict[str, int]:
+def file_sizes(output: Output) -> dict[str, int]:
     """Every file that is known before the tensors are written, with its size in bytes."""
     return _sizes(output.head) | dict(output.files)
 
