@@ -34,6 +34,21 @@ WRONG = {
     "plan-option-value": (5, "plan z1_bf16_dp4_tied --to deepspeed:zero=2,dp=none"),
     "plan-zero": (5, "plan z1_bf16_dp4_tied --to deepspeed:zero=4,dp=2"),
     "plan-state": (2, "plan z1_bf16_dp4_tied --to universal --states params,exp_avgs"),
+    "plan-dtype": (5, "plan z1_bf16_dp4_tied --to universal --dtype bf61"),
+    "plan-dtype-state": (2, "plan z1_bf16_dp4_tied --to universal --dtype momentum=bf16"),
+    "plan-dtype-twice": (5, "plan z1_bf16_dp4_tied --to universal --dtype bf16,param=fp32"),
+    "plan-place": (5, "plan z1_bf16_dp4_tied --to universal --names hf --place layer=1,2,1"),
+    "plan-place-how": (5, "plan z1_bf16_dp4_tied --to universal --names hf --place layer=pp:x"),
+    "plan-place-axis": (
+        5,
+        "plan z1_bf16_dp4_tied --to universal --names hf --set head_dim=10 --place lager=pp:1,1",
+    ),
+    "plan-place-mesh": (
+        5,
+        "plan z1_bf16_dp4_tied --to universal --names megatron --set head_dim=10"
+        " --place layer=dp2:1,1",
+    ),
+    "plan-place-unused": (5, "plan z1_bf16_dp4_tied --to universal --place layer=pp:1,1"),
     "plan-file-size": (5, "plan z1_bf16_dp4_tied --to deepspeed:zero=2,dp=2 --max-file-size 1GB"),
     "verify-missing": (4, "verify z1_bf16_dp4_tied elsewhere"),
     "verify-state": (2, "verify z1_bf16_dp4_tied --states momentum"),

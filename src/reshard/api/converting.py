@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
+from reshard.api.dtypes import parse_dtypes
 from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import Selected, select_states
@@ -18,6 +19,7 @@ from reshard.plan.fate import fates
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
+from reshard.plan.recast import recast
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.target import Target, parse_target
 from reshard.plan.text import show_count, show_nbytes
@@ -91,7 +93,9 @@ def plan(
     settings: Mapping[str, int] | None = None,
     model: str | None = None,
     names: str | None = None,
+    places: Iterable[str] = (),
     states: str | Iterable[str] = "all",
+    dtype: str | None = None,
     on_drift: OnDrift = "error",
     threads: int | None = None,
     max_memory: int | None = None,
@@ -110,7 +114,9 @@ def plan(
         settings,
         model,
         names,
+        places,
         states,
+        dtype,
         on_drift,
         threads,
         max_memory,
@@ -129,7 +135,9 @@ def convert(
     settings: Mapping[str, int] | None = None,
     model: str | None = None,
     names: str | None = None,
+    places: Iterable[str] = (),
     states: str | Iterable[str] = "all",
+    dtype: str | None = None,
     on_drift: OnDrift = "error",
     force: bool = False,
     threads: int | None = None,
@@ -146,8 +154,11 @@ def convert(
            layout: a UCL file that is used instead of what the source says about itself;
                    layout_name: which layout of it.  settings: sizes that win over the source's.
            model: of which the source is; found by its names if not given.
-           names: call the tensors as this layout of the model does, e.g. `hf`.
+           names: call the tensors as this layout of the model does, e.g. `hf`; a target with names
+                  of its own chooses them.
+           places: `axis=mesh:how`, e.g. `layer=pp:8,9,9,6`: how axes lie on the target's ranks.
            states: `all`, `weights`, or kinds of state.
+           dtype: an element type for the weights, `bf16`; or by state, `param=bf16,exp_avg=fp32`.
            on_drift: what to do where copies differ that should not: "error", "average", "first".
            force: replace what is at `dst`, if it is a checkpoint that reshard wrote.
            threads, max_memory (bytes): bounds of the work.  max_file_size: in bytes, of universal.
@@ -171,7 +182,9 @@ def convert(
         settings,
         model,
         names,
+        places,
         states,
+        dtype,
         on_drift,
         threads,
         max_memory,
@@ -193,13 +206,17 @@ def _prepare(
     settings: Mapping[str, int] | None,
     model: str | None,
     names: str | None,
+    places: Iterable[str],
     states: str | Iterable[str],
+    dtype: str | None,
     on_drift: OnDrift,
     threads: int | None,
     max_memory: int | None,
     max_file_size: int | None,
 ) -> Prepared:
     target = parse_target(to, formats.TARGETS)
+    form = formats.TARGETS[target.format]
+    dtypes = parse_dtypes(dtype)
     source = open_source(
         src,
         step=step,
@@ -207,8 +224,13 @@ def _prepare(
         layout_name=layout_name,
         settings=settings,
         model=model,
-        names=names,
+        names=names or form.names or None,
+        mesh=form.mesh_of(target),
+        plain=form.plain if names is None else (),
+        places=places,
     )
+    if dtypes:
+        source = replace(source, arrangement=recast(source.arrangement, dtypes))
     return prepare_source(
         source,
         target,

@@ -11,6 +11,7 @@ from reshard.language.library import Family, all_layouts, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.fit import fit
+from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 
 
@@ -86,12 +87,13 @@ def rename_to(
     mesh: Mapping[str, int],
     *,
     settings: Mapping[str, int] | None = None,
+    places: Mapping[str, Placement] | None = None,
 ) -> Arrangement:
     """The same numbers in the names of another layout.
 
     Args:  names: a layout of the family; or the beginning of one, `hf` for `hf_gpt2`, where only
                   one that begins so has a place for all that is stored.
-           mesh: of the target.
+           mesh: of the target.  places: by axis, how it lies there, if not as the layout says.
     Raises: ReshardError[unknown-names], and what `rename` raises.
     """
     exact = [name for name in family.layout_names if name == names]
@@ -105,7 +107,8 @@ def rename_to(
     problems: list[ReshardError] = []
     for name in exact or near:
         try:
-            return rename(arrangement, family.layout(name), mesh, settings=settings)
+            layout = place(family.layout(name), places or {})
+            return rename(arrangement, layout, mesh, settings=settings)
         except ReshardError as error:
             problems.append(error)
     raise problems[0]

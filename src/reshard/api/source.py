@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.naming import find_model, rename_to
-from reshard.errors import ReshardError, layout_error
+from reshard.api.naming import Modelled, find_model, rename_to
+from reshard.errors import ReshardError, layout_error, target_error
 from reshard.language import format_document, load_layout
 from reshard.language.library import Family, families, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
+from reshard.plan.place import Placement, parse_placement
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import renamed_catalog
 
@@ -46,6 +47,9 @@ def open_source(
     settings: Mapping[str, int] | None = None,
     model: str | None = None,
     names: str | None = None,
+    mesh: Mapping[str, int] | None = None,
+    plain: Collection[str] = (),
+    places: Iterable[str] = (),
 ) -> OpenedSource:
     """A source, read through its own layout, the user's, or that of its model.
 
@@ -54,10 +58,14 @@ def open_source(
            settings: sizes that win over those of the checkpoint.
            model: read it through the layout of this model that fits its names.
            names: read it through its model, and call its tensors as this layout of it does.
+           mesh: on which they will lie; the rules of the layout may ask for it.
+           plain: layouts of sources that keep their own names where no model is known.
+           places: `axis=mesh:how`, how axes lie in the layout that gives the names.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
     folder = Path(path)
+    placements = {item.axis: item for item in map(parse_placement, places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
     own = None if layout is None else read_layout_file(Path(layout))
     chosen = None if own is None else load_layout(own, str(layout), layout_name)
@@ -69,19 +77,51 @@ def open_source(
         family = _family(own, str(layout), chosen.model.name)
     elif model is not None or names is not None:
         extra = () if own is None else families(own, str(layout))
-        modelled = find_model(catalog, model=model, extra=extra, settings=settings)
-        catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
-        own = format_document(family.document)
+        is_plain = model is None and own is None and catalog.layout_name in plain
+        modelled = _modelled(catalog, model, extra, settings, is_plain=is_plain)
+        if modelled is not None:
+            catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
+            own = format_document(family.document)
     if chosen is None:
         chosen = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
     if family is not None:
         wanted = arrangement.layout.name if names is None else names
-        renamed = rename_to(arrangement, family, wanted, {}, settings=settings)
+        renamed = rename_to(
+            arrangement, family, wanted, mesh or {}, settings=settings, places=placements
+        )
         catalog = renamed_catalog(arrangement, renamed)
         arrangement = replace(renamed, catalog=catalog)
+    elif placements:
+        raise _not_placed(placements)
     return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout, family)
+
+
+def _modelled(
+    catalog: Catalog,
+    model: str | None,
+    extra: Sequence[Family],
+    settings: Mapping[str, int] | None,
+    *,
+    is_plain: bool,
+) -> Modelled | None:
+    """The model of a source; None where none is known and its own names will do."""
+    try:
+        return find_model(catalog, model=model, extra=extra, settings=settings)
+    except ReshardError as error:
+        if is_plain and all(item.code == "no-layout-fits" for item in error.diagnostics):
+            return None
+        raise
+
+
+def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:
+    return target_error(
+        "unused-setting",
+        f"`--place {next(iter(placements.values()))}` has no use here",
+        notes=["it says how an axis of a model lies on the ranks of the target"],
+        helps=["name the target's layout of the model with `--names`, or leave it out"],
+    )
 
 
 def _family(text: str, file: str, name: str) -> Family:

@@ -110,6 +110,22 @@ Names = Annotated[
         help="Call the tensors as this layout of the model does: hf, megatron, ...",
     ),
 ]
+Places = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        metavar="AXIS=MESH:HOW",
+        help="How an axis of the model lies on the target's ranks: layer=pp:8,9,9,6.",
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Round the weights to fp32, bf16, fp16; or states: param=bf16,exp_avg=fp32.",
+    ),
+]
 States = Annotated[
     str,
     typer.Option(

@@ -65,11 +65,26 @@ class TargetFormat:
 
     Args:  module: has `prepare(arrangement, target, ...)`.  title: for people.
            next_step: what to do with the folder, with `{src}` and `{dst}`.
+           names: the layout of a model whose names the target's tensors have, or the beginning of
+                  one; empty where the target keeps the names of the source.
+           plain: layouts of sources whose own names will do where no model is known.
+           mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
+                 names of their own.
     """
 
     module: str
     title: str
     next_step: str
+    names: str = ""
+    plain: frozenset[str] = frozenset()
+    mesh: tuple[str, ...] = ()
+
+    def mesh_of(self, target: Target) -> dict[str, int]:
+        """The sizes of the mesh that a target asks for.
+
+        Raises: ReshardError[bad-option].
+        """
+        return {axis: target.integer(axis, 1) or 1 for axis in self.mesh}
 
 
 TARGETS: Mapping[str, TargetFormat] = MappingProxyType(

@@ -6,7 +6,7 @@ Atoms, their stored parts, and the whole tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reshard.algebra.piece import Piece
 from reshard.algebra.term import Extent, Term, stored_shape
@@ -118,6 +118,8 @@ class Arrangement:
            averaged: mesh axes whose copies are averaged, by the key of the atom.
            wholes: the universal tensors, in the order of the catalog.
            bound: by name of the whole tensor.
+           values: sizes and facts of the model, by the names that the model uses; none without a
+                   model.
     """
 
     catalog: Catalog
@@ -128,6 +130,7 @@ class Arrangement:
     averaged: Mapping[str, tuple[str, ...]]
     wholes: tuple[Whole, ...]
     bound: Mapping[str, Bound]
+    values: Mapping[str, object] = field(default_factory=dict)
 
     def states_of(self, name: str) -> tuple[str, ...]:
         """The state kinds that are stored of a whole tensor."""

@@ -79,7 +79,8 @@ class _Layer:
         self._layout = arrangement.layout
         self._mesh = mesh
         self._copied = copied
-        self._env = environment(arrangement.layout, arrangement.catalog, mesh, settings)
+        env = environment(arrangement.layout, arrangement.catalog, mesh, settings)
+        self._env = {**env, **arrangement.values, **mesh, **settings}
 
     def tensors(self, bound: Bound) -> Iterator[LaidTensor]:
         """Every local tensor of one whole tensor."""

@@ -19,6 +19,7 @@ from reshard.plan.environment import environment
 from reshard.plan.fit import facts
 from reshard.plan.holders import Holders
 from reshard.plan.matching import active_rules
+from reshard.plan.model_values import model_values
 from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
 from reshard.plan.rule_atoms import rule_atoms
@@ -73,7 +74,14 @@ class _Renamer:
         self._sizes = atom_sizes(arrangement)
         catalog = arrangement.catalog
         env = environment(layout, catalog, arrangement.mesh, settings)
-        env.update(environment(arrangement.layout, catalog, arrangement.mesh, settings))
+        known = environment(arrangement.layout, catalog, arrangement.mesh, settings)
+        self._values = {
+            **arrangement.values,
+            **model_values(arrangement.layout, known, self._sizes),
+            **settings,
+        }
+        env.update(known)
+        env.update(self._values)
         env.update({axis: mesh.get(axis, 1) for axis in (*layout.mesh, *arrangement.mesh)})
         env.update(mesh)
         for name in facts(layout):
@@ -102,6 +110,7 @@ class _Renamer:
             self._source.averaged,
             (*wholes, *extras),
             bound,
+            self._values,
         )
 
     def _tensors(self, index: int) -> Iterator[Bound]:

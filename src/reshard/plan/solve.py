@@ -105,20 +105,34 @@ class Solver:
     def _solve_for(
         self, what: Unknown, term: Term, length: int, item: Equation, coord: Mapping[str, int]
     ) -> bool:
-        """Find the one unknown size in `size of term == length`, which is linear in it."""
+        """Find the one unknown size in `size of term == length`, which is linear in it.
+
+        What is stored whole may be stored without its padding; that is asked when the size with
+        padding has no solution.
+        """
+        faults = []
+        for padded in (True, False):
+            base, step = self._line(what, term, coord, padded)
+            if step == 0:
+                return False
+            size, rest = divmod(length - base, step)
+            if not rest and size >= 0:
+                self._sizes[what] = size
+                self._seen[what] = item.seen
+                return True
+            faults.append(solve_faults.indivisible(item, length, base, step, what[0]))
+        raise faults[0]
+
+    def _line(
+        self, what: Unknown, term: Term, coord: Mapping[str, int], padded: bool
+    ) -> tuple[int, int]:
+        """The size of a term where the one unknown size is 0, and what each more of it adds."""
         self._sizes[what] = 0
-        base = self._size(term, coord)
+        base = self._size(term, coord, padded)
         self._sizes[what] = 1
-        step = self._size(term, coord) - base
+        step = self._size(term, coord, padded) - base
         del self._sizes[what]
-        if step == 0:
-            return False
-        size, rest = divmod(length - base, step)
-        if rest or size < 0:
-            raise solve_faults.indivisible(item, length, base, step, what[0])
-        self._sizes[what] = size
-        self._seen[what] = item.seen
-        return True
+        return base, step
 
     def _share(self, items: Sequence[Equation]) -> bool:
         """Give the unsized parts of one sum equal shares; whether there was such a sum."""

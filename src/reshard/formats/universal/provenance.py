@@ -35,6 +35,9 @@ def provenance(
         "copies": {},
         "files": [[item.path, item.nbytes, item.mtime_ns] for item in catalog.files],
     }
+    casts = _casts(arrangement)
+    if casts:
+        record["casts"] = casts
     return (*before, record)
 
 
@@ -72,3 +75,17 @@ def _copies(
         agreement = "mean" if "mean" in found else "equal" if "agree" in found else "first"
         out.setdefault(whole.name, {})[whole.state] = [count, agreement]
     return out
+
+
+def _casts(arrangement: Arrangement) -> dict[str, str]:
+    """By state, as what its tensors were stored and as what they are written, where that differs.
+
+    Weights that were rounded from the master weights are such a state too.
+    """
+    out: dict[str, dict[str, None]] = {}
+    for whole in arrangement.wholes:
+        for key, _ in whole.segments[:1]:
+            for part in arrangement.parts.get((key, whole.state), ())[:1]:
+                if part.dtype != whole.dtype:
+                    out.setdefault(whole.state, {})[f"{part.dtype} to {whole.dtype}"] = None
+    return {state: ", ".join(found) for state, found in out.items()}

@@ -1,0 +1,52 @@
+"""A framework's own configuration, from what is known of the model: `config` lines read backwards.
+
+config num_hidden_layers   = args.num_layers                      args.num_layers = 12
+config tie_word_embeddings = not args.untie_embeddings            args.untie_embeddings = false
+config head_dim            = head_dim or hidden_size / heads      head_dim = 64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reshard.language.expression import Binary, Expression, Text, Unary, Variable
+from reshard.language.layout import Layout
+
+
+def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, object]:
+    """What the framework of a layout calls the sizes and facts of a model.
+
+    A line is read backwards through its first alternative: of `a or b` that is `a`. What has no
+    value, and a line that cannot be read backwards, give nothing.
+
+    Args:  values: by the model's names (`Arrangement.values`).
+    Returns: nested as the dots of the names say: `{"args": {"num_layers": 12}}`.
+    """
+    out: dict[str, object] = {}
+    for name, expression in layout.config.items():
+        if values.get(name) is not None:
+            _assign(expression, values[name], out)
+    return out
+
+
+def _assign(expression: Expression, value: object, out: dict[str, object]) -> None:
+    if isinstance(expression, Variable):
+        _store(expression.name.split("."), value, out)
+    elif isinstance(expression, Unary) and expression.operator == "not":
+        if isinstance(value, int):  # a truth, or a 0 or 1 that the user set
+            _assign(expression.operand, not value, out)
+    elif isinstance(expression, Binary) and expression.operator == "or":
+        _assign(expression.left, value, out)
+    elif isinstance(expression, Binary) and expression.operator == "==" and value is True:
+        left, right = expression.left, expression.right
+        if isinstance(left, Variable) and isinstance(right, Text):
+            _store(left.name.split("."), right.value, out)
+
+
+def _store(path: list[str], value: object, out: dict[str, object]) -> None:
+    *outer, last = path
+    for part in outer:
+        inner = out.setdefault(part, {})
+        assert isinstance(inner, dict), f"`{'.'.join(path)}` is both a value and a group of values"
+        out = inner
+    out.setdefault(last, value)

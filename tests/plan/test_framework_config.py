@@ -1,0 +1,56 @@
+"""A framework's configuration from a model's sizes, and the model's sizes from stored shapes."""
+
+from __future__ import annotations
+
+from reshard.language import load_layout
+from reshard.plan.framework_config import framework_config
+from reshard.plan.model_values import model_values
+
+TEXT = """
+model m {
+    axis layer = layers
+    axis kv    = key_heads
+    axis q     = heads / key_heads
+    axis d     = head_dim
+    axis f     = 2 * inner
+    tensor w [layer, kv, q, d, f]
+    tensor b [layer, f] when bias
+}
+
+layout other of m {
+    config layers    = args.num_layers
+    config heads     = args.heads or args.num_attention_heads
+    config key_heads = args.groups
+    config head_dim  = args.kv_channels or args.hidden / args.heads
+    config inner     = model.ffn
+    config bias      = not args.no_bias
+    config is_new    = kind == "new"
+    config unset     = args.unset
+    "w.{layer}" = w[kv q d, f]
+    "b.{layer}" = b[f]
+}
+"""
+
+
+def test_config_lines_are_read_backwards_through_their_first_alternative() -> None:
+    layout = load_layout(TEXT, "m.ucl", "other")
+    values = {"layers": 3, "heads": 8, "key_heads": 2, "head_dim": 4, "inner": 5, "bias": False}
+    assert framework_config(layout, {**values, "is_new": True}) == {
+        "args": {"num_layers": 3, "heads": 8, "groups": 2, "kv_channels": 4, "no_bias": True},
+        "model": {"ffn": 5},
+        "kind": "new",
+    }
+
+
+def test_sizes_of_axes_are_solved_for_the_names_in_them() -> None:
+    layout = load_layout(TEXT, "m.ucl", "other")
+    sizes = {"layer": 3, "kv": 2, "q": 4, "d": 4, "f": 10}
+    env: dict[str, object] = {"bias": True, "head_dim": 99, "unrelated": 1}
+    assert model_values(layout, env, sizes) == {
+        "layers": 3,
+        "heads": 8,
+        "key_heads": 2,
+        "head_dim": 4,
+        "inner": 5,
+        "bias": True,
+    }
