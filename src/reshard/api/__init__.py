@@ -10,6 +10,7 @@ from reshard.api.converting import Converted, convert, plan
 from reshard.api.explaining import error_codes, explain
 from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
+from reshard.api.loading import Loaded, load
 from reshard.api.verification import Mismatch, Verification, verify
 from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport
@@ -21,6 +22,7 @@ __all__ = [
     "Fate",
     "Inspection",
     "LayoutSummary",
+    "Loaded",
     "Mismatch",
     "PlanReport",
     "StateFacts",
@@ -33,6 +35,7 @@ __all__ = [
     "explain",
     "format_layout",
     "inspect",
+    "load",
     "open_checkpoint",
     "plan",
     "verify",

@@ -56,7 +56,7 @@ class Checkpoint:
 
     @property
     def format(self) -> str:
-        """`deepspeed` or `universal`."""
+        """`deepspeed`, `megatron`, `universal`, ..."""
         return self._source.catalog.format
 
     @property
@@ -148,16 +148,27 @@ def open_checkpoint(
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
 ) -> Checkpoint:
     """The checkpoint of a folder, proved whole; its tensors are read when they are asked for.
 
     Args:  path: the folder of a run (with its `latest` file) or of one step; step: which one.
            layout: a UCL file that is used instead of what the checkpoint says about itself;
                    layout_name: which layout of it.  settings: sizes that win over its own.
+           model: of which the checkpoint is.  names: call the tensors as this layout of it does.
     Raises: ReshardError[source-missing | unknown-source], and all that is wrong with the source.
     """
     return Checkpoint(
-        open_source(path, step=step, layout=layout, layout_name=layout_name, settings=settings)
+        open_source(
+            path,
+            step=step,
+            layout=layout,
+            layout_name=layout_name,
+            settings=settings,
+            model=model,
+            names=names,
+        )
     )
 
 

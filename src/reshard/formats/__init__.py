@@ -6,6 +6,13 @@ A format is a package of its own, imported when it is asked; importing this one 
 from __future__ import annotations
 
 from reshard.formats.recognize import recognize
-from reshard.formats.registry import SOURCES, TARGETS, check_bytes, prepare, read
+from reshard.formats.registry import (
+    SOURCES,
+    TARGETS,
+    check_bytes,
+    local_specs,
+    prepare,
+    read,
+)
 
-__all__ = ["SOURCES", "TARGETS", "check_bytes", "prepare", "read", "recognize"]
+__all__ = ["SOURCES", "TARGETS", "check_bytes", "local_specs", "prepare", "read", "recognize"]

@@ -13,6 +13,7 @@ from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.output import Output
+from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 
 
@@ -70,6 +71,7 @@ class TargetFormat:
            plain: layouts of sources whose own names will do where no model is known.
            mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
                  names of their own.
+           kept_mesh: options that are sizes of mesh axes, each the source's if it is left out.
     """
 
     module: str
@@ -78,6 +80,7 @@ class TargetFormat:
     names: str = ""
     plain: frozenset[str] = frozenset()
     mesh: tuple[str, ...] = ()
+    kept_mesh: tuple[str, ...] = ()
 
     def mesh_of(self, target: Target) -> dict[str, int]:
         """The sizes of the mesh that a target asks for.
@@ -96,6 +99,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard.formats.deepspeed.write_native",
             "DeepSpeed checkpoint",
             "reshard verify {src} {dst}",
+            kept_mesh=("pp", "tp", "ep"),
         ),
         "deepspeed-universal": TargetFormat(
             "reshard.formats.deepspeed.write_universal",
@@ -134,6 +138,21 @@ def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, obj
     output = _module(TARGETS[target.format].module).prepare(arrangement, target, **settings)
     assert isinstance(output, Output)
     return output
+
+
+def local_specs(
+    arrangement: Arrangement, target: Target, rank: Mapping[str, int]
+) -> tuple[ArraySpec, ...] | None:
+    """What one rank of a target holds, where its module has `local_specs`; else None.
+
+    Raises: what the module finds wrong.
+    """
+    module = _module(TARGETS[target.format].module)
+    if not hasattr(module, "local_specs"):
+        return None
+    specs = module.local_specs(arrangement, target, rank)
+    assert isinstance(specs, tuple)
+    return specs
 
 
 def check_bytes(name: str, catalog: Catalog) -> tuple[Diagnostic, ...]:
