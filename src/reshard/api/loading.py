@@ -180,6 +180,6 @@ def _read(
 def _made(array: Elements, spec: ArraySpec, framework: Framework) -> Any:
     if framework == "numpy":
         return array
-    from reshard.torch.tensors import as_tensor
+    from reshard.engine.torch_tensors import as_tensor
 
     return as_tensor(array, spec.dtype)

@@ -1,4 +1,4 @@
-"""Arrays as torch tensors."""
+"""Arrays as torch tensors; the one module below `reshard.torch` that imports torch."""
 
 from __future__ import annotations
 
