@@ -66,7 +66,8 @@ def test_tensors_and_objects_are_read_back(tmp_path: Path) -> None:
     )
     writer.add_tensor("e", DType.BF16, (0,), [NewChunk((0,), empty, first)])
     step = writer.small_tensor(_spec((), "step"))
-    writer.add_object("state", {"step": step, "betas": (0.9, 0.999)}, second)
+    known = writer.constant(DType.U8, (2,), b"\1\2")
+    writer.add_object("state", {"step": step, "rng": known, "betas": (0.9, 0.999)}, second)
     assert writer.nbytes(first) + writer.nbytes(second) == sum(writer.files.values())
     number = np.float32(7).tobytes()
     _write(
@@ -99,6 +100,7 @@ def test_tensors_and_objects_are_read_back(tmp_path: Path) -> None:
     assert name == "state"
     assert value == {
         "step": {"$tensor": {"dtype": "F32", "shape": [], "data": "AADgQA=="}},
+        "rng": {"$tensor": {"dtype": "U8", "shape": [2], "data": "AQI="}},
         "betas": {"$tuple": [0.9, 0.999]},
     }
 

@@ -99,7 +99,8 @@ class DcpWriter:
     def add_object(self, name: str, root: object, file: str) -> None:
         """Add an object, as `torch.save` writes it.
 
-        Args:  root: plain values, `Global`s, `Record`s, and tensors made by `small_tensor`.
+        Args:  root: plain values, `Global`s, `Record`s, and tensors made by `small_tensor` or
+               `constant`.
         """
         self._claim(name)
         self._store(name, None, None, file, root)
@@ -108,6 +109,10 @@ class DcpWriter:
     def small_tensor(self, spec: ArraySpec) -> NewTensor:
         """A tensor inside of an object, filled as a spec says."""
         return self._blobs.tensor(spec)
+
+    def constant(self, dtype: DType, shape: tuple[int, ...], data: bytes) -> NewTensor:
+        """A tensor inside of an object, whose bytes are known."""
+        return self._blobs.constant(dtype, shape, data)
 
     def metadata(self, paths: object = None, **other: object) -> FileBytes:
         """The file `.metadata`, complete.

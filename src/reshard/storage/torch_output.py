@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import PurePosixPath
+from zlib import crc32
 
 from reshard.algebra.piece import row_major
+from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.storage.torch_writer import NewStorage, NewTensor, TorchImage, plan_torch_file
@@ -17,7 +20,7 @@ class _Planned:
     """A torch file that waits for the checksums of its storages.
 
     Args:  at: where it begins in `file`.  first: index of its first storage in `placed`.
-           keys: of the storages that have bytes.  empty: keys of those that have none.
+           keys: of the storages that are placed.  crcs: of the others, by key.
     """
 
     file: str
@@ -25,7 +28,7 @@ class _Planned:
     image: TorchImage
     first: int
     keys: tuple[str, ...]
-    empty: tuple[str, ...]
+    crcs: Mapping[str, int]
 
 
 class TorchOutput:
@@ -37,6 +40,7 @@ class TorchOutput:
         self.head: list[FileBytes] = []
         self._planned: list[_Planned] = []
         self._specs: dict[int, tuple[NewStorage, ArraySpec]] = {}
+        self._known: dict[int, tuple[NewStorage, bytes]] = {}
 
     def tensor(self, spec: ArraySpec, *, requires_grad: bool = False) -> NewTensor:
         """A dense tensor with a storage of its own, filled as a spec says.
@@ -47,6 +51,17 @@ class TorchOutput:
         self._specs[id(storage)] = (storage, spec)
         shape = (spec.numel,) if spec.shape is None else spec.shape
         return NewTensor(storage, 0, shape, row_major(shape), requires_grad=requires_grad)
+
+    def constant(self, dtype: DType, shape: tuple[int, ...], data: bytes) -> NewTensor:
+        """A dense tensor whose bytes are known.
+
+        Raises: ValueError if they are not as many as the tensor has.
+        """
+        storage = NewStorage(dtype, prod(shape))
+        if storage.nbytes != len(data):
+            raise ValueError(f"{len(data)} bytes for {dtype} of shape {list(shape)}")
+        self._known[id(storage)] = (storage, data)
+        return NewTensor(storage, 0, shape, row_major(shape))
 
     def add(self, file: str, root: object) -> None:
         """Plan a torch file.
@@ -64,7 +79,7 @@ class TorchOutput:
         """What follows once the checksums are known: the directories of all zip archives."""
         out = []
         for item in self._planned:
-            crcs = dict.fromkeys(item.empty, 0)
+            crcs = dict(item.crcs)
             for key, done in zip(item.keys, written[item.first :], strict=False):
                 if done.crc is None:
                     raise RuntimeError(f"no checksum of {key} in {item.file}")
@@ -74,16 +89,22 @@ class TorchOutput:
 
     def _plan(self, file: str, at: int, root: object, archive: str) -> int:
         image = plan_torch_file(root, archive)
-        first, keys, empty = len(self.placed), [], []
+        first, keys = len(self.placed), []
+        crcs: dict[str, int] = {}
         for slot in image.storages:
+            place = at + slot.byte_offset
+            known = self._known.get(id(slot.storage))
+            if known is not None:
+                self.head.append(FileBytes(file, place, known[1]))
+                crcs[slot.key] = crc32(known[1])
+                continue
             _, spec = self._specs[id(slot.storage)]
             if not spec.nbytes:
-                empty.append(slot.key)
+                crcs[slot.key] = 0
                 continue
             keys.append(slot.key)
-            place = at + slot.byte_offset
             self.placed.append(PlacedSpec(spec, file, place, digest=False, crc=True))
         self.files[file] = at + image.nbytes
         self.head += [FileBytes(file, at + start, data) for start, data in image.head]
-        self._planned.append(_Planned(file, at, image, first, tuple(keys), tuple(empty)))
+        self._planned.append(_Planned(file, at, image, first, tuple(keys), crcs))
         return image.nbytes

@@ -9,12 +9,12 @@ from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.deepspeed.numbers import Number, read_numbers
 from reshard.formats.deepspeed.resume import ParamGroup
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.storage.numbers import Number, read_numbers
 from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"

@@ -20,13 +20,13 @@ from reshard.formats.deepspeed.inventory import (
 )
 from reshard.formats.deepspeed.local_names import NamedTensors, local_names
 from reshard.formats.deepspeed.native_checks import no_master, rank_state, weights_only
-from reshard.formats.deepspeed.numbers import Number
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.target import Target
+from reshard.storage.numbers import Number
 from reshard.storage.torch_output import TorchOutput
 
 OPTIONS = ("ep", "tag")

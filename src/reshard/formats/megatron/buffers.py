@@ -9,34 +9,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
-
-from reshard.formats.megatron.optimizer_ids import Parameter
+from typing import Generic, Protocol, TypeVar
 
 _PARAM_ALIGNMENT = 64
 _BUCKET_ALIGNMENT = 128
 
 
+class InBuffer(Protocol):
+    """A parameter of a rank, as far as its place depends on it."""
+
+    @property
+    def name(self) -> str:
+        """As the rank calls it."""
+
+    @property
+    def numel(self) -> int:
+        """Its elements on this rank."""
+
+
+_P = TypeVar("_P", bound=InBuffer)
+
+
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Generic[_P]):
     """A parameter's place.
 
     Args:  start: first element in the buffer as it is stored: bucket tails without their padding.
     """
 
-    parameter: Parameter
+    parameter: _P
     bucket: int
     start: int
     start_in_bucket: int
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(Generic[_P]):
     """One buffer laid out.
 
     Args:  buckets: elements of each without its tail's padding.
     """
 
-    placed: tuple[Placed, ...]
+    placed: tuple[Placed[_P], ...]
     buckets: tuple[int, ...]
 
     @property
@@ -46,8 +60,8 @@ class Geometry:
 
 
 def lay_buffer(
-    parameters: Sequence[Parameter], bucket_size: int | None, dp: int, shared: Sequence[str] = ()
-) -> Geometry:
+    parameters: Sequence[_P], bucket_size: int | None, dp: int, shared: Sequence[str] = ()
+) -> Geometry[_P]:
     """Walk the parameters backwards, as the optimizer does.
 
     Args:  parameters: of one buffer, in the order of `named_parameters`.
@@ -55,10 +69,10 @@ def lay_buffer(
            dp: data-parallel size, which bucket tails are padded for.
            shared: names of embeddings that two stages share; each has a bucket of its own.
     """
-    placed: list[Placed] = []
+    placed: list[Placed[_P]] = []
     buckets: list[int] = []
     at = begin = 0
-    open_bucket: list[tuple[Parameter, int]] = []
+    open_bucket: list[tuple[_P, int]] = []
     done = 0
 
     def close(end: int) -> int:
@@ -77,7 +91,7 @@ def lay_buffer(
         apart = parameter.name in shared
         if apart and open_bucket:
             at = close(at)
-        end = at + parameter.ref.numel
+        end = at + parameter.numel
         open_bucket.append((parameter, at))
         full = apart or (bucket_size is not None and end - begin >= bucket_size)
         at = close(end) if full else end

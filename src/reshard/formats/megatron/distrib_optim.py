@@ -152,7 +152,7 @@ def _dp(args: Arguments) -> int:
 
 
 def _fits(
-    geometry: Geometry,
+    geometry: Geometry[Parameter],
     flats: Mapping[str, tuple[TensorRef, ...]],
     file: str,
     weights_file: str,

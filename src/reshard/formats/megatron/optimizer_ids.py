@@ -23,6 +23,11 @@ class Parameter:
     name: str
     ref: TensorRef
 
+    @property
+    def numel(self) -> int:
+        """Its elements on this rank."""
+        return self.ref.numel
+
 
 @dataclass(frozen=True, slots=True)
 class GroupMembers:

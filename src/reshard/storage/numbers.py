@@ -88,7 +88,7 @@ def _unreadable(why: str, file: str) -> ReshardError:
     return source_error(
         "unreadable-number",
         f"a number in {file} {why}",
-        notes=["DeepSpeed keeps one number of each kind per param group, so they are compared"],
+        notes=["one number of each kind is written per param group, so they are compared"],
         helps=["the file may be truncated, or written by a version that is not known"],
     )
 
