@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, layout_error
+from reshard.language import load_layout
 from reshard.language.layout import Layout
 from reshard.language.library import Family, all_layouts, shipped
 from reshard.plan.arrangement import Arrangement
@@ -77,7 +78,18 @@ def find_model(
         )
     family, item = found[0]
     config = {**(catalog.config or {}), **item.facts}
-    return Modelled(replace(catalog, config=config), item.layout, family)
+    return Modelled(replace(catalog, config=config), _as_stated(item.layout, catalog), family)
+
+
+def _as_stated(layout: Layout, catalog: Catalog) -> Layout:
+    """A layout of the model, with the uneven cuts that the checkpoint itself states."""
+    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+    places = dict(layout.places)
+    for axis, split in own.places.items():
+        known = places.get(axis)
+        if split.rule == "sizes" and known is not None and known.rule == "even":
+            places[axis] = replace(known, rule="sizes", sizes=split.sizes)
+    return replace(layout, places=places)
 
 
 def rename_to(
