@@ -6,11 +6,15 @@ from enum import StrEnum
 
 
 class DType(StrEnum):
-    """An element type; the value is its name in a safetensors header."""
+    """An element type; the value is its name in a safetensors header.
+
+    An element of F4 is one byte, two numbers of four bits: torch's `float4_e2m1fn_x2`.
+    """
 
     BOOL = "BOOL"
     U8 = "U8"
     I8 = "I8"
+    F4 = "F4"
     F8_E4M3 = "F8_E4M3"
     F8_E5M2 = "F8_E5M2"
     F8_E8M0 = "F8_E8M0"
@@ -36,7 +40,7 @@ class DType(StrEnum):
 
 
 _ITEMSIZE: dict[DType, int] = {
-    **dict.fromkeys((DType.BOOL, DType.U8, DType.I8), 1),
+    **dict.fromkeys((DType.BOOL, DType.U8, DType.I8, DType.F4), 1),
     **dict.fromkeys(
         (DType.F8_E4M3, DType.F8_E5M2, DType.F8_E8M0, DType.F8_E4M3FNUZ, DType.F8_E5M2FNUZ), 1
     ),

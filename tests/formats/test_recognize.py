@@ -96,26 +96,21 @@ def test_a_folder_inside_of_a_checkpoint(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("names", "note"),
-    [
-        (
-            ["model.safetensors"],
-            "it has safetensors files but no `manifest.json`: a Hugging Face model, or a "
-            "universal checkpoint whose manifest was lost",
-        ),
-        (
-            ["pytorch_model.bin"],
-            "it looks like a Hugging Face model in `.bin` files, which cannot be read yet",
-        ),
-    ],
-)
-def test_what_it_looks_like(names: list[str], note: str, tmp_path: Path) -> None:
-    assert _message(_touch(tmp_path, *names), tmp_path) == [
+def test_a_universal_checkpoint_that_lost_its_manifest_and_its_layout(tmp_path: Path) -> None:
+    _touch(tmp_path, "model.safetensors.index.json", "exp_avg.safetensors.index.json")
+    assert _message(tmp_path, tmp_path) == [
         "error[unknown-source]: `...` is no checkpoint that is known",
         *LOOKED_FOR,
-        f"  = note: {note}",
+        "  = note: it has files of optimizer states as a universal checkpoint has them, but no "
+        "`manifest.json`: the manifest was lost, or not copied",
     ]
+
+
+def test_weights_for_serving_beside_a_run_are_not_the_run(tmp_path: Path) -> None:
+    _touch(tmp_path, "model.safetensors", "config.json")
+    assert recognize(tmp_path) == "hf"
+    _touch(tmp_path, "global_step3/mp_rank_00_model_states.pt", "latest")
+    assert recognize(tmp_path) == "deepspeed"
 
 
 def test_two_formats_at_once(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def find_cast(src: DType, dst: DType) -> Cast | None:
     """
     if src == dst:
         return None
+    if DType.F4 in (src, dst):
+        raise CastError("two numbers in one byte are copied, never converted")
     if (src in _COMPLEX) != (dst in _COMPLEX):
         raise CastError("real and complex numbers are not converted into each other")
     if src in _COMPLEX or (src in _ROUNDED and dst in _ROUNDED):

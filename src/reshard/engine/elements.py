@@ -16,6 +16,7 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.BOOL: np.dtype(np.bool_),
     DType.U8: np.dtype(np.uint8),
     DType.I8: np.dtype(np.int8),
+    DType.F4: np.dtype(np.uint8),  # two numbers, which nothing looks at
     DType.F8_E4M3: np.dtype(ml_dtypes.float8_e4m3fn),
     DType.F8_E5M2: np.dtype(ml_dtypes.float8_e5m2),
     DType.F8_E8M0: np.dtype(ml_dtypes.float8_e8m0fnu),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.registry import SOURCES, is_source
+from reshard.formats.registry import SOURCES, formats_of
 
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
@@ -20,7 +20,7 @@ def recognize(path: Path) -> str:
         raise _missing(path)
     if not path.is_dir():
         raise _not_a_folder(path)
-    found = [name for name in SOURCES if is_source(name, path)]
+    found = formats_of(path)
     if len(found) == 1:
         return found[0]
     if found:
@@ -47,9 +47,9 @@ def _missing(path: Path) -> ReshardError:
 
 def _not_a_folder(path: Path) -> ReshardError:
     parent = path.parent
-    while parent != parent.parent and not any(is_source(name, parent) for name in SOURCES):
+    while parent != parent.parent and not formats_of(parent):
         parent = parent.parent
-    inside = any(is_source(name, parent) for name in SOURCES)
+    inside = bool(formats_of(parent))
     return source_error(
         "unknown-source",
         f"`{path}` is a file, and a checkpoint is a folder",
@@ -66,16 +66,10 @@ def _unknown(path: Path) -> ReshardError:
     told = _resembles({entry.name for entry in entries}, path)
     if told:
         notes.append(told)
-    below = [
-        entry
-        for entry in entries
-        if entry.is_dir() and any(is_source(name, entry) for name in SOURCES)
-    ]
+    below = [entry for entry in entries if entry.is_dir() and formats_of(entry)]
     if below:
         helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
-    elif path.absolute().parent != path and any(
-        is_source(n, path.absolute().parent) for n in SOURCES
-    ):
+    elif path.absolute().parent != path and formats_of(path.absolute().parent):
         helps = [f"give the folder above it: `{path.parent}`"]
     return source_error(
         "unknown-source", f"`{path}` is no checkpoint that is known", notes=notes, helps=helps
@@ -94,11 +88,9 @@ def _resembles(names: set[str], path: Path) -> str:
         return "it looks like DeepSpeed's own universal form, which can be written but not read"
     if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):
         return (
-            "it has safetensors files but no `manifest.json`: a Hugging Face model, or a "
-            "universal checkpoint whose manifest was lost"
+            "it has files of optimizer states as a universal checkpoint has them, but no "
+            "`manifest.json`: the manifest was lost, or not copied"
         )
-    if any(name.startswith("pytorch_model") for name in names):
-        return "it looks like a Hugging Face model in `.bin` files, which cannot be read yet"
     if any(name.endswith("_optim_states.pt") for name in names):
         return "it has `*_optim_states.pt` files but no `*_model_states.pt`: part of it is missing"
     return ""

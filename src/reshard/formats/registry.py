@@ -24,12 +24,15 @@ class SourceFormat:
     Args:  package: has `detect.detect(path)` and `read.read(path, step=...)`.
            title: for people.  writer: goes before the version of what wrote it.
            marks: what a folder of it holds, for messages.
+           is_last: it is asked only where a folder is of no other format; weights for serving often
+                    lie in the folder of a training run.
     """
 
     package: str
     title: str
     writer: str
     marks: str
+    is_last: bool = False
 
 
 SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
@@ -54,6 +57,13 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "PyTorch distributed checkpoint",
             "DCP metadata ",
             "a `.metadata` file",
+        ),
+        "hf": SourceFormat(
+            "reshard.formats.hf",
+            "Hugging Face model",
+            "transformers ",
+            "`model.safetensors`, `model.safetensors.index.json`, or `pytorch_model.bin`",
+            is_last=True,
         ),
     }
 )
@@ -109,6 +119,13 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
     }
 )
 """By the name that `--to` takes."""
+
+
+def formats_of(path: Path) -> tuple[str, ...]:
+    """Every format that a folder looks like; one that is asked last only if no other does."""
+    found = [name for name in SOURCES if not SOURCES[name].is_last and is_source(name, path)]
+    found = found or [name for name in SOURCES if SOURCES[name].is_last and is_source(name, path)]
+    return tuple(found)
 
 
 def is_source(name: str, path: Path) -> bool:

@@ -120,6 +120,7 @@ class Catalog:
            buffers: names of `param` tensors that are buffers, not parameters.
            frozen: names of parameters that are not trained.
            files: everything that was read.
+           side_files: those of `files` that go along as they are (a tokenizer).
            oddities: warnings found on the way.
     """
 
@@ -136,4 +137,5 @@ class Catalog:
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
+    side_files: tuple[str, ...] = ()
     oddities: tuple[Diagnostic, ...] = ()

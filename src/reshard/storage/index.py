@@ -14,6 +14,9 @@ from reshard.errors import ReshardError, source_error
 
 SUFFIX = ".safetensors.index.json"
 
+MAX_NBYTES = 1 << 28
+"""Of an index; a million tensors take less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Index:
@@ -32,7 +35,10 @@ def read_index(path: Path) -> Index:
     Raises: ReshardError[bad-index | source-unreadable].
     """
     try:
-        root = json.loads(path.read_bytes())
+        size = path.stat().st_size
+        if size > MAX_NBYTES:
+            raise _bad(path, f"it has {size} bytes, more than the {MAX_NBYTES} it may")
+        root = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except OSError as error:
         raise source_error(
             "source-unreadable",
@@ -41,7 +47,7 @@ def read_index(path: Path) -> Index:
             helps=["check its name and its permissions"],
         ) from None
     except (ValueError, RecursionError) as error:
-        raise _bad(path, f"it is no JSON: {error}") from None
+        raise _bad(path, f"it is no sound JSON: {error}") from None
     if not isinstance(root, dict) or not isinstance(root.get("weight_map"), dict):
         raise _bad(path, "it has no `weight_map`")
     metadata = root.get("metadata", {})
@@ -57,6 +63,15 @@ def write_index(weight_map: Mapping[str, str], metadata: Mapping[str, object]) -
     """The bytes of an index; tensors in the order of their names."""
     root = {"metadata": dict(metadata), "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(root, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{twice}` is there twice")
+    return out
 
 
 def _bad(path: Path, why: str) -> ReshardError:

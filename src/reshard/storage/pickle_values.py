@@ -37,6 +37,7 @@ _DTYPES = {
     "float8_e8m0fnu": DType.F8_E8M0,
     "float8_e4m3fnuz": DType.F8_E4M3FNUZ,
     "float8_e5m2fnuz": DType.F8_E5M2FNUZ,
+    "float4_e2m1fn_x2": DType.F4,
 }
 
 _STORAGES = {

@@ -1,5 +1,7 @@
 """The safetensors file format: its header, read strictly and laid out deterministically.
 
+A header counts the numbers of F4, and two of them are one element here (see `DType`).
+
 Source: the safetensors README, section Format; safetensors 0.8, src/tensor.rs.
 """
 
@@ -86,7 +88,7 @@ def _parse(raw: bytes, size: int, base: int) -> SafetensorsHeader:
         root = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
         _fail(f"its header is no JSON: {error}")
-    if not isinstance(root, dict):
+    if not isinstance(root, dict) or not raw.startswith(b"{"):
         _fail("its header is no JSON object")
     metadata = root.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -107,8 +109,8 @@ def _parse(raw: bytes, size: int, base: int) -> SafetensorsHeader:
 
 
 def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTensor:
-    if not isinstance(entry, dict):
-        _fail(f"the entry of `{name}` is no object")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        _fail(f"the entry of `{name}` is not an object of `dtype`, `shape`, and `data_offsets`")
     kind = entry.get("dtype")
     if not isinstance(kind, str) or kind not in set(DType):
         _fail(f"`{name}` has the element type `{kind}`, which is not known")
@@ -117,6 +119,10 @@ def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTe
     if len(offsets) != 2:
         _fail(f"`{name}` has {len(offsets)} offsets, not 2")
     dtype = DType(kind)
+    if dtype == DType.F4:
+        if not shape or shape[-1] % 2:
+            _fail(f"`{name}` has shape {shape} in F4, which is no whole number of bytes")
+        shape[-1] //= 2
     start, stop = offsets
     if not 0 <= start <= stop <= data_nbytes:
         _fail(f"`{name}` lies at bytes {start} to {stop} of {data_nbytes}")
@@ -168,7 +174,7 @@ def layout_header(
         nbytes = prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": str(dtype),
-            "shape": list(shape),
+            "shape": _written_shape(dtype, shape),
             "data_offsets": [end, end + nbytes],
         }
         at[name] = end
@@ -177,3 +183,9 @@ def layout_header(
     raw += b" " * (-(8 + len(raw)) % _ALIGNMENT)
     head = len(raw).to_bytes(8, "little") + raw
     return head, {name: len(head) + start for name, start in at.items()}, len(head) + end
+
+
+def _written_shape(dtype: DType, shape: tuple[int, ...]) -> list[int]:
+    if dtype == DType.F4:
+        return [*shape[:-1], 2 * shape[-1]] if shape else [2]
+    return list(shape)

@@ -41,6 +41,7 @@ _UNTYPED = {
     DType.U16: "uint16",
     DType.U32: "uint32",
     DType.U64: "uint64",
+    DType.F4: "float4_e2m1fn_x2",
     DType.F8_E4M3: "float8_e4m3fn",
     DType.F8_E5M2: "float8_e5m2",
     DType.F8_E8M0: "float8_e8m0fnu",

@@ -8,6 +8,7 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.universal import FRAMEWORK, LAYOUT
 from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
 from reshard.storage.digest import digest_bytes
+from reshard.storage.index import SUFFIX
 from reshard.storage.safetensors import read_header
 
 AGAIN = ("copy the checkpoint again, or convert its source again",)
@@ -18,19 +19,25 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
     """The contents of the files that a reader needs whole, once every file was held to its entry.
 
     Args:  path: the folder.
-    Returns: `layout.ucl` and, where there is one, `extra/framework.json`, by path.
+    Returns: `layout.ucl`, `extra/framework.json`, and the files that go along, by path.
     Raises: ReshardError[missing-file | changed-file | bad-safetensors], every one that is found.
     """
     problems = [item for found in file_problems(path, manifest).values() for item in found]
     texts: dict[str, bytes] = {}
     if not problems:
         for item in manifest.files:
-            if item.path in (LAYOUT, FRAMEWORK):
+            if item.path in (LAYOUT, FRAMEWORK) or is_side_file(item):
                 texts[item.path] = (path / item.path).read_bytes()
                 problems += _changed_text(path, item, texts[item.path])
     if problems:
         raise ReshardError(problems, Exit.SOURCE)
     return texts
+
+
+def is_side_file(item: FileEntry) -> bool:
+    """Whether a file is none of the format's own, but came along with the weights."""
+    own = item.path in (LAYOUT, FRAMEWORK) or item.path.endswith(SUFFIX)
+    return item.head_nbytes is None and not own
 
 
 def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST, NAME
-from reshard.formats.universal.check_files import check_files
+from reshard.formats.universal.check_files import check_files, is_side_file
 from reshard.formats.universal.manifest import Manifest
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.formats.universal.strict_json import bad_manifest, load_json
@@ -49,6 +49,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=manifest.buffers,
         frozen=manifest.frozen,
         files=tuple(_source_file(path, name) for name in listed),
+        side_files=tuple(item.path for item in manifest.files if is_side_file(item)),
     )
 
 

@@ -32,6 +32,7 @@ from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX, write_index
+from reshard.storage.side_files import read_side_files
 
 _WEIGHTS = ("param", "master")
 """State kinds that can be a model's weights, the best first."""
@@ -172,8 +173,10 @@ def _small_files(
         index = {name: places[name, item.state][0] for name, item in weights.items()}
         total = sum(nbytes(item) for item in weights.values())
         small[stem_of("param") + SUFFIX] = write_index(index, {"total_size": total})
-    if arrangement.catalog.training.framework is not None:
-        small[FRAMEWORK] = json_bytes(arrangement.catalog.training.framework)
+    catalog = arrangement.catalog
+    small.update(read_side_files(catalog.root, catalog.side_files))
+    if catalog.training.framework is not None:
+        small[FRAMEWORK] = json_bytes(catalog.training.framework)
     return tuple(state for state in _WEIGHTS if state in used), small
 
 

@@ -1,0 +1,48 @@
+"""The `config.json` of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from reshard.errors import source_error
+from reshard.formats.hf import CONFIG
+from reshard.formats.hf.links import known_file
+from reshard.storage.objects import to_json
+
+MAX_NBYTES = 64 << 20
+
+
+def read_config(root: Path) -> Mapping[str, object] | None:
+    """The configuration as tagged JSON (an infinity is `{"$float": "inf"}`); None without a file.
+
+    Raises: ReshardError[bad-config | outside-link].
+    """
+    path = root / CONFIG
+    if not path.exists() and not path.is_symlink():
+        return None
+    found = known_file(root, CONFIG, "the folder")
+    try:
+        if found.nbytes > MAX_NBYTES:
+            raise ValueError(f"it has {found.nbytes} bytes, more than {MAX_NBYTES}")
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise _bad(path, why) from None
+    except OSError as error:
+        raise _bad(path, error.strerror or str(error)) from None
+    if not isinstance(value, dict):
+        raise _bad(path, "it is no JSON object")
+    tagged = to_json(value, lambda ref: ref)
+    assert isinstance(tagged, dict)
+    return tagged
+
+
+def _bad(path: Path, why: str) -> Exception:
+    return source_error(
+        "bad-config",
+        f"{path} is not the configuration of a model",
+        notes=[why],
+        helps=["copy it again from where the model came from"],
+    )

@@ -1,0 +1,77 @@
+"""Reads a Hugging Face model folder into a catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard.errors import Diagnostic, source_error
+from reshard.formats.hf import CONFIG, NAME
+from reshard.formats.hf.dcp_shards import read_shards
+from reshard.formats.hf.model_config import read_config
+from reshard.formats.hf.safetensors_set import read_set
+from reshard.formats.hf.side_files import find_side_files
+from reshard.formats.hf.torch_set import read_torch_set
+from reshard.formats.hf.weight_files import find_weights
+from reshard.plan.catalog import Catalog, LocalTensor, SourceFile, Training
+
+LAYOUT = """\
+# Every tensor is whole, or the files say which box of it they hold: nothing is cut by rank.
+layout hf {
+    "**" = [...] optional
+}
+"""
+
+
+def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+    """The catalog of a model folder.
+
+    Args:  step: a folder inside of `path`, of several that are there.
+           strict_layout: there is nothing to relax.
+    Raises: ReshardError[ambiguous-weights | incomplete-hf | bad-index | bad-config | missing-file |
+            outside-link | index-mismatch | bad-safetensors | no-state-dict | bad-shard |
+            unknown-step], and what `open_torch_file` raises.
+    """
+    if step is not None:
+        raise source_error(
+            "unknown-step",
+            f"{path} has no step `{step}`",
+            notes=["a model folder holds the weights of one step, and does not say of which"],
+            helps=["leave `--step` out"],
+        )
+    weights = find_weights(path)
+    config = read_config(path)
+    aliases: dict[str, str] = {}
+    oddities: tuple[Diagnostic, ...] = ()
+    tensors: tuple[LocalTensor, ...]
+    files: tuple[SourceFile, ...]
+    if weights.kind == "torch":
+        tensors, aliases, files = read_torch_set(path, weights)
+    elif weights.kind == "shards":
+        tensors, files, oddities = read_shards(path, weights)
+    else:
+        tensors, files = read_set(path, weights)
+    index = (weights.index,) if weights.index else ()
+    beside = find_side_files(path, {*weights.files, *index})
+    return Catalog(
+        format=NAME,
+        version=_version(config),
+        root=str(path.absolute()),
+        mesh={},
+        tensors=tensors,
+        layout=LAYOUT,
+        layout_name=NAME,
+        training=Training(),
+        config=config,
+        aliases=aliases,
+        files=(*files, *beside.carried),
+        side_files=tuple(item.path for item in beside.carried),
+        oddities=(*oddities, *beside.warnings(path)),
+    )
+
+
+def _version(config: object) -> str:
+    found = config.get("transformers_version") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+__all__ = ["CONFIG", "LAYOUT", "read"]

@@ -1,0 +1,84 @@
+"""The tensors of safetensors files, held to the index that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.hf.links import known_file
+from reshard.formats.hf.weight_files import WeightFiles
+from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
+from reshard.storage.safetensors import SafetensorsHeader, read_header
+
+_SHOWN = 5
+
+
+def read_set(
+    root: Path, weights: WeightFiles
+) -> tuple[tuple[LocalTensor, ...], tuple[SourceFile, ...]]:
+    """Every tensor of a set of files, each whole, in the order of the files.
+
+    Raises: ReshardError[missing-file | outside-link | bad-safetensors | index-mismatch |
+            duplicate-tensor].
+    """
+    named_by = f"`{weights.index}`" if weights.index else "the folder"
+    files = tuple(known_file(root, name, named_by) for name in weights.files)
+    headers = {name: read_header(root / name) for name in weights.files}
+    check_index(root, weights, {name: tuple(item.tensors) for name, item in headers.items()})
+    tensors = [
+        LocalTensor(
+            name,
+            "param",
+            (),
+            item.shape,
+            item.dtype,
+            (Fragment(0, prod(item.shape), file, item.byte_offset),),
+        )
+        for file, header in headers.items()
+        for name, item in header.tensors.items()
+    ]
+    return tuple(tensors), files
+
+
+def check_index(root: Path, weights: WeightFiles, held: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse files that do not hold what the index says, no more and no less.
+
+    Args:  held: names of tensors by file.
+    Raises: ReshardError[index-mismatch].
+    """
+    if weights.weight_map is None:
+        return
+    faults = [
+        f"`{name}` is not in `{file}`, where the index has it"
+        for name, file in weights.weight_map.items()
+        if name not in held[file]
+    ]
+    for file, names in held.items():
+        for name in names:
+            listed = weights.weight_map.get(name)
+            if listed is None:
+                faults.append(f"`{name}` in `{file}` is not in the index")
+            elif listed != file and name in held[listed]:
+                faults.append(f"`{name}` is in `{file}` too, and the index has it in `{listed}`")
+    if faults:
+        raise _mismatch(root, weights, faults)
+
+
+def metadata_of(headers: Mapping[str, SafetensorsHeader]) -> Mapping[str, str]:
+    """What the files say besides their tensors, where they say anything unusual."""
+    out: dict[str, str] = {}
+    for header in headers.values():
+        out.update(header.metadata)
+    return out
+
+
+def _mismatch(root: Path, weights: WeightFiles, faults: list[str]) -> ReshardError:
+    more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
+    return source_error(
+        "index-mismatch",
+        f"{root / str(weights.index)} and the files that it names disagree",
+        notes=[*faults[:_SHOWN], *more],
+        helps=["the folder mixes two checkpoints, or was not copied whole; copy it again"],
+    )

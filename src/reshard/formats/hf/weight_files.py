@@ -1,0 +1,137 @@
+"""Which files of a folder hold the weights of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from reshard.errors import source_error
+from reshard.storage.index import SUFFIX, read_index
+
+Kind = Literal["safetensors", "torch", "shards"]
+
+_SHARD = re.compile(r"shard-([0-9]+)-model-([0-9]+)-of-([0-9]+)\.safetensors")
+_NUMBERED = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(\.safetensors|\.bin)")
+_TORCH = "pytorch_model.bin"
+_TORCH_INDEX = "pytorch_model.bin.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files of a model.
+
+    Args:  kind: `shards` are those of torch's distributed writer, each with parts of tensors.
+           files: relative names, in the order of their numbers.
+           index: name of the index, if there is one.  weight_map: what it says.
+    """
+
+    kind: Kind
+    files: tuple[str, ...]
+    index: str | None = None
+    weight_map: Mapping[str, str] | None = None
+
+
+def find_weights(path: Path) -> WeightFiles:
+    """The one set of weight files that a folder holds; safetensors before torch files.
+
+    Raises: ReshardError[ambiguous-weights | incomplete-hf | bad-index].
+    """
+    names = sorted(item.name for item in path.iterdir() if item.is_file() or item.is_symlink())
+    plain = [name for name in names if name.endswith(".safetensors")]
+    index = _index(path, names)
+    shards = [name for name in plain if _SHARD.fullmatch(name)]
+    if index is not None:
+        found = _indexed(path, "safetensors", index)
+        _refuse_second(path, found, [name for name in plain if _is_of(name, index)])
+        if shards:
+            _ambiguous(path, f"`{index}`", f"`{shards[0]}`")
+        return found
+    if shards:
+        if len(shards) < len(plain):
+            other = next(name for name in plain if name not in shards)
+            _ambiguous(path, f"`{shards[0]}`", f"`{other}`")
+        return WeightFiles("shards", tuple(sorted(shards, key=_numbers)))
+    if "model.safetensors" in plain or len(plain) == 1:
+        chosen = "model.safetensors" if "model.safetensors" in plain else plain[0]
+        _refuse_unindexed(path, [chosen] if len(plain) == 1 else plain)
+        return WeightFiles("safetensors", (chosen,))
+    if plain:
+        _refuse_unindexed(path, plain)
+        _ambiguous(path, f"`{plain[0]}`", f"`{plain[1]}`")
+    return _torch_files(path, names)
+
+
+def _index(path: Path, names: list[str]) -> str | None:
+    found = [name for name in names if name.endswith(SUFFIX)]
+    if f"model{SUFFIX}" in found:
+        return f"model{SUFFIX}"
+    if len(found) > 1:
+        _ambiguous(path, f"`{found[0]}`", f"`{found[1]}`")
+    return found[0] if found else None
+
+
+def _is_of(name: str, index: str) -> bool:
+    """Whether a file is, by its name, of the set of an index."""
+    stem = index.removesuffix(SUFFIX)
+    match = _NUMBERED.fullmatch(name)
+    return name == f"{stem}.safetensors" or (match is not None and match[1] == stem)
+
+
+def _indexed(path: Path, kind: Kind, index: str) -> WeightFiles:
+    weight_map = read_index(path / index).weight_map
+    files = tuple(sorted(set(weight_map.values())))
+    return WeightFiles(kind, files, index, weight_map)
+
+
+def _torch_files(path: Path, names: list[str]) -> WeightFiles:
+    numbered = [n for n in names if n.startswith("pytorch_model-") and n.endswith(".bin")]
+    if _TORCH_INDEX in names:
+        found = _indexed(path, "torch", _TORCH_INDEX)
+        _refuse_second(path, found, [*numbered, *([_TORCH] if _TORCH in names else [])])
+        return found
+    if numbered:
+        _refuse_unindexed(path, [*numbered, *([_TORCH] if _TORCH in names else [])])
+    return WeightFiles("torch", (_TORCH,))
+
+
+def _refuse_second(path: Path, found: WeightFiles, candidates: list[str]) -> None:
+    """Refuse files that by their names belong to the set and that its index does not name."""
+    for name in candidates:
+        if name not in found.files:
+            _ambiguous(path, f"`{found.index}`", f"`{name}`, which it does not name")
+
+
+def _refuse_unindexed(path: Path, names: list[str]) -> None:
+    numbered = [name for name in names if _NUMBERED.fullmatch(name)]
+    if not numbered:
+        return
+    if len(numbered) < len(names):
+        other = next(name for name in names if name not in numbered)
+        _ambiguous(path, f"`{other}`", f"`{numbered[0]}`")
+    match = _NUMBERED.fullmatch(numbered[0])
+    assert match is not None
+    suffix = SUFFIX if match[4] == ".safetensors" else ".bin.index.json"
+    raise source_error(
+        "incomplete-hf",
+        f"{path} has no `{match[1]}{suffix}`",
+        notes=[f"it has {len(numbered)} files of a set of {int(match[3])}, e.g. `{numbered[0]}`"],
+        helps=["copy the index too; it says which tensors there are"],
+    )
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    match = _SHARD.fullmatch(name)
+    assert match is not None
+    return tuple(int(group) for group in match.groups())
+
+
+def _ambiguous(path: Path, one: str, other: str) -> NoReturn:
+    raise source_error(
+        "ambiguous-weights",
+        f"{path} holds more than one set of weights",
+        notes=[f"it has {one} and {other}"],
+        helps=["move one of them out of the folder"],
+    )
