@@ -54,3 +54,25 @@ def test_sizes_of_axes_are_solved_for_the_names_in_them() -> None:
         "inner": 5,
         "bias": True,
     }
+
+
+WHEN = """
+model m { axis h = hidden tensor w [h] tensor n [h] when qk_norm tensor b [h] when bias }
+layout hf of m
+    when kind == "three" and qk_norm or kind == "two" and bias and not odd
+        or kind == "one" and v == 1
+{
+    config hidden = hidden
+    "w" = w[h] "n" = n[h] "b" = b[h]
+}
+"""
+
+
+def test_a_layouts_condition_is_made_true_by_its_first_alternative_that_agrees() -> None:
+    layout = load_layout(WHEN, "m.ucl", "hf")
+    assert framework_config(layout, {"hidden": 2, "qk_norm": True, "bias": True}) == {
+        "hidden": 2,
+        "kind": "three",
+    }
+    assert framework_config(layout, {"bias": True}) == {"kind": "two", "odd": False}
+    assert framework_config(layout, {"bias": False}) == {"kind": "one", "v": 1}

@@ -138,7 +138,7 @@ layout_statements = st.one_of(
         trivia(),
     ),
     st.builds(tree.ConfigStatement, words, expressions, trivia()),
-    st.builds(tree.PlaceStatement, some_words, placements(needs_over=True), trivia()),
+    st.builds(tree.PlaceStatement, some_words, placements(), trivia()),
     st.builds(
         tree.PartitionStatement,
         some_words,
@@ -175,7 +175,8 @@ def blocks(draw: st.DrawFn) -> tree.Block:
     if lines and closing and draw(st.booleans()):
         closing = ("", *closing)
     model = draw(st.none() | words)
-    return tree.LayoutBlock(name, model, _first(lines), opening, closing, around)
+    when = draw(maybe_expressions)
+    return tree.LayoutBlock(name, model, _first(lines), opening, closing, around, when=when)
 
 
 def _first(statements: list) -> tuple:  # type: ignore[type-arg]
@@ -206,7 +207,10 @@ def test_written_expressions_read_back(expression: ex.Expression) -> None:
     assert statement.value == expression
 
 
-@given(expressions, st.dictionaries(paths, st.none() | st.booleans() | st.integers() | strings))
+@given(
+    expressions,
+    st.dictionaries(paths, st.none() | st.booleans() | st.integers() | st.floats() | strings),
+)
 def test_expressions_have_a_value_or_a_reason(
     expression: ex.Expression, env: dict[str, object]
 ) -> None:
@@ -216,7 +220,7 @@ def test_expressions_have_a_value_or_a_reason(
         codes = {item.code for item in error.diagnostics}
         assert codes <= {"unknown-name", "wrong-type", "inexact-division"}
         return
-    assert isinstance(value, (int, str))
+    assert isinstance(value, (int, str, float))
     if isinstance(expression, ex.Binary) and expression.operator in COMPARISONS:
         assert isinstance(value, bool)
 

@@ -30,6 +30,8 @@ def _block(block: tree.Block) -> list[str]:
         header = f"layout {block.name.text}"
         if block.model is not None:
             header += f" of {block.model.text}"
+        if block.when is not None:
+            header += f" when {to_text(block.when)}"
     out = [*block.trivia.comments, header + " {" + _remark(block.opening)]
     for run in _runs(block.statements):
         first = run[0].trivia

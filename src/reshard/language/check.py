@@ -31,8 +31,19 @@ def check(
     for block in document.models:
         _check_model(faults, block)
     for layout in document.layouts:
-        check_layout(faults, layout, _model(faults, layout, known))
+        check_layout(faults, layout, _model(faults, layout, known), _spelled(document, layout))
     return faults.sorted()
+
+
+def _spelled(document: tree.Document, layout: tree.LayoutBlock) -> frozenset[str]:
+    """What the other layouts of a layout's model spell: values that pass between them are used."""
+    return frozenset(
+        item.name.text
+        for other in document.layouts
+        if other is not layout and other.model == layout.model is not None
+        for item in other.statements
+        if isinstance(item, tree.ConfigStatement)
+    )
 
 
 def _model(

@@ -19,12 +19,19 @@ from reshard.language.pattern import NamePattern
 from reshard.language.scope import Scope
 
 
-def check_layout(faults: Faults, block: tree.LayoutBlock, model: Model | bool | None) -> None:
+def check_layout(
+    faults: Faults,
+    block: tree.LayoutBlock,
+    model: Model | bool | None,
+    spelled: Collection[str] = (),
+) -> None:
     """Check one layout.
 
     Args:  model: None for a layout without one; False if its model is not known, which leaves
            everything unchecked that needs it.
+           spelled: what the `config` lines of the other layouts of the model spell.
     """
+    check_constant(faults, block.when, "the condition of this layout", bool)
     scope = _mesh(faults, block)
     scope = _places(scope, block)
     _check_partitions(scope, block)
@@ -48,7 +55,7 @@ def check_layout(faults: Faults, block: tree.LayoutBlock, model: Model | bool | 
         ]
         check_stored(scope, block, model, stored, meant)
     if model is not False:
-        _check_config(faults, block, model if isinstance(model, Model) else None)
+        _check_config(faults, block, model if isinstance(model, Model) else None, spelled)
 
 
 def _rules(block: tree.LayoutBlock) -> list[tree.RuleStatement]:
@@ -173,11 +180,14 @@ def _check_tails(scope: Scope, rule: tree.RuleStatement) -> None:
         )
 
 
-def _check_config(faults: Faults, block: tree.LayoutBlock, model: Model | None) -> None:
+def _check_config(
+    faults: Faults, block: tree.LayoutBlock, model: Model | None, spelled: Collection[str]
+) -> None:
     """Fault sizes that are spelled twice, and warn of those that nothing uses."""
     items = [item for item in block.statements if isinstance(item, tree.ConfigStatement)]
     check_twice(faults, "config", [item.name for item in items], f"layout `{block.name.text}`")
     used = {name for expression in _expressions(block, model) for name in names(expression)}
+    used.update(spelled)
     for item in items:
         if not names(item.value) and constant(item.value, {}) is None:
             check_constant(faults, item.value, "the value", int)
@@ -201,6 +211,8 @@ def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expre
         for tensor in model.tensors.values():
             if tensor.when is not None:
                 yield tensor.when
+    if block.when is not None:
+        yield block.when
     for item in block.statements:
         if isinstance(item, tree.MeshStatement):
             yield from (axis.size for axis in item.axes if axis.size is not None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from reshard.language import tree
-from reshard.language.conditions import Conditions, conjuncts
+from reshard.language.conditions import Conditions, conjuncts, constant
 from reshard.language.expression import to_text
 from reshard.language.layout import Model, ModelTensor
 from reshard.language.scope import Scope
@@ -48,7 +48,12 @@ def check_stored(
     for item in stored:
         for atom in item.atoms:
             by_atom[atom].append(item)
-    missing = [name for name, items in by_atom.items() if not items and name not in meant]
+    absent = _absent(model, block)
+    missing = [
+        name
+        for name, items in by_atom.items()
+        if not items and name not in meant and name not in absent
+    ]
     if missing:
         scope.faults.add(
             "unstored-atom",
@@ -61,6 +66,21 @@ def check_stored(
     for name, items in by_atom.items():
         _check_always(scope, model, model.tensors[name], items)
         _check_copies(scope, model, name, items)
+
+
+def _absent(model: Model, block: tree.LayoutBlock) -> Collection[str]:
+    """The atoms that a layout's own `config` lines say are not there: `config bias = false`."""
+    said: dict[str, object] = {}
+    for item in block.statements:
+        if isinstance(item, tree.ConfigStatement):
+            value = constant(item.value, {})
+            if value is not None:
+                said[item.name.text] = value
+    return {
+        tensor.name
+        for tensor in model.tensors.values()
+        if any(constant(part, said) is False for part in conjuncts(tensor.when))
+    }
 
 
 def _check_names(scope: Scope, model: Model | None, stored: list[Stored]) -> None:

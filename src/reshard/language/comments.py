@@ -170,9 +170,14 @@ def _without_first_blank(lines: tuple[str, ...]) -> tuple[str, ...]:
 
 def _brace(text: str, block: tree.Block) -> int:
     """Where the `{` of a block is; comments before it may hold braces too."""
-    word = block.model if isinstance(block, tree.LayoutBlock) and block.model else block.name
-    assert word.span is not None
-    at = word.span.end
+    last = block.name.span
+    if isinstance(block, tree.LayoutBlock):
+        if block.model is not None:
+            last = block.model.span
+        if block.when is not None:
+            last = block.when.span
+    assert last is not None
+    at = last.end
     while text[at] != "{":
         at = text.index("\n", at) if text[at] == "#" else at + 1
     return at

@@ -115,6 +115,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         MappingProxyType(places),
         tuple(partitions),
         MappingProxyType(config),
+        block.when,
         block.span,
     )
 

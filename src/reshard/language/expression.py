@@ -1,4 +1,7 @@
-"""Expressions: sizes and conditions over integers, strings, and truth values."""
+"""Expressions: sizes and conditions over integers, strings, and truth values.
+
+A real number, such as the epsilon of a norm, can be named, compared with another, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from difflib import get_close_matches
 
 from reshard.errors import Label, ReshardError, Span, layout_error
 
-Value = int | bool | str
+Value = int | bool | str | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,15 @@ def names(expression: Expression) -> tuple[str, ...]:
     return tuple(dict.fromkeys(variable.name for variable in variables(expression)))
 
 
+def operands(operator: str, expression: Expression | None) -> tuple[Expression, ...]:
+    """What `and`, or `or`, joins, in order; () for no expression."""
+    if expression is None:
+        return ()
+    if isinstance(expression, Binary) and expression.operator == operator:
+        return operands(operator, expression.left) + operands(operator, expression.right)
+    return (expression,)
+
+
 def variables(expression: Expression) -> tuple[Variable, ...]:
     """Every place in an expression where a name stands, in order."""
     if isinstance(expression, Variable):
@@ -112,10 +124,10 @@ def evaluate(expression: Expression, env: Mapping[str, object]) -> Value:
         value = _look_up(expression.name, env)
         if value is None:
             raise _unknown(expression, env)
-        if not isinstance(value, (int, str)):
+        if not isinstance(value, (int, str, float)):
             raise layout_error(
                 "wrong-type",
-                f"`{expression.name}` is neither a whole number, a string, nor true or false",
+                f"`{expression.name}` is neither a number, a string, nor true or false",
                 primary=_label(expression, f"this is {_shown(value)}"),
             )
         return value

@@ -113,7 +113,8 @@ class PartitionRule:
 class Layout:
     """One layout, checked.
 
-    Args:  mesh: axis name -> size as an expression, None when the checkpoint or the target tells.
+    Args:  when: of which checkpoints it is; what a configuration does not tell may be so.
+           mesh: axis name -> size as an expression, None when the checkpoint or the target tells.
            places: by axis, how it lies along the mesh wherever it appears.
            config: size name -> how this framework spells it.
     """
@@ -125,4 +126,5 @@ class Layout:
     places: Mapping[str, Split]
     partitions: tuple[PartitionRule, ...]
     config: Mapping[str, Expression]
+    when: Expression | None = None
     span: Span | None = field(default=None, compare=False, repr=False)

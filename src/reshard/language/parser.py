@@ -87,11 +87,12 @@ class _Builder:
         )
 
     def _layout(self, node: Node) -> tree.LayoutBlock:
-        name, model, _brace, *statements = node.children
+        name, model, when, _brace, *statements = node.children
         return tree.LayoutBlock(
             self._word(name),
             self._word(model) if model is not None else None,
             tuple(self._statement(item) for item in cast("list[Node]", statements)),
+            when=self._maybe(when),
             span=self._span(node),
         )
 
@@ -125,8 +126,13 @@ class _Builder:
         if node.data == "place":
             axes, over, split, padding, truncation = cast("list[Node | None]", children)
             assert axes is not None
-            assert over is not None
-            placement = self._placement(self._words(over), split, padding, truncation, over)
+            first = over or padding or truncation
+            if first is None:
+                raise self._fault(
+                    "this `place` says nothing", "how do they lie?", node, "write `over MESH-AXIS`"
+                )
+            words = () if over is None else self._words(over)
+            placement = self._placement(words, split, padding, truncation, first)
             return tree.PlaceStatement(self._words(axes), placement, span=span)
         if node.data == "partition":
             return tree.PartitionStatement(

@@ -160,7 +160,7 @@ class ConfigStatement:
 
 @dataclass(frozen=True, slots=True)
 class PlaceStatement:
-    """`place AXES over MESH-AXES ...`."""
+    """`place AXES over MESH-AXES ...`; an axis that is only padded is cut over none."""
 
     axes: tuple[Word, ...]
     placement: Placement
@@ -229,11 +229,12 @@ class ModelBlock:
 
 @dataclass(frozen=True, slots=True)
 class LayoutBlock:
-    """`layout NAME of MODEL { ... }`; comments as in `ModelBlock`."""
+    """`layout NAME of MODEL when CONDITION { ... }`; comments as in `ModelBlock`."""
 
     name: Word
     model: Word | None
     statements: tuple[LayoutStatement, ...]
+    when: Expression | None = field(default=None, kw_only=True)
     opening: str | None = None
     closing: tuple[str, ...] = ()
     trivia: Trivia = Trivia()

@@ -9,15 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reshard.language.expression import Binary, Expression, Text, Unary, Variable
+from reshard.language.conditions import constant
+from reshard.language.expression import (
+    Binary,
+    Expression,
+    Integer,
+    Text,
+    Truth,
+    Unary,
+    Variable,
+    names,
+    operands,
+)
 from reshard.language.layout import Layout
+from reshard.plan.model_values import model_names
 
 
 def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, object]:
     """What the framework of a layout calls the sizes and facts of a model.
 
     A line is read backwards through its first alternative: of `a or b` that is `a`. What has no
-    value, and a line that cannot be read backwards, give nothing.
+    value, and a line that cannot be read backwards, give nothing. Of what the layout says that its
+    checkpoints are (`layout hf of m when model_type == "m"`), the first alternative that agrees
+    with the model holds.
 
     Args:  values: by the model's names (`Arrangement.values`).
     Returns: nested as the dots of the names say: `{"args": {"num_layers": 12}}`.
@@ -26,7 +40,46 @@ def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, 
     for name, expression in layout.config.items():
         if values.get(name) is not None:
             _assign(expression, values[name], out)
+    for alternative in operands("or", layout.when):
+        if _is_so(alternative, layout, values):
+            for part in operands("and", alternative):
+                if not _is_known(part, layout, values):
+                    _assume(part, out)
+            break
     return out
+
+
+def _is_so(alternative: Expression, layout: Layout, values: Mapping[str, object]) -> bool:
+    """Whether all that an alternative says of the model itself is so."""
+    env = {**dict.fromkeys(_own_names(layout), False), **values}
+    return all(
+        constant(part, env) is True
+        for part in operands("and", alternative)
+        if _is_known(part, layout, values)
+    )
+
+
+def _is_known(part: Expression, layout: Layout, values: Mapping[str, object]) -> bool:
+    """Whether a condition is of the model, and not of how a framework spells it."""
+    known = {*values, *_own_names(layout)}
+    return all(name in known for name in names(part))
+
+
+def _own_names(layout: Layout) -> frozenset[str]:
+    return frozenset((*layout.config, *(model_names(layout.model) if layout.model else ())))
+
+
+def _assume(part: Expression, out: dict[str, object]) -> None:
+    """Put into a configuration what makes a condition hold."""
+    if (
+        isinstance(part, Binary)
+        and part.operator == "=="
+        and isinstance(part.left, Variable)
+        and isinstance(part.right, (Integer, Text, Truth))
+    ):
+        _store(part.left.name.split("."), part.right.value, out)
+    else:
+        _assign(part, True, out)
 
 
 def _assign(expression: Expression, value: object, out: dict[str, object]) -> None:

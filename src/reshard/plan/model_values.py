@@ -19,7 +19,7 @@ def model_values(
     """
     model = layout.model
     assert model is not None
-    asked = dict.fromkeys((*layout.config, *_model_names(model)))
+    asked = dict.fromkeys((*layout.config, *model_names(model)))
     values = {name: env[name] for name in asked if env.get(name) is not None}
     for _ in model.axes:  # a size that needs another one is found in a later round
         for axis in model.axes.values():
@@ -28,7 +28,8 @@ def model_values(
     return values
 
 
-def _model_names(model: Model) -> Iterable[str]:
+def model_names(model: Model) -> Iterable[str]:
+    """What the sizes and conditions of a model ask for."""
     for axis in model.axes.values():
         if axis.size is not None:
             yield from names(axis.size)

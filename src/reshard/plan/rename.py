@@ -11,6 +11,7 @@ from reshard.algebra.piece import Piece
 from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
+from reshard.language.conditions import constant
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -38,7 +39,8 @@ def rename(
     Args:  layout: of the model that the source was read through.
            mesh: of the target; the layout's `when` may ask for it.
            settings: sizes that the user states.
-    Raises: ReshardError[other-model | missing-atom | unplaced-atom | split-states].
+    Raises: ReshardError[other-model | missing-atom | other-facts | unplaced-atom |
+            split-states].
     """
     model, source = layout.model, arrangement.layout.model
     if model is None or source is None or model.name != source.name:
@@ -87,6 +89,7 @@ class _Renamer:
         for name in facts(layout):
             env.setdefault(name, False)  # what only the other layout asks for is not so
         self._env = env
+        self._refuse_other_facts()
         self._holders: dict[str, dict[str, Holders]] = {}
         for (key, state), parts in arrangement.parts.items():
             self._holders.setdefault(key, {})[state] = Holders(key, parts, ())
@@ -112,6 +115,26 @@ class _Renamer:
             bound,
             self._values,
         )
+
+    def _refuse_other_facts(self) -> None:
+        """Refuse a layout that is of models of another kind: without positions, say."""
+        asked = facts(self._layout)
+        for name, expression in self._layout.config.items():
+            said = constant(expression, {})
+            if (
+                isinstance(said, bool)
+                and name in asked
+                and bool(self._values.get(name)) is not said
+            ):
+                span = getattr(expression, "span", None)
+                raise layout_error(
+                    "other-facts",
+                    f"layout `{self._layout.name}` is of models where `{name}` is "
+                    f"{f'{said}'.lower()}, and here it is {f'{not said}'.lower()}",
+                    notes=[f"read through layout `{self._source.layout.name}`"],
+                    primary=Label(span, "said here") if span else None,
+                    helps=["name the tensors as another layout of the model does"],
+                )
 
     def _tensors(self, index: int) -> Iterator[Bound]:
         """Every whole tensor of one rule."""
