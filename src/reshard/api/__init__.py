@@ -6,12 +6,13 @@ The names are those of `reshard` itself, but for `open_checkpoint`, which is `re
 from __future__ import annotations
 
 from reshard.api.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from reshard.api.comparing import Element, Mismatch
 from reshard.api.converting import Converted, convert, plan
 from reshard.api.explaining import error_codes, explain
 from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
 from reshard.api.loading import Loaded, load
-from reshard.api.verification import Mismatch, Verification, verify
+from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport
 
@@ -19,6 +20,7 @@ __all__ = [
     "CheckedLayouts",
     "Checkpoint",
     "Converted",
+    "Element",
     "Fate",
     "Inspection",
     "LayoutSummary",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.algebra.box import Box
+from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
 from reshard.errors import Diagnostic, ReshardError
@@ -20,42 +21,6 @@ from reshard.plan.slice import slice_spec
 if TYPE_CHECKING:
     from reshard.engine.run import Progress
     from reshard.engine.source_files import SourceFiles
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One state of one parameter that is not the same on both sides.
-
-    Args:  what: "only in A", "only in B", "shape", "dtype", or "values".
-           left, right: shape or element type, where these differ.
-           numel, numel_different: of all elements, how many differ.
-           first_index: of the first one, flat and row-major.  max_abs: largest difference of
-                        values; None where it is not a number.
-    """
-
-    name: str
-    state: str
-    what: str
-    left: str = ""
-    right: str = ""
-    numel: int = 0
-    numel_different: int = 0
-    first_index: int = 0
-    max_abs: float | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        out: dict[str, object] = {"name": self.name, "state": self.state, "what": self.what}
-        if self.left:
-            out |= {"a": self.left, "b": self.right}
-        if self.what == "values":
-            out |= {
-                "elements": self.numel,
-                "elements_different": self.numel_different,
-                "first_index": self.first_index,
-                "max_abs": self.max_abs,
-            }
-        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,79 +125,20 @@ def _verify_two(
     states: str | Iterable[str],
     on_progress: Callable[[Progress], None] | None,
 ) -> Verification:
-    from reshard.engine.compare import compare
-
-    pairs = _pair(left, right, states)
-    builders = (Builder(left.arrangement, "error"), Builder(right.arrangement, "error"))
+    pairs = pair_tensors(left, right, states)
+    sides = (Side.of(left), Side.of(right))
     mismatches: list[Mismatch] = []
     nbytes = 0
-    with _files(left) as left_files, _files(right) as right_files:
+    with sides[0].files, sides[1].files:
         for one, other in pairs:
-            if one is None or other is None:
-                mismatches.append(_missing(one, other))
-                continue
-            nbytes += prod(one.shape) * one.dtype.itemsize
-            found = _shapes(one, other)
-            if found is None:
-                difference = compare(
-                    builders[0].array(_spec(one)),
-                    left_files,
-                    builders[1].array(_spec(other)),
-                    right_files,
-                )
-                if difference is None:
-                    continue
-                found = Mismatch(
-                    one.name,
-                    one.state,
-                    "values",
-                    numel=prod(one.shape),
-                    numel_different=difference.numel_different,
-                    first_index=difference.first_index,
-                    max_abs=difference.max_abs,
-                )
-            mismatches.append(found)
+            if one is not None and other is not None:
+                nbytes += prod(one.shape) * one.dtype.itemsize
+            found = compare_tensors(one, sides[0], other, sides[1])
+            if found is not None:
+                mismatches.append(found)
     return Verification(
         str(left.path), str(right.path), len(pairs), nbytes, 0, mismatches=tuple(mismatches)
     )
-
-
-def _pair(
-    left: OpenedSource, right: OpenedSource, states: str | Iterable[str]
-) -> list[tuple[Whole | None, Whole | None]]:
-    """Tensors of both sides by name and state, in the order of the left; what only the right has
-    comes last."""
-    sides = [
-        {(w.name, w.state): w for w in select_states(side, states).arrangement.wholes}
-        for side in (left, right)
-    ]
-    aliases = [dict(side.catalog.aliases or {}) for side in (left, right)]
-    pairs: list[tuple[Whole | None, Whole | None]] = []
-    used = set()
-    for (name, state), whole in sides[0].items():
-        key = (name, state)
-        if key not in sides[1]:
-            key = (aliases[1].get(name, name), state)
-        used.add(key)
-        pairs.append((whole, sides[1].get(key)))
-    for (name, state), whole in sides[1].items():
-        if (name, state) not in used:
-            pairs.append((sides[0].get((aliases[0].get(name, name), state)), whole))
-    return pairs
-
-
-def _shapes(one: Whole, other: Whole) -> Mismatch | None:
-    if one.shape != other.shape:
-        return Mismatch(one.name, one.state, "shape", str(list(one.shape)), str(list(other.shape)))
-    if one.dtype != other.dtype:
-        return Mismatch(one.name, one.state, "dtype", str(one.dtype), str(other.dtype))
-    return None
-
-
-def _missing(one: Whole | None, other: Whole | None) -> Mismatch:
-    here = one or other
-    assert here is not None
-    return Mismatch(here.name, here.state, "only in A" if other is None else "only in B")
 
 
 def _spec(whole: Whole) -> ArraySpec:

@@ -10,7 +10,8 @@ from reshard.plan.names import group_names
 from reshard.plan.text import show_count, show_nbytes, table
 
 if TYPE_CHECKING:
-    from reshard.api.verification import Mismatch, Verification
+    from reshard.api.comparing import Mismatch
+    from reshard.api.verification import Verification
 
 
 def verification_text(found: Verification) -> str:

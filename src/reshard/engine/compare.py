@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -11,17 +11,22 @@ from reshard.engine.elements import (
     Elements,
     bits_dtype,
     max_difference,
+    max_ulps,
     numpy_dtype,
+    show_element,
     widened,
 )
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
+from reshard.engine.locate import Place, locate
 from reshard.engine.source_files import SourceFiles
 from reshard.engine.units import window_numel
 from reshard.plan.plan import Array, ArraySpec
 from reshard.storage.digest import new_digest
 
 _WINDOW_NBYTES = 1 << 20
+
+_N = TypeVar("_N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Difference:
            numel: of the left one.  numel_different: how many elements differ.
            first_index: of the first one, flat and row-major; 0 if none differs.
            max_abs: largest absolute difference in float64; None where no pair has a finite one.
+           max_ulp: the same in steps of the element type; None for whole numbers and other types.
+           first: what each side has there, if anything differs.
     """
 
     what: Literal["shape", "dtype", "values"]
@@ -40,6 +47,20 @@ class Difference:
     numel_different: int
     first_index: int
     max_abs: float | None
+    max_ulp: int | None = None
+    first: tuple[Seen, Seen] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One element as one side has it.
+
+    Args:  value: with its bits, e.g. `0.05 (0x3d4ccccd)`.
+           place: where it lies; None for padding.
+    """
+
+    value: str
+    place: Place | None
 
 
 def compare(
@@ -60,6 +81,8 @@ def compare(
     ]
     count, first = 0, 0
     largest: float | None = None
+    steps: int | None = None
+    seen: tuple[Seen, Seen] | None = None
     for start in range(0, one.numel, step):
         stop = min(start + step, one.numel)
         a, b = (buffer[: stop - start] for buffer in buffers)
@@ -70,14 +93,21 @@ def compare(
         if not len(where):
             continue
         if not count:
-            first = start + int(where[0])
+            at = int(where[0])
+            first = start + at
+            seen = (
+                Seen(show_element(a[at : at + 1]), locate(left, first)),
+                Seen(show_element(b[at : at + 1]), locate(right, first)),
+            )
         count += len(where)
-        found = max_difference(a[where], b[where])
-        if found is not None:
-            largest = found if largest is None else max(largest, found)
+        largest = _larger(largest, max_difference(a[where], b[where]))
+        if one.dtype == other.dtype:
+            steps = _larger(steps, max_ulps(a[where], b[where]))
     if one.dtype != other.dtype:
-        return Difference("dtype", one.numel, count, first, largest)
-    return Difference("values", one.numel, count, first, largest) if count else None
+        return Difference("dtype", one.numel, count, first, largest, None, seen)
+    if not count:
+        return None
+    return Difference("values", one.numel, count, first, largest, steps, seen)
 
 
 def digest_array(array: Array, files: SourceFiles) -> str:
@@ -110,6 +140,10 @@ def read_array(array: Array, files: SourceFiles) -> Elements:
         stop = min(start + step, spec.numel)
         filler.fill(start, stop, out[start:stop].view(np.uint8), gatherer)
     return out.reshape(_shape(spec))
+
+
+def _larger(known: _N | None, found: _N | None) -> _N | None:
+    return found if known is None else known if found is None else max(known, found)
 
 
 def _shape(spec: ArraySpec) -> tuple[int, ...]:

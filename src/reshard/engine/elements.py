@@ -68,6 +68,31 @@ def max_difference(left: Elements, right: Elements) -> float | None:
     return float(apart.max()) if apart.size else None
 
 
+def max_ulps(left: Elements, right: Elements) -> int | None:
+    """The largest distance of two numbers of a type, counted in numbers of that type.
+
+    `-0.0` and `0.0` are 0 apart.  None for types that are not floating point, and when no pair is
+    of two numbers.
+    """
+    kind = left.dtype
+    if kind.kind == "c" or not (kind.kind == "f" or kind.name.startswith(("bfloat", "float"))):
+        return None
+    numbers = np.flatnonzero(~(np.isnan(left) | np.isnan(right)))
+    if not len(numbers):
+        return None
+    unsigned = _BITS[kind.itemsize]
+    sign = 0 if kind.name.endswith("e8m0fnu") else 1 << (8 * kind.itemsize - 1)
+    places = []
+    for side in (left, right):
+        bits = side[numbers].view(unsigned).astype(np.uint64)
+        below = (bits & np.uint64(sign)) != 0
+        size = bits & ~np.uint64(sign)
+        # Counted from the least number of the type, so that all are positive.
+        places.append(np.where(below, np.uint64(sign) - size, np.uint64(sign) + size))
+    apart = np.where(places[0] > places[1], places[0] - places[1], places[1] - places[0])
+    return int(apart.max())
+
+
 def show_element(data: Elements) -> str:
     """One element with its bits, e.g. `0.05 (0x3d4ccccd)`.
 

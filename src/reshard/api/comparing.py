@@ -1,0 +1,199 @@
+"""Two checkpoints of any formats, tensor by tensor: which belong together, and how they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Literal
+
+from reshard.algebra.box import Box
+from reshard.api.source import OpenedSource
+from reshard.api.states import select_states
+from reshard.plan.arrangement import Whole
+from reshard.plan.build import Builder, OnDrift
+from reshard.plan.slice import slice_spec
+
+if TYPE_CHECKING:
+    from reshard.engine.locate import Place
+    from reshard.engine.source_files import SourceFiles
+
+What = Literal["only in A", "only in B", "shape", "dtype", "values"]
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element as one side has it.
+
+    Args:  value: with its bits, e.g. `0.05 (0x3d4ccccd)`.
+           file, byte_offset: where it lies; None for padding, and for numbers that are written, but
+                              not as bytes of their own.
+    """
+
+    value: str
+    file: str | None
+    byte_offset: int | None
+
+    @staticmethod
+    def of(value: str, place: Place | None) -> Element:
+        """From what the engine saw."""
+        if place is None:
+            return Element(value, None, None)
+        return Element(value, place.file, place.byte_offset)
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return f"{self.value}, padding"
+        at = "" if self.byte_offset is None else f", byte {self.byte_offset:,}"
+        return f"{self.value} in {self.file}{at}"
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {"value": self.value, "file": self.file, "byte_offset": self.byte_offset}
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One state of one parameter that is not the same on both sides.
+
+    Args:  what: "only in A", "only in B", "shape", "dtype", or "values".
+           left, right: shape or element type, where these differ.
+           numel, numel_different: of all elements, how many differ.
+           first_index: of the first one, flat and row-major; `index` is the same by dimension.
+           max_abs: largest difference of values; None where it is not a number.
+           max_ulp: the same in steps of the element type; None where it has none.
+           a, b: the first element that differs, on both sides.
+    """
+
+    name: str
+    state: str
+    what: What
+    left: str = ""
+    right: str = ""
+    numel: int = 0
+    numel_different: int = 0
+    first_index: int = 0
+    max_abs: float | None = None
+    max_ulp: int | None = None
+    index: tuple[int, ...] = ()
+    a: Element | None = None
+    b: Element | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        out: dict[str, object] = {"name": self.name, "state": self.state, "what": self.what}
+        if self.left:
+            out |= {"a": self.left, "b": self.right}
+        if self.numel_different:
+            out |= {
+                "elements": self.numel,
+                "elements_different": self.numel_different,
+                "first_index": self.first_index,
+                "index": list(self.index),
+                "max_abs": self.max_abs,
+                "max_ulp": self.max_ulp,
+            }
+        if self.a is not None and self.b is not None:
+            out["first"] = {"a": self.a.to_json(), "b": self.b.to_json()}
+        return out
+
+
+@dataclass(slots=True)
+class Side:
+    """One of two checkpoints: how its arrays are made, and from which files."""
+
+    builder: Builder
+    files: SourceFiles
+
+    @staticmethod
+    def of(source: OpenedSource, on_drift: OnDrift = "error") -> Side:
+        """A side whose files are those of a source; close them."""
+        from reshard.engine.source_files import SourceFiles
+
+        catalog = source.catalog
+        return Side(Builder(source.arrangement, on_drift), SourceFiles(catalog.root, catalog.files))
+
+
+Pair = tuple[Whole | None, Whole | None]
+"""A tensor of both sides; None where one has it not."""
+
+
+def pair_tensors(
+    left: OpenedSource, right: OpenedSource, states: str | Iterable[str] = "all"
+) -> list[Pair]:
+    """Tensors of both sides by name and state, in the order of the left; what only the right has
+    comes last."""
+    sides = [
+        {(w.name, w.state): w for w in select_states(side, states).arrangement.wholes}
+        for side in (left, right)
+    ]
+    aliases = [dict(side.catalog.aliases or {}) for side in (left, right)]
+    pairs: list[Pair] = []
+    used = set()
+    for (name, state), whole in sides[0].items():
+        key = (name, state)
+        if key not in sides[1]:
+            key = (aliases[1].get(name, name), state)
+        used.add(key)
+        pairs.append((whole, sides[1].get(key)))
+    for (name, state), whole in sides[1].items():
+        if (name, state) not in used:
+            pairs.append((sides[0].get((aliases[0].get(name, name), state)), whole))
+    return pairs
+
+
+def compare_tensors(
+    one: Whole | None, left: Side, other: Whole | None, right: Side, *, widened: bool = False
+) -> Mismatch | None:
+    """How a pair differs; None if it is the same bit for bit.
+
+    Args:  widened: where the element types differ, compare the numbers too.
+    Raises: ReshardError of either side.
+    """
+    from reshard.engine.compare import compare
+
+    if one is None or other is None:
+        here = one or other
+        assert here is not None
+        return Mismatch(here.name, here.state, "only in A" if other is None else "only in B")
+    head = one.name, one.state
+    if one.shape != other.shape:
+        return Mismatch(*head, "shape", str(list(one.shape)), str(list(other.shape)))
+    if one.dtype != other.dtype and not widened:
+        return Mismatch(*head, "dtype", str(one.dtype), str(other.dtype))
+    box = Box.whole(one.shape)
+    found = compare(
+        left.builder.array(slice_spec(one, box)),
+        left.files,
+        right.builder.array(slice_spec(other, box)),
+        right.files,
+    )
+    if found is None or not found.numel_different:
+        return None if found is None else Mismatch(*head, "dtype", str(one.dtype), str(other.dtype))
+    differs = one.dtype != other.dtype
+    a, b = (
+        (Element.of(seen.value, seen.place) for seen in found.first) if found.first else [None] * 2
+    )
+    return Mismatch(
+        *head,
+        "dtype" if differs else "values",
+        str(one.dtype) if differs else "",
+        str(other.dtype) if differs else "",
+        prod(one.shape),
+        found.numel_different,
+        found.first_index,
+        found.max_abs,
+        found.max_ulp,
+        unravel(found.first_index, one.shape),
+        a,
+        b,
+    )
+
+
+def unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A flat row-major index by dimension."""
+    out = []
+    for size in reversed(shape):
+        index, rest = divmod(index, size) if size else (0, 0)
+        out.append(rest)
+    return tuple(reversed(out))
