@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         Inspection,
         Loaded,
         PlanReport,
+        RoundTrip,
         Verification,
         convert,
         inspect,
         load,
         plan,
+        roundtrip,
         verify,
     )
     from reshard.api import open_checkpoint as open  # noqa: A004
@@ -41,12 +43,14 @@ __all__ = [
     "Loaded",
     "PlanReport",
     "ReshardError",
+    "RoundTrip",
     "Verification",
     "convert",
     "inspect",
     "load",
     "open",
     "plan",
+    "roundtrip",
     "verify",
 ]
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": ["plan", "SRC", "--to", "universal"],
     "convert": ["convert", "SRC", "out", "--to", "universal"],
     "verify": ["verify", "SRC"],
+    "roundtrip": ["roundtrip", "SRC", "--via", "universal"],
     "layout-show": ["layout", "show", "SRC"],
     "layout-check": ["layout", "check", "own.ucl"],
     "layout-fmt": ["layout", "fmt", "own.ucl"],
@@ -25,6 +26,7 @@ KEYS = {
     "convert": "path dry_run seconds source target tensors files nbytes_read nbytes_written "
     "peak_nbytes proof warnings",
     "verify": "a b tensors nbytes files mismatches faults",
+    "roundtrip": "source states left_out sample materialized on_drift ways",
     "layout-show": "layout",
     "layout-check": "path models layouts warnings",
     "layout-fmt": "text canonical",

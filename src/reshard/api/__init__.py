@@ -12,6 +12,10 @@ from reshard.api.explaining import error_codes, explain
 from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
 from reshard.api.loading import Loaded, load
+from reshard.api.report_file import write_report
+from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
+from reshard.api.roundtripping import roundtrip
+from reshard.api.training_facts import FactChange
 from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport
@@ -21,16 +25,22 @@ __all__ = [
     "Checkpoint",
     "Converted",
     "Element",
+    "FactChange",
     "Fate",
+    "Held",
     "Inspection",
     "LayoutSummary",
     "Loaded",
+    "Lost",
     "Mismatch",
     "PlanReport",
+    "RoundTrip",
     "StateFacts",
+    "StateProof",
     "TensorFacts",
     "TensorInfo",
     "Verification",
+    "WayProof",
     "check_layout",
     "convert",
     "error_codes",
@@ -40,5 +50,7 @@ __all__ = [
     "load",
     "open_checkpoint",
     "plan",
+    "roundtrip",
     "verify",
+    "write_report",
 ]

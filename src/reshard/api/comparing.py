@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -63,6 +63,7 @@ class Mismatch:
            max_abs: largest difference of values; None where it is not a number.
            max_ulp: the same in steps of the element type; None where it has none.
            a, b: the first element that differs, on both sides.
+           name_b: what B calls it, where that is another name (tied weights).
     """
 
     name: str
@@ -78,10 +79,18 @@ class Mismatch:
     index: tuple[int, ...] = ()
     a: Element | None = None
     b: Element | None = None
+    name_b: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name, or both."""
+        return f"{self.name} = {self.name_b}" if self.name_b else self.name
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values."""
         out: dict[str, object] = {"name": self.name, "state": self.state, "what": self.what}
+        if self.name_b:
+            out["name_b"] = self.name_b
         if self.left:
             out |= {"a": self.left, "b": self.right}
         if self.numel_different:
@@ -150,17 +159,25 @@ def compare_tensors(
     Args:  widened: where the element types differ, compare the numbers too.
     Raises: ReshardError of either side.
     """
-    from reshard.engine.compare import compare
-
     if one is None or other is None:
         here = one or other
         assert here is not None
         return Mismatch(here.name, here.state, "only in A" if other is None else "only in B")
+    found = _compare(one, left, other, right, widened)
+    if found is None or one.name == other.name:
+        return found
+    return replace(found, name_b=other.name)
+
+
+def _compare(one: Whole, left: Side, other: Whole, right: Side, widened: bool) -> Mismatch | None:
+    from reshard.engine.compare import compare
+
     head = one.name, one.state
     if one.shape != other.shape:
         return Mismatch(*head, "shape", str(list(one.shape)), str(list(other.shape)))
-    if one.dtype != other.dtype and not widened:
-        return Mismatch(*head, "dtype", str(one.dtype), str(other.dtype))
+    types = (str(one.dtype), str(other.dtype)) if one.dtype != other.dtype else ("", "")
+    if types[0] and not widened:
+        return Mismatch(*head, "dtype", *types)
     box = Box.whole(one.shape)
     found = compare(
         left.builder.array(slice_spec(one, box)),
@@ -168,17 +185,15 @@ def compare_tensors(
         right.builder.array(slice_spec(other, box)),
         right.files,
     )
-    if found is None or not found.numel_different:
-        return None if found is None else Mismatch(*head, "dtype", str(one.dtype), str(other.dtype))
-    differs = one.dtype != other.dtype
-    a, b = (
-        (Element.of(seen.value, seen.place) for seen in found.first) if found.first else [None] * 2
-    )
+    if found is None:
+        return None
+    if found.first is None:
+        return Mismatch(*head, "dtype", *types)
+    a, b = (Element.of(seen.value, seen.place) for seen in found.first)
     return Mismatch(
         *head,
-        "dtype" if differs else "values",
-        str(one.dtype) if differs else "",
-        str(other.dtype) if differs else "",
+        "dtype" if types[0] else "values",
+        *types,
         prod(one.shape),
         found.numel_different,
         found.first_index,

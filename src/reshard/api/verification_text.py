@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reshard.errors import MAX_SHOWN, render_all
-from reshard.plan.names import group_names
-from reshard.plan.text import show_count, show_nbytes, table
+from reshard.api.mismatch_text import mismatch_lines
+from reshard.errors import render_all
+from reshard.plan.text import show_count, show_nbytes
 
 if TYPE_CHECKING:
-    from reshard.api.comparing import Mismatch
     from reshard.api.verification import Verification
 
 
@@ -24,20 +22,8 @@ def verification_text(found: Verification) -> str:
     else:
         lines = [f"different: {len(found.mismatches):,} of {show_count(found.tensors, 'tensor')}"]
     lines += [f"  A  {found.left}", f"  B  {found.right}"]
-    for what in ("only in A", "only in B", "shape", "dtype", "values"):
-        items = [item for item in found.mismatches if item.what == what]
-        if items:
-            lines += ["", f"{_TITLES[what]} ({len(items):,})", *_mismatches(items)]
+    lines += mismatch_lines(found.mismatches)
     return "\n".join(lines)
-
-
-_TITLES = {
-    "only in A": "only in A",
-    "only in B": "only in B",
-    "shape": "other shape",
-    "dtype": "other element type",
-    "values": "other values",
-}
 
 
 def _one(found: Verification) -> str:
@@ -49,40 +35,3 @@ def _one(found: Verification) -> str:
         f"intact: {found.left}\n"
         f"  {show_count(found.tensors, 'tensor')} in {files}: every byte as it was written"
     )
-
-
-def _values(item: Mismatch) -> tuple[str, ...]:
-    worst = "" if item.max_abs is None else f"{item.max_abs:.3g}"
-    counts = (f"{count:,}" for count in (item.numel_different, item.numel, item.first_index))
-    return (f"      {item.state}", *counts, worst)
-
-
-def _mismatches(items: Sequence[Mismatch]) -> list[str]:
-    """One line for each family of names that differ alike; values one by one."""
-    lines = []
-    if items[0].what == "values":
-        rows: list[tuple[str, ...]] = [("", "differ", "of", "first", "at most")]
-        name = ""
-        for item in items[:MAX_SHOWN]:
-            if item.name != name:
-                name = item.name
-                rows.append((f"  {name}", "", "", "", ""))
-            rows.append(_values(item))
-        lines += table(rows, right="lrrrr")
-        if len(items) > MAX_SHOWN:
-            lines.append(f"  and {len(items) - MAX_SHOWN:,} more")
-        return lines
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for item in items:
-        alike.setdefault((item.state, item.left, item.right), []).append(item.name)
-    merged: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
-    for (state, left, right), names in alike.items():
-        for pattern, _ in group_names(names):
-            merged.setdefault((left, right, (pattern,)), []).append(state)
-    shown = list(merged.items())
-    for (left, right, (pattern,)), states in shown[:MAX_SHOWN]:
-        tail = f": {left} in A, {right} in B" if left else ""
-        lines.append(f"  {pattern} ({', '.join(states)}){tail}")
-    if len(shown) > MAX_SHOWN:
-        lines.append(f"  and {len(shown) - MAX_SHOWN:,} more")
-    return lines

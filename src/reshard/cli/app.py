@@ -11,6 +11,7 @@ from reshard.cli.explain import explain
 from reshard.cli.inspect import inspect
 from reshard.cli.layout import layout
 from reshard.cli.plan import plan
+from reshard.cli.roundtrip import roundtrip
 from reshard.cli.verify import verify
 
 EPILOG = "Exit codes, JSON documents, and every flag: docs/cli.md"
@@ -49,5 +50,6 @@ app.command(short_help="Say what a checkpoint is.")(inspect)
 app.command(short_help="Write a checkpoint in another form or at another size.")(convert)
 app.command(short_help="Say what a conversion would do.")(plan)
 app.command(short_help="Check a checkpoint, or compare two bit for bit.")(verify)
+app.command(short_help="Prove that a conversion and back loses nothing.")(roundtrip)
 app.add_typer(layout, short_help="Show, check, or format layouts.")
 app.command(short_help="Explain an error in full.")(explain)

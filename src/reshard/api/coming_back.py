@@ -1,0 +1,94 @@
+"""Tensors that came back from a target, held to those that set out."""
+
+from __future__ import annotations
+
+from math import prod
+from pathlib import Path
+
+from reshard.algebra.box import Box
+from reshard.api.comparing import Mismatch, Side, compare_tensors
+from reshard.api.stages import Stage
+from reshard.errors import ReshardError
+from reshard.formats.universal.read_manifest import read_manifest
+from reshard.plan.arrangement import Whole
+from reshard.plan.build import Builder, OnDrift
+from reshard.plan.plan import ArraySpec
+from reshard.plan.slice import slice_spec
+
+NO_DIGEST = "xxh3-128:" + 32 * "0"
+"""What a manifest says of a tensor whose bytes nobody read."""
+
+Digests = dict[tuple[str, str], str]
+
+
+class Comparer:
+    """Compares by the digests of both universal forms, and by elements where there are none.
+
+    Args:  source: with the places of what set out.  universal: its universal form.
+           last: the universal form of what came back.
+    """
+
+    def __init__(self, source: Stage, universal: Stage, last: Stage, on_drift: OnDrift) -> None:
+        self._before, self._after = _digests(universal), _digests(last)
+        arrangement = source.source.arrangement
+        self._wholes = {(whole.name, whole.state): whole for whole in arrangement.wholes}
+        self._left = Side(Builder(arrangement, on_drift), source.files)
+        self._right = Side(Builder(last.source.arrangement), last.files)
+
+    def compare(self, one: Whole, other: Whole) -> Mismatch | None:
+        """How a tensor that came back differs; None if it is the same bit for bit."""
+        digest = self._before.get((one.name, one.state))
+        if (
+            digest is not None
+            and digest == self._after.get((other.name, other.state))
+            and (one.shape, one.dtype) == (other.shape, other.dtype)
+        ):
+            return None
+        here = self._wholes[one.name, one.state]
+        return compare_tensors(here, self._left, other, self._right)
+
+
+def rounded_from(weights: Stage, whole: Whole, others: Stage) -> str | None:
+    """The state of another stage of which these weights are the rounding, element by element.
+
+    Args:  weights: the stage that has them.  whole: one of its tensors.
+    """
+    from reshard.engine.compare import compare
+
+    if whole.state != "param":
+        return None
+    for master in others.source.arrangement.wholes:
+        if (master.name, master.state, master.shape) == (whole.name, "master", whole.shape):
+            break
+    else:
+        return None
+    rounded = ArraySpec(
+        whole.name, "master", whole.dtype, prod(whole.shape), master.segments, whole.shape
+    )
+    try:
+        found = compare(
+            Builder(weights.source.arrangement).array(slice_spec(whole, Box.whole(whole.shape))),
+            weights.files,
+            Builder(others.source.arrangement).array(rounded),
+            others.files,
+        )
+    except ReshardError as error:
+        if all(item.code == "cast-refused" for item in error.diagnostics):
+            return None
+        raise
+    return master.state if found is None else None
+
+
+def _digests(stage: Stage) -> Digests:
+    """What was computed of the tensors of a universal stage while it was made.
+
+    What was written is read again instead: then nothing is taken from memory.
+    """
+    if stage.is_written:
+        return {}
+    manifest = read_manifest(Path(stage.source.catalog.root))
+    return {
+        (item.name, item.state): item.digest
+        for item in manifest.tensors
+        if item.digest != NO_DIGEST
+    }

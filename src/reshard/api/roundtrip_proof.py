@@ -1,0 +1,242 @@
+"""What `roundtrip` proved, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reshard.api.comparing import Mismatch
+from reshard.api.training_facts import FactChange
+from reshard.errors import Diagnostic
+from reshard.plan.prove import Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A checkpoint on the way, and what was proved of it without its data.
+
+    Args:  title: path or target.  layout: its name.  rules: each uses every axis exactly once.
+           proof: that it stores all that it claims to.
+           placed: (tensor, state) pairs with a place for each of their elements; 0 for the source.
+    """
+
+    title: str
+    layout: str
+    rules: int
+    proof: Proof
+    placed: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "title": self.title,
+            "layout": self.layout,
+            "rules": self.rules,
+            "placed": self.placed,
+            "stored": self.proof.atoms,
+            "elements": self.proof.elements,
+            "runs": self.proof.parts,
+            "copies": self.proof.copies,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A tensor that a target does not hold.
+
+    Args:  why: in the words of the target.
+           derived: None; or the state of which it is the rounding, element by element.
+    """
+
+    name: str
+    state: str
+    why: str
+    derived: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "why": self.why,
+            "derived_from": self.derived,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StateProof:
+    """What was compared of one kind of state.
+
+    Args:  tensors, elements, nbytes: that came back.
+    """
+
+    state: str
+    tensors: int
+    elements: int
+    nbytes: int
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "state": self.state,
+            "tensors": self.tensors,
+            "elements": self.elements,
+            "nbytes": self.nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class WayProof:
+    """One way there and back.
+
+    Args:  via: the targets, in order.
+           held: every checkpoint on the way, the source left out.
+           states: what was compared.
+           mismatches: tensors that came back different (A is the source, B what came back).
+           places, places_nbytes: stored pieces of the source that were made again from what came
+                                  back, and compared with its files.
+           settled: pieces of the source that were not, because their copies differ and were settled
+                    (`averaged over` in the layout, or `--on-drift`).
+           back: pieces that were made different (A is the source's file).
+           lost: what a target does not hold.
+           facts: values besides tensors that are not the same.
+           faults: why the target could not be read back, if so.
+           warnings: of the targets.
+           allow_loss: what is lost is no failure.  strict: values that are not kept are one.
+    """
+
+    via: tuple[str, ...]
+    held: tuple[Held, ...] = ()
+    states: tuple[StateProof, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
+    places: int = 0
+    places_nbytes: int = 0
+    settled: int = 0
+    back: tuple[Mismatch, ...] = ()
+    lost: tuple[Lost, ...] = ()
+    facts: tuple[FactChange, ...] = ()
+    faults: tuple[Diagnostic, ...] = ()
+    warnings: tuple[Diagnostic, ...] = ()
+    allow_loss: bool = False
+    strict: bool = False
+
+    @property
+    def title(self) -> str:
+        """The targets in order."""
+        return ", then ".join(self.via)
+
+    @property
+    def missing(self) -> tuple[Lost, ...]:
+        """What is lost for good: no other state tells it."""
+        return tuple(item for item in self.lost if item.derived is None)
+
+    @property
+    def wrong_facts(self) -> tuple[FactChange, ...]:
+        """Values that came back as others; with `strict` also those that did not come back."""
+        fates = ("changed", "not kept") if self.strict else ("changed",)
+        return tuple(item for item in self.facts if item.fate in fates)
+
+    @property
+    def ok(self) -> bool:
+        """Everything came back, bit for bit; or is lost and may be."""
+        bad = self.faults or self.mismatches or self.back or self.wrong_facts
+        return not bad and (self.allow_loss or not self.missing)
+
+    @property
+    def tensors(self) -> int:
+        """(tensor, state) pairs that came back."""
+        return sum(item.tensors for item in self.states)
+
+    @property
+    def nbytes(self) -> int:
+        """Their bytes."""
+        return sum(item.nbytes for item in self.states)
+
+    def failures(self, state: str) -> tuple[Mismatch | Lost, ...]:
+        """What is wrong with one kind of state."""
+        found: list[Mismatch | Lost] = [
+            x for x in (*self.mismatches, *self.back) if x.state == state
+        ]
+        if not self.allow_loss:
+            found += [item for item in self.missing if item.state == state]
+        return tuple(found)
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {
+            "via": list(self.via),
+            "ok": self.ok,
+            "held": [item.to_json() for item in self.held],
+            "states": [item.to_json() for item in self.states],
+            "tensors": self.tensors,
+            "nbytes": self.nbytes,
+            "mismatches": [item.to_json() for item in self.mismatches],
+            "places": self.places,
+            "places_nbytes": self.places_nbytes,
+            "settled": self.settled,
+            "back": [item.to_json() for item in self.back],
+            "lost": [item.to_json() for item in self.lost],
+            "facts": [item.to_json() for item in self.facts],
+            "faults": [item.to_json() for item in self.faults],
+            "warnings": [item.to_json() for item in self.warnings],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """What `roundtrip` proved.
+
+    Args:  path: of the source.  title: of its format.  mesh: of its ranks.
+           source: what was proved of it without its data.
+           states: kinds that were asked for; None for all.  left_out: that were not.
+           sample: (name, state) of the tensors that were compared; None for all of them.
+           materialized: the targets were written to disk and read from there.
+           drift: what became of copies that differ: "error", "average", "first".
+           ways: each target alone, then all of them in order.
+    """
+
+    path: str
+    title: str
+    mesh: Mapping[str, int]
+    source: Held
+    states: tuple[str, ...] | None
+    left_out: tuple[str, ...]
+    sample: tuple[tuple[str, str], ...] | None
+    materialized: bool
+    drift: str
+    ways: tuple[WayProof, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Every way leads back."""
+        return all(way.ok for way in self.ways)
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        sample = self.sample
+        return {
+            "source": {
+                "path": self.path,
+                "format": self.title,
+                "mesh": dict(self.mesh),
+                **self.source.to_json(),
+            },
+            "states": None if self.states is None else list(self.states),
+            "left_out": list(self.left_out),
+            "sample": None if sample is None else [list(item) for item in sample],
+            "materialized": self.materialized,
+            "on_drift": self.drift,
+            "ways": [way.to_json() for way in self.ways],
+        }
+
+    def to_text(self) -> str:
+        """For people, 80 columns wide."""
+        from reshard.api.roundtrip_text import roundtrip_text
+
+        return roundtrip_text(self)
+
+    def to_junit(self) -> str:
+        """For continuous integration: one test case for each way and kind of state."""
+        from reshard.api.roundtrip_junit import roundtrip_junit
+
+        return roundtrip_junit(self)

@@ -1,0 +1,302 @@
+"""`roundtrip`: proves that a conversion to a target and back loses nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reshard import formats
+from reshard.api.coming_back import Comparer, rounded_from
+from reshard.api.comparing import Mismatch, pair_tensors
+from reshard.api.remaking import remake
+from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
+from reshard.api.source import PathLike, open_source
+from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
+from reshard.api.states import select_states
+from reshard.api.training_facts import compare_facts
+from reshard.errors import Diagnostic, Exit, ReshardError, output_error
+from reshard.plan.arrangement import Whole
+from reshard.plan.build import OnDrift
+from reshard.plan.target import Target, parse_target
+
+if TYPE_CHECKING:
+    from reshard.engine.run import Progress
+
+UNIVERSAL = "universal"
+
+Key = tuple[str, str]
+"""(name, state) of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The source, and the universal form of it that every way begins with."""
+
+    source: Stage
+    universal: Stage
+    sample: tuple[Key, ...] | None
+    on_drift: OnDrift
+    allow_loss: bool
+    strict: bool
+
+
+def roundtrip(
+    src: PathLike,
+    via: Sequence[str],
+    *,
+    step: str | None = None,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
+    sample: int | None = None,
+    allow_loss: bool = False,
+    strict: bool = False,
+    materialize: bool = False,
+    work: PathLike | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RoundTrip:
+    """Prove, bit for bit, that a checkpoint comes back from other forms as it was.
+
+    For each target: source -> universal -> target -> universal, and from there every stored piece
+    of the source again.  Each target is tried alone; several are tried one after the other too.
+
+    Args:  src, step, layout, layout_name, settings, model, states, on_drift: as for `convert`.
+           via: targets, e.g. `deepspeed:zero=2,dp=4`.
+           sample: compare so many tensors, chosen evenly; all of them if None.
+           allow_loss: what a target cannot hold is told and does no harm.
+           strict: a value besides tensors that a target does not keep is a failure too, not only
+                   one that it changes.
+           materialize: write every target to disk and read it from there.  Without it nothing but
+                        what readers look at is written: the targets' tensors are made while they
+                        are read.
+           work: a folder for what is written; one for temporary files if not given.  What is
+                 written is removed.
+           threads, max_memory, on_progress: as for `convert`.
+    Raises: ReshardError when the source cannot be read, or a target is not possible; what does not
+            come back is in the result.
+    """
+    targets = [parse_target(text, formats.TARGETS) for text in via]
+    if not targets:
+        raise _no_target()
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample must be at least 1, not {sample}")
+    source = open_source(
+        src, step=step, layout=layout, layout_name=layout_name, settings=settings, model=model
+    )
+    selected = select_states(source, states)
+    chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
+    with _work_folder(work) as folder:
+        how = Work(folder, materialize, threads, max_memory, on_progress)
+        with ExitStack() as stack:
+            first = _entered(stack, first_stage(source))
+            universal = _entered(
+                stack,
+                next_stage(
+                    first,
+                    Target(UNIVERSAL, {}),
+                    "universal",
+                    how,
+                    states=states,
+                    on_drift=on_drift,
+                    digests=sample is None,
+                ),
+            )
+            start = _Start(first, universal, chosen, on_drift, allow_loss, strict)
+            ways = [
+                _way(start, [target], how, f"way-{number}")
+                for number, target in enumerate(targets, 1)
+            ]
+            if len(targets) > 1:
+                ways.append(_way(start, targets, how, "chain"))
+            first.files.check_unchanged()
+    return RoundTrip(
+        str(source.path),
+        formats.SOURCES[source.catalog.format].title,
+        dict(source.catalog.mesh),
+        _held(first),
+        selected.kinds,
+        tuple(dict.fromkeys(whole.state for whole in selected.left_out)),
+        chosen,
+        materialize,
+        on_drift,
+        tuple(ways),
+    )
+
+
+@contextmanager
+def _work_folder(parent: PathLike | None) -> Iterator[Path]:
+    """A folder that is removed at the end.
+
+    Raises: ReshardError[output-parent-missing | output-unwritable].
+    """
+    if parent is not None and not Path(parent).is_dir():
+        raise output_error(
+            "output-parent-missing",
+            f"the folder {parent} does not exist",
+            notes=["what is written for a while would be made in it"],
+            helps=["make it first, or correct the path"],
+        )
+    try:
+        made = tempfile.TemporaryDirectory(prefix="reshard-roundtrip-", dir=parent)
+    except OSError as error:
+        raise output_error(
+            "output-unwritable",
+            f"{parent or tempfile.gettempdir()} cannot be written",
+            notes=[error.strerror or str(error)],
+            helps=["choose another folder for temporary files with `--work DIR`"],
+        ) from None
+    with made as folder:
+        yield Path(folder).resolve()
+
+
+def _entered(stack: ExitStack, stage: Stage) -> Stage:
+    stack.enter_context(stage.files)
+    return stage
+
+
+def _sample(keys: Sequence[Key], count: int | None) -> tuple[Key, ...] | None:
+    """So many of them, as far apart as can be; the same ones each time."""
+    if count is None:
+        return None
+    count = min(count, len(keys))
+    return tuple(keys[number * len(keys) // count] for number in range(count))
+
+
+def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> WayProof:
+    """There and back."""
+    via = tuple(map(str, targets))
+    stages: list[Stage] = []
+    with ExitStack() as stack:
+        try:
+            before = start.universal
+            for number, target in enumerate(targets, 1):
+                before = next_stage(before, target, f"{folder}/{number}", how)
+                stages.append(_entered(stack, before))
+            last = next_stage(
+                before, Target(UNIVERSAL, {}), f"{folder}/back", how, digests=start.sample is None
+            )
+            _entered(stack, last)
+            return _proof(start, via, stages, last)
+        except ReadBackError as error:
+            held = tuple(_held(stage) for stage in stages)
+            return WayProof(
+                via,
+                held,
+                faults=error.diagnostics,
+                allow_loss=start.allow_loss,
+                strict=start.strict,
+            )
+
+
+def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: Stage) -> WayProof:
+    """What came back, held to what set out."""
+    reasons = _reasons(stages)
+    comparer = Comparer(start.source, start.universal, last, start.on_drift)
+    mismatches: list[Mismatch] = []
+    lost: list[Lost] = []
+    same: list[Whole] = []
+    chosen = None if start.sample is None else set(start.sample)
+    for one, other in pair_tensors(start.universal.source, last.source):
+        here = one or other
+        assert here is not None
+        if chosen is not None and (here.name, here.state) not in chosen:
+            continue
+        found = None
+        if other is None:
+            why = reasons.get((here.name, here.state))
+            derived = rounded_from(start.universal, here, last)
+            if derived is None and why is None:
+                found = Mismatch(here.name, here.state, "only in A")
+            else:
+                lost.append(Lost(here.name, here.state, why or "not stored", derived))
+        elif one is None:
+            if rounded_from(last, here, start.universal) is None:
+                found = Mismatch(here.name, here.state, "only in B")
+        else:
+            found = comparer.compare(one, other)
+            if found is None:
+                same.append(here)
+        if found is not None:
+            mismatches.append(found)
+    keys = {(whole.name, whole.state) for whole in same}
+    remade = remake(start.source, last, keys, start.on_drift)
+    return WayProof(
+        via,
+        tuple(_held(stage) for stage in stages),
+        _states(same),
+        tuple(mismatches),
+        remade.places,
+        remade.nbytes,
+        remade.settled,
+        remade.mismatches,
+        tuple(lost),
+        compare_facts(start.universal.source.catalog, last.source.catalog),
+        warnings=tuple(_warnings(stages)),
+        allow_loss=start.allow_loss,
+        strict=start.strict,
+    )
+
+
+def _reasons(stages: Iterable[Stage]) -> dict[Key, str]:
+    """Why tensors have no place, in the words of the first target that has none."""
+    out: dict[Key, str] = {}
+    for stage in stages:
+        if stage.prepared is not None:
+            for name, state, why in stage.prepared.output.dropped:
+                out.setdefault((name, state), why)
+    return out
+
+
+def _warnings(stages: Iterable[Stage]) -> dict[Diagnostic, None]:
+    out: dict[Diagnostic, None] = {}
+    for stage in stages:
+        if stage.prepared is not None:
+            out |= dict.fromkeys(stage.prepared.output.warnings)
+    return out
+
+
+def _held(stage: Stage) -> Held:
+    source, prepared = stage.source, stage.prepared
+    return Held(
+        stage.title,
+        source.arrangement.layout.name,
+        len(source.arrangement.layout.rules),
+        source.proof,
+        0 if prepared is None else prepared.report.covered,
+    )
+
+
+def _states(wholes: Iterable[Whole]) -> tuple[StateProof, ...]:
+    found: dict[str, list[Whole]] = {}
+    for whole in wholes:
+        found.setdefault(whole.state, []).append(whole)
+    return tuple(
+        StateProof(
+            state,
+            len(items),
+            sum(prod(item.shape) for item in items),
+            sum(prod(item.shape) * item.dtype.itemsize for item in items),
+        )
+        for state, items in found.items()
+    )
+
+
+def _no_target() -> ReshardError:
+    return ReshardError(
+        Diagnostic(
+            "usage",
+            "a round trip needs a target",
+            helps=("name one: `--via deepspeed:zero=2,dp=4`",),
+        ),
+        Exit.USAGE,
+    )

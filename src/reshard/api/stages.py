@@ -1,0 +1,200 @@
+"""Steps of a round trip: a source, or a target that is read back without being written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reshard.api.converting import Prepared, prepare_source, write_output
+from reshard.api.source import OpenedSource, open_source
+from reshard.errors import ReshardError
+from reshard.plan.build import OnDrift
+from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.plan import Plan
+from reshard.plan.target import Target
+
+if TYPE_CHECKING:
+    from reshard.engine.run import Progress
+    from reshard.engine.source_files import SourceFiles
+
+KEPT_NBYTES = 4096
+"""Arrays up to this size are written even where tensors are not: readers look at numbers."""
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How a round trip is done.
+
+    Args:  folder: for what is written.  materialize: write every target whole.
+           threads, max_memory: as for `convert`.
+    """
+
+    folder: Path
+    materialize: bool = False
+    threads: int | None = None
+    max_memory: int | None = None
+    on_progress: Callable[[Progress], None] | None = None
+
+
+class ReadBackError(Exception):
+    """A target that was made could not be read back, which is no fault of the source."""
+
+    def __init__(self, error: ReshardError) -> None:
+        super().__init__(str(error))
+        self.diagnostics = error.diagnostics
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A checkpoint on the way.
+
+    Args:  title: what it is called in the report.  files: read its bytes; close them.
+           prepared: the conversion that made it; None for the source.
+           is_written: all of it is on disk.
+    """
+
+    title: str
+    source: OpenedSource
+    files: SourceFiles
+    prepared: Prepared | None = None
+    is_written: bool = True
+
+
+def first_stage(source: OpenedSource) -> Stage:
+    """The source itself."""
+    from reshard.engine.source_files import SourceFiles
+
+    files = SourceFiles(source.catalog.root, source.catalog.files)
+    return Stage(str(source.path), source, files)
+
+
+def next_stage(
+    before: Stage,
+    target: Target,
+    folder: str,
+    work: Work,
+    *,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
+    digests: bool = False,
+    names: str | None = None,
+) -> Stage:
+    """A target of a stage, read back.
+
+    Args:  folder: its name.  digests: read every tensor to digest it, as writing would.
+           names: a layout whose names its tensors get when they are read back.
+    Raises: ReshardError of the conversion; ReadBackError of the reader of the target's format.
+    """
+    prepared = prepare_source(
+        before.source,
+        target,
+        states=states,
+        on_drift=on_drift,
+        threads=work.threads,
+        max_memory=work.max_memory,
+    )
+    path = work.folder / folder
+    if work.materialize:
+        return _written(before, prepared, path, work, names)
+    holes = _holes(prepared.plan)
+    _sketch(before, prepared, path, holes, work, digests)
+    return _planned(before, prepared, path, holes, names)
+
+
+def _written(before: Stage, prepared: Prepared, path: Path, work: Work, names: str | None) -> Stage:
+    from reshard.engine.source_files import SourceFiles
+    from reshard.storage.output import OutputFolder
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with OutputFolder.create(path) as folder:
+        _, last = write_output(prepared, folder, before.files, work.on_progress)
+        folder.commit(last)
+    opened = _read_back(path, names)
+    files = SourceFiles(opened.catalog.root, opened.catalog.files)
+    return Stage(str(prepared.target), opened, files, prepared)
+
+
+def _planned(
+    before: Stage,
+    prepared: Prepared,
+    path: Path,
+    holes: dict[str, list[Range]],
+    names: str | None,
+) -> Stage:
+    from reshard.engine.made_files import MadeFiles
+
+    opened = _read_back(path, names)
+    root = Path(opened.catalog.root)
+    files = MadeFiles(
+        prepared.plan,
+        before.files,
+        folder=path,
+        root=root,
+        holes=holes,
+        files=opened.catalog.files,
+    )
+    return Stage(str(prepared.target), opened, files, prepared, is_written=False)
+
+
+def _read_back(path: Path, names: str | None) -> OpenedSource:
+    try:
+        return open_source(path, names=names)
+    except ReshardError as error:
+        raise ReadBackError(error) from error
+
+
+def _sketch(
+    before: Stage,
+    prepared: Prepared,
+    path: Path,
+    holes: dict[str, list[Range]],
+    work: Work,
+    digests: bool,
+) -> None:
+    """Write what a target's reader looks at; large arrays are holes."""
+    from reshard.storage.sparse import SparseFolder
+
+    path.mkdir(parents=True)
+    with SparseFolder(path, holes) as folder:
+        if digests:
+            write_output(prepared, folder, before.files, work.on_progress)
+            return
+        starts = {(file, start) for file, items in holes.items() for start, _ in items}
+        kept = [
+            item for item in prepared.plan.placed if (item.file, item.byte_offset) not in starts
+        ]
+        output = prepared.output
+        small = replace(
+            prepared,
+            plan=Plan(prepared.plan.root, tuple(kept)),
+            output=replace(output, finish=lambda written: _finish(output, prepared.plan, written)),
+        )
+        write_output(small, folder, before.files)
+
+
+def _finish(output: Output, plan: Plan, written: Iterable[Written]) -> tuple[FileBytes, ...]:
+    """The end of an output of which only some arrays were made."""
+    known = {(item.placed.file, item.placed.byte_offset): item for item in written}
+    return output.finish(
+        [
+            known.get((item.file, item.byte_offset)) or Written(item, _NO_DIGEST, 0)
+            for item in plan.placed
+        ]
+    )
+
+
+_NO_DIGEST = "xxh3-128:" + 32 * "0"
+
+
+def _holes(plan: Plan) -> dict[str, list[Range]]:
+    """The byte ranges of the arrays that are not written, by file."""
+    out: dict[str, list[Range]] = {}
+    for item in plan.placed:
+        nbytes = item.array.spec.nbytes
+        if nbytes > KEPT_NBYTES:
+            out.setdefault(item.file, []).append((item.byte_offset, item.byte_offset + nbytes))
+    return out

@@ -1,0 +1,89 @@
+"""What a checkpoint knows besides tensors, held to what another one knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from reshard.plan.catalog import Catalog
+
+Fate = Literal["changed", "not kept", "added"]
+
+
+@dataclass(frozen=True, slots=True)
+class FactChange:
+    """One value that is not the same on both sides.
+
+    Args:  path: e.g. `training.state.clip_grad`.  a, b: as JSON values; None where it is not.
+    """
+
+    path: str
+    fate: Fate
+    a: object = None
+    b: object = None
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {"path": self.path, "fate": self.fate, "a": self.a, "b": self.b}
+
+    def __str__(self) -> str:
+        if self.fate == "changed":
+            return f"{self.path}: {_short(self.a)} became {_short(self.b)}"
+        return f"{self.path}: {_short(self.a if self.fate == 'not kept' else self.b)}"
+
+
+def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
+    """Every value that differs: of training, of the model's configuration, and roles of names.
+
+    What only the writing framework understands (`training.framework`) is not compared: it says how
+    the other checkpoint was written.
+    """
+    one, other = facts_of(left), facts_of(right)
+    out = []
+    for path in dict.fromkeys((*one, *other)):
+        if path not in other:
+            out.append(FactChange(path, "not kept", one[path]))
+        elif path not in one:
+            out.append(FactChange(path, "added", None, other[path]))
+        elif not _same(one[path], other[path]):
+            out.append(FactChange(path, "changed", one[path], other[path]))
+    return tuple(out)
+
+
+def facts_of(catalog: Catalog) -> dict[str, object]:
+    """Single values by path."""
+    training = catalog.training
+    tree = {
+        "training": {
+            "iteration": training.iteration,
+            "param_groups": [dict(group) for group in training.param_groups],
+            "state": dict(training.state or {}),
+        },
+        "config": dict(catalog.config or {}),
+        "aliases": dict(catalog.aliases or {}),
+        "buffers": sorted(catalog.buffers),
+        "frozen": sorted(catalog.frozen),
+    }
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{path}[{index}]")
+    elif value is not None:
+        yield path, value
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal, and of one type; what is not a number equals itself."""
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

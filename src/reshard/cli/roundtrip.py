@@ -1,0 +1,123 @@
+"""`reshard roundtrip`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.options import (
+    Drift,
+    Json,
+    LayoutFile,
+    MaxMemory,
+    ModelName,
+    NoColor,
+    Quiet,
+    Settings,
+    Source,
+    States,
+    Step,
+    Threads,
+    parse_settings,
+    split_layout,
+)
+
+Via = Annotated[
+    list[str],
+    typer.Option(
+        "--via",
+        metavar="TARGET",
+        show_default=False,
+        help="A form to go through, as for `convert --to`; may be given several times.",
+    ),
+]
+Sample = Annotated[
+    int | None,
+    typer.Option("--sample", min=1, metavar="N", help="Compare N tensors alone, evenly chosen."),
+]
+AllowLoss = Annotated[
+    bool,
+    typer.Option("--allow-loss", help="What a target cannot hold is told, and is no failure."),
+]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="A setting that a target does not keep is a failure too."),
+]
+Materialize = Annotated[
+    bool, typer.Option("--materialize", help="Write every target to disk, and read it from there.")
+]
+WorkFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--work", metavar="DIR", help="A folder for what is written for a while, then removed."
+    ),
+]
+JUnit = Annotated[
+    str | None, typer.Option("--junit", metavar="FILE", help="Also write a report in JUnit's XML.")
+]
+
+
+def roundtrip(
+    source: Source,
+    via: Via,
+    sample: Sample = None,
+    allow_loss: AllowLoss = False,
+    strict: Strict = False,
+    materialize: Materialize = False,
+    work: WorkFolder = None,
+    junit: JUnit = None,
+    step: Step = None,
+    layout: LayoutFile = None,
+    settings: Settings = None,
+    model: ModelName = None,
+    states: States = "all",
+    on_drift: Drift = None,
+    threads: Threads = None,
+    max_memory: MaxMemory = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> int:
+    """Prove that a conversion to other forms and back loses nothing, bit for bit.
+
+    For each target: source to universal, to the target, to universal, and from there every stored
+    piece of the source again. Several targets are tried one by one, then one after the other.
+    Nothing but what readers look at is written to disk, unless --materialize is given. Exit code 6
+    if anything differs, or is lost and neither --states nor --allow-loss says that it may be.
+    """
+    from reshard import api
+    from reshard.cli.console import print_answer, print_diagnostics, print_json
+    from reshard.cli.progress import show_progress
+    from reshard.errors import Exit
+
+    file, name = split_layout(layout)
+    with show_progress("roundtrip", quiet=quiet, color=not no_color) as on_progress:
+        found = api.roundtrip(
+            source,
+            via,
+            step=step,
+            layout=file,
+            layout_name=name,
+            settings=parse_settings(settings),
+            model=model,
+            states=states,
+            on_drift="error" if on_drift is None else on_drift.value,
+            sample=sample,
+            allow_loss=allow_loss,
+            strict=strict,
+            materialize=materialize,
+            work=work,
+            threads=threads,
+            max_memory=max_memory,
+            on_progress=on_progress,
+        )
+    if junit is not None:
+        api.write_report(junit, found.to_junit())
+    if as_json:
+        print_json(found.to_json(), ok=found.ok)
+    elif not (quiet and found.ok):
+        print_answer(found.to_text(), color=not no_color)
+        warnings = dict.fromkeys(item for way in found.ways for item in way.warnings)
+        print_diagnostics(warnings, color=not no_color)
+    return int(Exit.OK if found.ok else Exit.DIFFERENCE)
