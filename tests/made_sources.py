@@ -234,7 +234,8 @@ class Made:
 
 def make_catalog(text: str, mesh: Mesh, tensors: Sequence[LocalTensor], **more: Any) -> Catalog:
     """A catalog of these tensors."""
-    return Catalog("made", "", "/made", mesh, tuple(tensors), text, "made", Training(), **more)
+    root = more.pop("root", "/made")
+    return Catalog("made", "", root, mesh, tuple(tensors), text, "made", Training(), **more)
 
 
 def whole_spec(whole: Whole) -> PlacedSpec:

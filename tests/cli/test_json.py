@@ -23,8 +23,8 @@ KEYS = {
     "inspect": "path root format version mesh files nbytes states tensors aliases training layout "
     "proof oddities",
     "plan": "source target tensors files nbytes_read nbytes_written peak_nbytes proof warnings",
-    "convert": "path dry_run seconds source target tensors files nbytes_read nbytes_written "
-    "peak_nbytes proof warnings",
+    "convert": "path dry_run seconds resumed source target tensors files nbytes_read "
+    "nbytes_written peak_nbytes proof warnings",
     "verify": "a b tensors nbytes files mismatches faults",
     "roundtrip": "source states left_out sample materialized on_drift ways",
     "layout-show": "layout",

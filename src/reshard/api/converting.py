@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,11 @@ from reshard.api.dtypes import parse_dtypes
 from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import Selected, select_states
-from reshard.errors import output_error, target_error
+from reshard.errors import Diagnostic, output_error, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
-from reshard.plan.output import FileBytes, Output
+from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.recast import recast
@@ -30,18 +30,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """What an earlier run of the same conversion had written, read again and found right.
+
+    Args:  arrays: pieces of the target.  nbytes: of them.
+    """
+
+    arrays: int
+    nbytes: int
+
+    def to_text(self) -> str:
+        """In a few words."""
+        pieces = show_count(self.arrays, "piece")
+        return f"{show_nbytes(self.nbytes)} of them, {pieces}, were there from an earlier run"
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
     """What `convert` did.
 
     Args:  path: of the new folder.  report: the plan that was followed.
            seconds: from the first look at the source to the last byte in place.
            dry_run: nothing was written.
+           resumed: what an earlier run had written, and was not written again.
     """
 
     path: Path
     report: PlanReport
     seconds: float
     dry_run: bool = False
+    resumed: Resumed = field(default_factory=lambda: Resumed(0, 0))
 
     def to_text(self) -> str:
         """What was written, and what to do next."""
@@ -52,6 +70,8 @@ class Converted:
         target = formats.TARGETS[report.target.partition(":")[0]]
         lines = [f"wrote a {target.title} to {self.path}"]
         lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
+        if self.resumed.arrays:
+            lines.append(f"  {self.resumed.to_text()}")
         if missing:
             lines += ["", *missing]
         step = target.next_step.format(src=report.source.path, dst=self.path)
@@ -66,6 +86,7 @@ class Converted:
             "path": str(self.path),
             "dry_run": self.dry_run,
             "seconds": round(self.seconds, 3),
+            "resumed": {"arrays": self.resumed.arrays, "nbytes": self.resumed.nbytes},
             **self.report.to_json(),
         }
 
@@ -160,19 +181,19 @@ def convert(
            states: `all`, `weights`, or kinds of state.
            dtype: an element type for the weights, `bf16`; or by state, `param=bf16,exp_avg=fp32`.
            on_drift: what to do where copies differ that should not: "error", "average", "first".
-           force: replace what is at `dst`, if it is a checkpoint that reshard wrote.
+           force: replace what is at `dst`, if reshard wrote all of it.
            threads, max_memory (bytes): bounds of the work.  max_file_size: in bytes, of universal.
            on_progress: is called now and then, from any thread.  dry_run: plan only.
     Raises: ReshardError; what it says is in docs/errors/.
     """
     from time import perf_counter
 
-    from reshard.storage.output import check_destination
+    from reshard.storage.destination import check_beforehand
 
     start = perf_counter()
     target_path = Path(dst)
     _check_apart(Path(src), target_path)
-    check_destination(target_path, force)
+    check_beforehand(target_path, force)
     prepared = _prepare(
         src,
         to,
@@ -190,11 +211,16 @@ def convert(
         max_memory,
         max_file_size,
     )
-    report = prepared.report
+    report, resumed = prepared.report, Resumed(0, 0)
     if not dry_run:
-        files = _write(prepared, target_path, force, on_progress)
-        report = replace(report, files=tuple(files.items()), nbytes_written=sum(files.values()))
-    return Converted(target_path, report, perf_counter() - start, dry_run)
+        files, resumed, notes = _write(prepared, target_path, force, on_progress)
+        report = replace(
+            report,
+            files=tuple(files.items()),
+            nbytes_written=sum(files.values()),
+            warnings=(*report.warnings, *notes),
+        )
+    return Converted(target_path, report, perf_counter() - start, dry_run, resumed)
 
 
 def _prepare(
@@ -309,19 +335,45 @@ def _write(
     dst: Path,
     force: bool,
     on_progress: Callable[[Progress], None] | None,
-) -> dict[str, int]:
-    """Make the folder; every file of it with its size in bytes."""
-    from reshard.engine.source_files import SourceFiles
-    from reshard.storage.output import OutputFolder
+) -> tuple[dict[str, int], Resumed, tuple[Diagnostic, ...]]:
+    """Make the folder, or end what an earlier run began.
 
-    catalog = prepared.source.catalog
-    with (
-        OutputFolder.create(dst, force) as folder,
-        SourceFiles(catalog.root, catalog.files) as files,
-    ):
-        sizes, last = write_output(prepared, folder, files, on_progress)
-        folder.commit(last)
-    return sizes
+    Returns: every file with its size in bytes, what was there already, and what to tell of it.
+    """
+    from reshard.engine.fingerprint import fingerprint
+    from reshard.engine.resume import go_on
+    from reshard.engine.source_files import SourceFiles
+    from reshard.storage.journal import Making
+    from reshard.storage.output import OutputFolder
+    from reshard.storage.program import program
+
+    catalog, made = prepared.source.catalog, prepared.plan
+    sizes = file_sizes(prepared.output)
+    with SourceFiles(catalog.root, catalog.files) as files:
+        digest = fingerprint(made, prepared.output.head, files)
+        making = Making(program(), str(prepared.target), digest, sizes)
+        with OutputFolder.create(dst, force, making) as folder:
+            if folder.is_in_place:
+                folder.close()
+                return folder.sizes(), Resumed(len(made.placed), made.bytes_written), ()
+            done = go_on(made, folder, sizes, prepared.threads) if folder.claims else {}
+            sizes, last = write_output(prepared, folder, files, on_progress, done=done)
+            folder.commit(last, receipt=prepared.target.format != "universal")
+    resumed = Resumed(len(done), sum(item.placed.array.spec.nbytes for item in done.values()))
+    return sizes, resumed, _restarted(folder.restarted)
+
+
+def _restarted(why: str) -> tuple[Diagnostic, ...]:
+    if not why:
+        return ()
+    return (
+        Diagnostic(
+            "started-anew",
+            "what an earlier run had left was not used",
+            level="note",
+            notes=(why,),
+        ),
+    )
 
 
 def write_output(
@@ -329,9 +381,12 @@ def write_output(
     folder: Folder,
     files: SourceFiles,
     on_progress: Callable[[Progress], None] | None = None,
+    *,
+    done: Mapping[int, Written] | None = None,
 ) -> tuple[dict[str, int], str | None]:
     """Write all bytes of a target.
 
+    Args:  done: arrays that the folder holds already, by their positions in the plan.
     Returns: every file with its size in bytes, and the one that completes the folder.
     """
     from reshard.engine.run import execute
@@ -349,6 +404,7 @@ def write_output(
         buffer_bytes=prepared.buffer_nbytes,
         sizes=sizes,
         on_progress=on_progress,
+        done=done,
     )
     tail = output.finish(written)
     for name, nbytes in _sizes(tail).items():

@@ -32,7 +32,9 @@ Target = Annotated[
     str, typer.Argument(metavar="DST", show_default=False, help="The folder that is made.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Plan only; write nothing.")]
-Force = Annotated[bool, typer.Option("--force", "-f", help="Replace DST, if it is a checkpoint.")]
+Force = Annotated[
+    bool, typer.Option("--force", "-f", help="Replace DST, if reshard wrote all of it.")
+]
 
 
 def convert(

@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReshardError as error:
         _report(error, as_json, color)
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        print_message("interrupted; nothing was left behind")
+    except KeyboardInterrupt as error:
+        _report_interrupt(str(error) or "interrupted; nothing was left behind", as_json)
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:
         # Whoever reads has enough. Python flushes stdout once more at its end, into nothing.
@@ -90,6 +90,15 @@ def _report(error: ReshardError, as_json: bool, color: bool) -> None:
         sys.stdout.flush()
     else:
         print_message(str(error), color=color)
+
+
+def _report_interrupt(text: str, as_json: bool) -> None:
+    print_message(text)
+    if as_json:
+        told = text.removeprefix("interrupted; ").split("\n")
+        item = Diagnostic("interrupted", "interrupted", notes=(told[0],), helps=tuple(told[1:]))
+        print_json(error_document(ReshardError(item, Exit.INTERRUPTED)), ok=False)
+        sys.stdout.flush()
 
 
 def _report_bug(error: Exception, as_json: bool) -> None:

@@ -6,9 +6,9 @@ import contextlib
 import os
 import threading
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from reshard.engine.units import Handful, Window, units
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
 from reshard.storage.digest import digest_bytes
+from reshard.storage.journal import Record
 
 BUFFER_NBYTES = 1 << 20
 MAX_THREADS = 8
@@ -32,6 +33,14 @@ class Folder(Protocol):
 
     def write(self, name: str, byte_offset: int, data: memoryview, /) -> None:
         """Write bytes into a file that was opened; safe from several threads."""
+
+
+@runtime_checkable
+class NotingFolder(Folder, Protocol):
+    """A folder that notes which arrays are written, for a later run to go on from."""
+
+    def note(self, records: Iterable[Record], nbytes: int, /) -> None:
+        """Note arrays of which every byte was written; safe from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,7 @@ def execute(
     buffer_bytes: int = BUFFER_NBYTES,
     on_progress: Callable[[Progress], None] | None = None,
     sizes: Mapping[str, int] | None = None,
+    done: Mapping[int, Written] | None = None,
 ) -> tuple[Written, ...]:
     """Write every array of a plan to its place.
 
@@ -67,6 +77,7 @@ def execute(
            threads: None for one per processor.  buffer_bytes: that a thread writes at once.
            on_progress: called from any thread, one call at a time.
            sizes: of the output files, in bytes; a file that it leaves out ends with its last array.
+           done: arrays that need not be written again, by their positions in the plan.
     Returns: one record per array, in the order of `plan.placed`.
     Raises: ReshardError[replica-mismatch | cast-refused | source-truncated | source-changed |
             source-unreadable], whatever the folder raises; the first that happens ends the run.
@@ -77,7 +88,7 @@ def execute(
         ends[placed.file] = max(ends.get(placed.file, 0), end)
     for file, end in ends.items():
         folder.open_file(file, (sizes or {}).get(file, end))
-    run = _Run(plan, folder, files, buffer_bytes, on_progress)
+    run = _Run(plan, folder, files, buffer_bytes, on_progress, done or {})
     count = max(1, threads if threads is not None else default_threads())
     if count == 1:
         run.work()
@@ -136,18 +147,20 @@ class _Run:
         files: SourceFiles,
         buffer_nbytes: int,
         on_progress: Callable[[Progress], None] | None,
+        done: Mapping[int, Written],
     ) -> None:
-        self.written: list[Written | None] = [None] * len(plan.placed)
+        self.written: list[Written | None] = [done.get(i) for i in range(len(plan.placed))]
         self.error: BaseException | None = None
         self._folder = folder
+        self._noting = folder if isinstance(folder, NotingFolder) else None
         self._files = files
         self._buffer_nbytes = buffer_nbytes
         self._on_progress = on_progress
-        self._units = units(plan, files, buffer_nbytes)
+        self._units = units(plan, files, buffer_nbytes, done, is_noted=self._noting is not None)
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._waiting: set[threading.Condition] = set()
-        self._done = 0
+        self._done = sum(item.placed.array.spec.nbytes for item in done.values())
         self._total = plan.bytes_written
 
     def work(self) -> None:
@@ -184,13 +197,17 @@ class _Run:
         buffer = worker.buffer(unit.nbytes)
         at = 0
         pending: list[tuple[Placed, int, int]] = []  # runs of neighbours, as (first, start, stop)
+        records = []
         for index, placed in unit.items:
             spec = placed.array.spec
             data = buffer[at : at + spec.nbytes]
             Filler(placed.array, self._files).fill(0, spec.numel, data, worker.gatherer)
+            digest = digest_bytes(data) if placed.digest or self._noting is not None else None
+            if digest is not None:
+                records.append(Record(index, digest))
             self.written[index] = Written(
                 placed,
-                digest_bytes(data) if placed.digest else None,
+                digest if placed.digest else None,
                 zlib.crc32(data) if placed.crc else None,
             )
             first, start, stop = pending[-1] if pending else (placed, 0, -1)
@@ -202,6 +219,8 @@ class _Run:
             at += spec.nbytes
         for first, start, stop in pending:
             self._folder.write(first.file, first.byte_offset, buffer[start:stop])
+        if self._noting is not None:
+            self._noting.note(records, unit.nbytes)
         self._report(unit.nbytes, unit.items[-1][1])
 
     def _window(self, unit: Window, worker: _Worker) -> None:
@@ -217,7 +236,7 @@ class _Run:
             if placed.crc:
                 track.crc = zlib.crc32(data, track.crc)
             if unit.stop == placed.array.spec.numel:
-                digest = track.digest.text() if track.digest is not None else None
+                digest = track.digest.text() if track.digest is not None and placed.digest else None
                 crc = track.crc if placed.crc else None
                 self.written[track.index] = Written(placed, digest, crc)
             with track.moved:
@@ -226,6 +245,13 @@ class _Run:
         elif unit.stop == placed.array.spec.numel:
             self.written[track.index] = Written(placed, None, None)
         self._folder.write(placed.file, placed.byte_offset + unit.start * itemsize, data)
+        if self._noting is not None and track.digest is not None:
+            with track.moved:
+                track.written += unit.stop - unit.start
+                is_whole = track.written == placed.array.spec.numel
+            if is_whole:
+                record = Record(track.index, track.digest.text())
+                self._noting.note([record], placed.array.spec.nbytes)
         self._report(len(data), placed)
 
     def _await_turn(self, unit: Window) -> None:

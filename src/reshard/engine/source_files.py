@@ -79,6 +79,18 @@ class SourceFiles:
             with self._lock:
                 item.users -= 1
 
+    def hold(self, file: str) -> tuple[int, int]:
+        """Hold a file to what it is now, or was when it was catalogued, to the end of the run.
+
+        Returns: its size in bytes, and its time of change in nanoseconds.
+        Raises: ReshardError[source-changed | source-unreadable].
+        """
+        item = self._acquire(file)
+        with self._lock:
+            item.users -= 1
+            seen = self._seen[file]
+        return seen.nbytes, seen.mtime_ns
+
     def check_unchanged(self) -> None:
         """Prove that no file that was read has changed since it was catalogued.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from reshard.engine.fill import Filler
@@ -22,16 +22,22 @@ TRANSPOSED_WINDOWS = 8
 
 
 class Track:
-    """A large array on its way: its windows are filled by any thread and digested in order."""
+    """A large array on its way: its windows are filled by any thread and digested in order.
 
-    def __init__(self, index: int, placed: Placed, files: SourceFiles, buffer_nbytes: int) -> None:
+    Args:  is_noted: it is digested whatever the target wants.
+    """
+
+    def __init__(
+        self, index: int, placed: Placed, files: SourceFiles, buffer_nbytes: int, is_noted: bool
+    ) -> None:
         self.index = index
         self.placed = placed
         self.filler = Filler(placed.array, files)
         self.window = window_numel(self.filler, buffer_nbytes)
         self.turn = 0
-        self.digest: Digest | None = new_digest() if placed.digest else None
+        self.digest: Digest | None = new_digest() if placed.digest or is_noted else None
         self.crc = 0
+        self.written = 0
         self.moved = threading.Condition()
 
 
@@ -61,11 +67,23 @@ def window_numel(filler: Filler, buffer_nbytes: int) -> int:
     return max(1, buffer_nbytes * longer // filler.array.spec.dtype.itemsize)
 
 
-def units(plan: Plan, files: SourceFiles, buffer_nbytes: int) -> Iterator[Window | Handful]:
-    """The work of a plan in the order of its arrays."""
+def units(
+    plan: Plan,
+    files: SourceFiles,
+    buffer_nbytes: int,
+    done: Collection[int] = (),
+    *,
+    is_noted: bool = False,
+) -> Iterator[Window | Handful]:
+    """The work of a plan in the order of its arrays.
+
+    Args:  done: positions of arrays that are left out.  is_noted: as for `Track`.
+    """
     few: list[tuple[int, Placed]] = []
     nbytes = 0
     for index, placed in enumerate(plan.placed):
+        if index in done:
+            continue
         size = placed.array.spec.nbytes
         small = size <= min(SMALL_NBYTES, buffer_nbytes)
         if few and (not small or nbytes + size > buffer_nbytes or len(few) == MAX_TOGETHER):
@@ -75,7 +93,7 @@ def units(plan: Plan, files: SourceFiles, buffer_nbytes: int) -> Iterator[Window
             few.append((index, placed))
             nbytes += size
             continue
-        track = Track(index, placed, files, buffer_nbytes)
+        track = Track(index, placed, files, buffer_nbytes, is_noted)
         numel = placed.array.spec.numel
         for start in range(0, numel, track.window):
             yield Window(track, start, min(start + track.window, numel))

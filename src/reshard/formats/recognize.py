@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.registry import SOURCES, formats_of
+from reshard.storage.destination import Places, is_unfinished
 
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
@@ -14,8 +15,10 @@ _MAX_ENTRIES = 2000
 def recognize(path: Path) -> str:
     """The name of the format that a folder is of.
 
-    Raises: ReshardError[source-missing | unknown-source | mixed-source].
+    Raises: ReshardError[source-missing | unknown-source | mixed-source | unfinished-output].
     """
+    if is_unfinished(path):
+        raise _unfinished(path)
     if not path.exists():
         raise _missing(path)
     if not path.is_dir():
@@ -34,14 +37,26 @@ def recognize(path: Path) -> str:
     raise _unknown(path)
 
 
+def _unfinished(path: Path) -> ReshardError:
+    return source_error(
+        "unfinished-output",
+        f"`{path}` is what a conversion left that did not come to its end",
+        helps=["run its command again to go on from there, or remove the folder"],
+    )
+
+
 def _missing(path: Path) -> ReshardError:
     parent = path.absolute().parent
     notes, helps = [], []
     if not parent.is_dir():
         notes = [f"there is no folder `{path.parent}` either"]
     else:
-        near = _near(path.name, [entry.name for entry in _entries(parent)])
+        seen = [entry.name for entry in _entries(parent) if not entry.name.startswith(".")]
+        near = _near(path.name, seen)
         helps = [f"did you mean `{path.parent / near}`?"] if near else []
+        if Places(path.absolute()).old.is_dir():
+            notes = ["what was there was about to be replaced by a run that was stopped"]
+            helps = ["run its command again: it is put back, and then replaced"]
     return source_error("source-missing", f"there is no folder `{path}`", notes=notes, helps=helps)
 
 
@@ -66,7 +81,11 @@ def _unknown(path: Path) -> ReshardError:
     told = _resembles({entry.name for entry in entries}, path)
     if told:
         notes.append(told)
-    below = [entry for entry in entries if entry.is_dir() and formats_of(entry)]
+    below = [
+        entry
+        for entry in entries
+        if entry.is_dir() and not is_unfinished(entry) and formats_of(entry)
+    ]
     if below:
         helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
     elif path.absolute().parent != path and formats_of(path.absolute().parent):

@@ -1,81 +1,100 @@
-"""A folder that appears whole or not at all.
+"""A folder that appears whole or not at all, and whose parts outlive the run that wrote them.
 
 Everything is written into a hidden folder beside the destination; `commit` makes it durable and
-renames it.  A run that dies leaves only the hidden folder, which the next run clears away.
+renames it.  A run that dies leaves the hidden folder with its journal, and one that makes the same
+goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import resource
-import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import ReshardError, output_error
-
-_MARK = ".reshard-partial"
-"""What the name of a hidden folder ends with."""
-
-_WRITTEN_BY_TOOLS = (
-    "manifest.json",
-    "latest",
-    "latest_universal",
-    "latest_checkpointed_iteration.txt",
-    ".metadata",
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "config.json",
+from reshard.storage.destination import Places, check_destination, check_hidden, folder_inode
+from reshard.storage.journal import Journal, Making, Notes, Record
+from reshard.storage.lock import Lock
+from reshard.storage.output_error import as_output_error, kept_error
+from reshard.storage.owned import (
+    RECEIPT,
+    foreign_entries,
+    foreign_error,
+    receipt_bytes,
+    remove_written,
+    written_names,
 )
-"""Files by which a folder is known to be a checkpoint, which `--force` may replace."""
+
+SYNC_NBYTES = 1 << 30
+"""So many bytes are written before what was noted is made durable."""
+
+_NEW = "journal.new"
 
 
 class OutputFolder:
-    """A destination that is being written; leaves nothing behind unless it is committed."""
+    """A destination that is being written; it appears when it is committed, and not before.
 
-    def __init__(self, dst: Path, partial: Path, lock: int) -> None:
-        self.path = dst
-        self._partial = partial
+    Args:  claims: what an earlier run noted, to be proved.  restarted: why an earlier run cannot
+           be gone on from, in words.  is_in_place: an earlier run had ended but for its last word;
+           there is nothing to do but `close`.
+    """
+
+    def __init__(
+        self,
+        places: Places,
+        lock: Lock,
+        making: Making,
+        *,
+        force: bool = False,
+        claims: Mapping[int, Record] | None = None,
+        restarted: str = "",
+        is_in_place: bool = False,
+    ) -> None:
+        self.path = places.dst
+        self.claims = claims or {}
+        self.restarted = restarted
+        self.is_in_place = is_in_place
+        self._places = places
         self._lock = lock
+        self._making = making
+        self._force = force
+        self._journal: Journal | None = None
         self._open: dict[str, int] = {}
+        self._unsynced: set[str] = set()
+        self._unsynced_nbytes = 0
+        self._inode: int | None = None
         self._done = False
 
     @staticmethod
-    def create(dst: Path, force: bool = False) -> OutputFolder:
-        """Begin to write a destination.
+    def create(dst: Path, force: bool = False, making: Making | None = None) -> OutputFolder:
+        """Begin to write a destination, or go on with what an earlier run of the same left.
 
-        Args:  dst: must not exist, or be an empty folder, or a checkpoint with `force`.
+        Args:  dst: must not exist, or be an empty folder, or one that reshard wrote with `force`.
+               making: what is made; None for what no other run goes on from.
         Raises: ReshardError[output-exists | output-foreign | output-parent-missing | output-busy |
                 output-unwritable].
         """
-        dst = Path(os.path.abspath(dst))
-        check_destination(dst, force)
-        partial = dst.parent / f".{dst.name}{_MARK}"
-        with _as_output_error(dst):
-            lock = os.open(dst.parent / f".{dst.name}.reshard-lock", os.O_RDWR | os.O_CREAT, 0o644)
+        places = Places(Path(os.path.abspath(dst)))
+        made = making or Making("", "", "", {})
+        if not places.dst.parent.is_dir():
+            check_destination(places.dst, force)
+        with as_output_error(places.dst):
+            lock = Lock.take(places.lock, places.dst)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise output_error(
-                "output-busy",
-                f"{dst} is being written by another run",
-                helps=["wait until it has ended, or choose another destination"],
-            ) from None
-        try:
-            with _as_output_error(dst):
-                if partial.exists():
-                    shutil.rmtree(partial)
-                partial.mkdir()
+            with as_output_error(places.dst):
+                folder = _begin(places, lock, made, force)
+                if not folder.is_in_place and not folder.claims:
+                    folder._start()
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         _allow_many_files()
-        return OutputFolder(dst, partial, lock)
+        return folder
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -86,7 +105,58 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.abort()
+        if self._done:
+            return
+        told = None
+        try:
+            if self._inode is not None and folder_inode(self.path) == self._inode:
+                if not os.path.lexists(self._places.old):  # the failure came after the rename
+                    self._clean()
+                told = error and kept_error(error, self.path, "", 0, 0)
+            elif error is not None and self._is_worth_keeping(error):
+                told = self._keep(error)
+            else:
+                self.abort()
+        finally:
+            self._finish()
+        if told is not None and told is not error:
+            raise told from None
+
+    def kept_file(self, name: str, nbytes: int) -> int | None:
+        """A descriptor of a file that an earlier run made; None if it is not as it should be."""
+        known = self._open.get(name)
+        if known is not None:
+            return known
+        try:
+            fd = os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return None
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size != nbytes:
+            os.close(fd)
+            return None
+        self._open[name] = fd
+        return fd
+
+    def go_on(self, records: Iterable[Record], files: Iterable[str], nbytes: int) -> None:
+        """Begin where an earlier run ended.
+
+        Args:  records: the claims that were proved.  files: that they are in; all others are made
+               anew.  nbytes: of the arrays.
+        Raises: ReshardError[output-foreign | output-unwritable | disk-full].
+        """
+        kept = set(files)
+        with as_output_error(self.path):
+            for name in [name for name in self._open if name not in kept]:
+                os.close(self._open.pop(name))
+            names = self._names()
+            for name in names - kept:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path(name))
+            self._start(records)
+        assert self._journal is not None
+        self._journal.nbytes_done = nbytes
+        self._unsynced.update(kept)
 
     def open_file(self, name: str, nbytes: int) -> int:
         """Create a file of its final size.
@@ -98,11 +168,11 @@ class OutputFolder:
         known = self._open.get(name)
         if known is not None:
             return known
-        parts = Path(name).parts
-        if not parts or Path(name).is_absolute() or ".." in parts:
-            raise ValueError(f"{name!r} leads out of the destination")
-        path = self._partial / name
-        with _as_output_error(self.path, nbytes):
+        path = self._path(name)
+        assert self._journal is not None
+        with as_output_error(self.path, nbytes):
+            if name not in self._making.files:
+                self._journal.add_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             self._open[name] = fd
@@ -116,104 +186,246 @@ class OutputFolder:
         """
         fd = self._open[name]
         view = memoryview(data)
-        with _as_output_error(self.path, len(view)):
+        with as_output_error(self.path, len(view)):
             while view:
                 count = os.pwrite(fd, view, byte_offset)
+                if not count:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view = view[count:]
                 byte_offset += count
+        self._unsynced.add(name)
 
-    def commit(self, last: str | None = None) -> None:
+    def note(self, records: Iterable[Record], nbytes: int) -> None:
+        """Note arrays of which every byte was written.
+
+        Now and then the files are synced, and after them the notes.
+
+        Raises: ReshardError[disk-full | output-unwritable].
+        """
+        assert self._journal is not None
+        self._journal.add(records, nbytes)
+        self._unsynced_nbytes += nbytes
+        if self._unsynced_nbytes >= SYNC_NBYTES:
+            self._unsynced_nbytes = 0
+            with as_output_error(self.path):
+                self._sync_files()
+                self._journal.sync()
+
+    def commit(self, last: str | None = None, *, receipt: bool = False) -> None:
         """Make everything durable and put it in place.
 
         Args:  last: a file that marks the folder as complete; its bytes reach the disk last.
-        Raises: ReshardError[output-exists | output-unwritable | disk-full].
+               receipt: add a file that lists all others, for a format without such a list.
+        Raises: ReshardError[output-exists | output-foreign | output-unwritable | disk-full].
         """
-        with _as_output_error(self.path):
-            for name, fd in self._open.items():
-                if name != last:
-                    os.fsync(fd)
+        assert self._journal is not None
+        if receipt:
+            data = receipt_bytes(self._making.program, self._open)
+            self.open_file(RECEIPT, len(data))
+            self.write(RECEIPT, 0, data)
+        with as_output_error(self.path):
+            self._unsynced.update(self._open)
             if last is not None:
-                os.fsync(self._open[last])
-            self._close()
-            for folder, _, _ in os.walk(self._partial):
+                self._unsynced.discard(last)
+            self._sync_files()
+            if last is not None:
+                self._sync_file(last)
+            self._close_files()
+            for folder, _, _ in os.walk(self._places.data):
                 _sync_folder(Path(folder))
-            self._replace()
+            self._inode = folder_inode(self._places.data)
+            assert self._inode is not None
+            self._journal.commit(self._inode)
+            self._put_in_place()
             _sync_folder(self.path.parent)
-        self._done = True
-        self._release()
-
-    def _replace(self) -> None:
-        try:
-            os.rename(self._partial, self.path)  # an empty folder is replaced in one step
-            return
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        old = self.path.parent / f".{self.path.name}.reshard-old"
-        if old.exists():
-            shutil.rmtree(old)
-        os.rename(self.path, old)
-        os.rename(self._partial, self.path)
-        shutil.rmtree(old)
+            if os.path.lexists(self._places.old):
+                _remove_old(self._places)
+            self._clean()
+        self._finish()
 
     def abort(self) -> None:
         """Remove everything that was written, unless it was committed."""
         if self._done:
             return
-        self._done = True
-        self._close()
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._release()
+        self._close_files()
+        with contextlib.suppress(OSError, ReshardError):
+            _remove_partial(self._places, self._names())
+        self._finish()
 
-    def _close(self) -> None:
-        for fd in self._open.values():
-            os.close(fd)
-        self._open.clear()
+    def close(self) -> None:
+        """End without having written anything."""
+        with as_output_error(self.path):
+            self._clean()
+        self._finish()
 
-    def _release(self) -> None:
+    def sizes(self) -> dict[str, int]:
+        """The files of the destination, with their sizes in bytes."""
+        with as_output_error(self.path):
+            names = written_names(self.path) - {RECEIPT}
+            return {name: os.stat(self.path / name).st_size for name in sorted(names)}
+
+    def _start(self, records: Iterable[Record] = ()) -> None:
+        self._places.partial.mkdir(exist_ok=True)
+        self._journal = Journal.create(self._places.journal, self._making, records)
+        self._places.data.mkdir(exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        parts = Path(name).parts
+        if not parts or Path(name).is_absolute() or ".." in parts:
+            raise ValueError(f"{name!r} leads out of the destination")
+        return self._places.data / name
+
+    def _names(self) -> set[str]:
+        """Every file that may be in the hidden folder."""
+        notes = self._places.notes()
+        return {*self._making.files, *self._open, *(notes.files if notes is not None else ())}
+
+    def _sync_files(self) -> None:
+        while self._unsynced:
+            try:
+                name = self._unsynced.pop()
+            except KeyError:  # another thread took it
+                return
+            self._sync_file(name)
+
+    def _sync_file(self, name: str) -> None:
+        try:
+            os.fsync(self._open[name])
+        except OSError:
+            # The system may now take the pages for written: what they hold is proof of nothing.
+            if self._journal is not None:
+                with contextlib.suppress(OSError):
+                    self._journal.void(name)
+            raise
+
+    def _put_in_place(self) -> None:
+        data, dst, old = self._places.data, self.path, self._places.old
+        try:
+            os.rename(data, dst)  # an empty folder is replaced in one step
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        check_destination(dst, self._force)  # what is there now may have come meanwhile
+        os.rename(dst, old)
+        try:
+            os.rename(data, dst)
+        except BaseException:
+            if folder_inode(dst) != self._inode:
+                os.rename(old, dst)
+            raise
+
+    def _is_worth_keeping(self, error: BaseException) -> bool:
+        if not (self.claims if self._journal is None else self._journal.nbytes_done):
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        return isinstance(error, ReshardError) and all(
+            item.code in KEEPING for item in error.diagnostics
+        )
+
+    def _keep(self, error: BaseException) -> BaseException:
+        done, total = 0, sum(self._making.files.values())
+        if self._journal is not None:
+            done = self._journal.nbytes_done
+            with contextlib.suppress(OSError):
+                self._sync_files()
+                self._journal.sync()
+        self._close_files()
+        return kept_error(error, self.path, self._places.partial.name, done, total)
+
+    def _close_files(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _clean(self) -> None:
+        """Remove the journal of a folder that is in place; if that fails, the next run does it."""
+        for name in (_NEW, self._places.journal.name):
+            with contextlib.suppress(OSError):
+                os.unlink(self._places.partial / name)
         with contextlib.suppress(OSError):
-            os.unlink(self.path.parent / f".{self.path.name}.reshard-lock")
-        os.close(self._lock)
+            os.rmdir(self._places.partial)
+
+    def _finish(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        self._close_files()
+        if self._journal is not None:
+            self._journal.close()
+        self._lock.release()
 
 
-def check_destination(dst: Path, force: bool = False) -> None:
-    """Refuse a destination that could not be written, or must not be; touches nothing.
+KEEPING = frozenset(
+    (
+        *("disk-full", "output-unwritable", "output-exists", "output-foreign"),
+        *("source-unreadable", "source-truncated"),
+    )
+)
+"""Errors after which what was written is still good: the same command may succeed later."""
 
-    Raises: ReshardError[output-exists | output-foreign | output-parent-missing].
-    """
-    if not dst.parent.is_dir():
-        raise output_error(
-            "output-parent-missing",
-            f"the folder {dst.parent} does not exist",
-            notes=[f"{dst} would be made in it"],
-            helps=["make it first, or correct the path"],
-        )
-    if not (dst.exists() or dst.is_symlink()):
+
+def _begin(places: Places, lock: Lock, making: Making, force: bool) -> OutputFolder:
+    """Look at what earlier runs left, and settle it; the lock is held."""
+    check_hidden(places)
+    notes = places.notes()
+    is_in_place = places.is_in_place(notes)
+    _settle(places, is_in_place)
+    reason = "" if notes is None else _reason(notes, making)
+    if is_in_place and not reason:
+        return OutputFolder(places, lock, making, is_in_place=True)
+    check_destination(places.dst, force)
+    if notes is not None and not reason:
+        return OutputFolder(places, lock, making, force=force, claims=notes.records)
+    if places.partial.exists():
+        _remove_partial(places, {*making.files, *(notes.files if notes is not None else ())})
+    restarted = reason if notes is not None and (notes.records or notes.making is None) else ""
+    return OutputFolder(places, lock, making, force=force, restarted=restarted)
+
+
+def _reason(notes: Notes, making: Making) -> str:
+    """Why a run cannot go on from these notes; empty if it can."""
+    if notes.making is None or notes.fault:
+        return notes.fault
+    return notes.making.difference(making)
+
+
+def _settle(places: Places, is_in_place: bool) -> None:
+    """End a replacement that was cut off: the old folder is put back, or goes."""
+    if places.gone.exists():
+        remove_written(places.gone, written_names(places.gone))
+    if not places.old.exists():
         return
-    if dst.is_symlink() or not dst.is_dir():
+    if is_in_place:
+        _remove_old(places)
+    elif not os.path.lexists(places.dst):
+        os.rename(places.old, places.dst)
+    else:
         raise output_error(
             "output-foreign",
-            f"{dst} is not a folder",
-            notes=["reshard never replaces a file or a link"],
-            helps=["choose another destination"],
+            f"{places.old} holds what was at {places.dst} before",
+            notes=["a run that was replacing it was stopped, and something else is there now"],
+            helps=["move one of the two elsewhere"],
         )
-    names = sorted(os.listdir(dst))
-    if not names:
-        return
-    if not force:
-        raise output_error(
-            "output-exists",
-            f"{dst} exists and is not empty",
-            notes=[f"it holds {len(names)} entries, e.g. `{names[0]}`"],
-            helps=["choose another destination, or replace this one with `--force`"],
-        )
-    if not any(name in names for name in _WRITTEN_BY_TOOLS):
-        raise output_error(
-            "output-foreign",
-            f"{dst} does not look like a checkpoint, so `--force` does not replace it",
-            notes=[f"it holds {len(names)} entries, e.g. `{names[0]}`"],
-            helps=["remove it yourself, or choose another destination"],
-        )
+
+
+def _remove_old(places: Places) -> None:
+    """Remove what was replaced, under a name from which it is not put back."""
+    os.rename(places.old, places.gone)
+    remove_written(places.gone, written_names(places.gone))
+
+
+def _remove_partial(places: Places, names: Iterable[str]) -> None:
+    inside = {"journal", _NEW, "data/.", *(f"data/{name}" for name in names)}
+    foreign = foreign_entries(places.partial, inside)
+    if foreign:
+        raise foreign_error(places.partial, foreign)
+    if places.data.exists():
+        remove_written(places.data, names)
+    for name in (_NEW, "journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(places.partial / name)
+    os.rmdir(places.partial)
 
 
 def _allocate(fd: int, nbytes: int) -> None:
@@ -241,28 +453,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def _as_output_error(dst: Path, nbytes: int = 0) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _explained(dst, nbytes, error) from None
-
-
-def _explained(dst: Path, nbytes: int, error: OSError) -> ReshardError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(dst.parent).free
-        return output_error(
-            "disk-full",
-            f"there is no room for {dst}",
-            notes=[f"{nbytes} bytes more are needed at once, {free} are free"],
-            helps=["make room, or choose a destination on another disk"],
-        )
-    return output_error(
-        "output-unwritable",
-        f"{dst} cannot be written",
-        notes=[error.strerror or str(error)],
-        helps=["check the permissions of its folder, or choose another destination"],
-    )

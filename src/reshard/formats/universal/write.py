@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 
 from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
 from reshard.formats.universal.files import (
@@ -32,6 +31,7 @@ from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX, write_index
+from reshard.storage.program import program
 from reshard.storage.side_files import read_side_files
 
 _WEIGHTS = ("param", "master")
@@ -74,7 +74,7 @@ def prepare(
     ]
     catalog = arrangement.catalog
     draft = Manifest(
-        written_by=_written_by(),
+        written_by=program(),
         layout_name=layout_name,
         weights_from=weights_from,
         tensors=entries,
@@ -86,7 +86,7 @@ def prepare(
         sizes=_sizes(arrangement),
         training=catalog.training,
         provenance=provenance(
-            arrangement, list(dict.fromkeys(item[1] for item in dropped)), _written_by()
+            arrangement, list(dict.fromkeys(item[1] for item in dropped)), program()
         ),
     )
     manifest_bytes(replace(draft, tensors=()))  # what cannot be written shows before tensors are
@@ -191,10 +191,3 @@ def _sizes(arrangement: Arrangement) -> dict[str, int]:
         return {}
     model = arrangement.layout.model
     return {axis: size for axis, size in atom_sizes(arrangement).items() if axis in model.axes}
-
-
-def _written_by() -> str:
-    try:
-        return f"reshard {version('reshard')}"
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "reshard"

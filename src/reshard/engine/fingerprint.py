@@ -1,0 +1,71 @@
+"""A digest of everything that decides the bytes of an output: the plan, and the source's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from reshard.engine.source_files import SourceFiles
+from reshard.plan.output import FileBytes
+from reshard.plan.plan import Copy, Placed, Plan
+from reshard.storage.digest import digest_bytes, new_digest
+
+ENDS_NBYTES = 64 << 10
+"""Bytes at the beginning and at the end of a source's file that are looked at; a zip archive has
+the checksums of all that it holds at its end."""
+
+
+def fingerprint(plan: Plan, head: Iterable[FileBytes], files: SourceFiles) -> str:
+    """A digest of a plan and of the files that it reads.
+
+    A file of the source is taken for the same if its name, size, time of change, and both its ends
+    are.
+
+    Raises: ReshardError[source-truncated | source-changed | source-unreadable].
+    """
+    digest = new_digest()
+    names: dict[str, None] = {}
+    for placed in plan.placed:
+        digest.update(repr(_placed(placed)).encode())
+        for copy in placed.array.copies:
+            for origin in copy.origins:
+                if origin.literal is None:
+                    names[origin.file] = None
+    for item in head:
+        digest.update(repr((item.file, item.byte_offset, digest_bytes(item.data))).encode())
+    for name in names:
+        digest.update(repr((name, *_file(name, files))).encode())
+    return digest.text()
+
+
+def _placed(placed: Placed) -> tuple[object, ...]:
+    spec = placed.array.spec
+    return (
+        *(placed.file, placed.byte_offset, placed.digest, placed.crc),
+        *(spec.label, spec.state, spec.dtype.value, spec.numel),
+        *(_copy(copy) for copy in placed.array.copies),
+    )
+
+
+def _copy(copy: Copy) -> tuple[object, ...]:
+    return (
+        copy.mode,
+        *(
+            (
+                *(origin.file, origin.byte_offset, origin.literal, origin.dtype.value),
+                *(origin.move.shape, origin.move.src_offset, origin.move.src_strides),
+                *(origin.move.dst_offset, origin.move.dst_strides),
+            )
+            for origin in copy.origins
+        ),
+    )
+
+
+def _file(name: str, files: SourceFiles) -> tuple[object, ...]:
+    nbytes, mtime_ns = files.hold(name)
+    count = min(nbytes, ENDS_NBYTES)
+    ends = []
+    for byte_offset in (0, nbytes - count):
+        data = bytearray(count)
+        files.pread_into(name, byte_offset, memoryview(data))
+        ends.append(digest_bytes(data))
+    return nbytes, mtime_ns, *ends

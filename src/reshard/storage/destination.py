@@ -1,0 +1,171 @@
+"""A destination and the hidden names beside it: what may be written, and what may be replaced."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.errors import ReshardError, output_error
+from reshard.storage.journal import Notes, read_journal
+from reshard.storage.owned import foreign_entries, written_names
+
+PARTIAL = ".reshard-partial"
+"""What the name of a folder ends with that holds what is not in place yet."""
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The names beside a destination.
+
+    Args:  dst: absolute.
+    """
+
+    dst: Path
+
+    @property
+    def partial(self) -> Path:
+        """Holds the journal, and `data`, the folder that becomes the destination."""
+        return self._beside("partial")
+
+    @property
+    def data(self) -> Path:
+        """The folder that becomes the destination."""
+        return self.partial / "data"
+
+    @property
+    def journal(self) -> Path:
+        """What was done so far."""
+        return self.partial / "journal"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes."""
+        return self._beside("lock")
+
+    @property
+    def old(self) -> Path:
+        """What is being replaced: whole, and to be put back if its successor does not arrive."""
+        return self._beside("old")
+
+    @property
+    def gone(self) -> Path:
+        """What was replaced, and is being removed."""
+        return self._beside("gone")
+
+    def _beside(self, what: str) -> Path:
+        return self.dst.parent / f".{self.dst.name}.reshard-{what}"
+
+    def notes(self) -> Notes | None:
+        """What the journal says; None if there is none.
+
+        Raises: OSError.
+        """
+        try:
+            return read_journal(self.journal)
+        except FileNotFoundError:
+            return None
+
+    def is_in_place(self, notes: Notes | None) -> bool:
+        """Whether the run of this journal had put its folder in place before it was stopped."""
+        if notes is None or notes.committed is None:
+            return False
+        found = folder_inode(self.dst)
+        return found is not None and found == notes.committed and not os.path.lexists(self.data)
+
+
+def folder_inode(path: Path) -> int | None:
+    """The inode of a folder; None where there is no folder, or a link to one."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_ino if stat.S_ISDIR(found.st_mode) else None
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a path leads into what a run keeps until it is in place."""
+    return any(part.startswith(".") and part.endswith(PARTIAL) for part in path.resolve().parts)
+
+
+def check_destination(dst: Path, force: bool = False) -> None:
+    """Refuse a destination that could not be written, or must not be; touches nothing.
+
+    Raises: ReshardError[output-exists | output-foreign | output-parent-missing].
+    """
+    if not dst.parent.is_dir():
+        raise output_error(
+            "output-parent-missing",
+            f"the folder {dst.parent} does not exist",
+            notes=[f"{dst} would be made in it"],
+            helps=["make it first, or correct the path"],
+        )
+    if not (dst.exists() or dst.is_symlink()):
+        return
+    if dst.is_symlink() or not dst.is_dir():
+        raise output_error(
+            "output-foreign",
+            f"{dst} is not a folder",
+            notes=["reshard never replaces a file or a link"],
+            helps=["choose another destination"],
+        )
+    names = sorted(os.listdir(dst))
+    if not names:
+        return
+    if not force:
+        raise output_error(
+            "output-exists",
+            f"{dst} exists and is not empty",
+            notes=[f"it holds {len(names)} entries, e.g. `{names[0]}`"],
+            helps=["choose another destination, or replace this one with `--force`"],
+        )
+    written = written_names(dst)
+    foreign = foreign_entries(dst, written)
+    if foreign:
+        raise _not_replaced(dst, foreign, bool(written))
+
+
+def check_beforehand(dst: Path, force: bool = False) -> None:
+    """As `check_destination`, before it is known whether a run may only end what another began.
+
+    Raises: as `check_destination`.
+    """
+    places = Places(Path(os.path.abspath(dst)))
+    try:
+        notes = places.notes()
+    except OSError:
+        notes = None  # whatever is wrong with it is told by the run that wants to write
+    if not places.is_in_place(notes):
+        check_destination(dst, force)
+
+
+def check_hidden(places: Places) -> None:
+    """Refuse hidden names that are no folders of ours.
+
+    Raises: ReshardError[output-foreign].
+    """
+    for path in (places.partial, places.data, places.old, places.gone):
+        if os.path.lexists(path) and folder_inode(path) is None:
+            raise output_error(
+                "output-foreign",
+                f"{path} is not a folder",
+                notes=["reshard keeps a folder of its own under this name, and follows no link"],
+                helps=["remove it yourself, or choose another destination"],
+            )
+
+
+def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardError:
+    shown = ", ".join(f"`{name}`" for name in foreign[:_SHOWN])
+    more = f", and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+    notes = [f"it holds {shown}{more}"]
+    if not is_listed:
+        notes.append("nothing in it says that reshard wrote it")
+    return output_error(
+        "output-foreign",
+        f"{dst} holds what reshard did not write, so `--force` does not replace it",
+        notes=notes,
+        helps=["move that elsewhere yourself, or choose another destination"],
+    )

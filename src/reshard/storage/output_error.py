@@ -1,0 +1,70 @@
+"""What is told when an output cannot be written, and what of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from reshard.errors import ReshardError, output_error
+from reshard.plan.text import show_nbytes
+
+
+@contextlib.contextmanager
+def as_output_error(dst: Path, nbytes: int = 0) -> Iterator[None]:
+    """Turn what the system says into an error of ours.
+
+    Args:  nbytes: that are wanted at once, where that is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _explained(dst, nbytes, error) from None
+
+
+def _explained(dst: Path, nbytes: int, error: OSError) -> ReshardError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        notes = [f"{nbytes} bytes more are needed at once"] if nbytes else []
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(dst.parent).free
+            notes = [f"{note}, {free} are free" for note in notes]
+        return output_error(
+            "disk-full",
+            f"there is no room for {dst}",
+            notes=notes,
+            helps=["make room, or choose a destination on another disk"],
+        )
+    return output_error(
+        "output-unwritable",
+        f"{dst} cannot be written",
+        notes=[error.strerror or str(error)],
+        helps=["check the permissions of its folder, or choose another destination"],
+    )
+
+
+def kept_error(
+    error: BaseException, dst: Path, partial: str, done: int, total: int
+) -> BaseException:
+    """An error that also says what is left, and how to go on.
+
+    Args:  partial: name of the folder that is left; empty if `dst` is complete already.
+           done: bytes of arrays in it; 0 if that is not known.  total: of the output.
+    """
+    if partial and not done:
+        left = f"what an earlier run wrote is kept in `{partial}`"
+    elif partial:
+        left = f"{show_nbytes(done)} of {show_nbytes(total)} are written and kept in `{partial}`"
+    else:
+        left = f"`{dst.name}` is complete all the same"
+    go_on = "run the same command again to go on from there, or remove that folder"
+    helps = (go_on,) if partial else ()
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt("\n".join((f"interrupted; {left}", *helps)))
+    if isinstance(error, ReshardError):
+        first, *rest = error.diagnostics
+        first = replace(first, notes=(*first.notes, left), helps=(*first.helps, *helps))
+        return ReshardError((first, *rest), error.exit_code)
+    return error

@@ -1,0 +1,116 @@
+"""Which files of a folder reshard wrote, and the removal of those and of no others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from reshard.errors import ReshardError, output_error
+
+RECEIPT = ".reshard-files.json"
+"""Lists what was written, in a folder of a format that has no place for such a list."""
+
+_MANIFEST = "manifest.json"
+_MANIFEST_FORMAT = "reshard-universal"
+_MAX_NBYTES = 1 << 30
+_SHOWN = 3
+
+
+def receipt_bytes(program: str, names: Iterable[str]) -> bytes:
+    """The list of what was written, itself left out."""
+    return json.dumps({"written_by": program, "files": sorted(names)}, indent=1).encode() + b"\n"
+
+
+def written_names(folder: Path) -> frozenset[str]:
+    """The files that a folder says reshard wrote into it; none if it does not say.
+
+    Raises: OSError.
+    """
+    for name in (RECEIPT, _MANIFEST):
+        document = _document(folder / name)
+        files = document.get("files")
+        if name == _MANIFEST and document.get("format") != _MANIFEST_FORMAT:
+            continue
+        if isinstance(files, list | dict):
+            return frozenset({name, *map(str, files)})
+    return frozenset()
+
+
+def foreign_entries(root: Path, names: Iterable[str]) -> list[str]:
+    """Everything below a folder that is none of these files nor a folder that leads to one.
+
+    A link is none of them, whatever its name.
+
+    Args:  root: a folder, no link.  names: relative to it.
+    Raises: OSError.
+    """
+    files = frozenset(names)
+    folders = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    foreign: list[str] = []
+
+    def look(folder: Path, prefix: str) -> None:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda item: item.name):
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if name in folders:
+                        look(Path(entry.path), name + "/")
+                    else:
+                        foreign.append(name + "/")
+                elif not (name in files and entry.is_file(follow_symlinks=False)):
+                    foreign.append(name)
+
+    look(root, "")
+    return foreign
+
+
+def remove_written(root: Path, names: Iterable[str]) -> None:
+    """Remove a folder that holds nothing but some of these files.
+
+    What lists the others goes last, so that a removal that was cut off can be gone on with.
+
+    Raises: ReshardError[output-foreign], and nothing is removed; OSError.
+    """
+    files = frozenset(names)
+    foreign = foreign_entries(root, files)
+    if foreign:
+        raise foreign_error(root, foreign)
+    last = {RECEIPT, _MANIFEST}
+    for folder, _, found in os.walk(root, topdown=False):
+        for name in found:
+            if folder != str(root) or name not in last:
+                os.unlink(os.path.join(folder, name))
+        if folder != str(root):
+            os.rmdir(folder)
+    for name in last & files:
+        if (root / name).exists():
+            os.unlink(root / name)
+    os.rmdir(root)
+
+
+def foreign_error(root: Path, foreign: list[str]) -> ReshardError:
+    """The error for a folder that holds what reshard did not write."""
+    listed = ", ".join(f"`{name}`" for name in foreign[:_SHOWN])
+    more = f", and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+    return output_error(
+        "output-foreign",
+        f"{root} holds what reshard did not write",
+        notes=[listed + more],
+        helps=["move that elsewhere, or choose another destination"],
+    )
+
+
+def _document(path: Path) -> dict[str, object]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return {}
+    with open(fd, "rb") as file:
+        data = file.read(_MAX_NBYTES)
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
