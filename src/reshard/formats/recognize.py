@@ -101,10 +101,6 @@ def _resembles(names: set[str], path: Path) -> str:
         return "it looks like a PyTorch distributed (DCP) checkpoint, which cannot be read yet"
     if "latest_checkpointed_iteration.txt" in names:
         return "it looks like a Megatron checkpoint, which cannot be read yet"
-    if "latest_universal" in names or any((path / name / "zero").is_dir() for name in names):
-        return "it looks like DeepSpeed's own universal form, which can be written but not read"
-    if "zero" in names and (path / "zero").is_dir():
-        return "it looks like DeepSpeed's own universal form, which can be written but not read"
     if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):
         return (
             "it has files of optimizer states as a universal checkpoint has them, but no "

@@ -46,6 +46,12 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "DeepSpeed ",
             "a `latest` file beside the folder that it names, or `*_model_states.pt` files",
         ),
+        "deepspeed-universal": SourceFormat(
+            "reshard.formats.deepspeed.universal_form",
+            "universal checkpoint of DeepSpeed",
+            "DeepSpeed ",
+            "a `zero` folder with a folder for each parameter",
+        ),
         "megatron": SourceFormat(
             "reshard.formats.megatron",
             "Megatron checkpoint",

@@ -10,9 +10,9 @@ from reshard.formats.deepspeed.step import LATEST, is_universal, tags
 
 def detect(path: Path) -> bool:
     """Whether a folder is a checkpoint of DeepSpeed, by the names in it; no file is opened."""
-    if not path.is_dir():
+    if not path.is_dir() or is_universal(path):
         return False
-    if is_step_folder(path) or is_universal(path):
+    if is_step_folder(path):
         return True
     if tags(path):
         return True

@@ -62,13 +62,13 @@ def find_step(path: Path, step: str | None) -> Path:
 
 
 def refuse_universal(path: Path) -> None:
-    """Refuse DeepSpeed's universal folders, which hold other files under the same names."""
+    """Refuse a universal folder among others; by itself it is read as what it is."""
     if is_universal(path):
         raise source_error(
             "deepspeed-universal-source",
-            f"{path} is a universal checkpoint of DeepSpeed, which is not read",
+            f"{path} is a universal checkpoint of DeepSpeed among others",
             notes=[f"found {_universal_mark(path)}"],
-            helps=["convert the checkpoint that DeepSpeed made it from"],
+            helps=["give that folder itself, or convert the checkpoint that it was made from"],
         )
 
 

@@ -70,24 +70,25 @@ def read_training(
     optimizer = _optimizer(source)
     state: dict[str, object] = {}
     if root.has("lr_scheduler"):
-        state["lr_scheduler"] = _kept(root, "lr_scheduler", keeper)
+        state["lr_scheduler"] = kept(root, "lr_scheduler", keeper)
     for key in _STATE:
         if optimizer is not None and optimizer.has(key):
-            state[key] = _kept(optimizer, key, keeper)
+            state[key] = kept(optimizer, key, keeper)
     dtype = compute_dtype(source.models.values())
     framework: dict[str, object] = {
         "name": "deepspeed",
-        "version": _text(root, "ds_version"),
+        "version": text_of(root, "ds_version"),
         "zero_stage": source.stage,
         "compute_dtype": None if dtype is None else dtype.value,
-        "ds_config": _kept(root, "ds_config", keeper),
-        "counters": {key: _kept(root, key, keeper) for key in COUNTERS if root.has(key)},
+        "ds_config": kept(root, "ds_config", keeper),
+        "counters": {key: kept(root, key, keeper) for key in COUNTERS if root.has(key)},
         "client_state": {
-            key: keeper.json(node, f"client_state.{key}") for key, node in _client(root).items()
+            key: keeper.json(node, f"client_state.{key}")
+            for key, node in client_entries(root).items()
         },
-        "universal_checkpoint_info": _kept(root, "universal_checkpoint_info", keeper),
+        "universal_checkpoint_info": kept(root, "universal_checkpoint_info", keeper),
         "buffer_names": list(found.buffers),
-        "other": {key: _kept(root, key, keeper) for key in _OTHER if root.has(key)},
+        "other": {key: kept(root, key, keeper) for key in _OTHER if root.has(key)},
         "per_rank": _per_rank(source, keeper),
     }
     if optimizer is not None:
@@ -218,7 +219,7 @@ def _optimizer(source: Source) -> Node | None:
     return None if plain is None else plain.root
 
 
-def _client(root: Node) -> dict[str, Node]:
+def client_entries(root: Node) -> dict[str, Node]:
     """What the training script added."""
     known = {
         *_STRUCTURE,
@@ -301,11 +302,11 @@ def _unstored(source: Source, found: Collected) -> list[str]:
     return [name for name in source.first.module or {} if name not in known]
 
 
-def _kept(root: Node, key: str, keeper: Keeper) -> object:
+def kept(root: Node, key: str, keeper: Keeper) -> object:
     node = root.get(key)
     return None if node is None else keeper.json(node, key)
 
 
-def _text(root: Node, key: str) -> str | None:
+def text_of(root: Node, key: str) -> str | None:
     node = root.get(key)
     return None if node is None else str(node.value)
