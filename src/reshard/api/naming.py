@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, layout_error
 from reshard.language import load_layout
+from reshard.language.expression import to_text
 from reshard.language.layout import Layout
-from reshard.language.library import Family, all_layouts, shipped
+from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
-from reshard.plan.fit import fit
+from reshard.plan.fit import Fit, fit, unmatched
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
+from reshard.plan.stored_names import StoredNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,17 @@ class Modelled:
     family: Family
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A layout that fits."""
+
+    family: Family
+    fit: Fit
+
+    def __str__(self) -> str:
+        return f"`{self.family.name}.{self.fit.layout.name}`"
+
+
 def find_model(
     catalog: Catalog,
     *,
@@ -37,6 +50,9 @@ def find_model(
     settings: Mapping[str, int] | None = None,
 ) -> Modelled:
     """The one layout of all that are known that a checkpoint is in.
+
+    Its names must follow the layout's rules, and its configuration must not say that it is of
+    another model (`layout ... when ...`), unless the user does.
 
     Args:  model: only layouts of this model.  extra: the user's families, beside those that ship.
     Raises: ReshardError[unknown-model-name | no-layout-fits | several-layouts-fit].
@@ -50,35 +66,92 @@ def find_model(
             notes=[f"known are {_listed(known)}"],
             helps=["describe it in a UCL file, and give that with `--layout`"],
         )
-    found = []
-    for family, name in all_layouts(families):
-        if model is None or family.name == model:
-            item = fit(family.layout(name), catalog, settings or {})
-            if item is not None:
-                found.append((family, item))
+    asked = [item for item in families if model is None or item.name == model]
+    stored = StoredNames.of(catalog)
+    fitting = [
+        _Found(family, item)
+        for family in asked
+        for layout in family.layouts.values()
+        if (item := fit(layout, catalog, settings or {}, stored)) is not None
+    ]
+    found = [item for item in fitting if item.fit.agrees is not False]
+    if not found and model is not None:
+        found = fitting  # the user knows better
     if not found:
-        raise layout_error(
-            "no-layout-fits",
-            f"the names of this {catalog.format} checkpoint are not those of a known model",
-            notes=[_example(catalog), f"known models: {_listed(known)}"],
-            helps=["describe the model in a UCL file, and give that with `--layout FILE#NAME`"],
-        )
-    exact = [item for item in found if item[1].layout.name == catalog.layout_name]
-    kindred = [item for item in found if item[1].layout.name.startswith(catalog.layout_name)]
-    for closer in (exact, kindred):
+        raise _nothing_fits(catalog, known, asked, fitting, stored)
+    stated = [item for item in found if item.fit.agrees]
+    exact = [item for item in found if item.fit.layout.name == catalog.layout_name]
+    kindred = [item for item in found if item.fit.layout.name.startswith(catalog.layout_name)]
+    for closer in (stated, exact, kindred):
         if len(found) > 1 and len(closer) == 1:
-            found = closer  # the reader knows which of its layouts it met
+            found = closer  # the checkpoint says it, or the reader knows which form it met
     if len(found) > 1:
-        listed = ", ".join(f"`{family.name}.{item.layout.name}`" for family, item in found)
-        raise layout_error(
-            "several-layouts-fit",
-            f"the names of this {catalog.format} checkpoint are those of several models",
-            notes=[f"these fit: {listed}"],
-            helps=["choose one with `--model NAME`"],
-        )
-    family, item = found[0]
+        raise _several_fit(catalog, found)
+    item = found[0].fit
     config = {**(catalog.config or {}), **item.facts}
-    return Modelled(replace(catalog, config=config), _as_stated(item.layout, catalog), family)
+    layout = _as_stated(item.layout, catalog)
+    return Modelled(replace(catalog, config=config), layout, found[0].family)
+
+
+def _several_fit(catalog: Catalog, found: Sequence[_Found]) -> ReshardError:
+    models = dict.fromkeys(item.family.name for item in found)
+    helps = ["choose one with `--model NAME`"]
+    if len(models) == 1:
+        helps = ["give one in a UCL file, `--layout FILE#NAME`, or say more with `--set`"]
+    return layout_error(
+        "several-layouts-fit",
+        f"the names of this {catalog.format} checkpoint are those of several "
+        f"{'models' if len(models) > 1 else 'layouts'}",
+        notes=[f"these fit: {', '.join(map(str, found))}"],
+        helps=helps,
+    )
+
+
+def _nothing_fits(
+    catalog: Catalog,
+    known: Mapping[str, Family],
+    asked: Sequence[Family],
+    fitting: Sequence[_Found],
+    stored: StoredNames,
+) -> ReshardError:
+    """Why no layout fits: the configuration forbids those that would, or the names do."""
+    helps = ["describe the model in a UCL file, and give that with `--layout FILE#NAME`"]
+    if fitting:
+        item = fitting[0]
+        condition = item.fit.layout.when
+        assert condition is not None
+        return layout_error(
+            "no-layout-fits",
+            f"this {catalog.format} checkpoint is not of a known model, as its configuration says",
+            notes=[
+                f"its names are those of {', '.join(map(str, fitting))}",
+                f"layout `{item.fit.layout.name}` is of checkpoints where {to_text(condition)}",
+            ],
+            helps=[
+                f"if its tensors mean the same, say `--model {item.family.name}`",
+                *helps,
+            ],
+        )
+    notes = [_example(catalog)]
+    near = max(
+        ((family, layout) for family in asked for layout in family.layouts.values()),
+        key=lambda pair: len(stored.kinds) - len(unmatched(pair[1], stored)),
+        default=None,
+    )
+    if near is not None:
+        family, layout = near
+        left = unmatched(layout, stored)
+        if len(left) < len(stored.kinds):
+            rest = f"which has no rule for `{left[0]}`" if left else "of which a tensor is missing"
+            notes.append(f"the nearest layout is `{family.name}.{layout.name}`, {rest}")
+    notes.append(f"known models: {_listed(known)}")
+    return layout_error(
+        "no-layout-fits",
+        f"the names of this {catalog.format} checkpoint are not those of "
+        + ("a known model" if len(asked) > 1 else f"model `{asked[0].name}`"),
+        notes=notes,
+        helps=helps,
+    )
 
 
 def _as_stated(layout: Layout, catalog: Catalog) -> Layout:

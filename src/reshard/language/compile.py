@@ -35,12 +35,27 @@ def compile_layout(
     Raises: unknown-layout, and everything that `check` finds wrong.
     """
     _raise_faults(document, models)
-    block = _chosen(document, name)
-    model = None
-    if block.model is not None:
-        known = {**models, **{item.name.text: compile_model(item) for item in document.models}}
-        model = known[block.model.text]
-    return _layout(block, model)
+    return _modelled(document, _chosen(document, name), models)
+
+
+def compile_layouts(
+    document: tree.Document, *, models: Mapping[str, Model] = NO_MODELS
+) -> dict[str, Layout]:
+    """Every layout of a document, checked, by name.
+
+    Args and Raises: as for `compile_layout`.
+    """
+    _raise_faults(document, models)
+    return {block.name.text: _modelled(document, block, models) for block in document.layouts}
+
+
+def _modelled(
+    document: tree.Document, block: tree.LayoutBlock, models: Mapping[str, Model]
+) -> Layout:
+    if block.model is None:
+        return _layout(block, None)
+    known = {**models, **{item.name.text: compile_model(item) for item in document.models}}
+    return _layout(block, known[block.model.text])
 
 
 def compile_models(

@@ -260,6 +260,9 @@ def _number(expression: Expression, value: Value, operator: str) -> int:
 
 
 def _truth(expression: Expression, value: Value, operator: str) -> bool:
+    """A truth, or the 0 or 1 that `--set` gives for one."""
+    if type(value) is int and value in (0, 1) and isinstance(expression, Variable):
+        return value == 1
     if not isinstance(value, bool):
         raise _wrong(expression, value, operator, "true or false")
     return value

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from reshard.language.compile import compile_layout
+from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
 from reshard.language.parser import parse
 from reshard.language.tree import Document, LayoutBlock
@@ -24,18 +24,29 @@ class Family:
     name: str
     file: str
     document: Document
+    _made: dict[str, Layout] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def layout_names(self) -> tuple[str, ...]:
         """The layouts, in the order of the file."""
         return tuple(block.name.text for block in self.document.layouts)
 
+    @property
+    def layouts(self) -> Mapping[str, Layout]:
+        """Every layout, checked and compiled.
+
+        Raises: everything that `check` finds wrong.
+        """
+        if not self._made:
+            self._made.update(compile_layouts(self.document))
+        return self._made
+
     def layout(self, name: str) -> Layout:
         """One layout, checked and compiled.
 
-        Raises: what `compile_layout` raises.
+        Raises: what `layouts` raises.
         """
-        return compile_layout(self.document, name)
+        return self.layouts[name]
 
 
 @cache
@@ -77,10 +88,3 @@ def read_families(path: Path) -> tuple[Family, ...]:
     Raises: OSError, syntax.
     """
     return families(path.read_text(encoding="utf-8"), str(path))
-
-
-def all_layouts(found: tuple[Family, ...]) -> Iterator[tuple[Family, str]]:
-    """Every layout of some families."""
-    for family in found:
-        for name in family.layout_names:
-            yield family, name

@@ -1,8 +1,9 @@
-"""Which of several layouts a checkpoint is in, by the names that it stores.
+"""Which of several layouts a checkpoint is in: by its configuration, and by the names it stores.
 
 A layout's rules may depend on facts that the checkpoint's configuration does not tell, such as
 whether there are biases. The names tell: the facts are chosen so that every name follows exactly
-one rule and every rule has a name. If more than one choice does that, none is taken.
+one rule and every rule has a name. Where more than one choice does that, the one is taken that
+claims least: a head that is stored is a head, and not a copy of the embedding.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from itertools import product
 
 from reshard.errors import ReshardError
-from reshard.language.expression import evaluate, names
+from reshard.language.expression import Expression, evaluate, names, operands
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
+from reshard.plan.stored_names import StoredNames
 
 MAX_FACTS = 10
 """Facts that are tried both ways; a layout that asks for more does not fit."""
@@ -23,49 +25,90 @@ MAX_FACTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A layout that a checkpoint is in.
+    """A layout whose rules are those of a checkpoint.
 
     Args:  facts: what the names told, by the name that the layout's conditions use.
+           agrees: whether the checkpoint's configuration is what the layout says it is of; None
+                   if it does not tell.
     """
 
     layout: Layout
     facts: Mapping[str, bool]
+    agrees: bool | None
 
 
-def fit(layout: Layout, catalog: Catalog, settings: Mapping[str, int]) -> Fit | None:
+def fit(
+    layout: Layout, catalog: Catalog, settings: Mapping[str, int], stored: StoredNames | None = None
+) -> Fit | None:
     """The layout with the facts under which it is that of a checkpoint; None if there are none.
 
-    Args:  settings: sizes and facts that the user states.
+    Args:  settings: sizes and facts that the user states.  stored: the names of the catalog.
     """
-    stored = dict.fromkeys(t.name for t in catalog.tensors if t.state != "extra")
+    hits = []
+    for name in (stored or StoredNames.of(catalog)).asked_of(layout):
+        found = tuple(i for i, rule in enumerate(layout.rules) if rule.pattern.match(name))
+        if not found:
+            return None
+        hits.append(found)
     try:
         env = environment(layout, catalog, dict(catalog.mesh), settings)
     except ReshardError:
         return None
-    hits = {
-        name: tuple(i for i, rule in enumerate(layout.rules) if rule.pattern.match(name))
-        for name in stored
-    }
-    if not all(hits.values()):
-        return None
+    chosen = _choose(layout, env, hits)
+    return None if chosen is None else Fit(layout, chosen, holds(layout.when, {**env, **chosen}))
+
+
+def _choose(
+    layout: Layout, env: Mapping[str, object], hits: Iterable[tuple[int, ...]]
+) -> dict[str, bool] | None:
     unknown = tuple(name for name in facts(layout) if name not in env)
     if len(unknown) > MAX_FACTS:
         return None
     found: dict[frozenset[int], dict[str, bool]] = {}
-    for values in product((False, True), repeat=len(unknown)):
+    for values in sorted(product((False, True), repeat=len(unknown)), key=sum):
         chosen = dict(zip(unknown, values, strict=True))
         active = _active(layout, {**env, **chosen})
-        if active is not None and _explains(layout, active, hits.values()):
+        if active is not None and _explains(layout, active, hits):
             found.setdefault(active, chosen)
-    if len(found) != 1:
+    choices = list(found.values())
+    if any(not _claimed(choices[0]) <= _claimed(other) for other in choices[1:]):
         return None
-    return Fit(layout, next(iter(found.values())))
+    return choices[0] if choices else None
+
+
+def _claimed(chosen: Mapping[str, bool]) -> set[str]:
+    return {name for name, value in chosen.items() if value}
+
+
+def unmatched(layout: Layout, stored: StoredNames) -> tuple[str, ...]:
+    """The names that no rule of a layout matches, under whatever conditions."""
+    return tuple(
+        name for name in stored.kinds if not any(rule.pattern.match(name) for rule in layout.rules)
+    )
 
 
 def facts(layout: Layout) -> tuple[str, ...]:
-    """Every name that the conditions of a layout ask for."""
+    """Every name that the conditions of a layout's rules ask for."""
     asked = (name for rule in layout.rules if rule.when is not None for name in names(rule.when))
     return tuple(dict.fromkeys(asked))
+
+
+def holds(condition: Expression | None, env: Mapping[str, object]) -> bool | None:
+    """Whether a condition holds; None where that depends on what is not known."""
+    if condition is None:
+        return None
+    for operator, decides in (("or", True), ("and", False)):
+        parts = operands(operator, condition)
+        if len(parts) > 1:
+            found = [holds(part, env) for part in parts]
+            if decides in found:
+                return decides
+            return None if None in found else not decides
+    try:
+        return evaluate(condition, env) is True
+    except ReshardError as error:
+        unknown = all(item.code == "unknown-name" for item in error.diagnostics)
+        return None if unknown else False
 
 
 def _active(layout: Layout, env: Mapping[str, object]) -> frozenset[int] | None:
@@ -80,11 +123,15 @@ def _active(layout: Layout, env: Mapping[str, object]) -> frozenset[int] | None:
 
 
 def _explains(layout: Layout, active: frozenset[int], hits: Iterable[tuple[int, ...]]) -> bool:
-    """Whether every name has one active rule, and every active rule that must have one a name."""
+    """Whether every name has one active rule, and every active rule that must have one a name.
+
+    Two rules of one name that are there on different stages are both meant by it.
+    """
     used = set()
     for indices in hits:
         chosen = [index for index in indices if index in active]
-        if len(chosen) != 1:
+        stages = {layout.rules[index].stage for index in chosen}
+        if not chosen or (len(chosen) > 1 and (len(stages) < len(chosen) or None in stages)):
             return False
-        used.add(chosen[0])
+        used.update(chosen)
     return all(index in used or layout.rules[index].optional for index in active)

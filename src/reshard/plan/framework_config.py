@@ -42,11 +42,35 @@ def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, 
             _assign(expression, values[name], out)
     for alternative in operands("or", layout.when):
         if _is_so(alternative, layout, values):
+            more: dict[str, object] = {}
             for part in operands("and", alternative):
                 if not _is_known(part, layout, values):
-                    _assume(part, out)
-            break
+                    _assume(part, more)
+            if _agree(out, more):
+                _merge(out, more)
+                break
     return out
+
+
+def _agree(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    """Whether no value is one thing here and another there."""
+    for name in one.keys() & other.keys():
+        a, b = one[name], other[name]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            if not _agree(a, b):
+                return False
+        elif a != b:
+            return False
+    return True
+
+
+def _merge(out: dict[str, object], more: Mapping[str, object]) -> None:
+    for name, value in more.items():
+        inner = out.get(name)
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            _merge(inner, value)
+        else:
+            out[name] = value
 
 
 def _is_so(alternative: Expression, layout: Layout, values: Mapping[str, object]) -> bool:

@@ -1,0 +1,43 @@
+"""The names that a checkpoint stores, each kind once: asking every layout about them is quick."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reshard.language.layout import Layout
+from reshard.plan.catalog import Catalog
+
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,17})(?![^.])")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNames:
+    """Every name of a catalog, in order.
+
+    Args:  every: all of them.  kinds: the first one of each that differ in whole numbers alone:
+           `layers.0.w` of `layers.0.w` and `layers.1.w`.
+    """
+
+    every: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    @staticmethod
+    def of(catalog: Catalog) -> StoredNames:
+        """The names that rules apply to."""
+        every = tuple(dict.fromkeys(t.name for t in catalog.tensors if t.state != "extra"))
+        kinds: dict[str, str] = {}
+        for name in every:
+            kinds.setdefault(_NUMBER.sub("#", name), name)
+        return StoredNames(every, tuple(kinds.values()))
+
+    def asked_of(self, layout: Layout) -> tuple[str, ...]:
+        """Those that tell whether a layout's rules match: all, if it spells numbers itself."""
+        for rule in layout.rules:
+            if any(isinstance(p, str) and _spells_number(p) for p in rule.pattern.pieces):
+                return self.every
+        return self.kinds
+
+
+def _spells_number(text: str) -> bool:
+    return any(part.isdigit() for part in text.split("."))
