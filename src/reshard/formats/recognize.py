@@ -97,8 +97,6 @@ def _unknown(path: Path) -> ReshardError:
 
 def _resembles(names: set[str], path: Path) -> str:
     """What a folder is instead, where that can be told from its names."""
-    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
-        return "it looks like a PyTorch distributed (DCP) checkpoint, which cannot be read yet"
     if "latest_checkpointed_iteration.txt" in names:
         return "it looks like a Megatron checkpoint, which cannot be read yet"
     if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):

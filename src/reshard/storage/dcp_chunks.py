@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -10,9 +11,17 @@ from pathlib import Path
 from reshard.algebra.box import Box
 from reshard.errors import ReshardError, source_error
 from reshard.plan.catalog import Fragment, SourceFile
-from reshard.storage.dcp_metadata import Chunk, Metadata, StoredTensor
+from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
 from reshard.storage.objects import to_json
-from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.storage.torch_file import (
+    TensorRef,
+    open_torch_file,
+    read_small,
+    read_tensor_pickle,
+)
+
+_MAX_HEADER = 100_000_000
+"""Bytes of the longest header of a safetensors file."""
 
 
 class ChunkReader:
@@ -40,12 +49,34 @@ class ChunkReader:
         """
         self.know(chunk.file)
         path = self.root / chunk.file
-        root = open_torch_file(path, chunk.byte_offset, chunk.nbytes).root
+        root = self._raw(chunk, path) if chunk.tensor is not None else self._blob(chunk, path)
         if not isinstance(root, TensorRef):
             raise _mismatch(stored, chunk, path, "it is no tensor")
         if root.shape != chunk.size or root.dtype != stored.dtype:
             raise _mismatch(stored, chunk, path, f"it is {root.dtype} of shape {list(root.shape)}")
         return root
+
+    def _blob(self, chunk: Chunk, path: Path) -> object:
+        """The root of a file of `torch.save` within a file."""
+        try:
+            return open_torch_file(path, chunk.byte_offset, chunk.nbytes).root
+        except ReshardError:
+            if is_safetensors(path, chunk.byte_offset):
+                raise _safetensors(path) from None
+            raise
+
+    def _raw(self, chunk: Chunk, path: Path) -> object:
+        """The tensor of bytes whose pickle is kept in `.metadata`."""
+        assert chunk.tensor is not None
+        stop, nbytes = chunk.byte_offset + chunk.nbytes, self.files[chunk.file].nbytes
+        if min(chunk.byte_offset, chunk.nbytes) < 0 or stop > nbytes:
+            raise source_error(
+                "truncated",
+                f"{path} is shorter than its index says",
+                notes=[f"bytes {chunk.byte_offset} to {stop} are wanted, it has {nbytes}"],
+                helps=["the file was not copied or written whole; copy it again"],
+            )
+        return read_tensor_pickle(chunk.tensor, path, chunk.byte_offset, chunk.nbytes)
 
     def fragments(self, stored: StoredTensor) -> tuple[Fragment, ...]:
         """Every chunk as a box of its tensor; empty ones only where the tensor is empty.
@@ -67,6 +98,11 @@ class ChunkReader:
             opened = open_torch_file(self.root / item.file, item.byte_offset, item.nbytes)
             yield item.name, to_json(opened.root, tensor=small_tensor)
 
+    def object_of(self, item: StoredObject) -> object:
+        """One pickled object, as the pickle reader gives it."""
+        self.know(item.file)
+        return open_torch_file(self.root / item.file, item.byte_offset, item.nbytes).root
+
 
 def fragment_of(ref: TensorRef, chunk: Chunk, shape: tuple[int, ...]) -> Fragment:
     """A chunk as a fragment of a tensor of this shape."""
@@ -86,6 +122,24 @@ def small_tensor(ref: TensorRef) -> object:
     """A small tensor within an object, with its bytes."""
     data = base64.b64encode(read_small(ref)).decode("ascii")
     return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}
+
+
+def is_safetensors(path: Path, byte_offset: int) -> bool:
+    """Whether a place of a file looks like the beginning of a safetensors file."""
+    with path.open("rb", buffering=0) as file:
+        head = os.pread(file.fileno(), 9, byte_offset)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
+
+
+def _safetensors(path: Path) -> ReshardError:
+    return source_error(
+        "unsupported-dcp",
+        f"{path} was written with `SerializationFormat.SAFETENSORS`",
+        notes=[
+            "torch notes wrong places for the tensors of such a file, and cannot load it either"
+        ],
+        helps=["save it again with `SerializationFormat.TORCH_SAVE`, the default"],
+    )
 
 
 def check_volume(stored: StoredTensor) -> None:

@@ -5,88 +5,66 @@ Source: torch/distributed/checkpoint/metadata.py and filesystem.py, torch 2.0 to
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
+from reshard.storage.dcp_merge import DisagreementError, merge
+from reshard.storage.dcp_records import Chunk, Metadata, Offsets, StoredObject, StoredTensor
 from reshard.storage.inert import Record
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
 
-Offsets = tuple[int, ...]
+_RANK = re.compile(r"__(\d+)\.metadata")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One stored box of a tensor.
-
-    Args:  lo, size: per dimension.  file: relative to the folder.
-           byte_offset, nbytes: of the blob.
-    """
-
-    lo: Offsets
-    size: Offsets
-    file: str
-    byte_offset: int
-    nbytes: int
+_KNOWN = (
+    "state_dict_metadata",
+    "planner_data",
+    "storage_data",
+    "storage_meta",
+    "version",
+    "bytecheckpoint_version",
+    "all_tensor_metadata",
+)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor with its global shape and all of its chunks."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """A pickled object."""
-
-    name: str
-    file: str
-    byte_offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Metadata:
-    """A whole `.metadata`.
-
-    Args:  paths: by name, the keys of the nested state dict; empty when the file does not tell.
-           version: as stated.  extra: attributes of its root that the format does not name.
-    """
-
-    tensors: tuple[StoredTensor, ...]
-    objects: tuple[StoredObject, ...]
-    paths: Mapping[str, tuple[str | int, ...]]
-    version: str
-    extra: Mapping[str, object]
-
-
-_KNOWN = ("state_dict_metadata", "planner_data", "storage_data", "storage_meta", "version")
+def metadata_files(folder: Path) -> tuple[str, ...]:
+    """The names of the files that tell what a folder holds: `.metadata`, or one of each rank."""
+    if (folder / ".metadata").is_file():
+        return (".metadata",)
+    found = [_RANK.fullmatch(item.name) for item in folder.glob("__*.metadata")]
+    return tuple(m[0] for m in sorted((m for m in found if m), key=lambda m: int(m[1])))
 
 
 def read_metadata(folder: Path, *, shown: str = "") -> Metadata:
-    """Read one folder's `.metadata`.
+    """Read one folder's `.metadata`, or those of its ranks.
 
     Args:  shown: prefix of the file names that are kept, e.g. `optimizer_0/`.
     Raises: ReshardError[incomplete-dcp | bad-metadata | bad-pickle | unsupported-dcp].
     """
-    path = folder / ".metadata"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    names = metadata_files(folder)
+    if not names:
         raise source_error(
             "incomplete-dcp",
             f"{folder} was not written to the end",
             notes=["there is `.metadata.tmp`, but no `.metadata`, which is written last"],
             helps=["go back to an earlier checkpoint"],
-        ) from None
+        )
+    parts = [_read_file(folder / name, shown) for name in names]
+    if names == (".metadata",):
+        return parts[0]
+    try:
+        return merge(parts)
+    except DisagreementError as error:
+        raise _bad(folder / names[0], str(error)) from None
+
+
+def _read_file(path: Path, shown: str) -> Metadata:
+    try:
+        data = path.read_bytes()
     except OSError as error:
         raise source_error(
             "source-unreadable",
@@ -110,6 +88,7 @@ class _Parser:
 
     def parse(self, root: Mapping[object, object]) -> Metadata:
         where = self._storage(root["storage_data"])
+        apart = self._apart(root.get("all_tensor_metadata"))
         tensors, objects = [], []
         entries = root["state_dict_metadata"]
         if not isinstance(entries, dict):
@@ -118,11 +97,11 @@ class _Parser:
             if not isinstance(name, str) or not isinstance(entry, Record):
                 raise TypeError(f"the entry of {name!r}")
             if entry.name == "TensorStorageMetadata":
-                tensors.append(self._tensor(name, entry.attributes, where))
+                tensors.append(self._tensor(name, entry.attributes, where, apart))
             elif entry.name == "BytesStorageMetadata":
                 if (name, None) not in where:
                     raise _bad(self._path, f"object `{name}` is stored nowhere")
-                objects.append(StoredObject(name, *where[name, None]))
+                objects.append(StoredObject(name, *where[name, None], self._path.name))
             else:
                 raise _bad(self._path, f"`{name}` is a {entry.name}")
         known: set[tuple[str, Offsets | None]] = {(t.name, c.lo) for t in tensors for c in t.chunks}
@@ -139,9 +118,27 @@ class _Parser:
             tuple(tensors),
             tuple(objects),
             {str(k): tuple(v) for k, v in paths.items()},
-            str(root.get("version") or ""),
+            str(root.get("version") or root.get("bytecheckpoint_version") or ""),
             {str(k): v for k, v in root.items() if k not in _KNOWN and v},
+            (f"{self._shown}{self._path.name}",),
         )
+
+    def _apart(self, entries: object) -> dict[tuple[str, Offsets | None], bytes]:
+        """Pickles of tensors that are not kept with their bytes, by name and offsets.
+
+        Source: ByteCheckpoint checkpointer/meta_type.py `Metadata`, utilities/serialization.py.
+        """
+        if entries is None:
+            return {}
+        if not isinstance(entries, dict):
+            raise TypeError("all_tensor_metadata is no dict")
+        out = {}
+        for index, data in entries.items():
+            if isinstance(index, Record) and isinstance(data, bytes):
+                offsets = index.attributes.get("offset")
+                name = str(index.attributes["fqn"])
+                out[name, None if offsets is None else _integers(offsets)] = data
+        return out
 
     def _storage(self, entries: object) -> dict[tuple[str, Offsets | None], tuple[str, int, int]]:
         """By name and offsets: file, byte offset, bytes."""
@@ -179,6 +176,7 @@ class _Parser:
         name: str,
         entry: Mapping[object, object],
         where: Mapping[tuple[str, Offsets | None], tuple[str, int, int]],
+        apart: Mapping[tuple[str, Offsets | None], bytes],
     ) -> StoredTensor:
         shape = _integers(entry["size"])
         dtype = _dtype(entry["properties"])
@@ -206,7 +204,7 @@ class _Parser:
                     notes=[f"listed in {self._path}, shape {list(size)} of {list(shape)}"],
                     helps=["the checkpoint is damaged; go back to an earlier one"],
                 )
-            chunks.append(Chunk(lo, size, *found))
+            chunks.append(Chunk(lo, size, *found, apart.get((name, lo))))
         return StoredTensor(name, dtype, shape, tuple(chunks))
 
 
@@ -245,3 +243,14 @@ def _bad(path: Path, why: str) -> ReshardError:
         notes=[why],
         helps=["the file is damaged, or of a writer that is not known"],
     )
+
+
+__all__ = [
+    "Chunk",
+    "Metadata",
+    "Offsets",
+    "StoredObject",
+    "StoredTensor",
+    "metadata_files",
+    "read_metadata",
+]

@@ -323,6 +323,18 @@ class _Reader:
         )
 
 
+def read_tensor_pickle(
+    data: bytes, path: str | os.PathLike[str], byte_offset: int, nbytes: int
+) -> object:
+    """The tensor of a pickle that is kept apart from its storage, the bytes of a file given here.
+
+    Raises: ReshardError[bad-pickle | truncated | tensor-out-of-bounds].
+    """
+    where = os.fspath(path)
+    reader = _Reader(where, {"data/0": Member("data/0", byte_offset, nbytes, 0)})
+    return read_pickle(data, where, reader.storage, reader.constructors())
+
+
 def read_small(ref: TensorRef) -> bytes:
     """The elements of a tensor of at most 1 MiB, dense and row-major.
 

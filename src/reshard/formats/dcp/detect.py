@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reshard.formats.dcp.folders import find, is_incomplete, steps
+
 
 def detect(path: Path) -> bool:
-    """Whether a folder holds `.metadata` (its own, or those of accelerate's two folders)."""
+    """Whether a folder is one, was to become one, or holds those of several steps."""
     if not path.is_dir() or (path / "metadata.json").exists():
         return False
-    if (path / ".metadata").exists() or (path / ".metadata.tmp").exists():
-        return True
-    return bool(dcp_folders(path))
-
-
-def dcp_folders(path: Path) -> tuple[Path, ...]:
-    """The folders that together are the checkpoint: `path` itself, or accelerate's two.
-
-    Source: accelerate/utils/fsdp_utils.py `save_fsdp_model`, `save_fsdp_optimizer` (1.15).
-    """
-    if (path / ".metadata").exists():
-        return (path,)
-    found = []
-    for pattern in ("pytorch_model_fsdp_*", "optimizer_*"):
-        found += sorted(p for p in path.glob(pattern) if (p / ".metadata").exists())
-    return tuple(found)
+    return find(path) is not None or is_incomplete(path) or bool(steps(path))

@@ -1,90 +1,240 @@
 """Which key of a distributed state dict is a weight, an optimizer state, or something else.
 
-Source: torch/distributed/checkpoint/state_dict.py `get_state_dict` and `_flatten_optim_state_dict`;
-torchtitan/components/checkpoint.py; accelerate/utils/fsdp_utils.py.
+A key goes by its path, the keys of the nested dicts that it was flattened from.  An optimizer is
+what has `state` beside `param_groups`; the model is where the names that it trains are found.
+Source: torch/distributed/checkpoint/state_dict.py `get_state_dict`, `_flatten_optim_state_dict`;
+torchtitan components/checkpoint.py; accelerate utils/fsdp_utils.py.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-OPTIMIZERS = ("optim", "optimizer")
-"""What the optimizer's state dict is called."""
+from reshard.errors import ReshardError, source_error
 
-_MODEL = "model"
-_APART = (*OPTIMIZERS, "lr_scheduler", "dataloader", "train_state", "scheduler", "rng", "trainer")
+Path = tuple[str | int, ...]
+
+MODELS = ("model", "module", "state_dict")
+"""What a model's state dict is called."""
+
+APART = (
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "dataloader",
+    "train_state",
+    "rng",
+    "rng_state",
+    "trainer",
+    "extra_state",
+)
+"""What else stands beside a model whose keys are not within a dict of their own."""
+
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a tensor is.
+    """What a tensor or an object is.
 
-    Args:  name: of the parameter, or of the tensor itself.
-           state: state kind, `extra` for the rest.
+    Args:  name: of the parameter, or the key itself.
+           state: state kind; `extra` for what belongs to no parameter.
+           number: instead of a name, where an optimizer counts its parameters.
+           optimizer: the path of the optimizer that it is a state of.
     """
 
     name: str
     state: str
+    number: int | None = None
+    optimizer: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """A hyper-parameter.
+
+    Args:  owner: the index of the group, or the parameter that it is kept for; None for a list of
+           whole groups.  key: its name.
+    """
+
+    optimizer: Path
+    owner: int | str | None
+    key: str
 
 
 class Names:
     """Tells the roles of the keys of one checkpoint.
 
-    Args:  paths: by key, the keys of the nested dicts; a key without a path is taken as one word.
-           keys: all of the checkpoint.
+    Args:  paths: by key, as `.metadata` tells them; a key without one is split by what it begins
+                  with.
+           tensors, objects: all keys.
+           role: `model` or `optimizer` where the folder says what it holds.
+    Raises: ReshardError[several-models].
     """
 
-    def __init__(self, paths: Mapping[str, tuple[str | int, ...]], keys: Iterable[str]) -> None:
-        self._paths = paths
-        heads = {str(self.path(key)[0]) for key in keys}
-        self._nested = _MODEL in heads
-        self._flat_model = not self._nested
+    def __init__(
+        self,
+        paths: Mapping[str, Path],
+        tensors: Iterable[str],
+        objects: Iterable[str] = (),
+        *,
+        role: str = "all",
+        where: str = "",
+    ) -> None:
+        self._tensors = list(tensors)
+        keys = [*self._tensors, *objects]
+        self._paths = {key: paths.get(key) or _split(key) for key in keys}
+        self._where = where
+        self.optimizers = () if role == "model" else self._find_optimizers(role)
+        self.trained = self._trained()
+        if not paths and any(key.removeprefix("model.") in self.trained for key in keys):
+            self._paths.update(
+                (key, ("model", key.removeprefix("model.")))
+                for key in keys
+                if key.startswith("model.")
+            )
+        self.model: Path = () if role == "model" else self._find_model(role)
+        self._flat_heads = self._heads() if self.model == () and role == "all" else None
 
-    def path(self, key: str) -> tuple[str | int, ...]:
-        """The nested keys; without them, what is before the first dot where it is a known word."""
-        stated = self._paths.get(key)
-        if stated:
-            return stated
-        head, dot, rest = key.partition(".")
-        if dot and head in OPTIMIZERS and rest.startswith("state."):
-            return (head, rest)
-        if dot and head in (_MODEL, *_APART):
-            return (head, rest)
-        return (key,)
+    def path(self, key: str) -> Path:
+        """The nested keys."""
+        return self._paths[key]
 
-    def role(self, key: str) -> Role | int:
-        """The role of a tensor; an integer id where the optimizer counts its parameters instead."""
-        path = self.path(key)
-        head = str(path[0])
-        if head in OPTIMIZERS and len(path) > 1:
-            return self._optimizer(key, path)
-        if self._nested and head == _MODEL and len(path) > 1:
-            return Role(".".join(map(str, path[1:])), "param")
-        if self._flat_model and head not in _APART:
-            return Role(".".join(map(str, path)), "param")
+    def role(self, key: str) -> Role:
+        """The role of a tensor."""
+        path = self._paths[key]
+        found = self._state(path)
+        if found is not None:
+            return found
+        inside = len(path) > len(self.model) and path[: len(self.model)] == self.model
+        if inside and self._optimizer_of(path) is None and self._is_flat_model(path):
+            return Role(_joined(path[len(self.model) :]), "param")
         return Role(key, "extra")
 
-    def _optimizer(self, key: str, path: tuple[str | int, ...]) -> Role | int:
-        if path[1] == "state" and len(path) >= 4:
-            owner, state = path[2:-1], str(path[-1])
-            if len(owner) == 1 and isinstance(owner[0], int):
-                return owner[0]
-            return Role(".".join(map(str, owner)), state)
-        if len(path) == 2 and str(path[1]).startswith("state."):
-            name, _, state = str(path[1]).removeprefix("state.").rpartition(".")
-            return int(name) if name.isdigit() else Role(name, state)
-        return Role(key, "extra")
-
-
-def group_path(path: tuple[str | int, ...]) -> tuple[str | int, str] | None:
-    """The group (or parameter) and hyper-parameter of a key of `param_groups`; else None."""
-    if len(path) < 2 or str(path[0]) not in OPTIMIZERS:
+    def group_key(self, key: str) -> GroupKey | None:
+        """The hyper-parameter that an object is; None if it is none."""
+        path = self._paths[key]
+        optimizer = self._optimizer_of(path)
+        if optimizer is None:
+            return None
+        rest = path[len(optimizer) :]
+        if rest == ("param_groups",):
+            return GroupKey(optimizer, None, "")
+        if rest and rest[0] == "param_groups" and len(rest) >= 3:
+            owner = rest[1] if isinstance(rest[1], int) else _joined(rest[1:-1])
+            return GroupKey(optimizer, owner, str(rest[-1]))
+        if len(rest) == 1 and str(rest[0]).startswith("param_groups."):
+            name, _, last = str(rest[0]).removeprefix("param_groups.").rpartition(".")
+            return GroupKey(optimizer, name, last)
         return None
-    if path[1] == "param_groups" and len(path) >= 4:
-        owner = path[2] if isinstance(path[2], int) else ".".join(map(str, path[2:-1]))
-        return owner, str(path[-1])
-    if len(path) == 2 and str(path[1]).startswith("param_groups."):
-        name, _, key = str(path[1]).removeprefix("param_groups.").rpartition(".")
-        return name, key
-    return None
+
+    def state_of(self, key: str) -> Role | None:
+        """The optimizer state that an object is (a `step` that is a plain number)."""
+        return self._state(self._paths[key])
+
+    def _state(self, path: Path) -> Role | None:
+        optimizer = self._optimizer_of(path)
+        if optimizer is None:
+            return None
+        rest = path[len(optimizer) :]
+        if rest[0] == "state" and len(rest) >= 3:
+            name, state = _joined(rest[1:-1]), str(rest[-1])
+        elif len(rest) == 1 and str(rest[0]).startswith("state."):
+            name, _, state = str(rest[0]).removeprefix("state.").rpartition(".")
+        else:
+            return None
+        number = int(name) if name.isdecimal() else None
+        return Role(name, state, number, optimizer)
+
+    def _optimizer_of(self, path: Path) -> Path | None:
+        for optimizer in self.optimizers:
+            if len(path) > len(optimizer) and path[: len(optimizer)] == optimizer:
+                rest = str(path[len(optimizer)])
+                if optimizer or rest.partition(".")[0] in ("state", "param_groups"):
+                    return optimizer
+        return None
+
+    def _find_optimizers(self, role: str) -> tuple[Path, ...]:
+        """The paths of all optimizers, the longest first."""
+        found: dict[Path, None] = {}
+        for path in self._paths.values():
+            for at, part in enumerate(path):
+                word = str(part).partition(".")[0]
+                named = at > 0 and _OPTIMIZER.fullmatch(str(path[at - 1]))
+                bare = at == 0 and role == "optimizer" and word == "state"
+                if word == "param_groups" or (word == "state" and (named or bare)):
+                    found[path[:at]] = None
+                    break
+        return tuple(sorted(found, key=len, reverse=True))
+
+    def _trained(self) -> set[str]:
+        """The names of the parameters that an optimizer has states of."""
+        states = (self._state(self._paths[key]) for key in self._tensors)
+        return {found.name for found in states if found is not None and found.number is None}
+
+    def _find_model(self, role: str) -> Path:
+        """The path of the model."""
+        if role == "optimizer":
+            return ("model",)  # nothing of it is here
+        others = [
+            path
+            for key in self._tensors
+            if self._optimizer_of(path := self._paths[key]) is None and path
+        ]
+        votes: Counter[Path] = Counter()
+        for path in others:
+            for at in range(len(path)):
+                if _joined(path[at:]) in self.trained:
+                    votes[path[:at]] += 1
+        if votes:
+            most = max(votes.values())
+            best = [path for path, count in votes.items() if count == most]
+            called = [path for path in best if path and path[-1] in MODELS]
+            if len(best) > 1 and len(called) != 1:
+                raise self._several(best)
+            return called[0] if called else best[0]
+        named = [
+            path[: at + 1] for path in others for at, part in enumerate(path[:-1]) if part in MODELS
+        ]
+        return min(named, key=len, default=())
+
+    def _heads(self) -> set[str | int] | None:
+        """The first keys of parameters, where the model's keys stand among others."""
+        if not self.trained:
+            return None
+        paths = (self._paths[key] for key in self._tensors)
+        return {path[0] for path in paths if _joined(path) in self.trained}
+
+    def _is_flat_model(self, path: Path) -> bool:
+        """Whether a key that stands at the top is of the model."""
+        if self.model != ():
+            return True
+        if len(path) > 1 and path[0] in APART:
+            return False
+        return self._flat_heads is None or len(path) == 1 or path[0] in self._flat_heads
+
+    def _several(self, found: list[Path]) -> ReshardError:
+        listed = ", ".join(f"`{_joined(path) or '(top)'}`" for path in found)
+        return source_error(
+            "several-models",
+            f"{self._where} holds several models or optimizers",
+            notes=[f"the optimizer trains names that are in {listed}"],
+            helps=["save the one that is trained as `model`"],
+        )
+
+
+def _joined(path: Path) -> str:
+    return ".".join(map(str, path))
+
+
+def _split(key: str) -> Path:
+    """The path of a key whose file does not tell one."""
+    head, dot, rest = key.partition(".")
+    if dot and _OPTIMIZER.fullmatch(head) and rest.startswith(("state.", "param_groups.")):
+        return (head, rest)
+    if dot and head in APART:
+        return (head, rest)
+    return (key,)

@@ -1,0 +1,143 @@
+"""What a distributed checkpoint knows besides tensors."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+
+from reshard.dtypes import DType
+from reshard.formats.dcp.collect import Collected
+from reshard.formats.dcp.folders import Folder
+from reshard.formats.dcp.side_files import SideFiles
+from reshard.plan.catalog import LocalTensor, Training
+from reshard.storage.dcp_chunks import small_tensor
+from reshard.storage.objects import to_json
+
+_COUNTERS = (
+    "train_state.step",
+    "trainer.global_step",
+    "global_step",
+    "step",
+    "lr_scheduler.last_epoch",
+)
+"""Keys that count the steps of the optimizer, the surest first."""
+
+_FORMATS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
+
+_SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
+
+
+def read_training(folder: Folder, found: Collected, files: SideFiles) -> Training:
+    """The state of training.
+
+    Args:  files: what lies beside the folders of the checkpoint.
+    """
+    state: dict[str, object] = {}
+    schedule = files.scheduler if files.scheduler is not None else _schedule(found)
+    if schedule:
+        state["lr_scheduler"] = schedule
+    framework: dict[str, object] = {
+        "name": "dcp",
+        "version": found.version,
+        "form": _form(folder, found),
+        "objects": found.objects,
+        "paths": {key: list(path) for key, path in found.paths.items()},
+    }
+    if found.rank_objects:
+        framework["rank_objects"] = found.rank_objects
+    if files.kept:
+        framework["files"] = files.kept
+    return Training(
+        iteration=_iteration(folder, found, files),
+        param_groups=_param_groups(found),
+        state=state or None,
+        framework=framework,
+    )
+
+
+def _form(folder: Folder, found: Collected) -> dict[str, object]:
+    """How the state dict was put together, for a way back."""
+    form: dict[str, object] = {"kind": folder.kind, "flattened": found.flat}
+    for key, path in (("model", found.model), ("optimizer", found.optimizer)):
+        if path is not None:
+            form[key] = list(path)
+    return form
+
+
+def _schedule(found: Collected) -> dict[str, object]:
+    """The state dict of the learning rate's scheduler, put together again."""
+    out: dict[str, object] = {}
+    for key, value in found.objects.items():
+        path = found.paths.get(key, (key,))
+        if len(path) == 2 and path[0] in _SCHEDULERS:
+            out[str(path[1])] = value
+        elif len(path) == 1 and path[0] in _SCHEDULERS and isinstance(value, dict):
+            out.update(value)
+    return out
+
+
+def _iteration(folder: Folder, found: Collected, files: SideFiles) -> int | None:
+    if files.iteration is not None:
+        return files.iteration
+    for key in _COUNTERS:
+        value = found.numbers.get(key, found.objects.get(key))
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return _steps_done(folder, found)
+
+
+def _steps_done(folder: Folder, found: Collected) -> int | None:
+    """What every parameter's own count says, where all say the same."""
+    steps = set()
+    for tensor in found.tensors:
+        if tensor.state == "step" and tensor.shape == () and tensor.dtype in _FORMATS:
+            steps.add(struct.unpack(_FORMATS[tensor.dtype], _bytes(folder, tensor))[0])
+            if len(steps) > 1:
+                return None
+    return int(steps.pop()) if steps else None
+
+
+def _bytes(folder: Folder, tensor: LocalTensor) -> bytes:
+    fragment = tensor.fragments[0]
+    if fragment.literal is not None:
+        return fragment.literal
+    with (folder.root / fragment.file).open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), tensor.dtype.itemsize, fragment.byte_offset)
+
+
+def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:
+    """Groups as they were; those of parameters that have their own, grouped by their values."""
+    numbered: dict[tuple[object, int], dict[str, object]] = {}
+    owned: dict[str, dict[str, object]] = {}
+    for key, value in found.groups.items():
+        if key.owner is None:
+            for index, group in enumerate(value if isinstance(value, list) else ()):
+                numbered[key.optimizer, index] = dict(group)
+        elif isinstance(key.owner, int):
+            numbered.setdefault((key.optimizer, key.owner), {})[key.key] = value
+        else:
+            owned.setdefault(key.owner, {})[key.key] = value
+    order = {name: at for at, name in enumerate(dict.fromkeys(t.name for t in found.tensors))}
+    out = [numbered[key] for key in sorted(numbered, key=lambda item: (str(item[0]), item[1]))]
+    made: list[tuple[dict[str, object], list[str]]] = []
+    for name in sorted(owned, key=lambda item: order.get(item, len(order))):
+        settings = {str(key): _json(value) for key, value in owned[name].items()}
+        for known, names in made:
+            if known == settings:
+                names.append(name)
+                break
+        else:
+            made.append((settings, [name]))
+    for group in out:
+        params = group.get("params")
+        if isinstance(params, list):
+            group["params"] = [found.numbered.get(name, name) for name in params]
+    return (
+        *({str(key): _json(value) for key, value in group.items()} for group in out),
+        *({**settings, "params": params} for settings, params in made),
+    )
+
+
+def _json(value: object) -> object:
+    return to_json(value, tensor=small_tensor)

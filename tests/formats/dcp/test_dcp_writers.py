@@ -1,0 +1,200 @@
+"""Other writers' metadata: versions of torch, OLMo-core, ByteCheckpoint, and how keys are named."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from formats.dcp.dcp_forge import Forge, blob, counted, made, tensor_pickle
+from reshard.errors import ReshardError
+from reshard.storage.inert import Global, Record
+from reshard.storage.pickle_writer import write_pickle
+
+HALVES = [((0, 0), (2, 3)), ((2, 0), (2, 3))]
+
+
+def test_metadata_of_torch_2_0_lacks_attributes_and_has_other_classes(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt", version=None, properties="dict")
+    folder = forge.tensor("a", counted(4, 3), HALVES).write(storage_meta=None)
+    checkpoint = reshard.open(folder)
+    assert np.array_equal(checkpoint.read("a"), counted(4, 3))
+
+
+def test_olmo_core_pickles_a_class_of_its_own(tmp_path: Path) -> None:
+    step = tmp_path / "step12"
+    forge = Forge(
+        step / "model_and_optim",
+        storage="olmo_core.distributed.checkpoint.filesystem",
+        version=None,
+    )
+    forge.tensor("model.w", counted(4, 3), HALVES, path=("model", "w"))
+    forge.tensor("optim.state.w.exp_avg", counted(4, 3), path=("optim", "state", "w", "exp_avg"))
+    forge.object("optim.param_groups.0.lr", 0.5, path=("optim", "param_groups", 0, "lr"))
+    forge.object("optim.param_groups.0.params", ["w"], path=("optim", "param_groups", 0, "params"))
+    forge.write()
+    (step / "model_and_optim" / "__7_3.distcp").touch()  # a thread that had nothing to write
+    (step / "train").mkdir()
+    trainer = blob(write_pickle({"global_step": 12, "max_steps": 20}))
+    (step / "train" / "rank0.pt").write_bytes(trainer)
+    (step / "config.json").write_text('{"model": {"d_model": 3}}')
+    (step / ".metadata.json").write_text('{"version": "2.0"}')
+    checkpoint = reshard.open(tmp_path)  # the folder of the run
+    assert np.array_equal(checkpoint.read("w"), counted(4, 3))
+    assert np.array_equal(checkpoint.read("w", "exp_avg"), counted(4, 3))
+    assert checkpoint.training.iteration == 12
+    assert checkpoint.training.param_groups == ({"lr": 0.5, "params": ["w"]},)
+    framework = checkpoint.training.framework
+    assert framework is not None
+    assert set(framework["files"]) == {".metadata.json", "config.json", "train/rank0.pt"}  # type: ignore[call-overload]
+    assert checkpoint.inspect().oddities == ()
+
+
+def test_bytecheckpoint_stores_bytes_alone(tmp_path: Path) -> None:
+    module = "bytecheckpoint.checkpointer.meta_type"
+    for name, keys in (("model", ("w",)), ("optimizer", ("state.w.exp_avg", "state.w.step"))):
+        forge = Forge(tmp_path / name, metadata=module, storage=module, version=None, raw=True)
+        for key in keys:
+            array = counted() if key.endswith("step") else counted(4, 3)
+            parts = key.split(".")
+            forge.tensor(key, array, HALVES if array.ndim else None, path=tuple(parts))
+        if name == "optimizer":
+            forge.object("param_groups.0.lr", 0.5, path=("param_groups", 0, "lr"))
+        forge.write(bytecheckpoint_version="1.0.0", user_defined_dict={})
+    (tmp_path / "extra_state").mkdir()
+    (tmp_path / "extra_state" / "extra_state_rank_0.pt").write_bytes(blob(write_pickle({"s": 1})))
+    checkpoint = reshard.open(tmp_path)
+    assert np.array_equal(checkpoint.read("w"), counted(4, 3))
+    assert np.array_equal(checkpoint.read("w", "exp_avg"), counted(4, 3))
+    assert checkpoint.read("w", "step") == 0
+    assert checkpoint.training.param_groups == ({"lr": 0.5},)
+    framework = checkpoint.training.framework
+    assert framework is not None
+    assert list(framework["files"]) == ["extra_state/extra_state_rank_0.pt"]  # type: ignore[call-overload]
+
+
+def test_columns_first_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    folder = Forge(tmp_path / "ckpt").tensor("a", counted(4, 3), HALVES, turned=True).write()
+    assert np.array_equal(reshard.open(folder).read("a"), counted(4, 3))
+
+
+def test_a_grid_in_any_order_with_empty_boxes(tmp_path: Path) -> None:
+    boxes = [((0, 0), (2, 2)), ((4, 0), (0, 3)), ((2, 0), (2, 2)), ((0, 2), (4, 1))]
+    folder = Forge(tmp_path / "ckpt").tensor("a", counted(4, 3), boxes).write()
+    assert np.array_equal(reshard.open(folder).read("a"), counted(4, 3))
+
+
+def test_wide_zip_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    folder = Forge(tmp_path / "ckpt").tensor("a", counted(4, 30)).write()
+    assert np.array_equal(reshard.open(folder).read("a"), counted(4, 30))
+
+
+def test_the_rule_before_torch_2_4_keeps_lists_without_tensors_whole(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt")
+    forge.tensor("model.w", counted(4, 3), path=("model", "w"))
+    forge.tensor("optim.state.w.exp_avg", counted(4, 3), path=("optim", "state", "w", "exp_avg"))
+    forge.object("optim.state.w.step", 7, path=("optim", "state", "w", "step"))
+    groups = [{"lr": 0.5, "params": ["w"]}]
+    forge.object("optim.param_groups", groups, path=("optim", "param_groups"))
+    checkpoint = reshard.open(forge.write())
+    assert checkpoint.training.param_groups == ({"lr": 0.5, "params": ["w"]},)
+    assert checkpoint.read("w", "step") == 7
+    assert checkpoint.training.iteration == 7
+
+
+def test_without_paths_the_optimizer_tells_where_the_model_is(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt")
+    forge.tensor("model.w", counted(2)).tensor("optim.state.w.exp_avg", counted(2))
+    checkpoint = reshard.open(forge.write())
+    assert checkpoint.tensors["w"].dtypes.keys() == {"param", "exp_avg"}
+
+
+def test_without_paths_and_optimizer_keys_are_names(tmp_path: Path) -> None:
+    folder = Forge(tmp_path / "ckpt").tensor("model.w", counted(2)).write()
+    assert list(reshard.open(folder).tensors) == ["model.w"]
+
+
+def test_a_model_by_any_name_is_found_by_what_the_optimizer_trains(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt")
+    forge.tensor("net.a.w", counted(2), path=("net", "a.w"))
+    forge.tensor("net.a.seen", counted(1, dtype="int64"), path=("net", "a.seen"))
+    forge.tensor("noise", counted(3), path=("noise",))
+    forge.tensor("opt.state.a.w.exp_avg", counted(2), path=("opt", "state", "a.w", "exp_avg"))
+    forge.object("opt.param_groups.0.lr", 0.5, path=("opt", "param_groups", 0, "lr"))
+    tensors = reshard.open(forge.write()).tensors
+    assert {name: set(info.dtypes) for name, info in tensors.items()} == {
+        "a.w": {"param", "exp_avg"},
+        "a.seen": {"param"},
+        "noise": {"extra"},
+    }
+
+
+def test_dots_in_keys_are_no_levels(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt")
+    forge.tensor("model.model.w", counted(2), path=("model", "model.w"))
+    forge.tensor("model.optim.w", counted(2), path=("model", "optim.w"))
+    assert list(reshard.open(forge.write()).tensors) == ["model.w", "optim.w"]
+
+
+def test_objects_of_ranks_that_differ_are_all_kept(tmp_path: Path) -> None:
+    for rank in range(2):
+        forge = Forge(tmp_path / "ckpt", version=None, rank=rank)
+        forge.tensor("a", counted(2))
+        forge.object("seed", rank)
+        forge.write(f"__{rank}.metadata")
+    framework = reshard.open(tmp_path / "ckpt").training.framework
+    assert framework is not None
+    assert framework["objects"] == {"seed": 0}
+    assert framework["rank_objects"] == {"__1.metadata": {"seed": 1}}
+
+
+def test_the_last_whole_step_of_a_run_is_read(tmp_path: Path) -> None:
+    for step in (1, 20, 3):
+        forge = Forge(tmp_path / f"step-{step}")
+        forge.tensor("w", np.full((2,), step, "float32")).write()
+    (tmp_path / "step-21").mkdir()
+    (tmp_path / "step-21" / "__0_0.distcp").touch()
+    newest = reshard.open(tmp_path)
+    assert newest.read("w")[0] == 20
+    [oddity] = newest.inspect().oddities
+    assert oddity.render() == (
+        f"warning[incomplete-dcp]: {tmp_path}/step-21 was not written to the end, so step 20 is "
+        "taken\n"
+        "  = note: it has no `.metadata`, which is written last"
+    )
+    assert reshard.open(tmp_path, step="3").read("w")[0] == 3
+    assert reshard.open(tmp_path, step="step-1").read("w")[0] == 1
+
+
+def test_what_lies_beside_is_no_part_of_it(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt").tensor("w", counted(2))
+    folder = forge.write()
+    (folder / "__5_0.distcp").write_bytes(b"of an earlier save")
+    (folder / "__6_0.distcp").touch()
+    [oddity] = reshard.open(folder).inspect().oddities
+    assert oddity.render() == (
+        "warning[stale-files]: 1 file is no part of the checkpoint, and is not read\n"
+        "  = note: `__5_0.distcp` is not named in `.metadata`\n"
+        "  = help: an earlier save with more ranks leaves such files"
+    )
+
+
+def test_nothing_that_a_pickle_names_is_called(tmp_path: Path) -> None:
+    trap = Record("os", "system", (f"touch {tmp_path}/trapped",))
+    folder = Forge(tmp_path / "ckpt").tensor("w", counted(2)).object("state", trap).write()
+    checkpoint = reshard.open(folder)
+    assert checkpoint.training.framework is not None
+    assert "$record" in checkpoint.training.framework["objects"]["state"]  # type: ignore[index]
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_number_that_an_object_holds_is_no_path(tmp_path: Path) -> None:
+    index = made("torch.distributed.checkpoint.metadata", "MetadataIndex", fqn="w")
+    forge = Forge(tmp_path / "ckpt").tensor("w", counted(2))
+    with pytest.raises(ReshardError, match="bad-metadata"):
+        reshard.open(forge.write(storage_data={index: Global("os", "system")}))
+    assert tensor_pickle(counted(2)).startswith(b"\x80\x02")
