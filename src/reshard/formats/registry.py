@@ -122,6 +122,13 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "folder in DeepSpeed's universal form",
             'DeepSpeed loads it with "checkpoint": {{"load_universal": true}} in its config',
         ),
+        "megatron": TargetFormat(
+            "reshard.formats.megatron.write_legacy",
+            "Megatron checkpoint in files of ranks",
+            "reshard verify {src} {dst}",
+            names="megatron",
+            mesh=("vpp", "pp", "tp", "ep"),
+        ),
     }
 )
 """By the name that `--to` takes."""

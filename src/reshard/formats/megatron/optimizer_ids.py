@@ -79,13 +79,19 @@ def _belongs(
     if expert_groups and bool(group.get("is_expert_parallel")) != is_expert(parameter.name):
         return False
     decoupled = any(g.get("is_decoupled_lr") for g in groups)
-    if decoupled and bool(group.get("is_decoupled_lr")) != _is_embedding(parameter.name):
+    if decoupled and bool(group.get("is_decoupled_lr")) != is_embedding(parameter.name):
         return False
     decayed = group.get("wd_mult", 1.0) != 0.0
-    return decayed == (len(parameter.ref.shape) > 1 and not parameter.name.endswith(".bias"))
+    return decayed == is_decayed(parameter.name, len(parameter.ref.shape))
 
 
-def _is_embedding(name: str) -> bool:
+def is_decayed(name: str, dims: int) -> bool:
+    """Whether a parameter's weights decay: a matrix's do, a bias's and a norm's do not."""
+    return dims > 1 and not name.endswith(".bias")
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a parameter is in the group that a learning rate of its own is for."""
     return name.endswith(("word_embeddings.weight", "output_layer.weight"))
 
 

@@ -1,0 +1,196 @@
+"""The arguments of a run, `argparse.Namespace`, for another layout of it or for a new one.
+
+Source: Megatron-LM, megatron/training/arguments.py and checkpointing.py
+`check_checkpoint_args`, `load_args_from_checkpoint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from reshard.algebra.term import Sum, Term
+from reshard.dtypes import DType
+from reshard.formats.megatron.write_options import WriteOptions
+from reshard.formats.megatron.write_resume import Resume
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.framework_config import framework_config
+from reshard.storage.inert import Record
+from reshard.storage.torch_writer import torch_dtype
+
+EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
+
+_HUGGING_FACE = {
+    "rope_theta": "rotary_base",
+    "rope_parameters.rope_theta": "rotary_base",
+    "rms_norm_eps": "norm_epsilon",
+    "layer_norm_eps": "norm_epsilon",
+    "layer_norm_epsilon": "norm_epsilon",
+    "max_position_embeddings": "max_position_embeddings",
+    "num_experts_per_tok": "moe_router_topk",
+    "initializer_range": "init_method_std",
+}
+"""What other configurations call the arguments that no tensor shows."""
+
+_ONLY_IF_THERE = (
+    "transformer_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "pipeline_model_parallel_layout",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "num_layers_per_virtual_pipeline_stage",
+    "num_virtual_stages_per_pipeline_rank",
+    "no_save_rng",
+    "no_save_optim",
+    "use_dist_ckpt",
+    "rank",
+    "local_rank",
+)
+"""Arguments whose default is what would be written, so that they are written where they were."""
+
+
+def namespace(
+    arrangement: Arrangement,
+    resume: Resume,
+    options: WriteOptions,
+    *,
+    form: str,
+    stages: Sequence[int],
+    padded_vocabulary: int | None,
+    dtype: DType,
+    has_optimizer: bool,
+    has_rng: bool,
+) -> Record:
+    """The arguments as an object.
+
+    Args:  form: `torch` or `torch_dist`.
+           stages: layers of every virtual stage, chunk major; () where they are even.
+           padded_vocabulary: rows of the embedding; None where it is not padded for the run.
+           dtype: of the weights.
+    """
+    args = dict(resume.args) if resume.is_megatron else _described(arrangement, dtype)
+    said: dict[str, object] = {
+        "tensor_model_parallel_size": options.tp,
+        "pipeline_model_parallel_size": options.pp,
+        "virtual_pipeline_model_parallel_size": options.vpp if options.vpp > 1 else None,
+        "expert_model_parallel_size": options.ep,
+        "expert_tensor_parallel_size": options.etp,
+        "data_parallel_size": options.dp,
+        "world_size": options.tp * options.pp * options.dp,
+        "use_distributed_optimizer": options.distributed,
+        "ckpt_format": form,
+        "use_dist_ckpt": form == "torch_dist",
+        "transformer_pipeline_model_parallel_size": options.pp,
+        "context_parallel_size": 1,
+        "decoder_first_pipeline_num_layers": None,
+        "decoder_last_pipeline_num_layers": None,
+        "pipeline_model_parallel_layout": None,
+        "account_for_embedding_in_pipeline_split": False,
+        "account_for_loss_in_pipeline_split": False,
+        "num_layers_per_virtual_pipeline_stage": None,
+        "num_virtual_stages_per_pipeline_rank": None,
+        "no_save_optim": not has_optimizer,
+        "no_save_rng": not has_rng,
+        "rank": 0,
+        "local_rank": 0,
+    }
+    defaults = {
+        key: said[key]
+        for key in _ONLY_IF_THERE
+        if key not in args and said[key] in (None, False, 0, 1)
+    }
+    said.update(pipeline_arguments(stages, options))
+    for key, value in defaults.items():
+        if said[key] == value and type(said[key]) is type(value):
+            del said[key]
+    if padded_vocabulary is not None:
+        said["padded_vocab_size"] = padded_vocabulary
+    if options.iteration is not None:
+        said["iteration"] = options.iteration
+    if options.samples is not None:
+        said["consumed_train_samples"] = options.samples
+    args.update(said)
+    return Record("argparse", "Namespace", (), "newobj", [args])
+
+
+def pipeline_arguments(stages: Sequence[int], options: WriteOptions) -> dict[str, object]:
+    """What says how many layers each stage has; nothing for even stages without virtual ones.
+
+    Args:  stages: layers of every virtual stage, chunk major, then stage.
+    """
+    if len(set(stages)) <= 1:
+        if options.vpp == 1 or not stages:
+            return {}
+        return {
+            "num_layers_per_virtual_pipeline_stage": stages[0],
+            "num_virtual_stages_per_pipeline_rank": options.vpp,
+        }
+    first, *middle, last = stages
+    if options.vpp == 1 and len(set(middle)) <= 1:
+        out: dict[str, object] = {}
+        between = middle[0] if middle else None
+        if first != between:
+            out["decoder_first_pipeline_num_layers"] = first
+        if middle and last != between:
+            out["decoder_last_pipeline_num_layers"] = last
+        return out
+    parts = ["t" * count for count in stages]
+    parts[0], parts[-1] = "E" + parts[0], parts[-1] + "L"
+    return {"pipeline_model_parallel_layout": "|".join(parts)}
+
+
+def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
+    """Arguments for a model that is of another framework: what its names, its shapes, and its
+    configuration tell.
+    """
+    bound = arrangement.bound
+    known = framework_config(arrangement.layout, arrangement.values).get("args")
+    args: dict[str, object] = dict(known) if isinstance(known, dict) else {}
+    args.update(_hugging_face(arrangement.catalog.config or {}, args))
+    norms = [name for name in bound if "norm" in name.rpartition(".")[0] or "norm_" in name]
+    learned = any(".position_embeddings." in name for name in bound)
+    biased = [name for name in bound if name.endswith(".bias")]
+    facts: dict[str, object] = {
+        "swiglu": any(_is_gated(b.dims) for n, b in bound.items() if ".linear_fc1.weight" in n),
+        "normalization": "LayerNorm" if any("bias" in name for name in norms) else "RMSNorm",
+        "add_bias_linear": any(".linear_proj." in name for name in biased),
+        "add_qkv_bias": any(".linear_qkv." in name for name in biased),
+        "qk_layernorm": any(".q_layernorm." in name for name in bound),
+        "position_embedding_type": "learned_absolute" if learned else "rope",
+        "add_position_embedding": True,
+        "use_rotary_position_embeddings": not learned,
+        "multi_latent_attention": any(".linear_kv_up_proj." in name for name in bound),
+        "untie_embeddings_and_output_weights": _is_untied(arrangement),
+        "num_experts": None,
+        "make_vocab_size_divisible_by": arrangement.values.get("vocab_divisor", 128),
+        "params_dtype": torch_dtype(dtype),
+        "bf16": dtype is DType.BF16,
+        "fp16": dtype is DType.F16,
+    }
+    heads, groups = args.get("num_attention_heads"), args.get("num_query_groups")
+    facts["group_query_attention"] = groups is not None and groups != heads
+    return {**facts, **args}
+
+
+def _hugging_face(config: Mapping[str, object], args: Mapping[str, object]) -> dict[str, object]:
+    out: dict[str, object] = {}
+    for path, name in _HUGGING_FACE.items():
+        value: object = config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and name not in args:
+            out.setdefault(name, value)
+    return out
+
+
+def _is_gated(dims: Sequence[Term]) -> bool:
+    return any(isinstance(term, Sum) for term in dims)
+
+
+def _is_untied(arrangement: Arrangement) -> bool:
+    out, embedding = (arrangement.bound.get(name) for name in (OUTPUT, EMBEDDING))
+    if out is None or embedding is None:
+        return False
+    return set(out.atoms.values()) != set(embedding.atoms.values())

@@ -1,0 +1,255 @@
+"""Writes the legacy `torch` format: the files that each model-parallel rank loads.
+
+Source: Megatron-LM, megatron/training/checkpointing.py `save_checkpoint`, `load_checkpoint`,
+`get_checkpoint_name`; docs/formats/megatron-writing.md says what each file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
+
+from reshard.dtypes import DType
+from reshard.formats.megatron.cuts import LAYER, is_expert
+from reshard.formats.megatron.detect import TRACKER
+from reshard.formats.megatron.legacy_states import DISTRIBUTED
+from reshard.formats.megatron.write_arguments import EMBEDDING, OUTPUT, namespace
+from reshard.formats.megatron.write_distributed import Buffers
+from reshard.formats.megatron.write_groups import GroupBuilder, Optimizer, Parameter
+from reshard.formats.megatron.write_inventory import Inventory, take_inventory
+from reshard.formats.megatron.write_legacy_optimizer import OptimizerStates
+from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_options
+from reshard.formats.megatron.write_order import is_known, sort_parameters
+from reshard.formats.megatron.write_resume import Resume, resume_of
+from reshard.formats.megatron.write_scheduler import scheduler
+from reshard.formats.megatron.write_warnings import legacy_warnings
+from reshard.language.layout import Split
+from reshard.plan.arrangement import Arrangement, Bound
+from reshard.plan.axes import AxisCut
+from reshard.plan.lay_out import LaidTensor, lay_out
+from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.plan import ArraySpec
+from reshard.plan.target import Target
+from reshard.storage.inert import Record
+from reshard.storage.torch_output import TorchOutput
+
+_STATEFUL = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
+"""Modules whose state dict has an entry `_extra_state`."""
+
+
+def prepare(arrangement: Arrangement, target: Target) -> Output:
+    """The folder as arrays with their places.
+
+    Args:  arrangement: in the names of a layout `megatron`.  target: see `write_options.LEGACY`.
+    Raises: ReshardError[unknown-option | bad-option | uneven-target | numbers-disagree |
+            megatron-weights | megatron-steps | megatron-groups | megatron-order |
+            megatron-distributed].
+    """
+    output = TorchOutput()
+    inventory = take_inventory(arrangement)
+    resume = resume_of(arrangement.catalog, output.constant)
+    options = write_options(target, LEGACY, inventory, resume)
+    run = _Run(arrangement, inventory, resume, options, output)
+    run.write()
+    tracker = FileBytes(TRACKER, 0, options.tracker)
+
+    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        return (*output.finish(written), tracker)
+
+    return Output(
+        tuple(output.placed),
+        output.files,
+        tuple(output.head),
+        finish,
+        (*run.builder.warnings, *legacy_warnings(resume, options, run.has_optimizer, run.has_rng)),
+        inventory.dropped(),
+        inventory.folded_tensors(),
+    )
+
+
+class _Run:
+    """The files of all ranks."""
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        inventory: Inventory,
+        resume: Resume,
+        options: WriteOptions,
+        output: TorchOutput,
+    ) -> None:
+        self._inventory = inventory
+        self._resume = resume
+        self._options = options
+        self._output = output
+        self._arrangement = arrangement
+        mesh = {"vpp": options.vpp, "pp": options.pp, "tp": options.tp, "ep": options.ep}
+        apart = options.etp != options.tp
+        if apart:
+            arrangement = _experts_apart(arrangement)
+            mesh["etp"] = options.etp
+        self._laid = lay_out(arrangement, mesh)
+        self._stages = self._count_layers()
+        self._tied = any(t.whole == OUTPUT for t in self._laid) and self._is_tied()
+        self.has_optimizer = inventory.is_trained and bool(resume.groups)
+        if not self.has_optimizer:
+            inventory.lose_states()
+        self.builder = GroupBuilder(resume.groups, options.ep > 1)
+        self.has_rng = resume.rng_mesh == (options.tp, options.pp, options.ep) and all(
+            (tp, pp, ep) in resume.rng
+            for tp, ep in options.expert_ranks()
+            for pp in range(options.pp)
+        )
+
+    def write(self) -> None:
+        """Plan every file."""
+        options = self._options
+        optimizers: tuple[Optimizer, ...] = ()
+        if self.has_optimizer:
+            optimizers = self.builder.build(self._parameters())
+            self._inventory.fold_steps()
+        for pp in range(options.pp):
+            for tp, ep in options.expert_ranks():
+                self._rank(tp, pp, ep, optimizers)
+
+    def _rank(self, tp: int, pp: int, ep: int, optimizers: Sequence[Optimizer]) -> None:
+        options, resume = self._options, self._resume
+        name = f"mp_rank_{tp:02d}"
+        name += f"_{pp:03d}" if options.pp > 1 else ""
+        name += f"_{ep:03d}" if options.ep > 1 else ""
+        place = {"tp": tp, "pp": pp, "ep": ep, "etp": tp % options.etp}
+        chunks = [self._held({**place, "vpp": vpp}) for vpp in range(options.vpp)]
+        root: dict[str, object] = {
+            "args": self._args(),
+            "checkpoint_version": 3.0,
+            "iteration": options.iteration or 0,
+        }
+        for vpp, chunk in enumerate(chunks):
+            key = "model" if options.vpp == 1 else f"model{vpp}"
+            root[key] = self._model(chunk, name)
+        if optimizers:
+            ordered = [self._trained(chunk) for chunk in chunks]
+            states = OptimizerStates(self._inventory, resume, options, self._output, name)
+            root["optimizer"] = states.root(ordered, optimizers)
+            if options.distributed:
+                first = ep == options.first_expert_rank(tp)
+                buffers = Buffers(self._inventory, resume, options, self._output, self._tied)
+                flat = buffers.chained(ordered, optimizers, pp, name, dense=first)
+                self._output.add(f"{options.folder}/{name}/{DISTRIBUTED}", flat)
+        if optimizers or resume.scheduler is not None:
+            root["opt_param_scheduler"] = scheduler(resume, options)
+        if self.has_rng:
+            root["rng_state"] = resume.rng[tp, pp, ep]
+        root.update(resume.other)
+        root.setdefault("num_floating_point_operations_so_far", 0)
+        self._output.add(f"{options.folder}/{name}/model_optim_rng.pt", root)
+
+    def _model(self, chunk: Sequence[LaidTensor], rank: str) -> Record:
+        """A module's state dict: its tensors in order, and the entries that hold nothing."""
+        entries: list[tuple[object, object]] = []
+        modules = [tensor.name.rpartition(".")[0] for tensor in chunk]
+        for index, tensor in enumerate(chunk):
+            state, dtype = self._inventory.weights(tensor.whole)
+            entries.append((tensor.name, self._output.tensor(_spec(tensor, state, dtype, rank))))
+            module = modules[index]
+            last = index + 1 == len(chunk) or modules[index + 1] != module
+            if last and module.rpartition(".")[2] in _STATEFUL:
+                entries.append((f"{module}._extra_state", None))
+        return Record("collections", "OrderedDict", (), "reduce", [], entries)
+
+    def _trained(self, chunk: Sequence[LaidTensor]) -> list[LaidTensor]:
+        """The parameters that an optimizer has, in the order in which it counts them."""
+        by_name = {t.name: t for t in chunk if t.whole not in self._inventory.resting}
+        return [by_name[name] for name in sort_parameters(list(by_name))]
+
+    def _held(self, coord: Mapping[str, int]) -> list[LaidTensor]:
+        """The tensors of one model chunk of one rank, in Megatron's order as far as it is known."""
+        found = [
+            tensor
+            for tensor in self._laid
+            if all(coord.get(axis, 0) == index for axis, index in tensor.coord)
+        ]
+        if all(is_known(tensor.name) for tensor in found):
+            by_name = {tensor.name: tensor for tensor in found}
+            found = [by_name[name] for name in sort_parameters(list(by_name))]
+        return found
+
+    def _parameters(self) -> list[Parameter]:
+        """Every trained parameter once."""
+        found = {t.whole: len(t.shape) for t in self._laid}
+        resting = self._inventory.resting
+        return [Parameter(name, dims) for name, dims in found.items() if name not in resting]
+
+    def _args(self) -> Record:
+        rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
+        return namespace(
+            self._arrangement,
+            self._resume,
+            self._options,
+            form="torch",
+            stages=self._stages,
+            padded_vocabulary=rows[0] * self._options.tp if rows else None,
+            dtype=self._dtype(),
+            has_optimizer=self.has_optimizer,
+            has_rng=self.has_rng,
+        )
+
+    def _dtype(self) -> DType:
+        """The type of most weights."""
+        counts: dict[DType, int] = {}
+        for name, kinds in self._inventory.states.items():
+            dtype = self._inventory.weights(name)[1]
+            counts[dtype] = counts.get(dtype, 0) + prod(next(iter(kinds.values())).shape)
+        return max(counts, key=lambda dtype: counts[dtype])
+
+    def _count_layers(self) -> tuple[int, ...]:
+        """Layers of every virtual stage, chunk major, then stage."""
+        options = self._options
+        counts = {(v, p): 0 for v in range(options.vpp) for p in range(options.pp)}
+        for tensor in self._laid:
+            match = LAYER.search(tensor.name)
+            if match is not None:
+                coord = dict(tensor.coord)
+                key = coord.get("vpp", 0), coord.get("pp", 0)
+                counts[key] = max(counts[key], int(match.group(0).rpartition(".")[2]) + 1)
+        return tuple(counts[v, p] for v in range(options.vpp) for p in range(options.pp))
+
+    def _is_tied(self) -> bool:
+        """Whether the output layer of the last stage is a copy of the embedding."""
+        atoms = [set(self._arrangement.bound[name].atoms.values()) for name in (OUTPUT, EMBEDDING)]
+        return atoms[0] == atoms[1]
+
+
+def _experts_apart(arrangement: Arrangement) -> Arrangement:
+    """Experts cut over the axis `etp`, where dense layers are cut over `tp`."""
+    layout = arrangement.layout
+    rules = list(layout.rules)
+    bound: dict[str, Bound] = {}
+    for name, item in arrangement.bound.items():
+        if not is_expert(name):
+            bound[name] = item
+            continue
+        cuts = {axis: _over_etp(cut) for axis, cut in item.cuts.items()}
+        bound[name] = replace(item, cuts=cuts)
+        rule = rules[item.rule]
+        splits = dict(rule.splits)
+        for axis, cut in item.cuts.items():
+            split = splits.get(axis) or layout.places.get(axis, Split())
+            if "tp" in cut.over:
+                splits[axis] = replace(split, over=_renamed(split.over))
+        rules[item.rule] = replace(rule, splits=splits)
+    return replace(arrangement, layout=replace(layout, rules=tuple(rules)), bound=bound)
+
+
+def _over_etp(cut: AxisCut) -> AxisCut:
+    return replace(cut, over=_renamed(cut.over))
+
+
+def _renamed(over: Sequence[str]) -> tuple[str, ...]:
+    return tuple("etp" if axis == "tp" else axis for axis in over)
+
+
+def _spec(tensor: LaidTensor, state: str, dtype: DType, rank: str) -> ArraySpec:
+    label = f"{tensor.name} ({state}) of {rank}"
+    return ArraySpec(label, state, dtype, prod(tensor.shape), tensor.segments, tensor.shape)
