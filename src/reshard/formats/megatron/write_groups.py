@@ -116,7 +116,8 @@ class GroupBuilder:
         if len(fitting) != 1:
             raise target_error(
                 "megatron-groups",
-                f"`{parameter.name}` fits {len(fitting)} of the source's {len(groups)} param groups",
+                f"`{parameter.name}` fits {len(fitting)} of the {len(groups)} param groups "
+                "of the source",
                 notes=["the source does not say which parameters a group holds"],
                 helps=["leave the optimizer out with `--states weights`"],
             )

@@ -34,7 +34,7 @@ _CHILDREN = {
     "local_experts": ("linear_fc1", "linear_fc2"),
     "shared_experts": ("gate_weight", "linear_fc1", "linear_fc2"),
 }
-_LEAVES = ("layer_norm_weight", "layer_norm_bias", "weight", "bias")
+_LEAVES = ("layer_norm_weight", "layer_norm_bias", "weight", "bias", "expert_bias")
 _NUMBERED = re.compile(r"(weight|bias)(\d+)")
 
 Position = tuple[int, ...]
