@@ -124,7 +124,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
         ),
         "megatron": TargetFormat(
             "reshard.formats.megatron.write_legacy",
-            "Megatron checkpoint in files of ranks",
+            "Megatron checkpoint",
             "reshard verify {src} {dst}",
             names="megatron",
             mesh=("vpp", "pp", "tp", "ep"),

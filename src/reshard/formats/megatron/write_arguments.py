@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
-from reshard.formats.megatron.write_options import WriteOptions
+from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
 from reshard.formats.megatron.write_resume import Resume
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
@@ -111,8 +111,17 @@ def namespace(
         said["iteration"] = options.iteration
     if options.samples is not None:
         said["consumed_train_samples"] = options.samples
+    if options.bucket_size is not None:
+        args.setdefault("ddp_bucket_size", None)
+        if not _is_default(options, args["ddp_bucket_size"]):
+            said["ddp_bucket_size"] = options.bucket_size
+        said["overlap_grad_reduce"] = True
     args.update(said)
     return Record("argparse", "Namespace", (), "newobj", [args])
+
+
+def _is_default(options: WriteOptions, stated: object) -> bool:
+    return stated is None and options.bucket_size == default_bucket_size(options.dp)
 
 
 def pipeline_arguments(stages: Sequence[int], options: WriteOptions) -> dict[str, object]:

@@ -112,15 +112,16 @@ def write_options(
                 notes=["the source has states of an optimizer, but says of no step"],
                 helps=[f"write it as `{target.format}:iteration=1000`"],
             )
+    dp = _dp(target, sizes["tp"], etp * sizes["ep"])
     return WriteOptions(
         sizes["tp"],
         sizes["pp"],
         sizes["vpp"],
         sizes["ep"],
         etp,
-        _dp(target, sizes["tp"], etp * sizes["ep"]),
+        dp,
         _distributed(target, inventory, resume),
-        target.integer("bucket_size"),
+        target.integer("bucket_size", _bucket_size(resume, dp)),
         _fused(target, resume),
         iteration,
         target.integer("samples", resume.samples, least=0),
@@ -139,6 +140,22 @@ def _dp(target: Target, tp: int, experts: int) -> int:
             helps=[f"choose a `dp` that is a multiple of {least}"],
         )
     return dp
+
+
+def default_bucket_size(dp: int) -> int:
+    """Elements of a bucket of a run that overlaps the reduction of its gradients.
+
+    Source: megatron/core/distributed/distributed_data_parallel.py (core 0.16.1).
+    """
+    return max(40_000_000, 1_000_000 * dp)
+
+
+def _bucket_size(resume: Resume, dp: int) -> int | None:
+    """As the source's run would have it on as many ranks."""
+    if resume.args.get("overlap_grad_reduce") is not True:
+        return None
+    stated = resume.args.get("ddp_bucket_size")
+    return stated if isinstance(stated, int) and stated else default_bucket_size(dp)
 
 
 def _distributed(target: Target, inventory: Inventory, resume: Resume) -> bool:
