@@ -32,6 +32,21 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+def visible(text: str, keep: str = "") -> str:
+    """A text whose unprintable characters are written as Python's escapes.
+
+    Names come from files: what a terminal would obey, what turns the direction of writing, and
+    what has no encoding is shown as what it is.
+
+    Args:  keep: characters that stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else repr(char)[1:-1] for char in text
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A named text that spans point into, normally one UCL file."""
@@ -96,7 +111,7 @@ class Diagnostic:
             lines += _render_spans(self.primary, self.secondary)
         lines += [f"  = note: {note}" for note in self.notes]
         lines += [f"  = help: {text}" for text in self.helps]
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
     def to_json(self) -> dict[str, object]:
         """The same facts for machines (docs/cli.md, `diagnostics`)."""

@@ -9,37 +9,56 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
-from reshard.errors import Diagnostic, ReshardError, render_all
+from reshard.errors import Diagnostic, ReshardError, render_all, visible
 
 SCHEMA = 1
 """Version of the JSON documents; within it keys are only added."""
 
 _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _LEVELS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "note": "\x1b[1;36m"}
+_NOT_PLAIN = re.compile(r"[^\x20-\x7e\n]")
 _HEADLINE = re.compile(r"^(error|warning|note)(\[[\w-]+\]:)(.*)$")
 
 
 def print_json(document: Mapping[str, object], *, ok: bool = True) -> None:
     """The one document that `--json` prints."""
     full = {"schema": SCHEMA, "ok": ok, **document}
-    print_text(json.dumps(full, indent=2, ensure_ascii=False))
+    text = json.dumps(full, indent=2, ensure_ascii=False)
+    _write(sys.stdout, _NOT_PLAIN.sub(_json_escape, text))
 
 
-def print_text(text: str) -> None:
-    """An answer."""
-    sys.stdout.write(text + "\n")
+def print_text(text: str, *, exact: bool = False) -> None:
+    """An answer.
+
+    Args:  exact: of which a program may want every character; a terminal still gets the safe ones.
+    """
+    _write(sys.stdout, text if exact and not sys.stdout.isatty() else visible(text, "\n\t"))
 
 
 def print_answer(text: str, *, color: bool) -> None:
     """An answer whose section heads stand out on a terminal."""
-    print_text(_paint_answer(text) if color and wants_color(sys.stdout) else text)
+    if color and wants_color(sys.stdout):
+        _write(sys.stdout, _paint_answer(visible(text, "\n")))
+    else:
+        print_text(text)
 
 
 def print_message(text: str, *, color: bool = True) -> None:
     """Progress and remarks."""
     sys.stdout.flush()
-    sys.stderr.write((_paint(text) if color and wants_color(sys.stderr) else text) + "\n")
+    text = visible(text, "\n")
+    _write(sys.stderr, _paint(text) if color and wants_color(sys.stderr) else text)
     sys.stderr.flush()
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A text and a line end; what the stream's encoding lacks is escaped."""
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def print_diagnostics(items: Iterable[Diagnostic], *, color: bool = True) -> None:

@@ -53,7 +53,7 @@ def show(
     if as_json:
         print_json({"layout": opened.layout})
     else:
-        print_text(opened.layout.rstrip("\n"))
+        print_text(opened.layout.rstrip("\n"), exact=True)
 
 
 @layout.command()
@@ -81,5 +81,5 @@ def fmt(file: File, write: Write = False, check: Check = False, as_json: Json = 
     if as_json:
         print_json({"text": text, "canonical": same})
     elif not write and not check:
-        print_text(text.rstrip("\n"))
+        print_text(text.rstrip("\n"), exact=True)
     return int(Exit.OK if same or not check else Exit.LAYOUT)

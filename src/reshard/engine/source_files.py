@@ -12,6 +12,7 @@ from types import TracebackType
 
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import SourceFile
+from reshard.storage.regular_file import open_regular
 
 MAX_OPEN = 256
 """Files that are kept open; one more closes the one that was not read for the longest time."""
@@ -122,7 +123,7 @@ class SourceFiles:
     def _open_file(self, file: str) -> int:
         path = self.root / file
         try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            fd = open_regular(path)
         except OSError as error:
             raise _unreadable(path, error) from None
         found = os.fstat(fd)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+from reshard.errors import visible
+
+_INDEX = re.compile(r"(?<![^.])([0-9]{1,18})(?![^.])")
 
 
 def group_names(names: Iterable[str]) -> list[tuple[str, int]]:
@@ -13,26 +15,25 @@ def group_names(names: Iterable[str]) -> list[tuple[str, int]]:
 
     Returns: (pattern, how many names) in the order of first appearance.
     """
-    return [(pattern, len(members)) for pattern, members in families(names)]
+    return [(visible(pattern), len(members)) for pattern, members in families(names)]
 
 
 def families(names: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
     """The same patterns, each with its names."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, ...], list[tuple[str, tuple[int, ...]]]] = {}
     for name in names:
-        groups.setdefault(_INDEX.sub("\0", name), []).append(name)
+        parts = _INDEX.split(name)
+        groups.setdefault(tuple(parts[::2]), []).append((name, tuple(map(int, parts[1::2]))))
     return [
-        (_pattern(key, [tuple(map(int, _INDEX.findall(name))) for name in members]), tuple(members))
-        for key, members in groups.items()
+        (_pattern(texts, [indices for _, indices in members]), tuple(name for name, _ in members))
+        for texts, members in groups.items()
     ]
 
 
-def _pattern(key: str, indices: list[tuple[int, ...]]) -> str:
-    out = []
-    for position, text in enumerate(key.split("\0")):
-        if position:
-            out.append(_run(sorted({index[position - 1] for index in indices})))
-        out.append(text)
+def _pattern(texts: tuple[str, ...], indices: list[tuple[int, ...]]) -> str:
+    out = [texts[0]]
+    for position, text in enumerate(texts[1:]):
+        out += (_run(sorted({index[position] for index in indices})), text)
     return "".join(out)
 
 

@@ -14,8 +14,10 @@ from reshard.errors import ReshardError, source_error
 from reshard.storage.dcp_merge import DisagreementError, merge
 from reshard.storage.dcp_records import Chunk, Metadata, Offsets, StoredObject, StoredTensor
 from reshard.storage.inert import Record
+from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 
 _RANK = re.compile(r"__(\d+)\.metadata")
 
@@ -64,14 +66,9 @@ def read_metadata(folder: Path, *, shown: str = "") -> Metadata:
 
 def _read_file(path: Path, shown: str) -> Metadata:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise source_error(
-            "source-unreadable",
-            f"{path} cannot be read",
-            notes=[error.strerror or str(error)],
-            helps=["check its name and its permissions"],
-        ) from None
+        data = read_regular(path, PickleLimits().nbytes)
+    except (OSError, FileTooLargeError) as error:
+        raise unreadable(path, error) from None
     root = read_pickle(data, str(path))
     if not isinstance(root, Record) or root.name != "Metadata":
         raise _bad(path, f"its root is a {_kind(root)}")

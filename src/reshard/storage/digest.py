@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Protocol
+
+from reshard.storage.regular_file import open_regular
 
 _CHUNK = 1 << 20
 PREFIX = "xxh3-128:"
@@ -56,12 +57,15 @@ def digest_file_range(path: str | os.PathLike[str], byte_offset: int, nbytes: in
     """
     digest = new_digest()
     buffer = memoryview(bytearray(min(_CHUNK, max(nbytes, 1))))
-    with Path(path).open("rb", buffering=0) as file:
+    fd = open_regular(path)
+    try:
         at, stop = byte_offset, byte_offset + nbytes
         while at < stop:
-            got = os.preadv(file.fileno(), [buffer[: min(len(buffer), stop - at)]], at)
+            got = os.preadv(fd, [buffer[: min(len(buffer), stop - at)]], at)
             if not got:
                 break
             digest.update(buffer[:got])
             at += got
+    finally:
+        os.close(fd)
     return digest.text()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
+from reshard.storage.bounded_json import load_bounded
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 
 SUFFIX = ".safetensors.index.json"
 
@@ -35,18 +37,14 @@ def read_index(path: Path) -> Index:
     Raises: ReshardError[bad-index | source-unreadable].
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_NBYTES:
-            raise _bad(path, f"it has {size} bytes, more than the {MAX_NBYTES} it may")
-        root = json.loads(path.read_bytes(), object_pairs_hook=_unique)
-    except OSError as error:
-        raise source_error(
-            "source-unreadable",
-            f"{path} cannot be read",
-            notes=[error.strerror or str(error)],
-            helps=["check its name and its permissions"],
+        root = load_bounded(read_regular(path, MAX_NBYTES))
+    except FileTooLargeError as error:
+        raise _bad(
+            path, f"it has {error.nbytes} bytes, more than the {error.limit} it may"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except ValueError as error:
         raise _bad(path, f"it is no sound JSON: {error}") from None
     if not isinstance(root, dict) or not isinstance(root.get("weight_map"), dict):
         raise _bad(path, "it has no `weight_map`")
@@ -63,15 +61,6 @@ def write_index(weight_map: Mapping[str, str], metadata: Mapping[str, object]) -
     """The bytes of an index; tensors in the order of their names."""
     root = {"metadata": dict(metadata), "weight_map": dict(sorted(weight_map.items()))}
     return (json.dumps(root, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`{twice}` is there twice")
-    return out
 
 
 def _bad(path: Path, why: str) -> ReshardError:

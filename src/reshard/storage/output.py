@@ -432,6 +432,10 @@ def _allocate(fd: int, nbytes: int) -> None:
     """Reserve the bytes where the file system can, so that a full disk shows at the start."""
     if not nbytes:
         return
+    disk = os.fstatvfs(fd)
+    if nbytes > disk.f_bavail * disk.f_frsize:
+        # Asking would fill the disk first, and hold that against everybody until it fails.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     try:
         os.posix_fallocate(fd, 0, nbytes)
     except OSError as error:

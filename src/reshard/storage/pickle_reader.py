@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import NoReturn
 
 from reshard.errors import source_error
 from reshard.storage.inert import Global, Record
+from reshard.storage.pickle_limits import PickleLimits, key_fault, tree_fault
 from reshard.storage.pickle_values import CONSTRUCTORS, Constructor
 
 __all__ = ["PickleLimits", "read_pickle"]
 
 
-@dataclass(frozen=True, slots=True)
-class PickleLimits:
-    """Bounds on what a pickle may ask for.
-
-    Args:  nbytes: of the pickle.  operations: opcodes.  depth: nested marks.
-           integer_nbytes: of one integer.
-    """
-
-    nbytes: int = 1 << 30
-    operations: int = 200_000_000
-    depth: int = 100_000
-    integer_nbytes: int = 4096
+_MAX_TOLD = 200
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
+_MAX_COPIES = 4
+_FREE_COPIES = 4096
 
 
 class _Mark:
@@ -67,7 +59,10 @@ def read_pickle(
     table.update(constructors or {})
     machine = _Machine(data, persistent_load, table, limits)
     try:
-        return machine.run()
+        root = machine.run()
+        if fault := tree_fault(root, limits):
+            _fail(fault)
+        return root
     except _Fault as fault:
         raise _bad(where, machine.at, str(fault)) from None
     except (
@@ -80,7 +75,7 @@ def read_pickle(
         OverflowError,
         RecursionError,
     ) as error:
-        raise _bad(where, machine.at, f"{type(error).__name__} in its program") from None
+        raise _bad(where, machine.at, f"{type(error).__name__}: {error}"[:_MAX_TOLD]) from None
 
 
 def _bad(where: str, at: int, why: str) -> Exception:
@@ -115,6 +110,7 @@ class _Machine:
         self._stack: list[object] = []
         self._memo: dict[int, object] = {}
         self._marks = 0
+        self._taken = 0
 
     def run(self) -> object:
         """Execute until STOP."""
@@ -322,13 +318,13 @@ class _Machine:
 
     def global_line(self) -> None:
         module, name = self._line().decode(), self._line().decode()
-        self._push(Global(module, name))
+        self._push(_global(module, name))
 
     def global_stack(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
             _fail("a global whose name is not text")
-        self._push(Global(module, name))
+        self._push(_global(module, name))
 
     def reduce(self) -> None:
         args, function = self._pop(), self._pop()
@@ -341,8 +337,15 @@ class _Machine:
             _fail(f"a call of a {type(function).__name__}")
         make = self._constructors.get(function)
         if make is not None:
-            return make(args)
+            return self._made(make, args)
         return Record(function.module, function.name, args)
+
+    def _made(self, make: Constructor, args: tuple[object, ...]) -> object:
+        """What a constructor makes; all of them together copy no more than the pickle holds."""
+        self._taken += sum(len(item) for item in args[:1] if isinstance(item, _SIZED))
+        if self._taken > _MAX_COPIES * len(self._data) + _FREE_COPIES:
+            _fail("its objects are copied again and again")
+        return make(args)
 
     def new_object(self) -> None:
         args, cls = self._pop(), self._pop()
@@ -353,7 +356,7 @@ class _Machine:
             _fail("an object without a class")
         make = self._constructors.get(cls)
         if make is not None and how == "newobj":
-            self._push(make(args))
+            self._push(self._made(make, args))
         elif how == "newobj":
             self._push(Record(cls.module, cls.name, args, "newobj"))
         elif how == "newobj_ex":
@@ -369,7 +372,7 @@ class _Machine:
 
     def instance(self) -> None:
         module, name = self._line().decode(), self._line().decode()
-        self._new(Global(module, name), tuple(self._since_mark()), "inst")
+        self._new(_global(module, name), tuple(self._since_mark()), "inst")
 
     def object_of_marked(self) -> None:
         items = self._since_mark()
@@ -394,11 +397,16 @@ class _Machine:
 
 
 def _hashable(key: object) -> object:
-    try:
-        hash(key)
-    except TypeError:
-        _fail(f"a {type(key).__name__} as a key")
+    if fault := key_fault(key):
+        _fail(fault)
     return key
+
+
+def _global(module: str, name: str) -> Global:
+    """A global; its name is one word, as every format of pickles writes it."""
+    if not module.isprintable() or not name.isprintable() or " " in module + name:
+        _fail("a global whose name is no name")
+    return Global(module, name)
 
 
 _Operation = Callable[[_Machine], None]

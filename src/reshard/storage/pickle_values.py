@@ -7,6 +7,7 @@ from typing import cast
 
 from reshard.dtypes import DType
 from reshard.storage.inert import Global, Size
+from reshard.storage.pickle_limits import key_fault
 
 Constructor = Callable[[tuple[object, ...]], object]
 
@@ -72,8 +73,21 @@ def storage_dtype(value: object) -> DType | None:
 
 
 def _ordered(args: tuple[object, ...]) -> object:
-    pairs = cast("list[tuple[object, object]]", list(args[0])) if args else []  # type: ignore[call-overload]
-    return dict(pairs)
+    if args and not isinstance(args[0], (list, tuple, dict)):
+        raise ValueError("a dict of something else")
+    pairs = args[0] if args else ()
+    out: dict[object, object] = {}
+    for pair in list(pairs.items()) if isinstance(pairs, dict) else _items(args):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError("a dict of no pairs")
+        out[_key(pair[0])] = pair[1]
+    return out
+
+
+def _key(value: object) -> object:
+    if fault := key_fault(value):
+        raise ValueError(fault)
+    return value
 
 
 def _encode(args: tuple[object, ...]) -> object:
@@ -123,8 +137,8 @@ CONSTRUCTORS: dict[Global, Constructor] = {
         Global(module, name): make
         for module in ("builtins", "__builtin__")
         for name, make in (
-            ("set", lambda args: set(_items(args))),
-            ("frozenset", lambda args: frozenset(_items(args))),
+            ("set", lambda args: set(map(_key, _items(args)))),
+            ("frozenset", lambda args: frozenset(map(_key, _items(args)))),
             ("bytearray", _bytearray),
             ("bytes", _bytes),
             ("complex", _complex),

@@ -12,11 +12,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import NoReturn
 
 from reshard.dtypes import DType
 from reshard.errors import source_error
+from reshard.storage.bounded_json import load_bounded
+from reshard.storage.regular_file import open_regular, unreadable
 
 MAX_HEADER_NBYTES = 100_000_000
 _ALIGNMENT = 64
@@ -57,7 +58,7 @@ def read_header(
     """
     where = os.fspath(path)
     try:
-        with Path(path).open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size - byte_offset if nbytes is None else nbytes
             file.seek(byte_offset)
             raw = file.read(8)
@@ -75,18 +76,13 @@ def read_header(
             helps=["the file is damaged or was not copied whole; copy it again"],
         ) from None
     except OSError as error:
-        raise source_error(
-            "source-unreadable",
-            f"{where} cannot be read",
-            notes=[error.strerror or str(error)],
-            helps=["check its name and its permissions"],
-        ) from None
+        raise unreadable(where, error) from None
 
 
 def _parse(raw: bytes, size: int, base: int) -> SafetensorsHeader:
     try:
-        root = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
-    except (ValueError, RecursionError) as error:
+        root = load_bounded(raw)
+    except ValueError as error:
         _fail(f"its header is no JSON: {error}")
     if not isinstance(root, dict) or not raw.startswith(b"{"):
         _fail("its header is no JSON object")
@@ -137,19 +133,6 @@ def _counts(name: str, value: object) -> list[int]:
     if out is None or out != value or any(isinstance(n, bool) or n < 0 for n in out):
         _fail(f"`{name}` has a shape or offsets that are not of integers")
     return out
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"`{twice}` is there twice")
-    return out
-
-
-def _constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
 
 
 def _fail(why: str) -> NoReturn:

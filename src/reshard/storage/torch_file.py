@@ -8,65 +8,30 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
-from typing import cast
+from typing import TypeGuard
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.storage.inert import Global, Record
+from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_dtype
+from reshard.storage.regular_file import open_regular, unreadable
+from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.zip_directory import Member, read_zip_directory
+
+__all__ = ["TensorRef", "TorchFile", "open_torch_file", "read_small", "walk"]
 
 _CHUNK = 1 << 20
 _SMALL_NBYTES = 1 << 20
+_MAX_DIMENSIONS = 64  # torch has 64 too
+_MAX_REPEATS = 1024
+_MAX_REPEATED = 1 << 30
+"""Bytes of an expanded tensor (stride 0) that are believed of any storage."""
+_MAX_NUMBER = 2**63 - 1
 _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f920")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor as it lies in a file; nothing of it is read.
-
-    Args:  file: path of the file.  byte_offset: absolute, of the element with index 0.
-           shape, strides: in elements.  storage_key: names the storage, which several tensors may
-           share.  storage_numel: elements of the storage.  storage_offset: of index 0 in it.
-           parameter: whether it was a `torch.nn.Parameter`.
-           attributes: what else the object carried (ZeRO-3 hangs a `ds_id` on its buffers).
-    """
-
-    file: str
-    byte_offset: int
-    dtype: DType
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    storage_key: str
-    storage_numel: int
-    storage_offset: int
-    parameter: bool = False
-    attributes: Mapping[object, object] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def numel(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, as if dense."""
-        return self.numel * self.dtype.itemsize
-
-    @property
-    def is_contiguous(self) -> bool:
-        """Whether the elements lie row-major and dense."""
-        expected = 1
-        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
-            if size != 1:
-                if stride != expected and self.numel:
-                    return False
-                expected *= size
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +90,18 @@ class TorchFile:
         if member is None:
             raise _missing(self.path, name)
         crc = 0
-        with Path(self.path).open("rb", buffering=0) as file:
+        try:
+            fd = open_regular(self.path)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        try:
             for at in range(0, member.nbytes, _CHUNK):
                 count = min(_CHUNK, member.nbytes - at)
-                crc = zlib.crc32(os.pread(file.fileno(), count, member.byte_offset + at), crc)
+                crc = zlib.crc32(os.pread(fd, count, member.byte_offset + at), crc)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        finally:
+            os.close(fd)
         if crc != member.crc:
             raise source_error(
                 "crc-mismatch",
@@ -149,9 +122,9 @@ def open_torch_file(
     """
     where = os.fspath(path)
     try:
-        fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(where)
     except OSError as error:
-        raise _unreadable(where, error) from None
+        raise unreadable(where, error) from None
     try:
         size = os.fstat(fd).st_size
         span = size - byte_offset if nbytes is None else nbytes
@@ -164,7 +137,7 @@ def open_torch_file(
             )
         return _open(fd, where, byte_offset, span)
     except OSError as error:
-        raise _unreadable(where, error) from None
+        raise unreadable(where, error) from None
     finally:
         os.close(fd)
 
@@ -180,7 +153,7 @@ def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
     }
     byteorder = "little"
     if "byteorder" in members:
-        byteorder = _pread(fd, members["byteorder"]).decode("ascii", "replace")
+        byteorder = _pread(fd, where, members["byteorder"], 16).decode("ascii", "replace")
     if byteorder != "little":
         raise source_error(
             "big-endian",
@@ -189,8 +162,8 @@ def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
             helps=["load and save it again with torch on the machine that wrote it"],
         )
     reader = _Reader(where, members)
-    data = _pread(fd, members["data.pkl"])
-    root = read_pickle(data, f"{where}", reader.storage, reader.constructors())
+    data = _pread(fd, where, members["data.pkl"], PickleLimits().nbytes)
+    root = read_pickle(data, where, reader.storage, reader.constructors())
     return TorchFile(root, where, members, byteorder)
 
 
@@ -293,7 +266,7 @@ class _Reader:
     def _make(
         self, storage: object, offset: object, size: object, stride: object, dtype: DType | None
     ) -> TensorRef:
-        if not isinstance(storage, _Storage) or not isinstance(offset, int):
+        if not isinstance(storage, _Storage) or not _is_number(offset):
             raise ValueError("a tensor without a storage")
         shape, strides = _integers(size), _integers(stride)
         if len(shape) != len(strides) or offset < 0 or min((*shape, *strides, 0)) < 0:
@@ -309,6 +282,14 @@ class _Reader:
                 notes=[
                     f"its last element is {last - 1}, the storage has {nbytes // kind.itemsize}"
                 ],
+                helps=["the file is damaged; copy it again"],
+            )
+        if prod(shape) * kind.itemsize > max(_MAX_REPEATED, _MAX_REPEATS * nbytes):
+            raise source_error(
+                "tensor-out-of-bounds",
+                f"a tensor of shape {list(shape)} repeats storage `{storage.key}` "
+                f"of {self._where} too often",
+                notes=[f"{prod(shape) * kind.itemsize} bytes are made of {nbytes}"],
                 helps=["the file is damaged; copy it again"],
             )
         return TensorRef(
@@ -377,16 +358,22 @@ def _offsets(shape: tuple[int, ...], strides: tuple[int, ...]) -> Iterator[int]:
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    items = tuple(cast("tuple[object, ...]", value))
-    if not all(isinstance(item, int) for item in items):
+    if not isinstance(value, (tuple, list)) or len(value) > _MAX_DIMENSIONS:
+        raise ValueError("a shape that is no short tuple")
+    if not all(_is_number(item) for item in value):
         raise ValueError("a shape that is not of integers")
-    return cast("tuple[int, ...]", items)
+    return tuple(value)
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    """Whether a value is a size, a stride, or an offset; a negative one is told apart later."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER
 
 
 def _loaded(state: object) -> bool:
     """Whether a state says anything."""
     if isinstance(state, tuple):
-        return any(_loaded(item) for item in state)
+        return any(item not in ((), None) and bool(item) for item in state)
     return bool(state)
 
 
@@ -402,16 +389,25 @@ def _refuse_legacy(fd: int, where: str, byte_offset: int, nbytes: int) -> None:
         )
 
 
-def _pread(fd: int, member: Member) -> bytes:
+def _pread(fd: int, where: str, member: Member, limit: int) -> bytes:
+    if member.nbytes > limit:
+        raise source_error(
+            "bad-pickle",
+            f"member `{member.name}` of {where} is too large",
+            notes=[f"{member.nbytes} bytes; at most {limit} are read"],
+        )
     return os.pread(fd, member.nbytes, member.byte_offset)
 
 
 def _read(path: str, byte_offset: int, nbytes: int) -> bytes:
     try:
-        with Path(path).open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), nbytes, byte_offset)
+        fd = open_regular(path)
+        try:
+            data = os.pread(fd, nbytes, byte_offset)
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if len(data) != nbytes:
         raise source_error(
             "truncated",
@@ -427,13 +423,4 @@ def _missing(where: str, name: str) -> ReshardError:
         "not-a-torch-file",
         f"{where} is not a file that `torch.save` wrote",
         notes=[f"it is a zip file without a member `{name}`"],
-    )
-
-
-def _unreadable(where: str, error: OSError) -> ReshardError:
-    return source_error(
-        "source-unreadable",
-        f"{where} cannot be read",
-        notes=[error.strerror or str(error)],
-        helps=["check its name and its permissions"],
     )

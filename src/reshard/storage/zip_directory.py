@@ -17,6 +17,10 @@ _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_MAX_NBYTES = 1 << 27
+"""Of a directory; about a million members."""
+_DESCRIPTOR = 8
+"""Flag of a local header: sizes and checksum stand behind the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,14 @@ class Member:
     """One stored member.
 
     Args:  byte_offset: absolute position in the file of its first byte.  crc: CRC-32 as stated.
+           header_at: absolute position of its own header.
     """
 
     name: str
     byte_offset: int
     nbytes: int
     crc: int
+    header_at: int = 0
 
 
 def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> dict[str, Member]:
@@ -57,15 +63,13 @@ def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> di
             f"{where} is not a file that `torch.save` wrote",
             notes=[f"{nbytes} bytes, beginning with {head!r}"],
         )
-    _, disk, first_disk, here, count, size, offset, _ = _END.unpack_from(tail, at)
     end_at = stop - tail_nbytes + at
-    if 0xFFFF in (disk, first_disk, here, count) or 0xFFFFFFFF in (size, offset):
-        count, size, offset = _zip64(fd, where, end_at, start)
-        disk = first_disk = 0
-    if disk or first_disk:
-        raise _bad(where, "it is one of several volumes")
-    if offset + size > end_at - start:
+    _refuse_trailing(where, tail[at:])
+    count, size, offset, directory_end = _directory(fd, where, tail[at:], end_at, start)
+    if offset + size != directory_end - start:
         raise _bad(where, f"its directory of {size} bytes at {offset} does not fit")
+    if size > _MAX_NBYTES:
+        raise _bad(where, f"its directory has {size} bytes; at most {_MAX_NBYTES} are read")
     raw = os.pread(fd, size, start + offset)
     members: dict[str, Member] = {}
     position = 0
@@ -101,24 +105,64 @@ def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> di
             raise _bad(where, f"member `{name}` has {packed} bytes, and {unpacked}")
         if name in members:
             raise _bad(where, f"member `{name}` is there twice")
-        data_at = _local_data(fd, where, name, name_raw, start + local, start + offset)
+        told = (flags & 1, method, crc, packed, unpacked)
+        data_at = _local_data(fd, where, name, name_raw, start + local, start + offset, told)
         if data_at + unpacked > start + offset:
             raise _bad(where, f"member `{name}` of {unpacked} bytes runs into the directory")
-        members[name] = Member(name, data_at, unpacked, crc)
+        members[name] = Member(name, data_at, unpacked, crc, start + local)
+    if position != len(raw):
+        raise _bad(where, f"its directory has {len(raw) - position} bytes more than its members")
     _refuse_overlap(where, members)
     return members
 
 
-def _zip64(fd: int, where: str, end_at: int, start: int) -> tuple[int, int, int]:
-    raw = os.pread(fd, _LOCATOR64.size, max(start, end_at - _LOCATOR64.size))
-    if len(raw) < _LOCATOR64.size or raw[:4] != b"PK\x06\x07":
-        raise _bad(where, "its 64-bit end record cannot be found")
-    at = _LOCATOR64.unpack(raw)[2]
-    raw = os.pread(fd, _END64.size, start + at) if start + at < end_at else b""
+def _refuse_trailing(where: str, tail: bytes) -> None:
+    """Refuse what follows the end record and is no comment of its length; zeros do no harm."""
+    comment_nbytes = _END.unpack_from(tail)[7]
+    rest = tail[_END.size + comment_nbytes :]
+    if len(tail) < _END.size + comment_nbytes or rest.strip(b"\0"):
+        raise _bad(where, f"{len(tail) - _END.size} bytes follow its end record")
+
+
+def _directory(
+    fd: int, where: str, tail: bytes, end_at: int, start: int
+) -> tuple[int, int, int, int]:
+    """Records, bytes, and offset of the directory, and the absolute position where it must end.
+
+    The 64-bit record, where there is one, has to say the same as the short one.
+    """
+    _, *short, _ = _END.unpack_from(tail)
+    long = _zip64(fd, where, end_at, start)
+    if long is None:
+        if 0xFFFF in short[:4] or 0xFFFFFFFF in short[4:]:
+            raise _bad(where, "its 64-bit end record cannot be found")
+        fields, directory_end = short, end_at
+    else:
+        fields, directory_end = long
+        limits = (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2
+        for told, wide, limit in zip(short, fields, limits, strict=True):
+            if told not in (limit, wide):
+                raise _bad(where, f"its end records disagree: {told}, and {wide}")
+    disk, first_disk, here, count, size, offset = fields
+    if disk or first_disk or here != count:
+        raise _bad(where, "it is one of several volumes")
+    return count, size, offset, directory_end
+
+
+def _zip64(fd: int, where: str, end_at: int, start: int) -> tuple[list[int], int] | None:
+    """What the 64-bit end record says, in the order of the short one, and where it begins."""
+    locator_at = end_at - _LOCATOR64.size
+    raw = os.pread(fd, _LOCATOR64.size, locator_at) if locator_at >= start else b""
+    if raw[:4] != b"PK\x06\x07":
+        return None
+    at = start + _LOCATOR64.unpack(raw)[2]
+    raw = os.pread(fd, _END64.size, at) if at + _END64.size <= locator_at else b""
     if len(raw) < _END64.size or raw[:4] != b"PK\x06\x06":
         raise _bad(where, "its 64-bit end record cannot be found")
-    fields = _END64.unpack(raw)
-    return fields[7], fields[8], fields[9]
+    _, nbytes, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(raw)
+    if at + 12 + nbytes != locator_at:
+        raise _bad(where, "its 64-bit end record cannot be found")
+    return [disk, first_disk, here, count, size, offset], at
 
 
 def _wide(
@@ -145,24 +189,46 @@ def _wide(
     return packed, unpacked, local
 
 
-def _local_data(fd: int, where: str, name: str, name_raw: bytes, at: int, directory_at: int) -> int:
+def _local_data(
+    fd: int,
+    where: str,
+    name: str,
+    name_raw: bytes,
+    at: int,
+    directory_at: int,
+    told: tuple[int, int, int, int, int],
+) -> int:
+    """Where a member's bytes begin, by its own header, which must not contradict the directory.
+
+    Args:  told: by the directory: encrypted, method, checksum, and sizes.
+    """
     raw = os.pread(fd, _LOCAL.size + len(name_raw), at) if 0 <= at < directory_at else b""
     if len(raw) < _LOCAL.size or raw[:4] != b"PK\x03\x04":
         raise _bad(where, f"member `{name}` is not where the directory says")
-    fields = _LOCAL.unpack_from(raw)
-    if fields[9] != len(name_raw) or raw[_LOCAL.size :] != name_raw:
+    _, _, flags, method, _, _, crc, packed, unpacked, name_nbytes, extra_nbytes = _LOCAL.unpack(
+        raw[: _LOCAL.size]
+    )
+    if name_nbytes != len(name_raw) or raw[_LOCAL.size :] != name_raw:
         raise _bad(where, f"member `{name}` has another name in its own header")
-    data_at: int = at + _LOCAL.size + fields[9] + fields[10]
-    return data_at
+    sizes = [packed, unpacked]
+    if 0xFFFFFFFF in sizes and not flags & _DESCRIPTOR:
+        extra = os.pread(fd, extra_nbytes, at + len(raw))
+        sizes = list(_wide(where, name, extra, packed, unpacked, 0)[:2])
+    own = (flags & 1, method, crc, *sizes)
+    unknown = (0, 0xFFFFFFFF) if flags & _DESCRIPTOR else ()
+    if own[:2] != told[:2] or any(
+        a != b and a not in unknown for a, b in zip(own[2:], told[2:], strict=True)
+    ):
+        raise _bad(where, f"member `{name}` is another one in its own header")
+    return at + len(raw) + int(extra_nbytes)
 
 
 def _refuse_overlap(where: str, members: dict[str, Member]) -> None:
     end, previous = 0, ""
-    for member in sorted(members.values(), key=lambda m: (m.byte_offset, m.nbytes)):
-        if member.nbytes and member.byte_offset < end:
+    for member in sorted(members.values(), key=lambda m: m.header_at):
+        if member.header_at < end:
             raise _bad(where, f"members `{previous}` and `{member.name}` overlap")
-        if member.byte_offset + member.nbytes > end:
-            end, previous = member.byte_offset + member.nbytes, member.name
+        end, previous = member.byte_offset + member.nbytes, member.name
 
 
 def _bad(where: str, why: str) -> ReshardError:

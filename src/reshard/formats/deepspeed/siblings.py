@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reshard.errors import ReshardError
 from reshard.storage.inert import Record, Size
+from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef, open_torch_file
 from reshard.storage.zip_directory import Member, read_zip_directory
 
@@ -19,6 +21,8 @@ _PICKLE = "data.pkl"
 _KEPT = 4
 _LEAST_NBYTES = 1 << 14
 """Pickles shorter than this are read anew."""
+_MOST_NBYTES = 1 << 28
+"""So are longer ones than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +42,8 @@ class Siblings:
         """The object tree of a file.  Raises: what `storage.torch_file` raises."""
         try:
             pickle, members = _look(path)
-        except OSError:
-            pickle, members = b"", {}
+        except (OSError, ReshardError):
+            return open_torch_file(path).root  # which tells more of what is wrong
         if len(pickle) < _LEAST_NBYTES:
             return open_torch_file(path).root
         for known in self._known:
@@ -52,13 +56,15 @@ class Siblings:
 
 def _look(path: Path) -> tuple[bytes, dict[str, Member]]:
     """The bytes of a file's pickle, and its members without the name of the archive's folder."""
-    with path.open("rb", buffering=0) as file:
-        fd = file.fileno()
+    fd = open_regular(path)
+    try:
         found = read_zip_directory(fd, str(path), 0, os.fstat(fd).st_size)
         members = {name.partition("/")[2]: item for name, item in found.items()}
         own = members.get(_PICKLE)
-        pickle = b"" if own is None else os.pread(fd, own.nbytes, own.byte_offset)
-        return pickle, members
+        known = own is not None and own.nbytes <= _MOST_NBYTES
+        return os.pread(fd, own.nbytes, own.byte_offset) if own and known else b"", members
+    finally:
+        os.close(fd)
 
 
 def _alike(first: Mapping[str, Member], second: Mapping[str, Member]) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.folder import is_step_folder
+from reshard.storage.regular_file import read_note
 
 LATEST = "latest"
 LATEST_UNIVERSAL = "latest_universal"
@@ -46,8 +47,8 @@ def find_step(path: Path, step: str | None) -> Path:
             raise _unknown(path, step, found)
         return _checked(path / chosen[0])
     tracker = path / LATEST
-    if tracker.is_file():
-        tag = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if tracker.exists() or tracker.is_symlink():
+        tag = read_note(tracker)
         if tag not in found:
             raise _dangling(path, tag, found)
         return _checked(path / tag)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.errors import source_error
+from reshard.storage.regular_file import read_note
 
 TRACKER = "latest_checkpointed_iteration.txt"
 
@@ -47,14 +48,14 @@ def find_folder(path: Path, step: str | None) -> Path:
                 notes=["it has neither rank folders nor `metadata.json` beside `common.pt`"],
                 helps=["`metadata.json` is written last; without it the save did not end"],
             )
-        wanted = tracker.read_text(errors="replace").strip()
-        if wanted != "release" and not wanted.isdigit():
+        wanted = read_note(tracker)
+        if wanted != "release" and not (wanted.isdecimal() and wanted.isascii()):
             raise source_error(
                 "bad-tracker",
                 f"{tracker} says `{wanted[:40]}`, which is no iteration",
                 helps=["write the number of an iteration into it, or choose one with `--step`"],
             )
-    folder = path / (f"iter_{int(wanted):07d}" if wanted.isdigit() else wanted)
+    folder = path / (f"iter_{int(wanted):07d}" if wanted.isdecimal() else wanted)
     if not folder.is_dir():
         there = sorted(p.name for p in path.glob("iter_*") if p.is_dir())
         raise source_error(

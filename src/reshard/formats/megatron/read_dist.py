@@ -5,7 +5,6 @@ Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,9 +18,13 @@ from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.training import Groups, training_of
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
+from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+
+_MAX_NBYTES = 1 << 20  # of `metadata.json`
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.
@@ -81,9 +84,11 @@ def read_dist(folder: Path) -> Catalog:
 
 def _check_backend(folder: Path) -> None:
     try:
-        stated = json.loads((folder / "metadata.json").read_text())
-        backend = stated.get("sharded_backend")
-    except (OSError, ValueError, AttributeError):
+        stated = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
+        backend = stated.get("sharded_backend") if isinstance(stated, dict) else None
+    except (OSError, FileTooLargeError) as error:
+        raise unreadable(folder / "metadata.json", error) from None
+    except ValueError:
         backend = None
     if backend != "torch_dist":
         raise source_error(

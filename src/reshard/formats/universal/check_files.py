@@ -7,8 +7,10 @@ from pathlib import Path
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.universal import FRAMEWORK, LAYOUT
 from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
+from reshard.formats.universal.read_manifest import MAX_NBYTES
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.safetensors import read_header
 
 AGAIN = ("copy the checkpoint again, or convert its source again",)
@@ -27,7 +29,7 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
     if not problems:
         for item in manifest.files:
             if item.path in (LAYOUT, FRAMEWORK) or is_side_file(item):
-                texts[item.path] = (path / item.path).read_bytes()
+                texts[item.path] = _text(path / item.path)
                 problems += _changed_text(path, item, texts[item.path])
     if problems:
         raise ReshardError(problems, Exit.SOURCE)
@@ -62,6 +64,13 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
             if faults:
                 problems[item.path] = faults
     return problems
+
+
+def _text(path: Path) -> bytes:
+    try:
+        return read_regular(path, MAX_NBYTES)
+    except (OSError, FileTooLargeError) as error:
+        raise unreadable(path, error) from None
 
 
 def _missing(path: Path, names: list[str], total: int) -> Diagnostic:

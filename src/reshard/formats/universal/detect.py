@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from reshard.formats.universal import LAYOUT, MANIFEST
 from reshard.formats.universal.manifest import FORMAT
 from reshard.storage.index import SUFFIX
+from reshard.storage.regular_file import open_regular
 
 _MARK_NBYTES = 200
 
@@ -14,7 +16,7 @@ _MARK_NBYTES = 200
 def detect(path: Path) -> bool:
     """Whether a folder looks like a universal checkpoint, or like one without its manifest."""
     try:
-        with (path / MANIFEST).open("rb") as file:
+        with os.fdopen(open_regular(path / MANIFEST), "rb") as file:
             if FORMAT.encode("ascii") in file.read(_MARK_NBYTES):
                 return True
     except OSError:

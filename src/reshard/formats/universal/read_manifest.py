@@ -19,8 +19,9 @@ from reshard.formats.universal.manifest import (
 )
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
 from reshard.plan.catalog import Training
+from reshard.storage.regular_file import FileTooLargeError, read_regular
 
-MAX_NBYTES = 1 << 30
+MAX_NBYTES = 1 << 28
 """Of the manifest, and of the other files that are read whole."""
 
 _MAX_PATH = 250  # characters; a state kind's name becomes part of it
@@ -78,12 +79,11 @@ def read_manifest(path: Path) -> Manifest:
 def _bytes(path: Path) -> bytes:
     file = path / MANIFEST
     try:
-        size = file.stat().st_size
-        if size > MAX_NBYTES:
-            raise bad_manifest(
-                [f"`manifest.json` has {size} bytes, more than the {MAX_NBYTES} it may"]
-            )
-        return file.read_bytes()
+        return read_regular(file, MAX_NBYTES)
+    except FileTooLargeError as error:
+        raise bad_manifest(
+            [f"`manifest.json` has {error.nbytes} bytes, more than the {error.limit} it may"]
+        ) from None
     except FileNotFoundError:
         raise source_error(
             "incomplete-universal",

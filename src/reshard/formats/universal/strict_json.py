@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from math import isinf
-from typing import Any
 
 from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.storage.bounded_json import load_bounded
 
 MAX_FAULTS = 100
 """Faults that are collected of one file; a message shows fewer."""
@@ -20,15 +19,9 @@ def load_json(data: bytes, where: str) -> object:
     Raises: ReshardError[bad-manifest].
     """
     try:
-        return json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-        )
-    except (ValueError, RecursionError) as error:
-        what = "too many levels" if isinstance(error, RecursionError) else str(error)
-        raise bad_manifest([f"`{where}` is not JSON: {what}"]) from None
+        return load_bounded(data)
+    except ValueError as error:
+        raise bad_manifest([f"`{where}` is not JSON: {error}"]) from None
 
 
 def bad_manifest(headlines: Iterable[str], notes: Iterable[str] = ()) -> ReshardError:
@@ -37,26 +30,6 @@ def bad_manifest(headlines: Iterable[str], notes: Iterable[str] = ()) -> Reshard
     return ReshardError(
         [Diagnostic("bad-manifest", headline, notes=told) for headline in headlines], Exit.SOURCE
     )
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
-    return out
-
-
-def _constant(text: str) -> object:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if isinf(value):
-        raise ValueError(f"{text} is too large a number")
-    return value
 
 
 class Node:
