@@ -12,6 +12,7 @@ from reshard.algebra.box import Box
 from reshard.errors import ReshardError, source_error
 from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
+from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
 from reshard.storage.torch_file import (
     TensorRef,
@@ -173,6 +174,7 @@ def _mismatch(stored: StoredTensor, chunk: Chunk, path: Path, why: str) -> Resha
 
 
 def _source_file(root: Path, file: str) -> SourceFile:
+    refuse_outside(root, root / file)
     try:
         stat = (root / file).stat()
     except OSError:

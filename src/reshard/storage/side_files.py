@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from reshard.errors import source_error
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+
+MAX_NBYTES = 1 << 28
+"""Of each."""
 
 
 def read_side_files(root: str, paths: Iterable[str]) -> dict[str, bytes]:
@@ -17,12 +20,7 @@ def read_side_files(root: str, paths: Iterable[str]) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for path in paths:
         try:
-            out[path] = (Path(root) / path).read_bytes()
-        except OSError as error:
-            raise source_error(
-                "source-unreadable",
-                f"{Path(root) / path} cannot be read",
-                notes=[error.strerror or str(error)],
-                helps=["check its name and its permissions"],
-            ) from None
+            out[path] = read_regular(Path(root) / path, MAX_NBYTES)
+        except (OSError, FileTooLargeError) as error:
+            raise unreadable(Path(root) / path, error) from None
     return out

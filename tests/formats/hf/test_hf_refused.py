@@ -61,7 +61,7 @@ F2 = entry("F32", [2], 0, 8)
         ),
         (
             framed(f'{{"w":{F2},"w":{F2}}}', bytes(8)),
-            "its header is no JSON: `w` is there twice",
+            "its header is no JSON: the key 'w' stands twice in one object",
         ),
         (framed(f' {{"w":{F2}}}', bytes(8)), "its header is no JSON object"),
         (framed("[]"), "its header is no JSON object"),
@@ -165,7 +165,10 @@ def test_an_index_that_is_not_that_of_the_files(
     ("text", "why"),
     [
         ("[]", "it has no `weight_map`"),
-        ('{"weight_map": {"a": "x", "a": "y"}}', "it is no sound JSON: `a` is there twice"),
+        (
+            '{"weight_map": {"a": "x", "a": "y"}}',
+            "it is no sound JSON: the key 'a' stands twice in one object",
+        ),
         ('{"weight_map": {"a": "../x"}}', "`a` is in file '../x', which is no plain name"),
         ('{"weight_map": {"a": "/x"}}', "`a` is in file '/x', which is no plain name"),
         ('{"weight_map": {"a": ".."}}', "`a` is in file '..', which is no plain name"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
+from reshard.storage.links import refuse_outside
 
 
 def known_file(root: Path, name: str, named_by: str) -> SourceFile:
@@ -29,22 +30,3 @@ def known_file(root: Path, name: str, named_by: str) -> SourceFile:
             helps=["copy the whole folder again"],
         ) from None
     return SourceFile(name, found.st_size, found.st_mtime_ns)
-
-
-def refuse_outside(root: Path, path: Path) -> None:
-    """Refuse a link that leads out of a folder, or out of its part of the hub's cache.
-
-    Raises: ReshardError[outside-link].
-    """
-    base = root.resolve()
-    target = path.resolve()
-    if target.is_relative_to(base):
-        return
-    if base.parent.name == "snapshots" and target.is_relative_to(base.parent.parent / "blobs"):
-        return
-    raise source_error(
-        "outside-link",
-        f"{path} is a link that leads out of the folder",
-        notes=[f"it leads to {target}"],
-        helps=["put the file itself in its place, or give the folder that holds it"],
-    )

@@ -10,6 +10,7 @@ from reshard.errors import source_error
 from reshard.formats.hf import CONFIG
 from reshard.formats.hf.links import known_file
 from reshard.storage.objects import to_json
+from reshard.storage.regular_file import FileTooLargeError, read_regular
 
 MAX_NBYTES = 64 << 20
 
@@ -22,12 +23,10 @@ def read_config(root: Path) -> Mapping[str, object] | None:
     path = root / CONFIG
     if not path.exists() and not path.is_symlink():
         return None
-    found = known_file(root, CONFIG, "the folder")
+    known_file(root, CONFIG, "the folder")
     try:
-        if found.nbytes > MAX_NBYTES:
-            raise ValueError(f"it has {found.nbytes} bytes, more than {MAX_NBYTES}")
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = json.loads(read_regular(path, MAX_NBYTES))
+    except (ValueError, RecursionError, FileTooLargeError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise _bad(path, why) from None
     except OSError as error:

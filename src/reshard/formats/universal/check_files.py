@@ -10,6 +10,7 @@ from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
 from reshard.formats.universal.read_manifest import MAX_NBYTES
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX
+from reshard.storage.links import refuse_outside
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.safetensors import read_header
 
@@ -46,6 +47,8 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
     """By file, what is wrong with its presence, its size, and its header; one that is well is not
     among them.  What is missing is told once, for all of them.
     """
+    for item in manifest.files:
+        refuse_outside(path, path / item.path)
     members: dict[str, list[TensorEntry]] = {}
     for tensor in manifest.tensors:
         members.setdefault(tensor.file, []).append(tensor)

@@ -11,6 +11,7 @@ from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.step import LATEST_UNIVERSAL
+from reshard.storage.regular_file import read_note
 
 ZERO = "zero"
 OPTIMIZER = f"{ZERO}/optimizer_state.pt"
@@ -43,7 +44,7 @@ def find_folder(path: Path, step: str | None) -> Path:
         tracker = path / LATEST_UNIVERSAL
         tag = step
         if tag is None:
-            tag = tracker.read_text(encoding="utf-8", errors="replace").strip()
+            tag = read_note(tracker)
         inside = tag not in ("", ".", "..") and "/" not in tag and "\0" not in tag
         found, asked = path / tag, inside and (path / tag / ZERO).is_dir()
     if asked:
