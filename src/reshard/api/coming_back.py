@@ -48,35 +48,41 @@ class Comparer:
         return compare_tensors(here, self._left, other, self._right)
 
 
-def rounded_from(weights: Stage, whole: Whole, others: Stage) -> str | None:
-    """The state of another stage of which these weights are the rounding, element by element.
+_WEIGHTS = {"param": "master", "master": "param"}
+
+
+def made_from(weights: Stage, whole: Whole, others: Stage) -> str | None:
+    """The state of another stage of which these weights are made, element by element.
+
+    Weights in the compute type are their master weights rounded, and those of a run without master
+    weights, widened, are what its master weights begin with.
 
     Args:  weights: the stage that has them.  whole: one of its tensors.
+    Returns: `master` or `param`; None if there are no such weights, or others.
     """
     from reshard.engine.compare import compare
 
-    if whole.state != "param":
-        return None
-    for master in others.source.arrangement.wholes:
-        if (master.name, master.state, master.shape) == (whole.name, "master", whole.shape):
+    state = _WEIGHTS.get(whole.state)
+    for base in others.source.arrangement.wholes:
+        if (base.name, base.state, base.shape) == (whole.name, state, whole.shape):
             break
     else:
         return None
-    rounded = ArraySpec(
-        whole.name, "master", whole.dtype, prod(whole.shape), master.segments, whole.shape
-    )
+    assert state is not None
+    made = ArraySpec(whole.name, state, whole.dtype, prod(whole.shape), base.segments, whole.shape)
+    here = slice_spec(whole, Box.whole(whole.shape))
     try:
         found = compare(
-            Builder(weights.source.arrangement).array(slice_spec(whole, Box.whole(whole.shape))),
+            Builder(weights.source.arrangement).array(here),
             weights.files,
-            Builder(others.source.arrangement).array(rounded),
+            Builder(others.source.arrangement).array(made),
             others.files,
         )
     except ReshardError as error:
         if all(item.code == "cast-refused" for item in error.diagnostics):
             return None
         raise
-    return master.state if found is None else None
+    return state if found is None else None
 
 
 def _digests(stage: Stage) -> Digests:

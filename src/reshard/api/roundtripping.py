@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
-from reshard.api.coming_back import Comparer, rounded_from
+from reshard.api.coming_back import Comparer, made_from
 from reshard.api.comparing import Mismatch, pair_tensors
 from reshard.api.remaking import remake
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
@@ -214,13 +214,13 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
         found = None
         if other is None:
             why = reasons.get((here.name, here.state))
-            derived = rounded_from(start.universal, here, last)
+            derived = made_from(start.universal, here, last)
             if derived is None and why is None:
                 found = Mismatch(here.name, here.state, "only in A")
             else:
                 lost.append(Lost(here.name, here.state, why or "not stored", derived))
         elif one is None:
-            if rounded_from(last, here, start.universal) is None:
+            if made_from(last, here, start.universal) is None:
                 found = Mismatch(here.name, here.state, "only in B")
         else:
             found = comparer.compare(one, other)

@@ -10,6 +10,7 @@ from math import prod
 
 from reshard.algebra.flat import cut
 from reshard.errors import target_error
+from reshard.formats.deepspeed.autoep_layers import described_layers, expert_ranks
 from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.local_names import expert_axis
 from reshard.formats.deepspeed.native_groups import FlatGroup
@@ -21,8 +22,6 @@ from reshard.plan.plan import ArraySpec
 from reshard.storage.torch_output import TorchOutput
 
 NATIVE = "deepspeed_experts"
-LAYERS = ("ds_autoep_layers", "autoep_layers")
-"""Keys under which a model file describes AutoEP's layers."""
 
 
 class Experts:
@@ -36,7 +35,7 @@ class Experts:
         self._resume = resume
         self._options = options
         self._layers = {module: index for index, module in enumerate(resume.expert_layers)}
-        self._described = _described(resume.model)
+        self._described = described_layers(resume.model)
         self._fused = {name for layer in self._described for name in _fused_names(layer)}
         self._numbered = {
             name: layer
@@ -169,7 +168,8 @@ class Experts:
 
         Raises: ReshardError[deepspeed-experts].
         """
-        options, source = self._options, self._arrangement.mesh.get("ep", 1)
+        options = self._options
+        source = expert_ranks(self._resume.model) or self._arrangement.mesh.get("ep", 1)
         if self._fused and options.ep != source:
             raise target_error(
                 "deepspeed-experts",
@@ -194,15 +194,6 @@ class Experts:
                     notes=[f"DeepSpeed gives every rank as many; `{name}` is one of them"],
                     helps=[f"choose an `ep` that divides {count}"],
                 )
-
-
-def _described(model: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
-    """AutoEP's layers as a model file describes them."""
-    for key in LAYERS:
-        found = model.get(key)
-        if isinstance(found, list):
-            return tuple(item for item in found if isinstance(item, dict))
-    return ()
 
 
 def _number(name: str) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import target_error
+from reshard.formats.deepspeed.autoep_layers import expert_ranks
 from reshard.formats.deepspeed.inventory import Inventory, find_tag
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement
@@ -114,8 +115,9 @@ def native_options(
     mesh = arrangement.mesh
     stored = resume.dtype or inventory.weights_dtype()
     zero = _choice(target, "zero", resume.zero_stage or 1, (1, 2, 3))
+    known = {**mesh, "ep": expert_ranks(resume.model) or mesh.get("ep", 1)}
     sizes = {
-        axis: target.integer(axis, mesh.get(axis, 1)) or 1 for axis in ("dp", "tp", "pp", "ep")
+        axis: target.integer(axis, known.get(axis, 1)) or 1 for axis in ("dp", "tp", "pp", "ep")
     }
     if sizes["dp"] % sizes["ep"]:
         raise target_error(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from reshard.formats.deepspeed.autoep_layers import LAYERS
 from reshard.formats.deepspeed.inventory import Inventory, take_inventory
 from reshard.formats.deepspeed.native_checks import check_native, native_warnings
-from reshard.formats.deepspeed.native_experts import LAYERS, Experts
+from reshard.formats.deepspeed.native_experts import Experts
 from reshard.formats.deepspeed.native_groups import flat_groups
 from reshard.formats.deepspeed.native_model import ModelFiles
 from reshard.formats.deepspeed.native_optimizer import OptimizerFiles
