@@ -7,16 +7,13 @@ from pathlib import Path
 
 from reshard.algebra.box import Box
 from reshard.api.comparing import Mismatch, Side, compare_tensors
-from reshard.api.stages import Stage
+from reshard.api.stages import NO_DIGEST, Stage
 from reshard.errors import ReshardError
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
-
-NO_DIGEST = "xxh3-128:" + 32 * "0"
-"""What a manifest says of a tensor whose bytes nobody read."""
 
 Digests = dict[tuple[str, str], str]
 
@@ -25,15 +22,20 @@ class Comparer:
     """Compares by the digests of both universal forms, and by elements where there are none.
 
     Args:  source: with the places of what set out.  universal: its universal form.
+           there: the target that it came back from, with its places.
            last: the universal form of what came back.
     """
 
-    def __init__(self, source: Stage, universal: Stage, last: Stage, on_drift: OnDrift) -> None:
+    def __init__(
+        self, source: Stage, universal: Stage, there: Stage, last: Stage, on_drift: OnDrift
+    ) -> None:
         self._before, self._after = _digests(universal), _digests(last)
         arrangement = source.source.arrangement
         self._wholes = {(whole.name, whole.state): whole for whole in arrangement.wholes}
         self._left = Side(Builder(arrangement, on_drift), source.files)
         self._right = Side(Builder(last.source.arrangement), last.files)
+        self._there = Side(Builder(there.source.arrangement), there.files)
+        self._held = {(w.name, w.state): w for w in there.source.arrangement.wholes}
 
     def compare(self, one: Whole, other: Whole) -> Mismatch | None:
         """How a tensor that came back differs; None if it is the same bit for bit."""
@@ -45,6 +47,11 @@ class Comparer:
         ):
             return None
         here = self._wholes[one.name, one.state]
+        held = self._held.get((other.name, other.state))
+        if held is not None:
+            found = compare_tensors(here, self._left, held, self._there)
+            if found is not None:
+                return found
         return compare_tensors(here, self._left, other, self._right)
 
 

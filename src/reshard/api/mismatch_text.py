@@ -34,11 +34,11 @@ def first_lines(item: Mismatch) -> list[str]:
     if item.a is None or item.b is None:
         return []
     at = f"first at {list(item.index)} of {item.label} ({item.state})"
-    return [
-        *(f"  {line}" for line in wrap(at, WIDTH - 2, indent="  ")),
-        *(f"    A  {line}" for line in wrap(str(item.a), WIDTH - 7, indent="  ")),
-        *(f"    B  {line}" for line in wrap(str(item.b), WIDTH - 7, indent="  ")),
-    ]
+    out = [f"  {line}" for line in wrap(at, WIDTH - 2, indent="  ")]
+    for side, element in (("A", item.a), ("B", item.b)):
+        head, *rest = wrap(str(element), WIDTH - 7)
+        out += [f"    {side}  {head}", *(f"       {line}" for line in rest)]
+    return out
 
 
 def _values(items: Sequence[Mismatch]) -> list[str]:

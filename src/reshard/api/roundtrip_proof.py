@@ -18,6 +18,8 @@ class Held:
     Args:  title: path or target.  layout: its name.  rules: each uses every axis exactly once.
            proof: that it stores all that it claims to.
            placed: (tensor, state) pairs with a place for each of their elements; 0 for the source.
+           is_read: a reader of its format read it back; else its tensors were found in its files
+                    where its plan placed them, and nothing else of it was looked at.
     """
 
     title: str
@@ -25,6 +27,7 @@ class Held:
     rules: int
     proof: Proof
     placed: int = 0
+    is_read: bool = True
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -33,6 +36,7 @@ class Held:
             "layout": self.layout,
             "rules": self.rules,
             "placed": self.placed,
+            "is_read": self.is_read,
             "stored": self.proof.atoms,
             "elements": self.proof.elements,
             "runs": self.proof.parts,

@@ -12,6 +12,10 @@ from reshard.plan.report import show_mesh
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 _MAX_FACTS = 12
+_BY_PLAN = (
+    "as it was planned, since reshard does not read this form: its tensors are there in its files, "
+    "but what else is in them was not compared"
+)
 
 
 def roundtrip_text(found: RoundTrip) -> str:
@@ -68,6 +72,8 @@ def _way(way: WayProof, materialized: bool) -> list[str]:
         pairs.append(("placed", f"every element of {show_count(held.placed, 'tensor')}"))
         pairs.append(("layout", _layout(held)))
         pairs.append(("stored", _stored(held)))
+        if not held.is_read:
+            pairs.append(("read", _BY_PLAN))
     how = ", read from disk" if materialized else ""
     back = f"{show_count(way.tensors, 'tensor')}, {show_nbytes(way.nbytes)}{how}"
     pairs.append(("back", back))

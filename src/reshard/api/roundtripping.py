@@ -201,7 +201,7 @@ def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> Wa
 def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: Stage) -> WayProof:
     """What came back, held to what set out."""
     reasons = _reasons(stages)
-    comparer = Comparer(start.source, start.universal, last, start.on_drift)
+    comparer = Comparer(start.source, start.universal, stages[-1], last, start.on_drift)
     mismatches: list[Mismatch] = []
     lost: list[Lost] = []
     same: list[Whole] = []
@@ -229,10 +229,12 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
         if found is not None:
             mismatches.append(found)
     keys = {(whole.name, whole.state) for whole in same}
+    held = tuple(_held(stage) for stage in stages)
+    facts = compare_facts(start.universal.source.catalog, last.source.catalog)
     remade = remake(start.source, last, keys, start.on_drift)
     return WayProof(
         via,
-        tuple(_held(stage) for stage in stages),
+        held,
         _states(same),
         tuple(mismatches),
         remade.places,
@@ -240,7 +242,7 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
         remade.settled,
         remade.mismatches,
         tuple(lost),
-        compare_facts(start.universal.source.catalog, last.source.catalog),
+        facts if all(item.is_read for item in held) else (),
         warnings=tuple(_warnings(stages)),
         allow_loss=start.allow_loss,
         strict=start.strict,
@@ -273,6 +275,7 @@ def _held(stage: Stage) -> Held:
         len(source.arrangement.layout.rules),
         source.proof,
         0 if prepared is None else prepared.report.covered,
+        prepared is None or formats.TARGETS[prepared.target.format].is_read,
     )
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reshard import formats
 from reshard.api.converting import Prepared, prepare_source, write_output
+from reshard.api.placed_stage import placed_source
 from reshard.api.source import OpenedSource, open_source
 from reshard.errors import ReshardError
 from reshard.plan.build import OnDrift
 from reshard.plan.output import FileBytes, Output, Written
-from reshard.plan.plan import Plan
+from reshard.plan.plan import Placed, Plan
 from reshard.plan.target import Target
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 KEPT_NBYTES = 4096
 """Arrays up to this size are written even where tensors are not: readers look at numbers."""
+
+NO_DIGEST = "xxh3-128:" + 32 * "0"
+"""What stands for the digest of bytes that nobody read."""
 
 Range = tuple[int, int]
 
@@ -113,7 +118,7 @@ def _written(before: Stage, prepared: Prepared, path: Path, work: Work, names: s
     with OutputFolder.create(path) as folder:
         _, last = write_output(prepared, folder, before.files, work.on_progress)
         folder.commit(last)
-    opened = _read_back(path, names)
+    opened = _read_back(prepared, path, names)
     files = SourceFiles(opened.catalog.root, opened.catalog.files)
     return Stage(str(prepared.target), opened, files, prepared)
 
@@ -127,7 +132,7 @@ def _planned(
 ) -> Stage:
     from reshard.engine.made_files import MadeFiles
 
-    opened = _read_back(path, names)
+    opened = _read_back(prepared, path, names)
     root = Path(opened.catalog.root)
     files = MadeFiles(
         prepared.plan,
@@ -140,8 +145,10 @@ def _planned(
     return Stage(str(prepared.target), opened, files, prepared, is_written=False)
 
 
-def _read_back(path: Path, names: str | None) -> OpenedSource:
+def _read_back(prepared: Prepared, path: Path, names: str | None) -> OpenedSource:
     try:
+        if not formats.TARGETS[prepared.target.format].is_read:
+            return placed_source(prepared, path)
         return open_source(path, names=names)
     except ReshardError as error:
         raise ReadBackError(error) from error
@@ -163,10 +170,7 @@ def _sketch(
         if digests:
             write_output(prepared, folder, before.files, work.on_progress)
             return
-        starts = {(file, start) for file, items in holes.items() for start, _ in items}
-        kept = [
-            item for item in prepared.plan.placed if (item.file, item.byte_offset) not in starts
-        ]
+        kept = [item for item in prepared.plan.placed if not _is_hole(item)]
         output = prepared.output
         small = replace(
             prepared,
@@ -178,23 +182,21 @@ def _sketch(
 
 def _finish(output: Output, plan: Plan, written: Iterable[Written]) -> tuple[FileBytes, ...]:
     """The end of an output of which only some arrays were made."""
-    known = {(item.placed.file, item.placed.byte_offset): item for item in written}
+    known = {id(item.placed): item for item in written}
     return output.finish(
-        [
-            known.get((item.file, item.byte_offset)) or Written(item, _NO_DIGEST, 0)
-            for item in plan.placed
-        ]
+        [known.get(id(item)) or Written(item, NO_DIGEST, 0) for item in plan.placed]
     )
-
-
-_NO_DIGEST = "xxh3-128:" + 32 * "0"
 
 
 def _holes(plan: Plan) -> dict[str, list[Range]]:
     """The byte ranges of the arrays that are not written, by file."""
     out: dict[str, list[Range]] = {}
     for item in plan.placed:
-        nbytes = item.array.spec.nbytes
-        if nbytes > KEPT_NBYTES:
-            out.setdefault(item.file, []).append((item.byte_offset, item.byte_offset + nbytes))
+        if _is_hole(item):
+            stop = item.byte_offset + item.array.spec.nbytes
+            out.setdefault(item.file, []).append((item.byte_offset, stop))
     return out
+
+
+def _is_hole(item: Placed) -> bool:
+    return item.array.spec.nbytes > KEPT_NBYTES

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from reshard.plan.catalog import Catalog
+from reshard.storage.digest import digest_file_range
 
 Fate = Literal["changed", "not kept", "added"]
 
@@ -52,20 +54,32 @@ def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
 
 
 def facts_of(catalog: Catalog) -> dict[str, object]:
-    """Single values by path."""
+    """Single values by path.
+
+    Param groups are counted by those that have parameters; of others only the number counts, since
+    no tensor hangs on them.
+    """
     training = catalog.training
+    groups = training.param_groups
     tree = {
         "training": {
             "iteration": training.iteration,
-            "param_groups": [dict(group) for group in training.param_groups],
+            "param_groups": [dict(group) for group in groups if group.get("params")],
+            "empty_param_groups": sum(not group.get("params") for group in groups) or None,
             "state": dict(training.state or {}),
         },
         "config": dict(catalog.config or {}),
         "aliases": dict(catalog.aliases or {}),
         "buffers": sorted(catalog.buffers),
         "frozen": sorted(catalog.frozen),
+        "side_files": {name: _digest(catalog, name) for name in sorted(catalog.side_files)},
     }
     return dict(_leaves(tree, ""))
+
+
+def _digest(catalog: Catalog, name: str) -> str:
+    nbytes = next((file.nbytes for file in catalog.files if file.path == name), 0)
+    return digest_file_range(Path(catalog.root) / name, 0, nbytes)
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

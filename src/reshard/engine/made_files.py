@@ -64,7 +64,7 @@ class MadeFiles(SourceFiles):
         self._starts: dict[str, list[int]] = {}
         wanted = {(file, start) for file, ranges in holes.items() for start, _ in ranges}
         for placed in plan.placed:
-            if (placed.file, placed.byte_offset) in wanted:
+            if placed.array.spec.nbytes and (placed.file, placed.byte_offset) in wanted:
                 self._made.setdefault(placed.file, []).append(_made(placed, source))
         for file, items in self._made.items():
             items.sort(key=lambda item: item.start)

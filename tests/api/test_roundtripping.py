@@ -1,0 +1,198 @@
+"""Round trips of every real checkpoint of the fixtures, and what is told where one fails."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import reshard
+from reshard.api import stages
+from reshard.api.source import open_source
+from reshard.api.training_facts import compare_facts
+from reshard.engine.made_files import MadeFiles
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.build import OnDrift, build_plan
+from reshard.plan.output import PlacedSpec
+from reshard.plan.plan import Copy, Plan
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
+CASES = sorted(path.parent.name for path in FIXTURES.glob("*/case.json"))
+WAYS = ("deepspeed:zero=1,dp=4", "deepspeed:zero=2,dp=2", "deepspeed-universal", "universal")
+PIPELINE = ("deepspeed:zero=1,dp=4", "deepspeed-universal", "universal", "deepspeed:zero=1,dp=2")
+
+
+def ways_of(case: str) -> tuple[str, ...]:
+    """Targets that a case can be written as."""
+    if case.startswith("pipe"):
+        return PIPELINE
+    if case.startswith("moe"):
+        return WAYS  # DeepSpeed has no stage 3 for these experts
+    if "elastic" in case:
+        return ("universal", "deepspeed-universal")  # it does not tell its param groups' settings
+    return (*WAYS, "deepspeed:zero=3,dp=4")
+
+
+@pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)), ids=CASES)
+def test_every_case_comes_back(
+    number: int, case: str, fixture_checkpoint: Callable[[str], Path]
+) -> None:
+    ways = ways_of(case)
+    found = reshard.roundtrip(fixture_checkpoint(case) / "ckpt", [ways[number % len(ways)]])
+    assert found.ok, found.to_text()
+    way = found.ways[0]
+    assert way.tensors
+    assert way.places >= way.tensors
+    assert way.missing == ()
+
+
+def test_a_chain_is_a_way_of_its_own(fixture_checkpoint: Callable[[str], Path]) -> None:
+    via = ["deepspeed:zero=1,dp=4", "deepspeed:zero=3,dp=2", "universal", "deepspeed:zero=2,dp=2"]
+    found = reshard.roundtrip(fixture_checkpoint("autoep_ep2_dp2_z1_bf16") / "ckpt", via)
+    assert [way.ok for way in found.ways] == [True] * 5
+    assert found.ways[-1].via == tuple(via)
+    # Weights that stage 3 leaves out are made of the master weights again.
+    assert {item.state for item in found.ways[1].lost} == {"param"}
+    assert found.ways[-1].lost == ()
+    assert found.ways[-1].tensors == found.ways[0].tensors
+
+
+def test_nothing_of_the_tensors_is_written(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What large arrays are read as is made by the plan: the files have holes in their places."""
+    seen: list[bytes] = []
+
+    class Watched(MadeFiles):
+        def __init__(self, plan: Plan, *args: object, **named: object) -> None:
+            super().__init__(plan, *args, **named)  # type: ignore[arg-type]
+            folder = named["folder"]
+            assert isinstance(folder, Path)
+            for item in plan.placed:
+                nbytes = item.array.spec.nbytes
+                if nbytes > stages.KEPT_NBYTES:
+                    with (folder / item.file).open("rb") as file:
+                        file.seek(item.byte_offset)
+                        seen.append(file.read(nbytes))
+
+    monkeypatch.setattr("reshard.engine.made_files.MadeFiles", Watched)
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    assert reshard.roundtrip(source, ["deepspeed:zero=2,dp=2"], work=tmp_path).ok
+    assert len(seen) > 20
+    assert not any(map(any, seen))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _swapped(plan: Plan) -> Plan:
+    """A plan in which the first two copies of one shape take each other's place."""
+    for number, item in enumerate(plan.placed):
+        copies = list(item.array.copies)
+        for first, second in combinations(range(len(copies)), 2):
+            if copies[first].move.shape != copies[second].move.shape:
+                continue
+            one, other = copies[first], copies[second]
+            copies[first], copies[second] = _moved(other, one), _moved(one, other)
+            array = replace(item.array, copies=tuple(copies))
+            placed = (*plan.placed[:number], replace(item, array=array))
+            return Plan(plan.root, (*placed, *plan.placed[number + 1 :]))
+    raise AssertionError("no array has two copies of one shape")
+
+
+def _moved(copy: Copy, to: Copy) -> Copy:
+    origin = copy.origins[0]
+    move = replace(origin.move, dst_offset=to.move.dst_offset)
+    return replace(copy, origins=(replace(origin, move=move),))
+
+
+@pytest.mark.parametrize("how", [False, True], ids=["planned", "written"])
+def test_a_writer_that_mixes_up_two_pieces_is_caught(
+    how: bool, fixture_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tensors of one shape take each other's place in a flat buffer."""
+
+    def broken(arrangement: Arrangement, placed: Iterable[PlacedSpec], **named: OnDrift) -> Plan:
+        made = build_plan(arrangement, placed, **named)
+        native = any(item.file.endswith("optim_states.pt") for item in made.placed)
+        return _swapped(made) if native else made
+
+    monkeypatch.setattr("reshard.api.converting.build_plan", broken)
+    source = fixture_checkpoint("z1_fp32_dp2_untied") / "ckpt"
+    found = reshard.roundtrip(source, ["deepspeed:zero=1,dp=1"], materialize=how)
+    assert not found.ok
+    way = found.ways[0]
+    assert [item.what for item in way.mismatches] == ["values", "values"]
+    first, second = way.mismatches
+    assert (first.state, first.numel) == (second.state, second.numel)
+    assert first.a is not None
+    assert first.b is not None
+    assert second.a is not None
+    assert (first.b.value, second.a.value) == (second.a.value, second.a.value)
+    assert [item.b.file for item in way.mismatches if item.b] == 2 * [
+        "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    ]
+    text = " ".join(found.to_text().split())
+    assert f"first at {list(first.index)} of {first.name} ({first.state})" in text
+    for side, element in (("A", first.a), ("B", first.b)):
+        assert f"{side} {element.value} in {element.file}, byte {element.byte_offset:,}" in text
+    assert found.to_junit().count("<failure") == 1
+
+
+def test_a_target_that_holds_less_is_a_failure_unless_it_may_be(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    """Stage 3 has no place for weights; here they are not the master weights rounded."""
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    found = reshard.roundtrip(source, ["deepspeed:zero=3,dp=2"], states="param,master")
+    assert found.ok
+    assert {item.derived for item in found.ways[0].lost} == {"master"}
+
+
+def test_weights_that_are_not_the_master_weights_rounded_are_lost(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "universal"
+    reshard.convert(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", folder, "universal")
+    entry = next(
+        item
+        for item in open_source(folder).catalog.tensors
+        if (item.name, item.state) == ("model.norm.weight", "param")
+    )
+    with (folder / entry.file).open("r+b") as file:
+        file.seek(entry.fragments[0].byte_offset)
+        file.write(np.array([3], "<u2").tobytes())
+    via = ["deepspeed:zero=3,dp=2"]
+    found = reshard.roundtrip(folder, via)
+    assert [(x.name, x.state) for x in found.ways[0].missing] == [("model.norm.weight", "param")]
+    assert not found.ok
+    assert "failed: 1 of 1 way" in found.to_text()
+    assert "lost: param of 1 tensor" in found.to_text()
+    assert found.to_junit().count("<failure") == 1
+    assert reshard.roundtrip(folder, via, allow_loss=True).ok
+    assert reshard.roundtrip(folder, via, states="master,exp_avg,exp_avg_sq,step").ok
+
+
+def test_facts_are_compared_by_value(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = fixture_checkpoint("z1_fp32_dp2_untied") / "ckpt"
+    other = tmp_path / "other"
+    reshard.convert(source, other, "deepspeed:zero=3,dp=2")
+    left, right = (open_source(path).catalog for path in (source, other))
+    assert [str(item) for item in compare_facts(left, right)] == ["training.state.clip_grad: 1.0"]
+    assert compare_facts(left, left) == ()
+
+
+def test_a_source_that_is_damaged_is_no_failed_proof(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "ckpt"
+    shutil.copytree(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", folder)
+    (folder / "global_step3" / "bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt").unlink()
+    with pytest.raises(reshard.ReshardError) as caught:
+        reshard.roundtrip(folder, ["universal"])
+    assert caught.value.exit_code == 4
