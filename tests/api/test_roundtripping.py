@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -22,13 +23,19 @@ from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import Copy, Plan
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-CASES = sorted(path.parent.name for path in FIXTURES.glob("*/case.json"))
+FORMATS = {
+    path.parent.name: json.loads(path.read_text(encoding="utf-8")).get("format", "deepspeed")
+    for path in sorted(FIXTURES.glob("*/case.json"))
+}
+CASES = tuple(FORMATS)
 WAYS = ("deepspeed:zero=1,dp=4", "deepspeed:zero=2,dp=2", "deepspeed-universal", "universal")
 PIPELINE = ("deepspeed:zero=1,dp=4", "deepspeed-universal", "universal", "deepspeed:zero=1,dp=2")
 
 
 def ways_of(case: str) -> tuple[str, ...]:
     """Targets that a case can be written as."""
+    if FORMATS[case] != "deepspeed":
+        return ("universal",)
     if case.startswith("pipe"):
         return PIPELINE
     if case.startswith("moe"):
@@ -42,8 +49,15 @@ def ways_of(case: str) -> tuple[str, ...]:
 def test_every_case_comes_back(
     number: int, case: str, fixture_checkpoint: Callable[[str], Path]
 ) -> None:
+    source = fixture_checkpoint(case) / "ckpt"
     ways = ways_of(case)
-    found = reshard.roundtrip(fixture_checkpoint(case) / "ckpt", [ways[number % len(ways)]])
+    try:
+        reshard.open(source)
+    except reshard.ReshardError as refused:
+        with pytest.raises(reshard.ReshardError, match=refused.diagnostics[0].code):
+            reshard.roundtrip(source, ["universal"])
+        return
+    found = reshard.roundtrip(source, [ways[number % len(ways)]])
     assert found.ok, found.to_text()
     way = found.ways[0]
     assert way.tensors
@@ -196,3 +210,15 @@ def test_a_source_that_is_damaged_is_no_failed_proof(
     with pytest.raises(reshard.ReshardError) as caught:
         reshard.roundtrip(folder, ["universal"])
     assert caught.value.exit_code == 4
+
+
+def test_what_belongs_to_no_parameter_is_not_lost_in_silence(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    source = fixture_checkpoint("dcp_titan_dp2") / "ckpt"
+    found = reshard.roundtrip(source, ["deepspeed-universal"])
+    assert {(item.name, item.state) for item in found.ways[0].missing} == {
+        ("train_state.step", "extra"),
+        ("train_state.ntokens_seen", "extra"),
+    }
+    assert (found.ok, found.ways[0].mismatches) == (False, ())
