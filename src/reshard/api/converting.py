@@ -252,7 +252,7 @@ def _prepare(
         model=model,
         names=names or form.names or None,
         mesh=form.mesh_of(target),
-        plain=form.plain if names is None else (),
+        plain=form.plain if names is None else (names,),
         places=places,
     )
     if dtypes:
@@ -306,9 +306,25 @@ def prepare_source(
         work.peak_nbytes,
         source.proof,
         prove_target(arrangement, output.placed, excused),
-        (*source.catalog.oddities, *output.warnings),
+        (*source.catalog.oddities, *output.warnings, *_left_files(source, target)),
     )
     return Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
+
+
+def _left_files(source: OpenedSource, target: Target) -> tuple[Diagnostic, ...]:
+    """A warning of the small files beside the weights that a target has no place for."""
+    files = source.catalog.side_files
+    if not files or formats.TARGETS[target.format].carries_files:
+        return ()
+    return (
+        Diagnostic(
+            "side-file-left",
+            f"{len(files)} of the files beside the weights are not carried along",
+            level="warning",
+            notes=(f"in {source.path}: {', '.join(f'`{name}`' for name in files[:5])}",),
+            helps=("copy them yourself if they are wanted",),
+        ),
+    )
 
 
 def _output(
@@ -320,6 +336,12 @@ def _output(
         if max_file_size is not None:
             settings["max_file_nbytes"] = max_file_size
         return formats.prepare(source.arrangement, target, settings)
+    if target.format == "hf":
+        return formats.prepare(
+            selected.arrangement,
+            target,
+            {} if max_file_size is None else {"max_file_nbytes": max_file_size},
+        )
     if max_file_size is not None:
         raise target_error(
             "unused-setting",

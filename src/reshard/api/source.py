@@ -9,8 +9,9 @@ from pathlib import Path
 
 from reshard import formats
 from reshard.api.naming import Modelled, find_model, rename_to
-from reshard.errors import ReshardError, layout_error, target_error
+from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import format_document, load_layout
+from reshard.language.layout import Layout
 from reshard.language.library import Family, families, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
@@ -72,7 +73,7 @@ def open_source(
     catalog = formats.read(
         formats.recognize(folder), folder, step=step, strict_layout=chosen is None
     )
-    family = None
+    family, is_plain, plain_catalog = None, False, catalog
     if chosen is not None and chosen.model is not None and own is not None:
         family = _family(own, str(layout), chosen.model.name)
     elif model is not None or names is not None:
@@ -84,7 +85,15 @@ def open_source(
             own = format_document(family.document)
     if chosen is None:
         chosen = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
-    arrangement = bind(chosen, catalog, settings=settings)
+    try:
+        arrangement = bind(chosen, catalog, settings=settings)
+    except ReshardError as error:
+        if not (is_plain and _is_named(chosen, names) and _are_unsolved(error)):
+            raise
+        # Its names are those that are wanted, so that what they mean need not be known.
+        catalog = _without_model(plain_catalog, chosen, error)
+        chosen, family, own = load_layout(catalog.layout, "", catalog.layout_name), None, None
+        arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
     if family is not None:
         wanted = arrangement.layout.name if names is None else names
@@ -113,6 +122,28 @@ def _modelled(
         if is_plain and all(item.code == "no-layout-fits" for item in error.diagnostics):
             return None
         raise
+
+
+def _is_named(layout: Layout, names: str | None) -> bool:
+    """Whether a layout has the names that are asked for."""
+    return names is not None and (layout.name == names or layout.name.startswith(f"{names}_"))
+
+
+def _are_unsolved(error: ReshardError) -> bool:
+    return all(item.code == "unsolvable-size" for item in error.diagnostics)
+
+
+def _without_model(catalog: Catalog, layout: Layout, error: ReshardError) -> Catalog:
+    """The catalog, with what its model lacks as an oddity."""
+    model = "" if layout.model is None else layout.model.name
+    warning = Diagnostic(
+        "unsolved-model",
+        f"the tensors are those of model `{model}`, and do not tell all its sizes",
+        level="warning",
+        notes=error.diagnostics[0].notes[:2],
+        helps=("state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`",),
+    )
+    return replace(catalog, oddities=(*catalog.oddities, warning))
 
 
 def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:

@@ -89,6 +89,7 @@ class TargetFormat:
            mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
                  names of their own.
            kept_mesh: options that are sizes of mesh axes, each the source's if it is left out.
+           carries_files: whether small files that lie beside the weights go along.
     """
 
     module: str
@@ -99,6 +100,7 @@ class TargetFormat:
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
     is_read: bool = True
+    carries_files: bool = False
 
     def mesh_of(self, target: Target) -> dict[str, int]:
         """The sizes of the mesh that a target asks for.
@@ -111,7 +113,10 @@ class TargetFormat:
 TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
     {
         "universal": TargetFormat(
-            "reshard.formats.universal.write", "universal checkpoint", "reshard verify {dst}"
+            "reshard.formats.universal.write",
+            "universal checkpoint",
+            "reshard verify {dst}",
+            carries_files=True,
         ),
         "deepspeed": TargetFormat(
             "reshard.formats.deepspeed.write_native",
@@ -131,6 +136,14 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard verify {src} {dst}",
             names="megatron",
             mesh=("vpp", "pp", "tp", "ep"),
+        ),
+        "hf": TargetFormat(
+            "reshard.formats.hf.write",
+            "Hugging Face model",
+            "transformers loads it with `from_pretrained('{dst}')`",
+            names="hf",
+            plain=frozenset({"hf", "deepspeed", "dcp", "universal"}),
+            carries_files=True,
         ),
     }
 )

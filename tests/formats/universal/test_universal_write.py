@@ -26,7 +26,7 @@ from universal_source import (
 from reshard.engine.run import execute
 from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError
-from reshard.formats.universal.files import share_out, stem_of
+from reshard.formats.sharded_set import share_out, stem_of
 from reshard.formats.universal.read import read
 from reshard.formats.universal.write import prepare
 from reshard.plan.build import build_plan

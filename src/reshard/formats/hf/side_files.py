@@ -11,6 +11,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic
 from reshard.formats.hf.links import known_file
 from reshard.plan.catalog import SourceFile
+from reshard.storage.owned import RECEIPT
 
 MAX_NBYTES = 64 << 20
 """Of all the files that go along; a larger one is no part of a tokenizer."""
@@ -87,7 +88,7 @@ def _walk(root: Path) -> Iterator[str]:
     """Relative names of all files; hidden folders are those of other tools."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
+        for name in sorted(set(files) - {RECEIPT}):
             yield (Path(folder) / name).relative_to(root).as_posix()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
-from reshard.formats.universal.files import (
+from reshard.formats.model_config import CONFIG, has_hf_names, model_config
+from reshard.formats.sharded_set import (
     MAX_FILE_NBYTES,
     StateSet,
     natural,
@@ -14,6 +14,7 @@ from reshard.formats.universal.files import (
     share_out,
     stem_of,
 )
+from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST
 from reshard.formats.universal.manifest import (
     FileEntry,
     Manifest,
@@ -65,6 +66,11 @@ def prepare(
     layout_name, layout, warnings = own_layout(arrangement, chosen, entries)
     weights_from, small = _small_files(arrangement, chosen, sets, places)
     small[LAYOUT] = layout.encode("utf-8")
+    if has_hf_names(arrangement) and (arrangement.layout.model is not None or CONFIG in small):
+        made = model_config(arrangement, [item for item in chosen if item.state in weights_from])
+        warnings = (*warnings, *made.warnings)
+        if made.data is not None:
+            small[CONFIG] = made.data
     heads = [FileBytes(file.path, 0, file.head) for group in sets for file in group.files]
     files = {file.path: file.nbytes for group in sets for file in group.files}
     listed = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]

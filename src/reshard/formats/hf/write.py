@@ -1,0 +1,151 @@
+"""Prepares a Hugging Face folder: weights, index, configuration, and what goes along."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic, target_error
+from reshard.formats.model_config import CONFIG, ModelConfig, model_config
+from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.names import group_names, quantity
+from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
+from reshard.plan.plan import ArraySpec
+from reshard.plan.target import Target
+from reshard.storage.side_files import read_side_files
+
+SINGLE = "model.safetensors"
+_ONLY_WEIGHTS = "a model folder holds weights only"
+_SHOWN = 5
+
+
+def prepare(
+    arrangement: Arrangement, target: Target, *, max_file_nbytes: int = MAX_FILE_NBYTES
+) -> Output:
+    """The folder as arrays with their places.
+
+    A parameter that has no weight in the element type of the computation (ZeRO-3) is written from
+    its master weight.
+
+    Args:  max_file_nbytes: tensor bytes of one file; a larger tensor gets a file of its own.
+    Raises: ReshardError[unknown-option | tensor-name | tensor-dtype | no-weights |
+            quantized-weights].
+    """
+    target.reject_unknown(())
+    weights, dropped = _choose(arrangement)
+    _check(arrangement, weights)
+    made = model_config(arrangement, weights)
+    weights = (*weights, *_untied(arrangement, weights, made))
+    state_of = {item.name: item.state for item in weights}
+    (group,) = share_out([replace(item, state="param") for item in weights], max_file_nbytes)
+    files = group.files
+    if len(files) == 1:
+        files = (replace(files[0], path=SINGLE),)
+    last = [] if len(files) == 1 else [FileBytes(group.index_path, 0, group.index())]
+    small = read_side_files(
+        arrangement.catalog.root, (p for p in arrangement.catalog.side_files if p != CONFIG)
+    )
+    if made.data is not None:
+        small[CONFIG] = made.data
+
+    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+        return tuple(last)
+
+    return Output(
+        placed=tuple(
+            PlacedSpec(_spec(item, state_of[item.name]), file.path, file.offsets[item.name], False)
+            for file in files
+            for item in file.tensors
+        ),
+        files={file.path: file.nbytes for file in files},
+        head=(*_heads(files), *(FileBytes(path, 0, data) for path, data in small.items())),
+        finish=finish,
+        warnings=_warnings(arrangement, weights, made),
+        dropped=dropped,
+    )
+
+
+def _choose(
+    arrangement: Arrangement,
+) -> tuple[tuple[Whole, ...], tuple[tuple[str, str, str], ...]]:
+    """The best weight of every parameter; everything else with the reason that it is not here."""
+    best: dict[str, Whole] = {}
+    for state in ("param", "master"):
+        for item in arrangement.wholes:
+            if item.state == state and not (state == "master" and item.rule < 0):
+                best.setdefault(item.name, item)
+    chosen = {(item.name, item.state) for item in best.values()}
+    dropped = tuple(
+        (item.name, item.state, _ONLY_WEIGHTS)
+        for item in arrangement.wholes
+        if (item.name, item.state) not in chosen
+    )
+    return tuple(best.values()), dropped
+
+
+def _untied(arrangement: Arrangement, weights: Sequence[Whole], made: ModelConfig) -> list[Whole]:
+    """Other names of tied weights, where the configuration says that nothing is tied."""
+    config = None if made.data is None else json.loads(made.data)
+    if config is None or config.get("tie_word_embeddings") is not False:
+        return []
+    by_name = {item.name: item for item in weights}
+    aliases = arrangement.catalog.aliases or {}
+    return [replace(by_name[name], name=alias) for alias, name in aliases.items()]
+
+
+def _check(arrangement: Arrangement, weights: Sequence[Whole]) -> None:
+    if not weights:
+        raise target_error(
+            "no-weights",
+            "the source stores no weights, and a model folder holds nothing else",
+            notes=[f"read from {arrangement.catalog.root}"],
+        )
+    for item in weights:
+        if item.dtype == DType.C128:
+            raise target_error(
+                "tensor-dtype",
+                f"no safetensors file that others read can hold `{item.name}` in {item.dtype}",
+                helps=["convert to `universal`, which reshard itself reads"],
+            )
+
+
+def _spec(item: Whole, state: str) -> ArraySpec:
+    numel = nbytes(item) // item.dtype.itemsize
+    return ArraySpec(item.name, state, item.dtype, numel, item.segments, item.shape)
+
+
+def _heads(files: Sequence[SetFile]) -> list[FileBytes]:
+    return [FileBytes(file.path, 0, file.head) for file in files]
+
+
+def _warnings(
+    arrangement: Arrangement, weights: Sequence[Whole], made: ModelConfig
+) -> tuple[Diagnostic, ...]:
+    out = list(made.warnings)
+    masters = [item.name for item in weights if item.state == "master"]
+    if masters:
+        shown = [f"`{name}`{quantity(count)}" for name, count in group_names(masters)[:_SHOWN]]
+        out.append(
+            Diagnostic(
+                "weights-of-masters",
+                f"{len(masters)} tensors are written from the optimizer's master weights",
+                level="warning",
+                notes=("the source stores no other weights of them", *shown),
+                helps=("`--dtype bf16` rounds them to the type of the computation",),
+            )
+        )
+    training = arrangement.catalog.training
+    if training.param_groups or training.iteration is not None:
+        out.append(
+            Diagnostic(
+                "training-left",
+                "the state of the training is not in a model folder",
+                level="warning",
+                notes=("its step, schedulers, and hyper-parameters are left behind",),
+                helps=("keep the source, or convert to `universal`, to go on training",),
+            )
+        )
+    return tuple(out)

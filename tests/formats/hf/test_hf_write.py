@@ -1,0 +1,343 @@
+"""Model folders that are written: every weight bit for bit, and nothing left out untold."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_folders import counted, safetensors, sharded
+from torch_files import save
+
+import reshard
+from reshard.dtypes import DType
+from reshard.errors import Exit, ReshardError
+from reshard.storage.torch_writer import NewStorage, NewTensor
+
+Fixture = Callable[[str], Path]
+Read = dict[str, tuple[str, tuple[int, ...], bytes]]
+A, B, C = counted(3, 4), counted(5, start=100), counted(2, 2, start=200)
+PT = {"format": "pt"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def stored(path: Path) -> Read:
+    """What a safetensors file holds, by the rules of the format."""
+    data = path.read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    assert header.pop("__metadata__") == PT
+    return {
+        name: (
+            item["dtype"],
+            tuple(item["shape"]),
+            data[8 + size + item["data_offsets"][0] : 8 + size + item["data_offsets"][1]],
+        )
+        for name, item in header.items()
+    }
+
+
+def floats(**arrays: np.ndarray) -> Read:
+    return {name: ("F32", value.shape, value.tobytes()) for name, value in arrays.items()}
+
+
+def refused(**options: Any) -> str:
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert("model", "out", "hf", **options)
+    assert caught.value.exit_code == Exit.TARGET
+    assert not Path("out").exists()
+    return str(caught.value)
+
+
+def model(tensors: dict[str, np.ndarray], **config: Any) -> None:
+    Path("model").mkdir()
+    Path("model/model.safetensors").write_bytes(safetensors(tensors))
+    if config:
+        Path("model/config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def test_one_file() -> None:
+    sharded(Path("model"), {"x.safetensors": {"a": A}, "y.safetensors": {"b": B}})
+    Path("model/config.json").write_bytes(b'{ "dtype": "float32" , "x": Infinity}')
+    Path("model/tokenizer.json").write_bytes(b"\xff\x00")
+    done = reshard.convert("model", "out", "hf")
+    assert sorted(path.name for path in Path("out").glob("[!.]*")) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    assert stored(Path("out/model.safetensors")) == floats(a=A, b=B)
+    assert Path("out/config.json").read_bytes() == b'{ "dtype": "float32" , "x": Infinity}'
+    assert Path("out/tokenizer.json").read_bytes() == b"\xff\x00"
+    assert done.report.warnings == ()
+    assert done.to_text().endswith("next: transformers loads it with `from_pretrained('out')`")
+
+
+def test_several_files_and_their_index() -> None:
+    model({"b.2": B, "b.10": C, "a": A}, model_type="any")
+    reshard.convert("model", "out", "hf", max_file_size=48)
+    index = json.loads(Path("out/model.safetensors.index.json").read_text(encoding="utf-8"))
+    assert index == {
+        "metadata": {"total_size": 84},
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b.10": "model-00002-of-00002.safetensors",
+            "b.2": "model-00002-of-00002.safetensors",
+        },
+    }
+    assert stored(Path("out/model-00001-of-00002.safetensors")) == floats(a=A)
+    found = stored(Path("out/model-00002-of-00002.safetensors"))
+    assert found == floats(**{"b.2": B, "b.10": C})
+    reshard.convert("out", "again", "hf")
+    assert stored(Path("again/model.safetensors")) == floats(a=A, **{"b.2": B, "b.10": C})
+
+
+def nearest_even(bits: int) -> int:
+    """A float32 that is no NaN, rounded to bfloat16, by its bits."""
+    half, even = bits & 0xFFFF, (bits >> 16) & 1
+    return (bits >> 16) + (half > 0x8000 or (half == 0x8000 and even == 1))
+
+
+def test_weights_are_rounded_to_nearest_even_and_the_configuration_says_so() -> None:
+    patterns = [0x3F800000, 0x3F808000, 0x3F818000, 0x3F808001, 0x80000001, 0x7F800000, 0xFF800000]
+    patterns += [0x00010000 * k + 0x7FFF for k in range(1, 200, 7)]
+    data = np.array([*patterns, 0x7FC00000], np.uint32).view(np.float32)
+    model({"w": data, "n": np.arange(3)}, torch_dtype="float32", hidden_size=3)
+    reshard.convert("model", "out", "hf", dtype="bf16")
+    found = stored(Path("out/model.safetensors"))
+    halves = np.frombuffer(found["w"][2], np.uint16)
+    assert found["w"][0] == "BF16"
+    assert halves[:-1].tolist() == [nearest_even(bits) for bits in patterns]
+    assert halves[-1] == 0x7FC0
+    assert found["n"] == ("I64", (3,), np.arange(3).tobytes())
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert config == {"torch_dtype": "bfloat16", "hidden_size": 3}
+
+
+def test_a_configuration_that_states_no_type_learns_it() -> None:
+    model({"w": B}, hidden_size=5)
+    reshard.convert("model", "out", "hf", dtype="fp16")
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert config == {"hidden_size": 5, "torch_dtype": "float16"}
+
+
+def test_a_universal_folder_keeps_up_the_configuration() -> None:
+    model({"w": B}, hidden_size=5, dtype="float32")
+    reshard.convert("model", "out", "universal", dtype="bf16")
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert config == {"hidden_size": 5, "dtype": "bfloat16"}
+    assert reshard.verify("out").ok
+
+
+def test_quantized_weights_are_not_rounded() -> None:
+    model({"w": B}, quantization_config={"quant_method": "fp8"})
+    assert refused(dtype="bf16") == (
+        "error[quantized-weights]: the weights are quantized, and cannot be converted to another "
+        "element type\n"
+        "  = note: `config.json` has a `quantization_config`: other tensors hold their scales\n"
+        "  = help: leave `--dtype` out; they are copied as they are"
+    )
+    reshard.convert("model", "out", "hf")
+    assert stored(Path("out/model.safetensors")) == floats(w=B)
+
+
+def test_a_type_that_safetensors_does_not_have() -> None:
+    Path("model").mkdir()
+    data = safetensors({"w": np.zeros(1, np.uint8).repeat(16)}, kinds={"w": ("C128", [1])})
+    Path("model/model.safetensors").write_bytes(data)
+    assert refused() == (
+        "error[tensor-dtype]: no safetensors file that others read can hold `w` in C128\n"
+        "  = help: convert to `universal`, which reshard itself reads"
+    )
+
+
+def test_an_option_that_there_is_not() -> None:
+    model({"w": B})
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert("model", "out", "hf:tp=2")
+    assert str(caught.value) == (
+        "error[unknown-option]: target `hf` has no option `tp`\n  = note: it takes no options"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({}, ["a"]),
+        ({"tie_word_embeddings": True}, ["a"]),
+        ({"tie_word_embeddings": False}, ["a", "lm_head"]),
+    ],
+)
+def test_tied_weights_are_stored_as_the_configuration_says(
+    config: dict[str, Any], names: list[str]
+) -> None:
+    storage = NewStorage(DType.F32, 12)
+    tensor = NewTensor(storage, 0, (3, 4), (4, 1))
+    Path("model").mkdir()
+    save(Path("model/pytorch_model.bin"), {"a": tensor, "lm_head": tensor}, {storage: A.tobytes()})
+    Path("model/config.json").write_text(json.dumps({"n": 1} | config), encoding="utf-8")
+    reshard.convert("model", "out", "hf")
+    assert stored(Path("out/model.safetensors")) == floats(**dict.fromkeys(names, A))
+
+
+MODEL = """\
+model toy {
+    axis layer = num_layers
+    axis h = width
+    axis f = 2 * width
+    tensor up [layer, f, h]
+    tensor bias [layer, f] when has_bias
+}
+
+layout run of toy {
+    config norm_eps = epsilon
+    config theta = theta
+    "stack" = up[layer, f, h]
+    "bias" = bias[layer, f]
+}
+
+layout hf_plain of toy when model_type == "toy" and style == "plain" {
+    config num_layers = n_layer
+    config has_bias = false
+    "m.{layer}.up" = up[f, h]
+}
+
+layout hf_biased of toy when model_type == "biased" or model_type == "other" {
+    config num_layers = n_layer
+    config has_bias = use_bias
+    config norm_eps = norms.eps
+    config theta = rope_theta
+    "m.{layer}.up" = up[f, h]
+    "m.{layer}.bias" = bias[f]
+}
+"""
+
+
+def toy(*, bias: bool) -> None:
+    Path("toy.ucl").write_text(MODEL, encoding="utf-8")
+    more = {"bias": counted(2, 6, start=500)} if bias else {}
+    model({"stack": counted(2, 6, 3), **more})
+
+
+def test_a_configuration_is_made_of_what_the_layout_says() -> None:
+    toy(bias=False)
+    done = reshard.convert(
+        "model", "out", "hf", layout="toy.ucl", layout_name="run", settings={"has_bias": 0}
+    )
+    assert json.loads(Path("out/config.json").read_text(encoding="utf-8")) == {
+        "model_type": "toy",
+        "n_layer": 2,
+        "style": "plain",
+        "torch_dtype": "float32",
+        "width": 3,
+    }
+    whole = counted(2, 6, 3)
+    assert stored(Path("out/model.safetensors")) == floats(
+        **{"m.0.up": whole[0], "m.1.up": whole[1]}
+    )
+    assert done.report.warnings == ()
+
+
+def test_what_a_configuration_lacks_is_told() -> None:
+    toy(bias=True)
+    settings = {"has_bias": 1, "epsilon": 3}
+    done = reshard.convert(
+        "model", "out", "hf", layout="toy.ucl", layout_name="run", settings=settings
+    )
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert config["model_type"] == "biased"
+    assert config["norms"] == {"eps": 3}
+    assert [item.render() for item in done.report.warnings] == [
+        "warning[incomplete-model-config]: `config.json` does not say all that the source does "
+        "not tell either\n"
+        "  = note: without a value: `rope_theta`\n"
+        "  = note: transformers takes its own defaults for them\n"
+        "  = help: look them up in the configuration of the run, and write them into the file"
+    ]
+
+
+def truth(case: Path) -> dict[str, bytes]:
+    """Bytes of every parameter in fp32, as the run held it."""
+    data = (case / "truth.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    header: dict[str, Any] = json.loads(data[8 : 8 + size])
+    return {
+        name.removesuffix("/fp32"): data[8 + size + at : 8 + size + to]
+        for name, item in header.items()
+        if name.endswith("/fp32")
+        for at, to in [item["data_offsets"]]
+    }
+
+
+def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> None:
+    case = fixture_checkpoint("z3_bf16_dp3_untied")
+    done = reshard.convert(case / "ckpt", "out", "hf")
+    found = {name: data for name, (_, _, data) in stored(Path("out/model.safetensors")).items()}
+    assert found == truth(case)
+    assert [item.render() for item in done.report.warnings[1:]] == [
+        "warning[no-model-config]: no `config.json` is written\n"
+        "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
+        "  = help: put that of the model into the folder; transformers cannot load without it",
+        "warning[weights-of-masters]: 21 tensors are written from the optimizer's master weights\n"
+        "  = note: the source stores no other weights of them\n"
+        "  = note: `model.embed_tokens.weight`\n"
+        "  = note: `model.layers.{0,1}.self_attn.q_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.k_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.v_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.o_proj.weight` (2 tensors)\n"
+        "  = help: `--dtype bf16` rounds them to the type of the computation",
+        "warning[training-left]: the state of the training is not in a model folder\n"
+        "  = note: its step, schedulers, and hyper-parameters are left behind\n"
+        "  = help: keep the source, or convert to `universal`, to go on training",
+    ]
+    assert done.report.warnings[0].code == "unsolved-model"
+    reshard.convert(case / "ckpt", "rounded", "hf", dtype="bf16")
+    rounded = stored(Path("rounded/model.safetensors"))
+    for name, data in found.items():
+        wanted = [nearest_even(int(bits)) for bits in np.frombuffer(data, np.uint32)]
+        assert rounded[name][0] == "BF16"
+        assert np.frombuffer(rounded[name][2], np.uint16).tolist() == wanted
+
+
+def test_sizes_that_only_a_person_knows(fixture_checkpoint: Fixture) -> None:
+    case = fixture_checkpoint("z1_bf16_dp4_tied")
+    done = reshard.convert(case / "ckpt", "own", "hf")
+    assert done.report.warnings[0].render() == (
+        "warning[unsolved-model]: the tensors are those of model `llama`, and do not tell all its "
+        "sizes\n"
+        "  = note: kv * q * two * half = 40, from dimension 0 of "
+        "`model.layers.0.self_attn.q_proj.weight`, shape [40, 40] "
+        "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
+        "  = note: kv * two * half = 20, from dimension 0 of "
+        "`model.layers.0.self_attn.k_proj.weight`, shape [20, 40] "
+        "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
+        "  = help: state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`"
+    )
+    left = {fate.state: fate.why for fate in done.report.fates if fate.kind == "dropped"}
+    why = "a model folder holds weights only"
+    assert left == dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "step"), why)
+    settings = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    reshard.convert(case / "ckpt", "told", "hf", settings=settings)
+    one, other = (stored(Path(name, "model.safetensors")) for name in ("own", "told"))
+    assert one == other
+    config = json.loads(Path("told/config.json").read_text(encoding="utf-8"))
+    assert config["num_key_value_heads"] == 2
+    assert config["hidden_size"] == 40
+    assert config["torch_dtype"] == "bfloat16"
+
+
+def test_a_source_without_weights(fixture_checkpoint: Fixture) -> None:
+    case = fixture_checkpoint("z1_fp32_dp2_untied")
+    reshard.convert(case / "ckpt", "model", "universal", states="exp_avg")
+    assert refused().replace(str(Path.cwd()), "...") == (
+        "error[no-weights]: the source stores no weights, and a model folder holds nothing else\n"
+        "  = note: read from .../model"
+    )

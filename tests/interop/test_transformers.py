@@ -1,0 +1,88 @@
+"""transformers loads what was written: the same weights bit for bit, and the same logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from framework import HERE, run_framework
+
+import reshard
+
+pytestmark = pytest.mark.interop
+
+SCRIPT = str(HERE / "transformers_models.py")
+MODELS = (
+    "llama",
+    "llama+tied",
+    "mistral",
+    "qwen2",
+    "qwen2+tied",
+    "qwen3",
+    "olmo2",
+    "gpt2",
+    "gpt2+tied",
+    "gpt_neox",
+    "bloom",
+    "bloom+tied",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "deepseek_v3",
+)
+EQUAL = {"missing": [], "unexpected": [], "different": [], "logits": True}
+
+
+@dataclass(frozen=True)
+class Made:
+    """Models that transformers saved, and what it says of folders made of them."""
+
+    models: Path
+    found: Mapping[str, Mapping[str, Any]]
+    failed: Mapping[str, str]
+
+
+def ways() -> dict[str, Callable[[Path, Path], None]]:
+    """How a folder is made of that of a model, by name."""
+
+    def named(src: Path, dst: Path) -> None:
+        reshard.convert(src, dst, "universal", names="hf")
+
+    def back(src: Path, dst: Path) -> None:
+        middle = dst.with_name(f"{dst.name}.middle")
+        reshard.convert(src, middle, "universal")
+        reshard.convert(middle, dst, "hf", max_file_size=50_000)
+
+    return {"named": named, "back": back}
+
+
+@pytest.fixture(scope="module")
+def made(interop_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Every model, every way, in two processes of the framework."""
+    folder = tmp_path_factory.mktemp("transformers")
+    run_framework([str(interop_python), SCRIPT, "make", str(folder / "models"), *MODELS], folder)
+    pairs, failed = [], {}
+    for model in MODELS:
+        for way, convert in ways().items():
+            out = folder / f"{model}.{way}"
+            try:
+                convert(folder / "models" / model, out)
+            except reshard.ReshardError as error:
+                failed[out.name] = str(error)
+            else:
+                pairs.append(f"{out}={folder / 'models' / model}")
+    report = folder / "report.json"
+    run_framework([str(interop_python), SCRIPT, "check", str(report), *pairs], folder)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    return Made(folder / "models", {Path(k).name: v for k, v in found.items()}, failed)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("way", ways())
+def test_transformers_loads_the_same_model(model: str, way: str, made: Made) -> None:
+    assert made.failed.get(f"{model}.{way}", "") == ""
+    assert made.found[f"{model}.{way}"] == EQUAL

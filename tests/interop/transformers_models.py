@@ -1,0 +1,127 @@
+"""Run by the interpreter that has transformers: makes tiny random models, and loads folders.
+
+    transformers_models.py make DIR FAMILY[+tied] ...
+    transformers_models.py check REPORT.json FOLDER=REFERENCE ...
+
+`check` loads both folders with `from_pretrained`; the report says for each folder what transformers
+found missing or too much, which weights differ in any bit, and whether the logits are equal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
+
+transformers.logging.set_verbosity_error()
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {**GROUPED, "rope_theta": 5000.0, "rms_norm_eps": 1e-5}),
+    "mistral": ("Mistral", {**GROUPED, "head_dim": 16, "sliding_window": None}),
+    "qwen2": ("Qwen2", GROUPED),
+    "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
+    "olmo2": ("Olmo2", GROUPED),
+    "gpt2": (
+        "GPT2",
+        {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},
+    ),
+    "gpt_neox": ("GPTNeoX", SIZES),
+    "bloom": ("Bloom", {"vocab_size": 96, "hidden_size": 32, "n_layer": 4, "n_head": 4}),
+    "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("Qwen2Moe", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen3_moe": ("Qwen3Moe", {**GROUPED, **EXPERTS, "head_dim": 16}),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **SIZES,
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 8,
+        },
+    ),
+}
+
+
+def make(folder: Path, names: list[str]) -> None:
+    """Save a model for each name, every parameter at random, biases and norms too."""
+    for number, name in enumerate(names):
+        family, _, tied = name.partition("+")
+        prefix, sizes = FAMILIES[family]
+        config = getattr(transformers, f"{prefix}Config")(
+            **sizes, tie_word_embeddings=bool(tied), eos_token_id=2, bos_token_id=1
+        )
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0 if parameter.dim() > 1 else 1.0, 0.2)
+        model.eval()
+        model.save_pretrained(folder / name, max_shard_size="40KB")
+
+
+def check(report: Path, pairs: list[str]) -> None:
+    """Load each pair of folders and compare them."""
+    known: dict[str, Any] = {}
+    tokens = torch.arange(24).reshape(2, 12) * 7 % 90
+    found = {}
+    for pair in pairs:
+        folder, _, reference = pair.partition("=")
+        if reference not in known:
+            known[reference] = AutoModelForCausalLM.from_pretrained(reference).eval()
+        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        wanted, got = known[reference].state_dict(), model.eval().state_dict()
+        with torch.no_grad():
+            logits = [item(tokens).logits for item in (known[reference], model)]
+        found[folder] = {
+            "missing": sorted(info["missing_keys"]),
+            "unexpected": sorted(info["unexpected_keys"]),
+            "different": [
+                name
+                for name in sorted({*wanted, *got})
+                if name not in wanted or name not in got or not same(wanted[name], got[name])
+            ],
+            "logits": bool(torch.equal(logits[0], logits[1])),
+        }
+    report.write_text(json.dumps(found), encoding="utf-8")
+
+
+def same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have one type, one shape, and the same bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    raw = [item.contiguous().reshape(-1).view(torch.uint8) for item in (one, other)]
+    return bool(torch.equal(raw[0], raw[1]))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "make":
+        make(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        check(Path(sys.argv[2]), sys.argv[3:])
