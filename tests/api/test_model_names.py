@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -13,6 +14,8 @@ from reshard.errors import ReshardError
 from reshard.language.library import families
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor, Training
+from reshard.plan.lay_out import lay_out
+from reshard.plan.prove import prove_sources
 
 TEXT = """
 model made {
@@ -123,3 +126,118 @@ layout both of tied {
 """
     found = find_model(stored({"e": (3,), "head": (3,)}, {}), extra=families(text, "tied.ucl"))
     assert found.catalog.config == {"is_tied": False}
+
+
+MIXED = """
+model mixed {
+    axis layer = layers
+    axis h     = hidden
+    tensor router [layer, h] when layer >= first and (layer + 1) % step == 0
+    tensor up     [layer, h] when layer < first or (layer + 1) % step != 0
+    tensor norm_r [layer, h] when layer >= first and (layer + 1) % step == 0
+    tensor norm_u [layer, h] when layer < first or (layer + 1) % step != 0
+    tensor last   [h]
+}
+
+layout names of mixed {
+    "{layer}.router" = router[h]
+    "{layer}.up"     = up[h]
+    "{layer}.norm"   = norm_r[h]
+    "{layer}.norm"   = norm_u[h]
+    "last"           = last[h]
+}
+
+layout stages of mixed {
+    mesh pp
+    place layer over pp
+    "{local layer}.r"  = router[h]
+    "{local layer}.u"  = up[h]
+    "{local layer}.nr" = norm_r[h]
+    "{local layer}.nu" = norm_u[h]
+    "last"             = last[h] on last stage
+}
+
+layout stacked of mixed {
+    "router" = router[layer, h]
+    "up"     = up[layer, h]
+    "norm_r" = norm_r[layer, h]
+    "norm_u" = norm_u[layer, h]
+    "last"   = last[h]
+}
+"""
+(MIXED_FAMILY,) = families(MIXED, "mixed.ucl")
+
+
+def mixed(routed: set[int], layers: int, config: Mapping[str, object]) -> Catalog:
+    """A checkpoint whose layers in `routed` have a router, and the others none."""
+    names = [f"{i}.{'router' if i in routed else 'up'}" for i in range(layers)]
+    names += [f"{i}.norm" for i in range(layers)]
+    return stored(dict.fromkeys([*names, "last"], (3,)), config)
+
+
+@pytest.mark.parametrize(
+    ("routed", "numbers"),
+    [
+        ({1, 2, 3}, (1, 1)),
+        ({0, 1, 2, 3}, (0, 1)),
+        ({1, 3}, (0, 2)),
+        ({3}, (2, 2)),
+        ({2, 3}, (2, 1)),
+    ],
+)
+def test_names_tell_in_which_layers_atoms_are(routed: set[int], numbers: tuple[int, int]) -> None:
+    catalog = mixed(routed, 4, {})
+    found = find_model(catalog, extra=(MIXED_FAMILY,))
+    assert found.catalog.config == dict(zip(("first", "step"), numbers, strict=True))
+    arrangement = bind(found.layout, found.catalog)
+    assert arrangement.atoms["router"].shape == (len(routed), 3)
+    assert arrangement.atoms["norm_r"].shape == (len(routed), 3)
+    prove_sources(arrangement)
+    staged = rename_to(arrangement, found.family, "stages", {"pp": 2})
+    laid = {(item.name, dict(item.coord).get("pp")) for item in lay_out(staged, {"pp": 2})}
+    assert laid >= {(f"{i % 2}.r", i // 2) for i in routed}
+    assert len(laid) == 9
+    back = rename_to(staged, found.family, "names", {})
+    assert {item.name for item in back.wholes} == {t.name for t in catalog.tensors}
+
+
+def test_a_layout_that_stacks_layers_has_no_place_for_some_of_them() -> None:
+    found = find_model(mixed({1, 2}, 3, {}), extra=(MIXED_FAMILY,))
+    with pytest.raises(ReshardError) as caught:
+        rename_to(bind(found.layout, found.catalog), found.family, "stacked", {})
+    assert str(caught.value) == (
+        'error[indexed-atom]: rule `"router"` of layout `stacked` stacks `layer`, and what it '
+        "holds is there at 2 of 3 alone\n"
+        "  --> mixed.ucl:31:5\n"
+        "   |\n"
+        '31 |     "router" = router[layer, h]\n'
+        "   |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^ stacked here\n"
+        "   |\n"
+        "  = note: it is there when layer >= first and (layer + 1) % step == 0\n"
+        "  = help: use a layout that has `layer` in the name"
+    )
+    every = find_model(mixed({0, 1, 2}, 3, {}), extra=(MIXED_FAMILY,))
+    stacked = rename_to(bind(every.layout, every.catalog), every.family, "stacked", {})
+    assert {item.name for item in stacked.wholes} == {"router", "norm_r", "last"}
+
+
+def test_a_tensor_where_its_atom_is_not_is_refused_and_so_is_one_that_is_missing() -> None:
+    layout = MIXED_FAMILY.layout("names")
+    config = {"layers": 3, "hidden": 3, "first": 2, "step": 1}
+    with pytest.raises(ReshardError) as caught:
+        bind(layout, mixed({1, 2}, 3, config))
+    assert str(caught.value) == (
+        "error[indexed-atom]: `1.router` is stored, and what it holds is not there at layer 1\n"
+        "  --> mixed.ucl:13:5\n"
+        "   |\n"
+        '13 |     "{layer}.router" = router[h]\n'
+        "   |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^ the rule that it follows\n"
+        "   |\n"
+        "  = note: it is there when layer >= first and (layer + 1) % step == 0\n"
+        "  = note: in 1.router.bin\n"
+        "  = help: correct the model's configuration with `--set`"
+    )
+    whole = mixed({2}, 3, config)
+    lacking = replace(whole, tensors=tuple(t for t in whole.tensors if t.name != "2.router"))
+    with pytest.raises(ReshardError, match=r"unused-rule.*router"):
+        bind(layout, lacking)

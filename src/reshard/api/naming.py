@@ -68,11 +68,12 @@ def find_model(
         )
     asked = [item for item in families if model is None or item.name == model]
     stored = StoredNames.of(catalog)
+    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     fitting = [
         _Found(family, item)
         for family in asked
         for layout in family.layouts.values()
-        if (item := fit(layout, catalog, settings or {}, stored)) is not None
+        if (item := fit(_as_stated(layout, own), catalog, settings or {}, stored)) is not None
     ]
     found = [item for item in fitting if item.fit.agrees is not False]
     if not found and model is not None:
@@ -89,8 +90,7 @@ def find_model(
         raise _several_fit(catalog, found)
     item = found[0].fit
     config = {**(catalog.config or {}), **item.facts}
-    layout = _as_stated(item.layout, catalog)
-    return Modelled(replace(catalog, config=config), layout, found[0].family)
+    return Modelled(replace(catalog, config=config), item.layout, found[0].family)
 
 
 def _several_fit(catalog: Catalog, found: Sequence[_Found]) -> ReshardError:
@@ -154,9 +154,8 @@ def _nothing_fits(
     )
 
 
-def _as_stated(layout: Layout, catalog: Catalog) -> Layout:
-    """A layout of the model, with the uneven cuts that the checkpoint itself states."""
-    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+def _as_stated(layout: Layout, own: Layout) -> Layout:
+    """A layout of the model, with the uneven cuts that the checkpoint's own layout states."""
     places = dict(layout.places)
     for axis, split in own.places.items():
         known = places.get(axis)

@@ -10,7 +10,7 @@ from reshard.language.check_layout import check_layout
 from reshard.language.check_single import check_constant, check_twice
 from reshard.language.faults import Faults, near
 from reshard.language.layout import Model
-from reshard.language.models import NO_MODELS, compile_model
+from reshard.language.models import NO_MODELS, compile_model, indexed_axes
 from reshard.language.words import listed
 
 
@@ -77,6 +77,15 @@ def _check_model(faults: Faults, block: tree.ModelBlock) -> None:
         check_constant(faults, axis.size, f"the size of axis `{axis.name.text}`", int)
     for tensor in tensors:
         check_constant(faults, tensor.when, f"the condition of tensor `{tensor.name.text}`", bool)
+        if len(indexed_axes(tensor)) > 1:
+            faults.add(
+                "indexed-atom",
+                f"the condition of tensor `{tensor.name.text}` names "
+                f"{len(indexed_axes(tensor))} of its axes",
+                None if tensor.when is None else tensor.when.span,
+                f"{listed(indexed_axes(tensor))} are axes of it",
+                notes=["a tensor can be there at some indices of one axis"],
+            )
         seen: dict[str, tree.Word] = {}
         for word in tensor.axes:
             if word.text in seen:

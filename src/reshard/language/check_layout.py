@@ -209,8 +209,7 @@ def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expre
             if axis.size is not None:
                 yield axis.size
         for tensor in model.tensors.values():
-            if tensor.when is not None:
-                yield tensor.when
+            yield from (part for part in (tensor.when, tensor.only) if part is not None)
     if block.when is not None:
         yield block.when
     for item in block.statements:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from reshard.errors import Span
 from reshard.language import tree
 from reshard.language.faults import closest, near
@@ -50,10 +52,28 @@ def check_modelled_rule(
             )
     shared, atoms = _atoms(scope, model, rule, meant)
     known = [(word, uses) for word, uses in atoms if _check_atom(scope, model, word, meant)]
+    _check_indexed(scope, model, [word for word, _ in known])
     if known:
         _check_axes(scope, model, rule, slots + shared, known, readable=pattern is not None)
     _check_averaged(scope, model, rule, known)
     return tuple(dict.fromkeys(word.text for word, _ in known))
+
+
+def _check_indexed(scope: Scope, model: Model, words: list[tree.Word]) -> None:
+    """Fault atoms in one sum that are not there at the same indices."""
+    for first, second in pairwise(words):
+        one, other = model.tensors[first.text], model.tensors[second.text]
+        if (one.only, one.along) != (other.only, other.along):
+            scope.faults.add(
+                "indexed-atom",
+                f"`{first.text}` and `{second.text}` are stored together, and are not there at the "
+                "same indices",
+                second.span,
+                "there at others",
+                beside=[(one.span, f"`{first.text}` is declared here")],
+                helps=["store them under names of their own"],
+            )
+            return
 
 
 def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:

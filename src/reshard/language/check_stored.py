@@ -8,7 +8,7 @@ from itertools import combinations
 
 from reshard.language import tree
 from reshard.language.conditions import Conditions, conjuncts, constant
-from reshard.language.expression import to_text
+from reshard.language.expression import Expression, to_text
 from reshard.language.layout import Model, ModelTensor
 from reshard.language.scope import Scope
 from reshard.language.words import listed
@@ -28,6 +28,10 @@ class Stored:
             assert model is not None
             out |= conjuncts(model.tensors[atom].when)
         return out
+
+    def only(self, model: Model) -> Collection[Expression | None]:
+        """At which indices its atoms are there."""
+        return {model.tensors[atom].only for atom in self.atoms}
 
 
 def check_stored(
@@ -91,6 +95,8 @@ def _check_names(scope: Scope, model: Model | None, stored: list[Stored]) -> Non
         for first, second in combinations(items, 2):
             if _apart_by_stage(first, second):
                 continue
+            if model and first.only(model) != second.only(model):
+                continue  # at other indices
             one, other = first.conditions(model), second.conditions(model)
             if one and other and one != other:
                 continue  # may exclude each other; the checkpoint tells

@@ -16,6 +16,7 @@ from reshard.language.layout import (
     Axis,
     Layout,
     Model,
+    ModelTensor,
     PartitionRule,
     Rule,
     Split,
@@ -143,6 +144,7 @@ def _rule(item: tree.RuleStatement, model: Model | None, places: Mapping[str, Sp
     if model is None:
         # a layout without a model has no axes but those of its rules, so they take its places here
         splits = {axis: places[axis] for axis in axes if axis in places} | splits
+    first = None if model is None else _first_atom(item, dims, model)
     return Rule(
         NamePattern.parse(item.pattern.text, item.pattern.span),
         None if item.atom is None else item.atom.text,
@@ -154,6 +156,8 @@ def _rule(item: tree.RuleStatement, model: Model | None, places: Mapping[str, Sp
         item.stage,
         _condition(item, dims, model),
         item.optional,
+        None if first is None else first.only,
+        "" if first is None else first.along,
         item.span,
     )
 
@@ -164,8 +168,17 @@ def _condition(
     """When a rule applies: its own condition, and those of the atoms that it stores."""
     if model is None:
         return item.when
-    atoms = _labels(dims) if item.atom is None else [item.atom.text]
+    atoms = _atoms(item, dims)
     return conjunction([item.when, *(model.tensors[atom].when for atom in atoms)])
+
+
+def _atoms(item: tree.RuleStatement, dims: tuple[Term, ...]) -> list[str]:
+    return _labels(dims) if item.atom is None else [item.atom.text]
+
+
+def _first_atom(item: tree.RuleStatement, dims: tuple[Term, ...], model: Model) -> ModelTensor:
+    """One of the atoms that a rule stores; all of them are there at the same indices."""
+    return model.tensors[_atoms(item, dims)[0]]
 
 
 def _labels(terms: tuple[Term, ...]) -> list[str]:

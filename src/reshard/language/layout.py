@@ -45,11 +45,18 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class ModelTensor:
-    """An atom of a model: its axes in order, and when it exists."""
+    """An atom of a model: its axes in order, and when it exists.
+
+    Args:  when: in which models.
+           only: at which indices of axis `along`, in an expression that names it: the experts of
+                 the layers that have some. None where it is there at all of them.
+    """
 
     name: str
     axes: tuple[str, ...]
     when: Expression | None
+    only: Expression | None = None
+    along: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -78,6 +85,7 @@ class Rule:
            stage: only on the first or last pipeline stage.
            when: only where this holds; the conditions of the atoms that it stores are part of it.
            optional: may match nothing.
+           only, along: at which indices its atoms are (`ModelTensor`).
     """
 
     pattern: NamePattern
@@ -90,6 +98,8 @@ class Rule:
     stage: Literal["first", "last"] | None = None
     when: Expression | None = None
     optional: bool = False
+    only: Expression | None = None
+    along: str = ""
     span: Span | None = field(default=None, compare=False, repr=False)
 
 

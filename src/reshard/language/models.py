@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from reshard.language import tree
+from reshard.language.conditions import conjunction
+from reshard.language.expression import names, operands
 from reshard.language.layout import Axis, Model, ModelTensor
 
 NO_MODELS: Mapping[str, Model] = MappingProxyType({})
@@ -20,6 +22,22 @@ def compile_model(block: tree.ModelBlock) -> Model:
         if isinstance(item, tree.AxisStatement):
             axes.setdefault(name, Axis(name, item.size, item.span))
         else:
-            words = tuple(word.text for word in item.axes)
-            tensors.setdefault(name, ModelTensor(name, words, item.when, item.span))
+            tensors.setdefault(name, _tensor(item))
     return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors))
+
+
+def _tensor(item: tree.TensorStatement) -> ModelTensor:
+    axes = tuple(word.text for word in item.axes)
+    parts = operands("and", item.when)
+    along = indexed_axes(item)
+    if not along:
+        return ModelTensor(item.name.text, axes, item.when, span=item.span)
+    of_model = conjunction(part for part in parts if not {*names(part)} & {*along})
+    of_index = conjunction(part for part in parts if {*names(part)} & {*along})
+    return ModelTensor(item.name.text, axes, of_model, of_index, along[0], item.span)
+
+
+def indexed_axes(item: tree.TensorStatement) -> tuple[str, ...]:
+    """The axes of a tensor that its condition names: at which of their indices it is there."""
+    asked = () if item.when is None else names(item.when)
+    return tuple(word.text for word in item.axes if word.text in asked)

@@ -86,6 +86,7 @@ class Bound:
            cuts: by axis, slots included, as the source is cut.
            atoms: by the labels of a segment, the key of its atom.
            coords: where the source holds some of it.
+           held: by axis, the indices at which its atoms are there, if not at all (`plan.held`).
     """
 
     name: str
@@ -96,6 +97,19 @@ class Bound:
     cuts: Mapping[str, AxisCut]
     atoms: Mapping[tuple[str, ...], str]
     coords: tuple[Coord, ...]
+    held: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Per slot of the name, the index in the atoms: its place among those that are there."""
+        return {
+            axis: self.held[axis].index(index) if axis in self.held else index
+            for axis, index in self.indices.items()
+        }
+
+    def axis_size(self, axis: str) -> int:
+        """Logical size of an axis of the atoms."""
+        return len(self.held[axis]) if axis in self.held else self.cuts[axis].size
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,7 +119,7 @@ class Bound:
     def whole_extents(self) -> dict[str, Extent]:
         """Every axis whole and unpadded; a slot's axis at its index."""
         extents = {axis: Extent.whole(cut.size) for axis, cut in self.cuts.items()}
-        extents.update({axis: Extent(index, 1, 1) for axis, index in self.indices.items()})
+        extents.update({axis: Extent(index, 1, 1) for axis, index in self.positions.items()})
         return extents
 
 

@@ -182,7 +182,7 @@ class _Builder:
             number = f"{key}{SCALAR}"
             shape = tuple(group.axis_size(axis) for axis in slots)
             self._atoms[number] = Atom(number, slots, shape)
-        found = number_segments(bound.atoms.values(), bound.indices, self._atoms)
+        found = number_segments(bound.atoms.values(), bound.positions, self._atoms)
         for number, piece in found:
             part = piece, tensor.fragments
             self._part(number, tensor, part, tensor.coord, bound.name, bound.rule)

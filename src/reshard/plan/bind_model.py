@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.algebra.term import Term
-from reshard.errors import Label, ReshardError, layout_error
+from reshard.errors import Exit, Label, ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Model, Split
 from reshard.plan.arrangement import Bound
@@ -13,7 +14,8 @@ from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.environment import is_known
 from reshard.plan.group import Group
-from reshard.plan.matching import Matched
+from reshard.plan.held import Held, wrong_index
+from reshard.plan.matching import Matched, active_rules, unused
 from reshard.plan.parameters import observe, rank_mismatch, scalar_states, sort_states
 from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.solve import Solver, integer, stated_cut
@@ -34,16 +36,13 @@ def bind_model(
     model = layout.model
     assert model is not None
     scalars = scalar_states(item.tensor for item in matched)
-    cuts = _named_cuts(layout, model, matched, mesh, env)
+    cuts = named_cuts(layout, model, matched, mesh, env)
 
     def indices(item: Matched) -> dict[str, int]:
-        coord = dict(item.tensor.coord)
-        local = {slot.axis for slot in layout.rules[item.rule].pattern.slots if slot.local}
-        return {
-            axis: cuts[axis].extent(coord, mesh).lo + index if axis in local else index
-            for axis, index in item.match.indices.items()
-        }
+        return global_indices(layout, item, cuts, mesh)
 
+    named_held = Held(layout, {axis: cut.size for axis, cut in cuts.items()}, env)
+    matched = [_at_its_index(layout, item, cuts, mesh, named_held) for item in matched]
     groups = [
         (named, *sort_states(named.name, named.items, scalars))
         for named in whole_names(layout, matched, indices)
@@ -51,8 +50,55 @@ def bind_model(
     solver = Solver(model.axes, layout.places, mesh, env)
     equations = _equations(layout, ((named, shaped) for named, shaped, _ in groups))
     cuts = {**cuts, **solver.solve(equations)}
+    held = Held(layout, {axis: cut.size for axis, cut in cuts.items()}, env)
     for named, shaped, numbers in groups:
-        yield _group(layout, named, shaped, numbers, cuts)
+        yield _group(layout, named, shaped, numbers, cuts, held)
+    _check_indexed(layout, {named.rule for named, _, _ in groups}, held, env)
+
+
+def global_indices(
+    layout: Layout, item: Matched, cuts: Mapping[str, AxisCut], mesh: Mapping[str, int]
+) -> dict[str, int]:
+    """The index of every slot of a matched name, counted over all ranks."""
+    coord = dict(item.tensor.coord)
+    local = {slot.axis for slot in layout.rules[item.rule].pattern.slots if slot.local}
+    return {
+        axis: cuts[axis].extent(coord, mesh).lo + index if axis in local else index
+        for axis, index in item.match.indices.items()
+    }
+
+
+def _at_its_index(
+    layout: Layout, item: Matched, cuts: Mapping[str, AxisCut], mesh: Mapping[str, int], held: Held
+) -> Matched:
+    """A matched tensor with the one rule of several whose atoms are there at its index.
+
+    Raises: ReshardError[indexed-atom].
+    """
+    rule = layout.rules[item.rule]
+    if rule.only is None or rule.along not in item.match.indices:
+        return item
+    index = global_indices(layout, item, cuts, mesh)[rule.along]
+    for number in (item.rule, *item.others):
+        if index in (held.of(layout.rules[number]) or ()):
+            return replace(item, rule=number, others=())
+    raise wrong_index(layout, rule, item.tensor.name, index, item.tensor.file)
+
+
+def _check_indexed(
+    layout: Layout, used: Collection[int], held: Held, env: Mapping[str, object]
+) -> None:
+    """Refuse rules without tensors whose atoms are there at some index.
+
+    Raises: ReshardError[unused-rule].
+    """
+    missed = [
+        unused(layout, rule)
+        for index in active_rules(layout, env)
+        if index not in used and not (rule := layout.rules[index]).optional and held.of(rule)
+    ]
+    if missed:
+        raise ReshardError(missed, Exit.LAYOUT)
 
 
 def _equations(
@@ -75,6 +121,7 @@ def _group(
     shaped: tuple[LocalTensor, ...],
     numbers: tuple[LocalTensor, ...],
     cuts: Mapping[str, AxisCut],
+    held: Held,
 ) -> Group:
     rule = layout.rules[named.rule]
     atoms, atom_axes = rule_atoms(layout, rule)
@@ -88,18 +135,22 @@ def _group(
         {axis: cuts[axis] for axis in used},
         atoms,
         named.coords,
+        held.by_axis(rule),
     )
     return Group(bound, shaped, numbers, atom_axes)
 
 
-def _named_cuts(
+def named_cuts(
     layout: Layout,
     model: Model,
     matched: Sequence[Matched],
     mesh: Mapping[str, int],
     env: Mapping[str, object],
 ) -> dict[str, AxisCut]:
-    """The cut of every axis that is counted in names."""
+    """The cut of every axis that is counted in names.
+
+    Raises: ReshardError[uneven-split | bad-size], and what evaluating a size raises.
+    """
     counts: dict[str, dict[int | None, int]] = {}
     local: dict[str, Matched] = {}
     for item in matched:

@@ -17,6 +17,7 @@ from reshard.language.expression import Expression, evaluate, names, operands
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
+from reshard.plan.fit_indices import solve_indices
 from reshard.plan.stored_names import StoredNames
 
 MAX_FACTS = 10
@@ -33,7 +34,7 @@ class Fit:
     """
 
     layout: Layout
-    facts: Mapping[str, bool]
+    facts: Mapping[str, int]
     agrees: bool | None
 
 
@@ -44,18 +45,25 @@ def fit(
 
     Args:  settings: sizes and facts that the user states.  stored: the names of the catalog.
     """
-    hits = []
-    for name in (stored or StoredNames.of(catalog)).asked_of(layout):
+    stored = stored or StoredNames.of(catalog)
+    hits: dict[str, tuple[int, ...]] = {}
+    for name in stored.asked_of(layout):
         found = tuple(i for i, rule in enumerate(layout.rules) if rule.pattern.match(name))
         if not found:
             return None
-        hits.append(found)
+        hits[name] = found
     try:
         env = environment(layout, catalog, dict(catalog.mesh), settings)
+        chosen = _choose(layout, env, hits.values())
+        if chosen is None:
+            return None
+        env.update(chosen)
+        more = solve_indices(layout, catalog, stored, hits, env)
     except ReshardError:
         return None
-    chosen = _choose(layout, env, hits)
-    return None if chosen is None else Fit(layout, chosen, holds(layout.when, {**env, **chosen}))
+    if more is None:
+        return None
+    return Fit(layout, {**chosen, **more}, holds(layout.when, {**env, **more}))
 
 
 def _choose(
@@ -125,13 +133,17 @@ def _active(layout: Layout, env: Mapping[str, object]) -> frozenset[int] | None:
 def _explains(layout: Layout, active: frozenset[int], hits: Iterable[tuple[int, ...]]) -> bool:
     """Whether every name has one active rule, and every active rule that must have one a name.
 
-    Two rules of one name that are there on different stages are both meant by it.
+    Two rules of one name that are there on different stages, or whose atoms are there at different
+    indices, are both meant by it.
     """
     used = set()
     for indices in hits:
         chosen = [index for index in indices if index in active]
         stages = {layout.rules[index].stage for index in chosen}
-        if not chosen or (len(chosen) > 1 and (len(stages) < len(chosen) or None in stages)):
+        is_staged = len(stages) == len(chosen) and None not in stages
+        is_indexed = all(layout.rules[index].only is not None for index in chosen)
+        if not chosen or (len(chosen) > 1 and not is_staged and not is_indexed):
             return False
         used.update(chosen)
-    return all(index in used or layout.rules[index].optional for index in active)
+    rules = [layout.rules[index] for index in active - used]
+    return all(rule.optional or rule.only is not None for rule in rules)

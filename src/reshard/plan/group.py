@@ -26,7 +26,7 @@ class Group:
 
     def axis_size(self, axis: str) -> int:
         """Logical size of an axis."""
-        return self.bound.cuts[axis].size
+        return self.bound.axis_size(axis)
 
     def extents(self, tensor: LocalTensor, mesh: Mapping[str, int]) -> dict[str, Extent]:
         """What a local tensor holds of every axis.
@@ -36,7 +36,7 @@ class Group:
         Raises: ReshardError[shape-mismatch].
         """
         coord = dict(tensor.coord)
-        named = {axis: Extent(index, 1, 1) for axis, index in self.bound.indices.items()}
+        named = {axis: Extent(index, 1, 1) for axis, index in self.bound.positions.items()}
         shape: tuple[int, ...] = ()
         for padded in (True, False):
             out = {

@@ -87,13 +87,13 @@ class _Layer:
         rule = self._layout.rules[bound.rule]
         cuts = self._cuts(bound, rule)
         local = [slot.axis for slot in rule.pattern.slots if slot.local]
-        numbers = number_segments(bound.atoms.values(), bound.indices, self._arrangement.atoms)
+        numbers = number_segments(bound.atoms.values(), bound.positions, self._arrangement.atoms)
         for coord in self._coords(bound, rule, cuts):
             extents = {axis: cut.extent(coord, self._mesh) for axis, cut in cuts.items()}
             if not all(_has(extents[a], index) for a, index in bound.indices.items() if a in cuts):
                 continue
             indices = {**bound.indices, **{a: bound.indices[a] - extents[a].lo for a in local}}
-            extents.update({axis: Extent(i, 1, 1) for axis, i in bound.indices.items()})
+            extents.update({axis: Extent(i, 1, 1) for axis, i in bound.positions.items()})
             yield LaidTensor(
                 bound.name,
                 rule.pattern.fill(indices, bound.captures),

@@ -21,11 +21,15 @@ _BRACES = re.compile(r"\{[^}]*\}")
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A stored tensor, its rule, and the indices read from its name."""
+    """A stored tensor, its rule, and the indices read from its name.
+
+    Args:  others: rules of the same names whose atoms are there at other indices (`plan.held`).
+    """
 
     tensor: LocalTensor
     rule: int
     match: Match
+    others: tuple[int, ...] = ()
 
 
 def active_rules(layout: Layout, env: Mapping[str, object]) -> tuple[int, ...]:
@@ -63,7 +67,7 @@ def match_tensors(
     """
     rules = active_rules(layout, env)
     staged = any(layout.rules[index].stage is not None for index in rules)
-    found: dict[tuple[str, Coord], tuple[int, Match] | None] = {}
+    found: dict[tuple[str, Coord], tuple[int, Match, tuple[int, ...]] | None] = {}
     lost: dict[str, LocalTensor] = {}
     clashes: dict[tuple[int, ...], list[str]] = {}
     used: set[int] = set()
@@ -79,20 +83,20 @@ def match_tensors(
                 and on_stage(layout.rules[index], coord, mesh)
             ]
             used.update(index for index, _ in hits)
-            if len(hits) > 1:
+            if len(hits) > 1 and not all(layout.rules[index].only for index, _ in hits):
                 clashes.setdefault(tuple(index for index, _ in hits), []).append(tensor.name)
             if not hits:
                 lost.setdefault(tensor.name, tensor)
-            found[key] = hits[0] if hits else None
+            found[key] = (*hits[0], tuple(index for index, _ in hits[1:])) if hits else None
         chosen = found[key]
         if chosen is not None:
             out.append(Matched(tensor, *chosen))
     problems = _unmatched(layout, rules, lost)
     problems += [_ambiguous(layout, indices, names) for indices, names in clashes.items()]
     problems += [
-        _unused(layout, layout.rules[index])
+        unused(layout, layout.rules[index])
         for index in rules
-        if index not in used and not layout.rules[index].optional
+        if index not in used and not layout.rules[index].optional and not layout.rules[index].only
     ]
     if problems:
         raise ReshardError(problems, Exit.LAYOUT)
@@ -163,7 +167,8 @@ def _ambiguous(layout: Layout, indices: tuple[int, ...], names: list[str]) -> Di
     )
 
 
-def _unused(layout: Layout, rule: Rule) -> Diagnostic:
+def unused(layout: Layout, rule: Rule) -> Diagnostic:
+    """A rule that must match something, and does not."""
     return Diagnostic(
         "unused-rule",
         f'rule `"{rule.pattern.text}"` of layout `{layout.name}` matches no tensor',

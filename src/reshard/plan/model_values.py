@@ -36,6 +36,8 @@ def model_names(model: Model) -> Iterable[str]:
     for tensor in model.tensors.values():
         if tensor.when is not None:
             yield from names(tensor.when)
+        if tensor.only is not None:
+            yield from (name for name in names(tensor.only) if name != tensor.along)
 
 
 def _solve(expression: Expression, size: int, values: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece
@@ -18,6 +18,7 @@ from reshard.plan.axes import AxisCut
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit import facts
+from reshard.plan.held import Held
 from reshard.plan.holders import Holders
 from reshard.plan.matching import active_rules
 from reshard.plan.model_values import model_values
@@ -56,8 +57,18 @@ def rename(
 def atom_sizes(arrangement: Arrangement) -> dict[str, int]:
     """The size of every axis of the model, as the stored atoms show it."""
     sizes: dict[str, int] = {}
-    for atom in arrangement.atoms.values():
-        sizes.update(zip(atom.axes, atom.shape, strict=True))
+    tensors = arrangement.layout.model.tensors if arrangement.layout.model is not None else {}
+    for key, atom in arrangement.atoms.items():
+        tensor = tensors.get(key.removesuffix(SCALAR))
+        along = None if tensor is None else tensor.along
+        for axis, size in zip(atom.axes, atom.shape, strict=True):
+            if axis != along:
+                sizes[axis] = size
+    for tensor in tensors.values():
+        axis = tensor.along
+        if axis and axis not in sizes:
+            cuts = (item.cuts[axis] for item in arrangement.bound.values() if axis in item.cuts)
+            sizes.update((axis, cut.size) for cut in islice(cuts, 1))
     return sizes
 
 
@@ -89,6 +100,7 @@ class _Renamer:
         for name in facts(layout):
             env.setdefault(name, False)  # what only the other layout asks for is not so
         self._env = env
+        self._held = Held(layout, self._sizes, env)
         self._refuse_other_facts()
         self._holders: dict[str, dict[str, Holders]] = {}
         for (key, state), parts in arrangement.parts.items():
@@ -139,6 +151,9 @@ class _Renamer:
     def _tensors(self, index: int) -> Iterator[Bound]:
         """Every whole tensor of one rule."""
         rule = self._layout.rules[index]
+        held = self._held.by_axis(rule)
+        if () in held.values():
+            return
         atoms, atom_axes = rule_atoms(self._layout, rule)
         stored = [key for key in atoms.values() if key in self._source.atoms]
         if len(stored) < len(atoms):
@@ -148,10 +163,10 @@ class _Renamer:
         slots = tuple(slot.axis for slot in rule.pattern.slots)
         used = dict.fromkeys((*slots, *(axis for axes in atom_axes.values() for axis in axes)))
         cuts = {axis: self._cut(axis) for axis in used}
-        for position in product(*(range(self._sizes[axis]) for axis in slots)):
+        for position in product(*(held.get(axis, range(self._sizes[axis])) for axis in slots)):
             indices = dict(zip(slots, position, strict=True))
             name = rule.pattern.fill(indices, ())
-            yield Bound(name, index, indices, (), rule.dims, cuts, atoms, ())
+            yield Bound(name, index, indices, (), rule.dims, cuts, atoms, (), held)
 
     def _cut(self, axis: str) -> AxisCut:
         size = self._sizes[axis]
@@ -171,7 +186,7 @@ class _Renamer:
             dtype = self._dtype(bound, state, pieces)
             if dtype is not None:
                 yield Whole(bound.name, state, bound.shape, dtype, pieces, axes, bound.rule)
-        numbers = number_segments(bound.atoms.values(), bound.indices, self._source.atoms)
+        numbers = number_segments(bound.atoms.values(), bound.positions, self._source.atoms)
         for state in self._states(key for key, _ in numbers):
             dtype = self._dtype(bound, state, numbers)
             if dtype is not None:

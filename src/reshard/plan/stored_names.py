@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.language.layout import Layout
@@ -15,27 +16,27 @@ _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,17})(?![^.])")
 class StoredNames:
     """Every name of a catalog, in order.
 
-    Args:  every: all of them.  kinds: the first one of each that differ in whole numbers alone:
-           `layers.0.w` of `layers.0.w` and `layers.1.w`.
+    Args:  every: all of them, each with the first one that differs from it in whole numbers alone:
+           `layers.1.w` with `layers.0.w`.
+           kinds: these first ones.
     """
 
-    every: tuple[str, ...]
+    every: Mapping[str, str]
     kinds: tuple[str, ...]
 
     @staticmethod
     def of(catalog: Catalog) -> StoredNames:
         """The names that rules apply to."""
-        every = tuple(dict.fromkeys(t.name for t in catalog.tensors if t.state != "extra"))
+        every = dict.fromkeys(t.name for t in catalog.tensors if t.state != "extra")
         kinds: dict[str, str] = {}
-        for name in every:
-            kinds.setdefault(_NUMBER.sub("#", name), name)
-        return StoredNames(every, tuple(kinds.values()))
+        first = {name: kinds.setdefault(_NUMBER.sub("#", name), name) for name in every}
+        return StoredNames(first, tuple(kinds.values()))
 
     def asked_of(self, layout: Layout) -> tuple[str, ...]:
         """Those that tell whether a layout's rules match: all, if it spells numbers itself."""
         for rule in layout.rules:
             if any(isinstance(p, str) and _spells_number(p) for p in rule.pattern.pieces):
-                return self.every
+                return tuple(self.every)
         return self.kinds
 
 
