@@ -13,8 +13,9 @@ from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
 from reshard.api.loading import Loaded, load
 from reshard.api.report_file import write_report
+from reshard.api.roundtrip_junit import case_failure
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
-from reshard.api.roundtripping import roundtrip
+from reshard.api.roundtripping import roundtrip, roundtrip_cases
 from reshard.api.training_facts import FactChange
 from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate
@@ -41,6 +42,7 @@ __all__ = [
     "TensorInfo",
     "Verification",
     "WayProof",
+    "case_failure",
     "check_layout",
     "convert",
     "error_codes",
@@ -51,6 +53,7 @@ __all__ = [
     "open_checkpoint",
     "plan",
     "roundtrip",
+    "roundtrip_cases",
     "verify",
     "write_report",
 ]

@@ -14,6 +14,7 @@ from reshard import formats
 from reshard.api.coming_back import Comparer, made_from
 from reshard.api.comparing import Mismatch, pair_tensors
 from reshard.api.remaking import remake
+from reshard.api.roundtrip_junit import case_names
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
 from reshard.api.source import PathLike, open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
@@ -131,6 +132,20 @@ def roundtrip(
         on_drift,
         tuple(ways),
     )
+
+
+def roundtrip_cases(
+    src: PathLike, via: Sequence[str], *, states: str | Iterable[str] = "all"
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The title of each way of a round trip with its test cases, before it is made.
+
+    Raises: ReshardError, as `roundtrip` before any tensor is read.
+    """
+    targets = [str(parse_target(text, formats.TARGETS)) for text in via]
+    selected = select_states(open_source(src), states)
+    kinds = dict.fromkeys(whole.state for whole in selected.arrangement.wholes)
+    ways = [*targets, ", then ".join(targets)] if len(targets) > 1 else targets
+    return tuple((way, case_names(kinds)) for way in ways)
 
 
 @contextmanager
