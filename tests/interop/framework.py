@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -56,19 +59,71 @@ class Resume(Protocol):
 
 
 def run_framework(command: list[str], tmp_path: Path) -> None:
-    """Run a command of the real framework; fail with the end of what it printed if it fails."""
+    """Run a command of the real framework; fail with the end of what it printed if it fails.
+
+    A script is run beside frameworks that are imported already; `-m` starts an interpreter.
+    """
+    if command[1].endswith(".py"):
+        code, printed = _server(command[0]).run(command[1:], tmp_path)
+    else:
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=_environment(command[0]),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        code, printed = done.returncode, done.stdout
+    if code != 0:
+        pytest.fail(f"{' '.join(command)} failed:\n{printed[-4000:]}")
+
+
+def _environment(python: str) -> dict[str, str]:
     # The variable that makes the tests find an uninstalled reshard must not reach the framework.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     # DeepSpeed looks for its build tool among the commands, not in its own environment.
-    environment["PATH"] = f"{Path(command[0]).parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        pytest.fail(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+    return environment
+
+
+class _Server:
+    """An interpreter that has imported the frameworks, and forks for each script."""
+
+    def __init__(self, python: str) -> None:
+        self._process = subprocess.Popen(
+            [python, str(HERE / "server.py")],
+            env=_environment(python),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, command: list[str], tmp_path: Path) -> tuple[int, str]:
+        """The exit code of a script, and what it printed."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        log = tmp_path / "framework.log"
+        process.stdin.write(json.dumps([str(tmp_path), str(log), *command]) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        assert answer, "the frameworks could not be imported"
+        return int(answer), log.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End the interpreter."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+@cache
+def _server(python: str) -> _Server:
+    server = _Server(python)
+    atexit.register(server.close)
+    return server
