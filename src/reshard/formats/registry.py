@@ -145,6 +145,12 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             plain=frozenset({"hf", "deepspeed", "dcp", "universal"}),
             carries_files=True,
         ),
+        "megatron-dist": TargetFormat(
+            "reshard.formats.megatron.write_dist",
+            "Megatron distributed checkpoint",
+            "reshard verify {src} {dst}",
+            names="megatron_dist",
+        ),
     }
 )
 """By the name that `--to` takes."""

@@ -7,9 +7,11 @@ Source: torch/distributed/checkpoint/metadata.py and filesystem.py (torch 2.13).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
+from reshard.algebra.flat import cut
 from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
@@ -20,6 +22,7 @@ from reshard.storage.torch_writer import NewTensor, torch_dtype
 
 METADATA = ".metadata"
 VERSION = "1.0.0"
+MAX_CHUNK_NBYTES = 64 << 20
 _MODULE = "torch.distributed.checkpoint.metadata"
 
 
@@ -36,6 +39,53 @@ class NewChunk:
     file: str
 
 
+def chunks_of(spec: ArraySpec, file: str, limit: int = MAX_CHUNK_NBYTES) -> tuple[NewChunk, ...]:
+    """A whole tensor as chunks of at most `limit` bytes each, as far as its rows allow.
+
+    Loaders read whole chunks, also where they want a part of one.
+
+    Args:  spec: of the whole tensor.  file: that holds all of them.
+    """
+    assert spec.shape is not None
+    return tuple(
+        NewChunk(lo, _part(spec, start, size), file)
+        for lo, start, size in _boxes(spec.shape, limit // spec.dtype.itemsize)
+    )
+
+
+def _boxes(
+    shape: tuple[int, ...], limit: int
+) -> Iterator[tuple[tuple[int, ...], int, tuple[int, ...]]]:
+    """Consecutive runs of a row-major tensor that are boxes: where, first element, and size."""
+    if prod(shape) <= limit or not shape:
+        yield (0,) * len(shape), 0, shape
+        return
+    row = prod(shape[1:])
+    if row <= limit:
+        step = limit // row
+        for first in range(0, shape[0], step):
+            size = min(step, shape[0] - first)
+            yield (first, *(0,) * (len(shape) - 1)), first * row, (size, *shape[1:])
+        return
+    for index in range(shape[0]):
+        for lo, start, inner in _boxes(shape[1:], limit):
+            yield (index, *lo), index * row + start, (1, *inner)
+
+
+def _part(spec: ArraySpec, start: int, shape: tuple[int, ...]) -> ArraySpec:
+    if shape == spec.shape:
+        return spec
+    numel = prod(shape)
+    segments = tuple(
+        (key, part.shift(-start))
+        for key, piece in spec.segments
+        for part in cut(piece, start, start + numel)
+    )
+    return replace(
+        spec, label=f"{spec.label} from {start}", numel=numel, segments=segments, shape=shape
+    )
+
+
 def data_file(rank: int, index: int = 0) -> str:
     """The name of a data file, as a rank's writer gives it."""
     return f"__{rank}_{index}.distcp"
@@ -49,11 +99,12 @@ class DcpWriter:
     written, and `metadata` the bytes of `.metadata`, which a format writes last.
 
     Args:  folder: goes before the name of every file, e.g. `iter_0000003/`.
+           blobs: takes the blobs too, where there are other torch files beside them.
     """
 
-    def __init__(self, folder: str = "") -> None:
+    def __init__(self, folder: str = "", blobs: TorchOutput | None = None) -> None:
         self._folder = folder
-        self._blobs = TorchOutput()
+        self._blobs = TorchOutput() if blobs is None else blobs
         self._entries: dict[str, Record] = {}
         self._storage: dict[object, object] = {}
 
@@ -175,4 +226,4 @@ def _properties(dtype: DType) -> Record:
     return Record(_MODULE, "TensorProperties", (), "newobj", [state])
 
 
-__all__ = ["METADATA", "DcpWriter", "NewChunk", "data_file"]
+__all__ = ["METADATA", "DcpWriter", "NewChunk", "chunks_of", "data_file"]

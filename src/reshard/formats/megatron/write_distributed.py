@@ -119,9 +119,7 @@ class Buffers:
             shared,
         )
         for tensor in tensors:
-            own = self.inventory.own_states(tensor.whole).keys()
-            if own != _OWN:
-                raise _other_states(tensor.whole, list(own))
+            check_states(tensor.whole, list(self.inventory.own_states(tensor.whole)))
         flats = {
             key: self._flat(geometry.placed, geometry.numel, key, tensors, label) for key in STATES
         }
@@ -151,6 +149,16 @@ class Buffers:
         if len(found) > 1:
             raise _mixed(found)
         return next(iter(found))
+
+
+def check_states(name: str, own: Sequence[str]) -> None:
+    """Refuse a parameter with other states than the distributed optimizer keeps.
+
+    Args:  own: its states besides weights.
+    Raises: ReshardError[megatron-distributed].
+    """
+    if set(own) != _OWN:
+        raise _other_states(name, own)
 
 
 def _other_states(name: str, own: Sequence[str]) -> ReshardError:

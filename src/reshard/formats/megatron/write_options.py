@@ -81,10 +81,14 @@ def write_options(
 ) -> WriteOptions:
     """The options of a target.
 
+    Args:  known: LEGACY; or DIST, whose files are of no ranks: there the source's sizes are kept.
     Raises: ReshardError[unknown-option | bad-option].
     """
     target.reject_unknown(known)
-    sizes = {axis: target.integer(axis, 1) or 1 for axis in ("tp", "pp", "vpp", "ep")}
+    had = resume.sizes if known is DIST else {}
+    sizes = {
+        axis: target.integer(axis, had.get(axis, 1)) or 1 for axis in ("tp", "pp", "vpp", "ep")
+    }
     etp = target.integer("etp", sizes["tp"]) or 1
     if sizes["tp"] % etp:
         raise target_error(
@@ -112,7 +116,7 @@ def write_options(
                 notes=["the source has states of an optimizer, but says of no step"],
                 helps=[f"write it as `{target.format}:iteration=1000`"],
             )
-    dp = _dp(target, sizes["tp"], etp * sizes["ep"])
+    dp = _dp(target, sizes["tp"], etp * sizes["ep"], had.get("dp"))
     return WriteOptions(
         sizes["tp"],
         sizes["pp"],
@@ -128,10 +132,10 @@ def write_options(
     )
 
 
-def _dp(target: Target, tp: int, experts: int) -> int:
+def _dp(target: Target, tp: int, experts: int, had: int | None) -> int:
     """Data-parallel ranks: experts are spread over them and over the tensor-parallel ones."""
     least = experts // gcd(tp, experts)
-    dp = target.integer("dp", least) or 1
+    dp = target.integer("dp", had if had and tp * had % experts == 0 else least) or 1
     if tp * dp % experts:
         raise target_error(
             "bad-option",

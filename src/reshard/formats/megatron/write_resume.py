@@ -52,6 +52,12 @@ class Resume:
     extra_states: Mapping[str, object]
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Of the mesh of a run of Megatron's."""
+        tp, pp, ep = self.rng_mesh
+        return {"tp": tp, "pp": pp, "ep": ep, "dp": _size(self.args, "data_parallel_size")}
+
+    @property
     def is_fused(self) -> bool:
         """Whether the source's Adam counts steps by param group."""
         return is_fused(self.groups)
