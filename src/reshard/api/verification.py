@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from reshard import formats
 from reshard.algebra.box import Box
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
+from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
 from reshard.errors import Diagnostic, ReshardError
@@ -72,6 +73,9 @@ def verify(
     states: str | Iterable[str] = "all",
     layout: PathLike | None = None,
     layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
     """Read everything, and say what is not as it must be.
@@ -81,13 +85,26 @@ def verify(
            the formats.
            states: `all`, `weights`, or kinds of state, of both sides.
            layout, layout_name: as for `open`, of `a`.
+           settings, model, names: as for `open`, of both sides. Two checkpoints of one model that
+           name their tensors otherwise are compared in the names of `a`.
            on_progress: is called now and then.
     Raises: ReshardError when something cannot be read at all; what differs is in the result.
     """
-    left = open_source(a, layout=layout, layout_name=layout_name)
     if b is None:
-        return _verify_one(left, states, on_progress)
-    return _verify_two(left, open_source(b), states, on_progress)
+        alone = open_source(
+            a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
+        )
+        return _verify_one(alone, states, on_progress)
+    left, right = open_pair(
+        a,
+        b,
+        layout=layout,
+        layout_name=layout_name,
+        settings=settings,
+        model=model,
+        names=names,
+    )
+    return _verify_two(left, right, states, on_progress)
 
 
 def _verify_one(

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import Json, LayoutFile, NoColor, Quiet, States, split_layout
+from reshard.cli.options import (
+    Json,
+    LayoutFile,
+    ModelName,
+    Names,
+    NoColor,
+    Quiet,
+    Settings,
+    States,
+    parse_settings,
+    split_layout,
+)
 
 First = Annotated[
     str, typer.Argument(metavar="A", show_default=False, help="A checkpoint of any format.")
@@ -21,6 +32,9 @@ def verify(
     first: First,
     second: Second = None,
     layout: LayoutFile = None,
+    settings: Settings = None,
+    model: ModelName = None,
+    names: Names = None,
     states: States = "all",
     as_json: Json = False,
     quiet: Quiet = False,
@@ -40,6 +54,9 @@ def verify(
             states=states,
             layout=file,
             layout_name=name,
+            settings=parse_settings(settings),
+            model=model,
+            names=names,
             on_progress=on_progress,
         )
     if as_json:

@@ -28,7 +28,7 @@ def test_from_deepspeed_and_back(
 ) -> None:
     source = fixture_checkpoint(name) / "ckpt"
     there = converted(source, tmp_path / "there", to, settings=LLAMA)
-    assert_same(source, there, tmp_path, "hf", LLAMA)
+    assert_same(source, there, LLAMA)
 
 
 def test_files_and_arguments(fixture_checkpoint: Fixture, tmp_path: Path) -> None:

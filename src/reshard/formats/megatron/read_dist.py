@@ -115,12 +115,12 @@ def _common_step(optimizer: object) -> bytes | None:
     """The step as fp32 bytes; None where it is not stated, or not the same for all groups."""
     found: set[bytes] = set()
     for item in _optimizers(optimizer):
-        state = item.get("state")
+        inner = item.get("optimizer", item)  # of a mixed-precision optimizer
+        state = inner.get("state") if isinstance(inner, dict) else None
         if isinstance(state, dict) and isinstance(state.get("common_step"), TensorRef):
             ref = state["common_step"]
             if ref.dtype == DType.F32:
                 found.add(read_small(ref))
-        inner = item.get("optimizer", item)
         groups = inner.get("param_groups") if isinstance(inner, dict) else None
         for group in groups if isinstance(groups, list) else ():
             step = group.get("step") if isinstance(group, dict) else None

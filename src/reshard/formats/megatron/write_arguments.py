@@ -32,24 +32,6 @@ _HUGGING_FACE = {
 }
 """What other configurations call the arguments that no tensor shows."""
 
-_ONLY_IF_THERE = (
-    "transformer_pipeline_model_parallel_size",
-    "context_parallel_size",
-    "decoder_first_pipeline_num_layers",
-    "decoder_last_pipeline_num_layers",
-    "pipeline_model_parallel_layout",
-    "account_for_embedding_in_pipeline_split",
-    "account_for_loss_in_pipeline_split",
-    "num_layers_per_virtual_pipeline_stage",
-    "num_virtual_stages_per_pipeline_rank",
-    "no_save_rng",
-    "no_save_optim",
-    "use_dist_ckpt",
-    "rank",
-    "local_rank",
-)
-"""Arguments whose default is what would be written, so that they are written where they were."""
-
 
 def namespace(
     arrangement: Arrangement,
@@ -81,30 +63,28 @@ def namespace(
         "world_size": options.tp * options.pp * options.dp,
         "use_distributed_optimizer": options.distributed,
         "ckpt_format": form,
+    }
+    if_there: dict[str, object] = {
         "use_dist_ckpt": form == "torch_dist",
         "transformer_pipeline_model_parallel_size": options.pp,
         "context_parallel_size": 1,
-        "decoder_first_pipeline_num_layers": None,
-        "decoder_last_pipeline_num_layers": None,
-        "pipeline_model_parallel_layout": None,
         "account_for_embedding_in_pipeline_split": False,
         "account_for_loss_in_pipeline_split": False,
-        "num_layers_per_virtual_pipeline_stage": None,
-        "num_virtual_stages_per_pipeline_rank": None,
-        "no_save_optim": not has_optimizer,
-        "no_save_rng": not has_rng,
         "rank": 0,
         "local_rank": 0,
     }
-    defaults = {
-        key: said[key]
-        for key in _ONLY_IF_THERE
-        if key not in args and said[key] in (None, False, 0, 1)
+    if_needed: dict[str, object] = {
+        "decoder_first_pipeline_num_layers": None,
+        "decoder_last_pipeline_num_layers": None,
+        "pipeline_model_parallel_layout": None,
+        "num_layers_per_virtual_pipeline_stage": None,
+        "num_virtual_stages_per_pipeline_rank": None,
+        **pipeline_arguments(stages, options),
+        "no_save_optim": not has_optimizer,
+        "no_save_rng": not has_rng,
     }
-    said.update(pipeline_arguments(stages, options))
-    for key, value in defaults.items():
-        if said[key] == value and type(said[key]) is type(value):
-            del said[key]
+    said.update({key: value for key, value in if_there.items() if key in args})
+    said.update({key: value for key, value in if_needed.items() if key in args or value})
     if padded_vocabulary is not None:
         said["padded_vocab_size"] = padded_vocabulary
     if options.iteration is not None:

@@ -1,0 +1,54 @@
+"""Two checkpoints that are to be compared, in the names of one layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from reshard.api.naming import find_model
+from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.errors import ReshardError
+
+
+def open_pair(
+    a: PathLike,
+    b: PathLike,
+    *,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
+) -> tuple[OpenedSource, OpenedSource]:
+    """Both sources; where they call their tensors otherwise, in the names of the first one's model.
+
+    Their own names stay where the model of one is not known, or where they are of two models.
+
+    Args:  layout, layout_name: of `a`.  settings, model, names: as for `open_source`, of both.
+    Raises: what `open_source` raises.
+    """
+    left = open_source(
+        a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
+    )
+    right = open_source(b, settings=settings, model=model, names=names)
+    if layout is not None or model is not None or names is not None or _same_names(left, right):
+        return left, right
+    try:
+        one = find_model(left.catalog, settings=settings)
+        other = find_model(right.catalog, settings=settings)
+        if one.family.name != other.family.name:
+            return left, right
+        family, common = one.family.name, one.layout.name
+        return (
+            open_source(a, settings=settings, model=family, names=common),
+            open_source(b, settings=settings, model=family, names=common),
+        )
+    except ReshardError:
+        return left, right
+
+
+def _same_names(left: OpenedSource, right: OpenedSource) -> bool:
+    names = [
+        {whole.name for whole in side.arrangement.wholes if whole.rule >= 0}
+        for side in (left, right)
+    ]
+    return names[0] == names[1]
