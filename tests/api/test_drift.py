@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,52 @@ def test_the_first_copy_or_the_mean(drifted: Path) -> None:
     first, mean = _convert(drifted, "first"), _convert(drifted, "average")
     assert mean[3] == np.float32((float(first[3]) + 100) / 2)
     assert np.delete(mean, 3).tobytes() == np.delete(first, 3).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("on_drift", "what"),
+    [("average", "their mean is taken"), ("first", "the first of them is taken")],
+)
+def test_what_was_settled_is_told_and_recorded(on_drift: OnDrift, what: str, drifted: Path) -> None:
+    told = reshard.plan(drifted, "universal", on_drift=on_drift).warnings
+    assert [item.code for item in told] == ["drift-settled"]
+    (here,) = _convert(drifted, "first")[3:4]
+    bits = here.view("u4")
+    assert told[0].render() == (
+        f"warning[drift-settled]: copies of `{TENSOR}` (param) differ, and {what}\n"
+        f"  = note: 1 of 512 elements differ, by at most {100 - float(here):.9g}, in 2 copies\n"
+        f"  = note: the first at [0, 3] of `{TENSOR}`: "
+        f"tp=0 has {here!s} (0x{bits:08x}) in mp_rank_00_model_states.pt, byte 10,956, "
+        "tp=1 has 100.0 (0x42c80000) in mp_rank_01_model_states.pt, byte 10,956"
+    )
+    done = reshard.convert(drifted, drifted.parent / "out", "universal", on_drift=on_drift)
+    assert done.report.warnings == told
+    assert done.to_json()["warnings"] == [item.to_json() for item in told]
+    manifest = json.loads((drifted.parent / "out" / "manifest.json").read_text(encoding="utf-8"))
+    (record,) = manifest["provenance"]
+    assert record["oddities"] == [item.to_json() for item in told]
+    assert record["copies"][TENSOR]["param"] == [2, "mean" if on_drift == "average" else "first"]
+
+
+def test_copies_that_agree_are_no_warning(fixture_checkpoint: Callable[[str], Path]) -> None:
+    source = fixture_checkpoint("toytp_tp2_dp2_z1_fp32") / "ckpt"
+    assert reshard.plan(source, "universal", on_drift="first").warnings == ()
+    found = reshard.diff(source)
+    assert found.same
+    assert found.drifts is not None
+    assert (found.drifts.found, found.drifts.copied > 5) == ((), True)
+
+
+def test_the_copies_of_one_checkpoint(drifted: Path) -> None:
+    found = reshard.diff(drifted)
+    assert not found.same
+    assert found.drifts is not None
+    (drift,) = found.drifts.undeclared
+    assert (drift.name, drift.state, drift.copies) == (TENSOR, "param", 2)
+    assert (drift.numel, drift.numel_different, drift.index) == (512, 1, (0, 3))
+    assert drift.between == ("tp=0", "tp=1")
+    assert drift.b.value == "100.0 (0x42c80000)"
+    assert drift.b.file == "mp_rank_01_model_states.pt"
 
 
 def test_verify_sees_it_twice(drifted: Path) -> None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "plan": ["plan", "SRC", "--to", "universal"],
     "convert": ["convert", "SRC", "out", "--to", "universal"],
     "verify": ["verify", "SRC"],
+    "diff": ["diff", "SRC"],
     "roundtrip": ["roundtrip", "SRC", "--via", "universal"],
     "layout-show": ["layout", "show", "SRC"],
     "layout-check": ["layout", "check", "own.ucl"],
@@ -26,6 +27,7 @@ KEYS = {
     "convert": "path dry_run seconds resumed source target tensors files nbytes_read "
     "nbytes_written peak_nbytes proof warnings",
     "verify": "a b tensors nbytes files mismatches faults",
+    "diff": "a b tensors nbytes mismatches facts copied drift",
     "roundtrip": "source states left_out sample materialized on_drift ways",
     "layout-show": "layout",
     "layout-check": "path models layouts warnings",

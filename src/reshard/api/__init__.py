@@ -8,6 +8,8 @@ from __future__ import annotations
 from reshard.api.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from reshard.api.comparing import Element, Mismatch
 from reshard.api.converting import Converted, convert, plan
+from reshard.api.differing import Diff, diff
+from reshard.api.drifting import Drift, Drifts
 from reshard.api.explaining import error_codes, explain
 from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
@@ -25,6 +27,9 @@ __all__ = [
     "CheckedLayouts",
     "Checkpoint",
     "Converted",
+    "Diff",
+    "Drift",
+    "Drifts",
     "Element",
     "FactChange",
     "Fate",
@@ -45,6 +50,7 @@ __all__ = [
     "case_failure",
     "check_layout",
     "convert",
+    "diff",
     "error_codes",
     "explain",
     "format_layout",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
+from reshard.api.drifting import settle
 from reshard.api.dtypes import parse_dtypes
 from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike, open_source
@@ -283,7 +284,8 @@ def prepare_source(
     Args and Raises: as for `convert`.
     """
     selected = select_states(source, states)
-    arrangement = selected.arrangement
+    source, arrangement = settle(source, selected.arrangement, on_drift)
+    selected = replace(selected, arrangement=arrangement)
     output = _output(source, selected, target, max_file_size)
     made = build_plan(arrangement, output.placed, on_drift=on_drift)
     work = fit_memory(made, threads=threads, max_nbytes=max_memory)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from reshard.cli.convert import convert
+from reshard.cli.diff import diff
 from reshard.cli.explain import explain
 from reshard.cli.inspect import inspect
 from reshard.cli.layout import layout
@@ -50,6 +51,7 @@ app.command(short_help="Say what a checkpoint is.")(inspect)
 app.command(short_help="Write a checkpoint in another form or at another size.")(convert)
 app.command(short_help="Say what a conversion would do.")(plan)
 app.command(short_help="Check a checkpoint, or compare two bit for bit.")(verify)
+app.command(short_help="Say how two checkpoints differ, or the copies within one.")(diff)
 app.command(short_help="Prove that a conversion and back loses nothing.")(roundtrip)
 app.add_typer(layout, short_help="Show, check, or format layouts.")
 app.command(short_help="Explain an error in full.")(explain)

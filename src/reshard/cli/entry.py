@@ -73,8 +73,8 @@ def _usage_error(fault: Exception) -> ReshardError:
     path = context.command_path if context is not None else "reshard"
     said = fault.format_message() if hasattr(fault, "format_message") else str(fault)
     said = re.sub(r"'([^']*)'", r"`\1`", " ".join(said.split())).replace("Value error, ", "")
-    fact, *advice = re.split(r" \((?=Possible|Did)|\. (?=Did)", said.removesuffix(")"))
-    helps = [_lowered(text) for text in advice]
+    fact, *advice = re.split(r" \((?=Possible|Did)|\. (?=Did)", said)
+    helps = [_lowered(text.removesuffix(")")) for text in advice]
     return ReshardError(
         Diagnostic("usage", _lowered(fact), helps=(*helps, f"see `{path} --help`")), Exit.USAGE
     )

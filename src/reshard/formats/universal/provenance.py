@@ -56,8 +56,8 @@ def _copies(
 ) -> dict[str, dict[str, object]]:
     """Tensors that the source holds more than once: how often, and what became of the copies.
 
-    `equal`: all were read and are the same bit for bit.  `mean`: averaged.  `first`: the others
-    were not read.
+    `equal`: all were read and are the same bit for bit.  `mean`: averaged.  `first`: whatever the
+    others are.
     """
     modes = {
         (item.placed.array.spec.label, item.placed.array.spec.state): {

@@ -1,0 +1,185 @@
+"""Copies within one checkpoint that are not the same: which, by how much, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from reshard.algebra.box import Box
+from reshard.api.comparing import Element, unravel
+from reshard.api.source import OpenedSource
+from reshard.errors import Diagnostic
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.build import Builder, OnDrift
+from reshard.plan.names import families, quantity
+from reshard.plan.plan import Array
+from reshard.plan.slice import slice_spec
+
+if TYPE_CHECKING:
+    from reshard.engine.source_files import SourceFiles
+
+_SETTLED = {"average": "their mean is taken", "first": "the first of them is taken"}
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A tensor whose copies are not the same.
+
+    Args:  copies: how often it is stored.  numel: elements that have copies.
+           numel_different: how many of these are not the same everywhere.
+           max_abs, max_ulp: the largest difference of any copy from the first, as a number and in
+                             steps of the element type; None where it is not a number.
+           index: of the first element that differs.  a, b: what the first copy and another one have
+                  there; between: where on the mesh these are.
+           is_averaged: the layout says that its copies are averaged.
+    """
+
+    name: str
+    state: str
+    copies: int
+    numel: int
+    numel_different: int
+    max_abs: float | None
+    max_ulp: int | None
+    index: tuple[int, ...]
+    a: Element
+    b: Element
+    between: tuple[str, str]
+    is_averaged: bool
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "copies": self.copies,
+            "elements": self.numel,
+            "elements_different": self.numel_different,
+            "max_abs": self.max_abs,
+            "max_ulp": self.max_ulp,
+            "index": list(self.index),
+            "a": {**self.a.to_json(), "where": self.between[0]},
+            "b": {**self.b.to_json(), "where": self.between[1]},
+            "averaged": self.is_averaged,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Drifts:
+    """What was found in one checkpoint.
+
+    Args:  copied: (tensor, state) pairs that are stored more than once; all were read.
+    """
+
+    copied: int
+    found: tuple[Drift, ...]
+
+    @property
+    def undeclared(self) -> tuple[Drift, ...]:
+        """Those that no layout allows."""
+        return tuple(item for item in self.found if not item.is_averaged)
+
+
+def find_drift(arrangement: Arrangement, files: SourceFiles) -> Drifts:
+    """Read all copies of everything that is stored more than once.
+
+    Raises: ReshardError for files that cannot be read.
+    """
+    from reshard.engine.drift import measure
+
+    builder = Builder(arrangement)
+    copied = 0
+    found = []
+    for whole in arrangement.wholes:
+        array = _array(builder, whole)
+        if all(len(copy.origins) < 2 for copy in array.copies):
+            continue
+        copied += 1
+        apart = measure(array, files)
+        if apart is None:
+            continue
+        here, there = apart.places
+        found.append(
+            Drift(
+                whole.name,
+                whole.state,
+                apart.copies,
+                apart.numel,
+                apart.numel_different,
+                apart.max_abs,
+                apart.max_ulp,
+                unravel(apart.first_index, whole.shape),
+                Element.of(apart.values[0], here),
+                Element.of(apart.values[1], there),
+                (here.where, there.where),
+                any(key in arrangement.averaged for key, _ in whole.segments),
+            )
+        )
+    return Drifts(copied, tuple(found))
+
+
+def settle(
+    source: OpenedSource, arrangement: Arrangement, on_drift: OnDrift
+) -> tuple[OpenedSource, Arrangement]:
+    """A source that tells, beside its other oddities, which of its copies differ.
+
+    Args:  arrangement: the part of it that is asked for.
+           on_drift: what becomes of them; nothing is read where that is an error.
+    """
+    from reshard.engine.source_files import SourceFiles
+
+    if on_drift == "error":
+        return source, arrangement
+    catalog = source.catalog
+    with SourceFiles(catalog.root, catalog.files) as files:
+        drifts = find_drift(arrangement, files)
+    told = tuple(drift_warnings(drifts.undeclared, on_drift))
+    if not told:
+        return source, arrangement
+    catalog = replace(catalog, oddities=(*catalog.oddities, *told))
+    whole = replace(source.arrangement, catalog=catalog)
+    return (
+        replace(source, catalog=catalog, arrangement=whole),
+        replace(arrangement, catalog=catalog),
+    )
+
+
+def drift_warnings(drifts: Iterable[Drift], on_drift: OnDrift) -> Iterable[Diagnostic]:
+    """One warning for each family of names and kind of state."""
+    states: dict[str, dict[str, Drift]] = {}
+    for item in drifts:
+        states.setdefault(item.state, {})[item.name] = item
+    for state, members in states.items():
+        for pattern, names in families(members):
+            items = [members[name] for name in names]
+            yield Diagnostic(
+                "drift-settled",
+                f"copies of `{pattern}` ({state}){quantity(len(items))} differ, "
+                f"and {_SETTLED[on_drift]}",
+                "warning",
+                notes=(extent(items), first_difference(items[0])),
+            )
+
+
+def extent(items: list[Drift]) -> str:
+    """How many elements of all that have copies differ, and by how much."""
+    different = sum(item.numel_different for item in items)
+    numel = sum(item.numel for item in items)
+    largest = [item.max_abs for item in items if item.max_abs is not None]
+    by = f", by at most {max(largest):.9g}" if largest else ""
+    copies = max(item.copies for item in items)
+    return f"{different:,} of {numel:,} elements differ{by}, in {copies} copies"
+
+
+def first_difference(item: Drift) -> str:
+    """Where the first element is that differs, and both values with their places."""
+    one, other = item.between
+    return (
+        f"the first at {list(item.index)} of `{item.name}`: "
+        f"{one or 'one copy'} has {item.a}, {other or 'another'} has {item.b}"
+    )
+
+
+def _array(builder: Builder, whole: Whole) -> Array:
+    return builder.array(slice_spec(whole, Box.whole(whole.shape)))

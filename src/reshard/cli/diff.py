@@ -1,0 +1,75 @@
+"""`reshard diff`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reshard.cli.options import (
+    Json,
+    LayoutFile,
+    ModelName,
+    Names,
+    NoColor,
+    Quiet,
+    Settings,
+    States,
+    Step,
+    parse_settings,
+    split_layout,
+)
+
+First = Annotated[
+    str, typer.Argument(metavar="A", show_default=False, help="A checkpoint of any format.")
+]
+Second = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="B", show_default=False, help="Another one; the copies within A if left out."
+    ),
+]
+
+
+def diff(
+    first: First,
+    second: Second = None,
+    step: Step = None,
+    layout: LayoutFile = None,
+    settings: Settings = None,
+    model: ModelName = None,
+    names: Names = None,
+    states: States = "all",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    no_color: NoColor = False,
+) -> int:
+    """Say how A and B differ, whatever their formats: which tensors, by how much, and where.
+
+    Without B: which copies within A differ (norms on tensor parallel ranks, tied weights, pipeline
+    copies). --step, --layout, and --set are of A. Exit code 6 if any tensor differs.
+    """
+    from reshard import api
+    from reshard.cli.console import print_answer, print_json
+    from reshard.cli.progress import show_progress
+    from reshard.errors import Exit
+
+    file, name = split_layout(layout)
+    with show_progress("diff", quiet=quiet, color=not no_color) as on_progress:
+        found = api.diff(
+            first,
+            second,
+            step=step,
+            layout=file,
+            layout_name=name,
+            settings=parse_settings(settings),
+            model=model,
+            names=names,
+            states=states,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print_json(found.to_json(), ok=found.same)
+    elif not (quiet and found.same):
+        print_answer(found.to_text(), color=not no_color)
+    return int(Exit.OK if found.same else Exit.DIFFERENCE)
