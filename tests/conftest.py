@@ -34,6 +34,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+_TOLD = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def tell(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A function `(what, counts)`: a line of the summary that pytest prints at its end."""
+    told = request.config.stash.setdefault(_TOLD, {})
+    return told.__setitem__
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print what tests have counted."""
+    told = config.stash.get(_TOLD, {})
+    if told:
+        terminalreporter.section("counts")
+    for what, counts in sorted(told.items()):
+        terminalreporter.line(f"{what}: {counts}")
+
+
 @pytest.fixture(scope="session")
 def fixture_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a case of fixtures/ to its folder: `ckpt/`, `truth.safetensors`, ...
