@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny import in_small_pieces, make_tiny, tree
+from folders import tree
+from tiny import in_small_pieces, make_tiny
 
 import reshard
 

@@ -21,6 +21,12 @@ CALLS = (
 WRITES = ("pwrite", "pwritev", "write", "copy_file_range")
 READS = ("pread", "preadv", "read", "readv")
 
+CHANGES = (
+    *("open", *WRITES, "posix_fallocate", "ftruncate", "fsync", "close", "flock"),
+    *("rename", "replace", "link", "mkdir", "unlink", "rmdir"),
+)
+"""Calls that may leave something behind."""
+
 Fault = Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """What happens at the N-th call, given its name, the real function, and its arguments."""
 
@@ -40,25 +46,26 @@ def loses_reply(code: int) -> Fault:
     """The call does its work, and then fails, as it may over a network."""
 
     def fault(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        out = real(*args, **kwargs)
-        if name in ("open", "io.open", "scandir"):
-            os.close(out) if isinstance(out, int) else out.close()
+        _drop(name, real(*args, **kwargs))
         raise OSError(code, os.strerror(code))
 
     return fault
 
 
+def _drop(name: str, opened: Any) -> None:
+    """Close what nobody will hear of."""
+    if name == "open":
+        os.close(opened)
+    elif name in ("io.open", "scandir"):
+        opened.close()
+
+
 def interrupts(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The call does its work, and then Ctrl-C is pressed."""
-    out = real(*args, **kwargs)
-    signal.raise_signal(signal.SIGINT)
-    return out
-
-
-def interrupts_before(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Ctrl-C is pressed before the call."""
-    signal.raise_signal(signal.SIGINT)
-    return real(*args, **kwargs)
+    try:
+        _drop(name, real(*args, **kwargs))
+    finally:
+        signal.raise_signal(signal.SIGINT)
 
 
 def kills(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -68,8 +75,10 @@ def kills(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 
 def kills_after(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """`kill -9` after the call; a write has done half of its work."""
-    half(name, real, args, kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        half(name, real, args, kwargs)
+    finally:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def half(name: str, real: Callable[..., Any], args: Any, kwargs: Any) -> Any:

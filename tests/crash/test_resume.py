@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import tree
+from folders import tree
 
 import reshard
 from reshard.engine.run import Progress

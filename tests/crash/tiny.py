@@ -1,4 +1,4 @@
-"""A source of a few hundred bytes, and folders as values."""
+"""A source of a few hundred bytes."""
 
 from __future__ import annotations
 
@@ -50,15 +50,6 @@ def make_tiny(root: Path) -> Path:
         folder.write(last.file, 0, last.data)
         folder.commit(last.file)
     return root / "source"
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from types import TracebackType
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import SourceFile
 from reshard.storage.regular_file import open_regular
+from reshard.storage.source_error import unreadable
 
 MAX_OPEN = 256
 """Files that are kept open; one more closes the one that was not read for the longest time."""
@@ -54,7 +56,7 @@ class SourceFiles:
         """Close every file."""
         with self._lock:
             for item in self._open.values():
-                os.close(item.fd)
+                _close(item.fd)
             self._open.clear()
 
     def pread_into(self, file: str, byte_offset: int, out: memoryview) -> None:
@@ -70,11 +72,9 @@ class SourceFiles:
                 try:
                     count = os.preadv(item.fd, [out[done:]], byte_offset + done)
                 except OSError as error:
-                    raise _unreadable(self.root / file, error) from None
+                    raise unreadable(self.root / file, error) from None
                 if count == 0:
-                    raise _truncated(
-                        self.root / file, byte_offset, len(out), os.fstat(item.fd).st_size
-                    )
+                    raise _truncated(self.root / file, item.fd, byte_offset, len(out))
                 done += count
         finally:
             with self._lock:
@@ -103,7 +103,7 @@ class SourceFiles:
             try:
                 found = path.stat()
             except OSError as error:
-                problems += _unreadable(path, error).diagnostics
+                problems += unreadable(path, error).diagnostics
             else:
                 problems += _changes(path, seen, found)
         if problems:
@@ -125,15 +125,19 @@ class SourceFiles:
         try:
             fd = open_regular(path)
         except OSError as error:
-            raise _unreadable(path, error) from None
-        found = os.fstat(fd)
+            raise unreadable(path, error) from None
+        try:
+            found = os.fstat(fd)
+        except OSError as error:
+            _close(fd)
+            raise unreadable(path, error) from None
         seen = self._seen.get(file) or self._known.get(file)
         if seen is None:
             seen = SourceFile(file, found.st_size, found.st_mtime_ns)
         self._seen[file] = seen
         problems = _changes(path, seen, found)
         if problems:
-            os.close(fd)
+            _close(fd)
             raise ReshardError(problems, Exit.SOURCE)
         return fd
 
@@ -144,7 +148,7 @@ class SourceFiles:
         last = next(reversed(self._open))
         idle = next((f for f, item in self._open.items() if not item.users and f != last), None)
         if idle is not None:
-            os.close(self._open.pop(idle).fd)
+            _close(self._open.pop(idle).fd)
 
 
 def _changes(path: Path, seen: SourceFile, found: os.stat_result) -> list[Diagnostic]:
@@ -164,7 +168,17 @@ def _changes(path: Path, seen: SourceFile, found: os.stat_result) -> list[Diagno
     ]
 
 
-def _truncated(path: Path, byte_offset: int, nbytes: int, actual: int) -> ReshardError:
+def _close(fd: int) -> None:
+    """Close what was only read: whatever is wrong, nothing is lost."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def _truncated(path: Path, fd: int, byte_offset: int, nbytes: int) -> ReshardError:
+    try:
+        actual = os.fstat(fd).st_size
+    except OSError as error:
+        return unreadable(path, error)
     return source_error(
         "source-truncated",
         f"`{path}` ends before the tensors that it should hold",
@@ -172,12 +186,4 @@ def _truncated(path: Path, byte_offset: int, nbytes: int, actual: int) -> Reshar
             f"bytes {byte_offset} to {byte_offset + nbytes} are wanted, the file has {actual}",
         ],
         helps=["copy the file again from where the checkpoint was written"],
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> ReshardError:
-    return source_error(
-        "source-unreadable",
-        f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}",
-        helps=["check that the file is there, that you may read it, and that its disk is well"],
     )

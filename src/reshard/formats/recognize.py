@@ -7,6 +7,7 @@ from pathlib import Path
 from reshard.errors import ReshardError, source_error
 from reshard.formats.registry import SOURCES, formats_of
 from reshard.storage.destination import Places, is_unfinished
+from reshard.storage.source_error import as_source_error
 
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
@@ -15,8 +16,14 @@ _MAX_ENTRIES = 2000
 def recognize(path: Path) -> str:
     """The name of the format that a folder is of.
 
-    Raises: ReshardError[source-missing | unknown-source | mixed-source | unfinished-output].
+    Raises: ReshardError[source-missing | unknown-source | mixed-source | unfinished-output |
+            source-unreadable].
     """
+    with as_source_error(path):
+        return _recognized(path)
+
+
+def _recognized(path: Path) -> str:
     if is_unfinished(path):
         raise _unfinished(path)
     if not path.exists():

@@ -15,6 +15,7 @@ from reshard.plan.catalog import Catalog
 from reshard.plan.output import Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.storage.source_error import as_source_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,8 @@ def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool 
     Raises: everything that the format finds wrong.
     """
     module = _module(f"{SOURCES[name].package}.read")
-    catalog = module.read(path, step=step, strict_layout=strict_layout)
+    with as_source_error(path):
+        catalog = module.read(path, step=step, strict_layout=strict_layout)
     assert isinstance(catalog, Catalog)
     return catalog
 
@@ -187,7 +189,9 @@ def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, obj
     Args:  settings: keyword arguments of the target's own (`max_file_nbytes` of universal).
     Raises: everything that makes the target impossible.
     """
-    output = _module(TARGETS[target.format].module).prepare(arrangement, target, **settings)
+    module = _module(TARGETS[target.format].module)
+    with as_source_error(Path(arrangement.catalog.root)):
+        output = module.prepare(arrangement, target, **settings)
     assert isinstance(output, Output)
     return output
 

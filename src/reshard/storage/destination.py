@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, output_error
 from reshard.storage.journal import Notes, read_journal
+from reshard.storage.output_error import as_output_error
 from reshard.storage.owned import foreign_entries, written_names
 
 PARTIAL = ".reshard-partial"
@@ -78,10 +79,13 @@ class Places:
 
 
 def folder_inode(path: Path) -> int | None:
-    """The inode of a folder; None where there is no folder, or a link to one."""
+    """The inode of a folder; None where there is no folder, or a link to one.
+
+    Raises: OSError.
+    """
     try:
         found = os.stat(path, follow_symlinks=False)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino if stat.S_ISDIR(found.st_mode) else None
 
@@ -138,8 +142,9 @@ def check_beforehand(dst: Path, force: bool = False) -> None:
         notes = places.notes()
     except OSError:
         notes = None  # whatever is wrong with it is told by the run that wants to write
-    if not places.is_in_place(notes):
-        check_destination(dst, force)
+    with as_output_error(dst):
+        if not places.is_in_place(notes):
+            check_destination(dst, force)
 
 
 def check_hidden(places: Places) -> None:

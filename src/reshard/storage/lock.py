@@ -51,7 +51,8 @@ class Lock:
                 if _is_at(self._path, os.fstat(self._fd)):
                     os.unlink(self._path)
         finally:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
 
 
 def _lock(fd: int, dst: Path) -> None:

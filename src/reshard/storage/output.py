@@ -81,9 +81,9 @@ class OutputFolder:
         """
         places = Places(Path(os.path.abspath(dst)))
         made = making or Making("", "", "", {})
-        if not places.dst.parent.is_dir():
-            check_destination(places.dst, force)
         with as_output_error(places.dst):
+            if not places.dst.parent.is_dir():
+                check_destination(places.dst, force)
             lock = Lock.take(places.lock, places.dst)
         try:
             with as_output_error(places.dst):
@@ -109,8 +109,8 @@ class OutputFolder:
             return
         told = None
         try:
-            if self._inode is not None and folder_inode(self.path) == self._inode:
-                if not os.path.lexists(self._places.old):  # the failure came after the rename
+            if self._is_in_place():
+                if not os.path.lexists(self._places.old):
                     self._clean()
                 told = error and kept_error(error, self.path, "", 0, 0)
             elif error is not None and self._is_worth_keeping(error):
@@ -247,7 +247,8 @@ class OutputFolder:
         """Remove everything that was written, unless it was committed."""
         if self._done:
             return
-        self._close_files()
+        with contextlib.suppress(OSError):
+            self._close_files()
         with contextlib.suppress(OSError, ReshardError):
             _remove_partial(self._places, self._names())
         self._finish()
@@ -307,11 +308,11 @@ class OutputFolder:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         check_destination(dst, self._force)  # what is there now may have come meanwhile
-        os.rename(dst, old)
         try:
+            os.rename(dst, old)
             os.rename(data, dst)
         except BaseException:
-            if folder_inode(dst) != self._inode:
+            if os.path.lexists(old) and not os.path.lexists(dst):
                 os.rename(old, dst)
             raise
 
@@ -324,6 +325,12 @@ class OutputFolder:
             item.code in KEEPING for item in error.diagnostics
         )
 
+    def _is_in_place(self) -> bool:
+        """Whether the failure came after the rename."""
+        with contextlib.suppress(OSError):
+            return self._inode is not None and folder_inode(self.path) == self._inode
+        return False
+
     def _keep(self, error: BaseException) -> BaseException:
         done, total = 0, sum(self._making.files.values())
         if self._journal is not None:
@@ -331,12 +338,20 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 self._sync_files()
                 self._journal.sync()
-        self._close_files()
+        with contextlib.suppress(OSError):
+            self._close_files()
         return kept_error(error, self.path, self._places.partial.name, done, total)
 
     def _close_files(self) -> None:
+        """Close every file; the first failure is told when all are closed."""
+        failure: OSError | None = None
         while self._open:
-            os.close(self._open.popitem()[1])
+            try:
+                os.close(self._open.popitem()[1])
+            except OSError as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
     def _clean(self) -> None:
         """Remove the journal of a folder that is in place; if that fails, the next run does it."""
@@ -350,9 +365,11 @@ class OutputFolder:
         if self._done:
             return
         self._done = True
-        self._close_files()
+        with contextlib.suppress(OSError):
+            self._close_files()
         if self._journal is not None:
-            self._journal.close()
+            with contextlib.suppress(OSError):
+                self._journal.close()
         self._lock.release()
 
 
@@ -375,7 +392,7 @@ def _begin(places: Places, lock: Lock, making: Making, force: bool) -> OutputFol
     if is_in_place and not reason:
         return OutputFolder(places, lock, making, is_in_place=True)
     check_destination(places.dst, force)
-    if notes is not None and not reason:
+    if notes is not None and notes.records and not reason:
         return OutputFolder(places, lock, making, force=force, claims=notes.records)
     if places.partial.exists():
         _remove_partial(places, {*making.files, *(notes.files if notes is not None else ())})

@@ -1,0 +1,71 @@
+"""`kill -9` at every call of the file system: nothing is lost, nothing looks whole that is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import reshard
+
+DRIVER = Path(__file__).with_name("kill_driver.py")
+
+Tell = Callable[[str, str], None]
+
+
+def kill(folder: Path, tell: Tell, source: Path, to: str, step: int = 1, **more: object) -> None:
+    """Run the driver, and tell what it counted."""
+    folder.mkdir()
+    threads, previous = more.get("threads", 1), more.get("previous")
+    words = [*(source, folder, to, step, threads), *([previous] if previous else [])]
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    replaced = ", replacing another" if previous else ""
+    several = f", {threads} threads" if threads != 1 else ""
+    every = "each" if step == 1 else f"one in {step}"
+    tell(
+        f"kill matrix, {to}{replaced}{several}",
+        f"{counts['calls']} calls, killed at {every} ({counts['killed']} kills): "
+        f"{counts.get('gone on from', 0)} gone on from, {counts.get('complete', 0)} were complete; "
+        "0 losses",
+    )
+    assert counts["killed"] >= 20
+    assert counts["gone on from"] >= 3
+
+
+@pytest.mark.slow
+def test_universal(tiny: Path, tmp_path: Path, tell: Tell) -> None:
+    kill(tmp_path / "work", tell, tiny, "universal")
+
+
+@pytest.mark.slow
+def test_universal_in_place_of_another(tiny: Path, tmp_path: Path, tell: Tell) -> None:
+    reshard.convert(tiny, tmp_path / "previous", "universal", states="weights")
+    kill(tmp_path / "work", tell, tiny, "universal", previous=tmp_path / "previous")
+
+
+@pytest.mark.slow
+def test_deepspeed_universal_in_place_of_another(tiny: Path, tmp_path: Path, tell: Tell) -> None:
+    reshard.convert(tiny, tmp_path / "previous", "deepspeed-universal:tag=other")
+    kill(tmp_path / "work", tell, tiny, "deepspeed-universal", 5, previous=tmp_path / "previous")
+
+
+@pytest.mark.slow
+def test_deepspeed(fixture_checkpoint: Callable[[str], Path], tmp_path: Path, tell: Tell) -> None:
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    kill(tmp_path / "work", tell, source, "deepspeed:zero=1,dp=2", 5)
+
+
+@pytest.mark.slow
+def test_several_threads(tiny: Path, tmp_path: Path, tell: Tell) -> None:
+    kill(tmp_path / "work", tell, tiny, "universal", 4, threads=3)
