@@ -98,8 +98,9 @@ def run_all(
             shutil.copytree(previous, dst)
         return dst
 
+    first = place("count")
     with shim.counted(names=MODES[mode][1]) as counter:
-        assert attempt(source, place("count"), "universal", force=force)[1] is None
+        assert attempt(source, first, "universal", force=force)[1] is None
     for at in range(1, counter.count + 1):
         dst = place(str(at))
         outcome = try_once(source, dst, "universal", at, mode, force=force)

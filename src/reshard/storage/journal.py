@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FORMAT = 1
+NEW = "journal.new"
+"""What a journal is called until its first line is durable."""
+
 _MAX_NBYTES = 1 << 30
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -95,7 +98,7 @@ class Journal:
         Args:  records: of an earlier run, that were proved.
         Raises: OSError.
         """
-        new = path.with_name(path.name + ".new")
+        new = path.with_name(NEW)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         head = {"journal": FORMAT, "program": making.program, "target": making.target}

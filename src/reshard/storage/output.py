@@ -16,24 +16,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from reshard.errors import ReshardError, output_error
+from reshard.errors import ReshardError
 from reshard.storage.destination import Places, check_destination, check_hidden, folder_inode
-from reshard.storage.journal import Journal, Making, Notes, Record
+from reshard.storage.journal import NEW, Journal, Making, Record
+from reshard.storage.leftovers import (
+    check_partial,
+    reason_against,
+    remove_old,
+    remove_partial,
+    settle,
+)
 from reshard.storage.lock import Lock
 from reshard.storage.output_error import as_output_error, kept_error
-from reshard.storage.owned import (
-    RECEIPT,
-    foreign_entries,
-    foreign_error,
-    receipt_bytes,
-    remove_written,
-    written_names,
-)
+from reshard.storage.owned import RECEIPT, receipt_bytes, written_names
 
 SYNC_NBYTES = 1 << 30
 """So many bytes are written before what was noted is made durable."""
-
-_NEW = "journal.new"
 
 
 class OutputFolder:
@@ -239,7 +237,7 @@ class OutputFolder:
             self._put_in_place()
             _sync_folder(self.path.parent)
             if os.path.lexists(self._places.old):
-                _remove_old(self._places)
+                remove_old(self._places)
             self._clean()
         self._finish()
 
@@ -250,7 +248,7 @@ class OutputFolder:
         with contextlib.suppress(OSError):
             self._close_files()
         with contextlib.suppress(OSError, ReshardError):
-            _remove_partial(self._places, self._names())
+            remove_partial(self._places, self._names())
         self._finish()
 
     def close(self) -> None:
@@ -355,7 +353,7 @@ class OutputFolder:
 
     def _clean(self) -> None:
         """Remove the journal of a folder that is in place; if that fails, the next run does it."""
-        for name in (_NEW, self._places.journal.name):
+        for name in (NEW, self._places.journal.name):
             with contextlib.suppress(OSError):
                 os.unlink(self._places.partial / name)
         with contextlib.suppress(OSError):
@@ -365,12 +363,14 @@ class OutputFolder:
         if self._done:
             return
         self._done = True
-        with contextlib.suppress(OSError):
-            self._close_files()
-        if self._journal is not None:
+        try:
             with contextlib.suppress(OSError):
-                self._journal.close()
-        self._lock.release()
+                self._close_files()
+            if self._journal is not None:
+                with contextlib.suppress(OSError):
+                    self._journal.close()
+        finally:
+            self._lock.release()
 
 
 KEEPING = frozenset(
@@ -387,62 +387,20 @@ def _begin(places: Places, lock: Lock, making: Making, force: bool) -> OutputFol
     check_hidden(places)
     notes = places.notes()
     is_in_place = places.is_in_place(notes)
-    _settle(places, is_in_place)
-    reason = "" if notes is None else _reason(notes, making)
+    settle(places, is_in_place)
+    reason = "" if notes is None else reason_against(notes, making)
     if is_in_place and not reason:
         return OutputFolder(places, lock, making, is_in_place=True)
     check_destination(places.dst, force)
+    names = {*making.files, *(notes.files if notes is not None else ())}
+    if places.partial.exists():
+        check_partial(places, names)
     if notes is not None and notes.records and not reason:
         return OutputFolder(places, lock, making, force=force, claims=notes.records)
     if places.partial.exists():
-        _remove_partial(places, {*making.files, *(notes.files if notes is not None else ())})
+        remove_partial(places, names)
     restarted = reason if notes is not None and (notes.records or notes.making is None) else ""
     return OutputFolder(places, lock, making, force=force, restarted=restarted)
-
-
-def _reason(notes: Notes, making: Making) -> str:
-    """Why a run cannot go on from these notes; empty if it can."""
-    if notes.making is None or notes.fault:
-        return notes.fault
-    return notes.making.difference(making)
-
-
-def _settle(places: Places, is_in_place: bool) -> None:
-    """End a replacement that was cut off: the old folder is put back, or goes."""
-    if places.gone.exists():
-        remove_written(places.gone, written_names(places.gone))
-    if not places.old.exists():
-        return
-    if is_in_place:
-        _remove_old(places)
-    elif not os.path.lexists(places.dst):
-        os.rename(places.old, places.dst)
-    else:
-        raise output_error(
-            "output-foreign",
-            f"{places.old} holds what was at {places.dst} before",
-            notes=["a run that was replacing it was stopped, and something else is there now"],
-            helps=["move one of the two elsewhere"],
-        )
-
-
-def _remove_old(places: Places) -> None:
-    """Remove what was replaced, under a name from which it is not put back."""
-    os.rename(places.old, places.gone)
-    remove_written(places.gone, written_names(places.gone))
-
-
-def _remove_partial(places: Places, names: Iterable[str]) -> None:
-    inside = {"journal", _NEW, "data/.", *(f"data/{name}" for name in names)}
-    foreign = foreign_entries(places.partial, inside)
-    if foreign:
-        raise foreign_error(places.partial, foreign)
-    if places.data.exists():
-        remove_written(places.data, names)
-    for name in (_NEW, "journal"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(places.partial / name)
-    os.rmdir(places.partial)
 
 
 def _allocate(fd: int, nbytes: int) -> None:
