@@ -125,6 +125,30 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard verify {src} {dst}",
             kept_mesh=("pp", "tp", "ep"),
         ),
+        "dcp": TargetFormat(
+            "reshard.formats.dcp.write",
+            "PyTorch distributed checkpoint",
+            "torch.distributed.checkpoint.load(state_dict, checkpoint_id='{dst}')",
+        ),
+        "torchtitan": TargetFormat(
+            "reshard.formats.dcp.write_torchtitan",
+            "checkpoint of torchtitan",
+            "torchtitan resumes from it with `--checkpoint.folder={dst}`",
+            names="torchtitan",
+            plain=frozenset({"dcp", "universal"}),
+        ),
+        "olmo-core": TargetFormat(
+            "reshard.formats.dcp.write_olmo_core",
+            "checkpoint of OLMo-core",
+            "OLMo-core loads it with `load_path: {dst}`",
+            names="olmo_core",
+            plain=frozenset({"dcp", "universal"}),
+        ),
+        "accelerate": TargetFormat(
+            "reshard.formats.dcp.write_accelerate",
+            "checkpoint of FSDP for accelerate",
+            "accelerate loads it with `accelerator.load_state('{dst}')`",
+        ),
         "deepspeed-universal": TargetFormat(
             "reshard.formats.deepspeed.write_universal",
             "folder in DeepSpeed's universal form",

@@ -105,7 +105,8 @@ def _names(folder: Folder) -> Iterator[str]:
         if folder.kind == "dcp":
             folders[:] = []
         for name in sorted(files):
-            if not name.endswith((".distcp", ".metadata", ".metadata.tmp")):
+            ours = name.startswith(".reshard-")
+            if not ours and not name.endswith((".distcp", ".metadata", ".metadata.tmp")):
                 yield (here / name).relative_to(folder.root).as_posix()
 
 

@@ -1,0 +1,152 @@
+"""What of a source goes where in a distributed checkpoint, and what has no place there."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reshard.errors import Diagnostic
+from reshard.formats.dcp.names import Path
+from reshard.formats.dcp.settings import Settings, settings_of
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.output import FileBytes
+
+MASTER = "master"
+
+
+@dataclass(slots=True)
+class Contents:
+    """The tensors and objects of a source, sorted.
+
+    Args:  weights: by name, what FSDP calls a parameter: master weights where there are some.
+           states: of the optimizer, by name and kind.
+           extras: tensors of no parameter, with their paths.
+           objects: as tagged JSON, with their paths.
+           files: beside the tensors, by name.
+           aliases: other names of weights, which are stored once more.
+           iteration: optimizer steps done.
+    """
+
+    arrangement: Arrangement
+    weights: dict[str, Whole] = field(default_factory=dict)
+    states: dict[str, dict[str, Whole]] = field(default_factory=dict)
+    extras: list[tuple[Path, Whole]] = field(default_factory=list)
+    objects: list[tuple[Path, object]] = field(default_factory=list)
+    files: dict[str, object] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    settings: Settings = field(default_factory=lambda: Settings((), {}))
+    iteration: int | None = None
+    warned: list[Diagnostic] = field(default_factory=list)
+    _dropped: dict[tuple[str, str], str] = field(default_factory=dict)
+    _folded: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def drop(self, name: str, state: str, why: str) -> None:
+        """Say that a tensor has no place."""
+        self._dropped[name, state] = why
+
+    def fold(self, name: str, state: str, how: str) -> None:
+        """Say that a tensor is there as part of something else."""
+        self._folded[name, state] = how
+
+    def dropped(self) -> tuple[tuple[str, str, str], ...]:
+        """For `Output.dropped`."""
+        return tuple((name, state, why) for (name, state), why in self._dropped.items())
+
+    def folded(self) -> tuple[tuple[str, str, str], ...]:
+        """For `Output.folded`."""
+        return tuple((name, state, how) for (name, state), how in self._folded.items())
+
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """For `Output.warnings`."""
+        return (*self.settings.warning(), *self.warned)
+
+    def side_files(self) -> tuple[FileBytes, ...]:
+        """Files that go back to where they were."""
+        return tuple(
+            FileBytes(name, 0, base64.b64decode(str(told["$bytes"])))
+            for name, told in self.files.items()
+            if isinstance(told, dict) and "$bytes" in told
+        )
+
+
+def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None = None) -> Contents:
+    """Sort a source.
+
+    Args:  group_keys: hyper-parameters that the target wants besides, and which they are where the
+           source does not tell them.
+    """
+    catalog = arrangement.catalog
+    framework = catalog.training.framework or {}
+    mine = framework.get("name") == "dcp"
+    out = Contents(arrangement, iteration=catalog.training.iteration)
+    out.aliases = dict(catalog.aliases or {})
+    kinds: dict[str, dict[str, Whole]] = {}
+    for whole in arrangement.wholes:
+        if whole.state == EXTRA:
+            _sort_extra(out, whole, framework, mine=mine)
+        else:
+            kinds.setdefault(whole.name, {})[whole.state] = whole
+    _sort_weights(out, kinds)
+    _sort_states(out, kinds)
+    trained = [name for name in kinds if name in out.states]
+    states = {state for held in out.states.values() for state in held}
+    if trained:
+        out.settings = settings_of(catalog.training, trained, states, group_keys or {})
+    _sort_objects(out, framework, mine=mine)
+    return out
+
+
+def _sort_extra(
+    out: Contents, whole: Whole, framework: Mapping[str, object], *, mine: bool
+) -> None:
+    if mine:
+        out.extras.append((_path(framework, whole.name), whole))
+        return
+    why = (
+        f"it belongs to no parameter, and only {framework.get('name') or 'its framework'} reads it"
+    )
+    out.drop(whole.name, EXTRA, why)
+
+
+def _sort_weights(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
+    for name, held in kinds.items():
+        master, param = held.get(MASTER), held.get("param")
+        chosen = master or param
+        if chosen is not None:
+            out.weights[name] = chosen
+        if master is not None and param is not None:
+            out.fold(name, "param", "the master weights, from which it is rounded")
+
+
+def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
+    """States of the optimizer; of tied weights, which it trains once, under the first name."""
+    first: dict[tuple[object, str], str] = {}
+    for name, held in kinds.items():
+        for state, whole in held.items():
+            if state in ("param", MASTER):
+                continue
+            known = first.setdefault((whole.segments, state), name)
+            if known != name and whole.segments:
+                out.fold(name, state, f"that of `{known}`, which it is tied to")
+            else:
+                out.states.setdefault(name, {})[state] = whole
+
+
+def _sort_objects(out: Contents, framework: Mapping[str, object], *, mine: bool) -> None:
+    training = out.arrangement.catalog.training
+    objects, files = framework.get("objects"), framework.get("files")
+    if mine and isinstance(objects, dict):
+        out.objects += [(_path(framework, key), value) for key, value in objects.items()]
+    if mine and isinstance(files, dict):
+        out.files = dict(files)
+    schedule = None if mine else (training.state or {}).get("lr_scheduler")
+    if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
+        out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
+
+
+def _path(framework: Mapping[str, object], key: str) -> Path:
+    paths = framework.get("paths")
+    told = paths.get(key) if isinstance(paths, dict) else None
+    return tuple(told) if isinstance(told, list) else (key,)

@@ -1,0 +1,141 @@
+"""The data files of the ranks and the `.metadata` beside them, being put together."""
+
+from __future__ import annotations
+
+from reshard.algebra.term import term_axes
+from reshard.errors import target_error
+from reshard.formats.dcp.boxes import Grid, Part, parts
+from reshard.formats.dcp.contents import Contents
+from reshard.formats.dcp.form import Form, joined
+from reshard.formats.dcp.names import Path
+from reshard.formats.dcp.settings import decode
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.output import FileBytes
+from reshard.plan.slice import slice_spec
+from reshard.plan.target import Target
+from reshard.storage.dcp_writer import DcpWriter, NewChunk, data_file
+
+_CUT = ("kv", "f", "v")
+"""What tensor-parallel ranks cut of a model: heads, the inner size of the MLP, and the vocabulary.
+
+It is what the shipped layouts of Megatron lay over `tp`, and what the plans of torchtitan and
+transformers cut (`ColwiseParallel`, `RowwiseParallel`)."""
+
+
+def grid_of(arrangement: Arrangement, target: Target) -> Grid:
+    """The ranks that a target asks for.
+
+    Raises: ReshardError[bad-option | dcp-tensor-parallel].
+    """
+    grid = Grid(target.integer("dp", 1) or 1, target.integer("tp", 1) or 1)
+    if grid.tp > 1 and not _tensor_parallel_axes(arrangement):
+        raise target_error(
+            "dcp-tensor-parallel",
+            f"layout `{arrangement.layout.name}` does not say what tensor-parallel ranks cut",
+            notes=[f"target `{target}`", "no axis of it lies over `tp`"],
+            helps=[
+                "leave `tp` out: PyTorch loads chunks of any shape into a tensor-parallel model",
+                "or name the model's layout with `--names`, or give one that cuts over `tp` with "
+                "`--layout`",
+            ],
+        )
+    return grid
+
+
+def _tensor_parallel_axes(arrangement: Arrangement) -> set[str]:
+    """The axes that lie over tensor-parallel ranks: those of the layout, else of every model."""
+    stated = {
+        axis
+        for bound in arrangement.bound.values()
+        for axis, cut in bound.cuts.items()
+        if "tp" in cut.over
+    }
+    model = arrangement.layout.model
+    return stated or ({*_CUT} & {*model.axes} if model is not None else set())
+
+
+class RankFiles:
+    """One folder with `.metadata`.
+
+    Args:  folder: goes before its file names, e.g. `optimizer_0/`.
+    """
+
+    def __init__(self, arrangement: Arrangement, grid: Grid, folder: str = "") -> None:
+        self._arrangement = arrangement
+        self._grid = grid
+        self.writer = DcpWriter(folder)
+        self._paths: dict[str, Path] = {}
+        self._axes = _tensor_parallel_axes(arrangement)
+        self._buffers = {*arrangement.catalog.buffers}
+
+    def metadata(self) -> FileBytes:
+        """The file `.metadata`, once everything was added."""
+        return self.writer.metadata(dict(self._paths))
+
+    def add_weights(self, contents: Contents, form: Form) -> None:
+        """Add the model, tied weights under each of their names."""
+        for name, whole in contents.weights.items():
+            self.add_tensor(form.weight(name), whole)
+        for name, stored in contents.aliases.items():
+            if stored in contents.weights and name not in contents.weights:
+                self.add_tensor(form.weight(name), contents.weights[stored])
+
+    def add_optimizer(self, contents: Contents, form: Form) -> None:
+        """Add states and hyper-parameters."""
+        for name, held in contents.states.items():
+            for state, whole in held.items():
+                self.add_tensor(form.state(name, state), whole)
+        for index, group in enumerate(contents.settings.groups):
+            owners: tuple[int | str, ...] = group.params if form.flattened else (index,)
+            for owner in owners:
+                for key, value in group.settings.items():
+                    self.add_object(form.setting(owner, key), value)
+            if not form.flattened:
+                self.add_object(form.setting(index, "params"), list(group.params))
+
+    def add_rest(self, contents: Contents) -> None:
+        """Add what belongs to no parameter."""
+        for path, whole in contents.extras:
+            self.add_tensor(path, whole)
+        for path, value in contents.objects:
+            self.add_object(path, value)
+
+    def add_tensor(self, path: Path, whole: Whole) -> None:
+        """Add a tensor, cut as the ranks have it."""
+        plain = whole.name in self._buffers or whole.rule < 0
+        found = parts(whole.shape, self._grid, self._cut(whole), whole=plain)
+        chunks = [NewChunk(p.box.lo, slice_spec(whole, p.box), self._file(p)) for p in found]
+        self.writer.add_tensor(self._claim(path), whole.dtype, whole.shape, chunks)
+
+    def add_object(self, path: Path, value: object) -> None:
+        """Add an object that is told as tagged JSON; one that is there already stays."""
+        if joined(path) not in self._paths:
+            root = decode(value, self.writer.constant)
+            self.writer.add_object(self._claim(path), root, self._lightest())
+
+    def has(self, path: Path) -> bool:
+        """Whether something stands there."""
+        return joined(path) in self._paths
+
+    def _claim(self, path: Path) -> str:
+        key = joined(path)
+        self._paths[key] = path
+        return key
+
+    def _cut(self, whole: Whole) -> int | None:
+        """The dimension that tensor-parallel ranks cut."""
+        bound = self._arrangement.bound.get(whole.name)
+        if self._grid.tp == 1 or bound is None or whole.rule < 0:
+            return None
+        for dim, term in enumerate(bound.dims):
+            if self._axes & set(term_axes(term)):
+                return dim
+        return None
+
+    def _file(self, part: Part) -> str:
+        return self._lightest() if part.rank is None else data_file(part.rank)
+
+    def _lightest(self) -> str:
+        """The file with the fewest bytes so far, as torch gives copies to the idlest rank."""
+        files = [data_file(rank) for rank in range(self._grid.size)]
+        return min(files, key=self.writer.nbytes)

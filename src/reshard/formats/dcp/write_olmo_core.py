@@ -1,0 +1,63 @@
+"""Writes a step's folder of OLMo-core.
+
+Source: OLMo-core train/checkpoint.py `Checkpointer`, distributed/checkpoint/__init__.py (fa6c501).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from reshard.errors import Diagnostic
+from reshard.formats.dcp.contents import Contents, contents_of
+from reshard.formats.dcp.form import Form
+from reshard.formats.dcp.rank_files import RankFiles, grid_of
+from reshard.formats.dcp.write import output_of
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.output import FileBytes, Output
+from reshard.plan.target import Target
+
+OPTIONS = ("dp", "tp", "flatten")
+_MARK = ".metadata.json"
+_TRAINER = "train/rank0.pt"
+
+
+def prepare(arrangement: Arrangement, target: Target) -> Output:
+    """The folder `model_and_optim`, and beside it what the source has of OLMo-core.
+
+    Args:  target: options `dp` and `tp`, ranks; `flatten`, 1 for a flattened optimizer.
+    Raises: ReshardError[unknown-option | bad-option | dcp-tensor-parallel].
+    """
+    target.reject_unknown(OPTIONS)
+    grid = grid_of(arrangement, target)
+    contents = contents_of(arrangement)
+    form = Form(("model",), ("optim",), target.integer("flatten", 0, least=0) == 1)
+    files = RankFiles(arrangement, grid, "model_and_optim/")
+    files.add_weights(contents, form)
+    files.add_optimizer(contents, form)
+    mark = contents.files.pop(_MARK, None)
+    contents.warned += _warnings(contents)
+    files.add_rest(contents)
+    return output_of(contents, [files], last=[_mark(mark)])
+
+
+def _mark(told: object) -> FileBytes:
+    """The file that is written last; OLMo-core takes a folder without it for incomplete."""
+    data = json.dumps({"version": "2.0"}).encode()
+    if isinstance(told, dict) and "$bytes" in told:
+        data = base64.b64decode(str(told["$bytes"]))
+    return FileBytes(_MARK, 0, data)
+
+
+def _warnings(contents: Contents) -> list[Diagnostic]:
+    if _TRAINER in contents.files:
+        return []
+    return [
+        Diagnostic(
+            "olmo-trainer-state",
+            "there is no state of OLMo-core's trainer to write",
+            "warning",
+            notes=(f"`{_TRAINER}` tells it the step and the data that were seen",),
+            helps=("load the checkpoint with `load_trainer_state=False`",),
+        )
+    ]
