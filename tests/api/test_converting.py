@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 import reshard
+from real_cases import READABLE
 
 Fixture = Callable[[str], Path]
-CASES = sorted(
-    path.parent.name
-    for path in (Path(__file__).resolve().parents[2] / "fixtures").glob("*/case.json")
-)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", READABLE)
 def test_a_universal_checkpoint_holds_what_its_source_holds(
     name: str, fixture_checkpoint: Fixture, tmp_path: Path
 ) -> None:

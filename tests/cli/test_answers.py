@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from command_line import Case, Golden, Run
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-CASES = sorted(path.parent.name for path in FIXTURES.glob("*/case.json"))
+from real_cases import READABLE
+
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {
     "universal": "universal",
     "native": "deepspeed:zero=2,dp=2",
@@ -26,7 +27,7 @@ def _narrow(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", READABLE)
 def test_inspect(name: str, run: Run, case: Case, golden: Golden) -> None:
     said = run("inspect", case(name))
     assert (said.code, said.err) == (0, "")
@@ -138,7 +139,7 @@ def test_fmt(run: Run, here: Path) -> None:
 
 
 def test_explain_prints_the_page_of_a_code(run: Run) -> None:
-    page = (FIXTURES.parent / "docs" / "errors" / "coverage-gap.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "errors" / "coverage-gap.md").read_text(encoding="utf-8")
     for word in ("coverage-gap", "error[coverage-gap]:", "[coverage-gap]"):
         assert run("explain", word).out == page
 

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from deepspeed_oracle import arrange, wholes
 
+from real_cases import DEEPSPEED
 from reshard.formats.deepspeed import detect, read
 from reshard.language import format_document, parse
 from reshard.plan.catalog import Catalog
 
-FIXTURES = Path(__file__).resolve().parents[3] / "fixtures"
-CASES = sorted(path.parent.name for path in FIXTURES.glob("*/case.json"))
 STATES = {"fp32": "master", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 
 Open = Callable[[str], Path]
@@ -35,7 +34,7 @@ def truth(path: Path) -> dict[tuple[str, str], tuple[str, list[int], bytes]]:
     return out
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DEEPSPEED)
 def test_every_state_is_the_truth(case: str, fixture_checkpoint: Open) -> None:
     folder = fixture_checkpoint(case)
     assert detect(folder / "ckpt")
@@ -53,7 +52,7 @@ def test_every_state_is_the_truth(case: str, fixture_checkpoint: Open) -> None:
     assert states == {name for name, state in wanted if state == "exp_avg"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DEEPSPEED)
 def test_weights_are_the_master_weights_rounded(case: str, fixture_checkpoint: Open) -> None:
     found = wholes(arrange(read(fixture_checkpoint(case) / "ckpt")))
     for (name, state), weight in found.items():
@@ -62,13 +61,13 @@ def test_weights_are_the_master_weights_rounded(case: str, fixture_checkpoint: O
             assert rounded.tobytes() == weight.tobytes(), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DEEPSPEED)
 def test_the_layout_is_canonical(case: str, fixture_checkpoint: Open) -> None:
     catalog = read(fixture_checkpoint(case) / "ckpt")
     assert format_document(parse(catalog.layout, "layout")) == catalog.layout
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DEEPSPEED)
 def test_training_is_whole_and_json(case: str, fixture_checkpoint: Open) -> None:
     catalog = read(fixture_checkpoint(case) / "ckpt")
     training = catalog.training
@@ -101,7 +100,7 @@ def optimized(catalog: Catalog) -> set[str]:
     return {w.name for w in arrange(catalog).wholes if w.state == "exp_avg"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DEEPSPEED)
 def test_files_are_listed_with_their_sizes(case: str, fixture_checkpoint: Open) -> None:
     catalog = read(fixture_checkpoint(case) / "ckpt")
     root = Path(catalog.root)
