@@ -14,6 +14,7 @@ from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
+from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import (
     TensorRef,
     open_torch_file,
@@ -34,6 +35,7 @@ class ChunkReader:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, SourceFile] = {}
+        self._read: set[tuple[str, int, int, str]] = set()
 
     def know(self, file: str) -> None:
         """Remember a file as it is now.
@@ -50,6 +52,7 @@ class ChunkReader:
         """
         self.know(chunk.file)
         path = self.root / chunk.file
+        self._read.add((chunk.file, chunk.byte_offset, chunk.nbytes, stored.name))
         root = self._raw(chunk, path) if chunk.tensor is not None else self._blob(chunk, path)
         if not isinstance(root, TensorRef):
             raise _mismatch(stored, chunk, path, "it is no tensor")
@@ -92,6 +95,23 @@ class ChunkReader:
                 out.append(fragment_of(ref, chunk, stored.shape))
         return tuple(out)
 
+    def refuse_overlaps(self) -> None:
+        """Refuse bytes that were read as parts of two chunks.
+
+        Raises: ReshardError[bad-metadata].
+        """
+        file, end, name = "", 0, ""
+        for own, start, nbytes, other in sorted(self._read):
+            if nbytes and own == file and start < end:
+                raise source_error(
+                    "bad-metadata",
+                    f"chunks of `{name}` and `{other}` overlap in {self.root / own}",
+                    notes=[f"the first ends at byte {end}, the second begins at {start}"],
+                    helps=["the folder is damaged; copy it again"],
+                )
+            if own != file or start + nbytes > end:
+                file, end, name = own, start + nbytes, other
+
     def objects(self, metadata: Metadata) -> Iterator[tuple[str, object]]:
         """Every pickled object by name, as tagged JSON."""
         for item in metadata.objects:
@@ -127,8 +147,14 @@ def small_tensor(ref: TensorRef) -> object:
 
 def is_safetensors(path: Path, byte_offset: int) -> bool:
     """Whether a place of a file looks like the beginning of a safetensors file."""
-    with path.open("rb", buffering=0) as file:
-        head = os.pread(file.fileno(), 9, byte_offset)
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return False
+    try:
+        head = os.pread(fd, 9, byte_offset)
+    finally:
+        os.close(fd)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER
 
 

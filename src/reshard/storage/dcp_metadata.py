@@ -19,6 +19,8 @@ from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 
+_MAX_DIMENSIONS = 64
+_MAX_NUMBER = 2**63 - 1
 _RANK = re.compile(r"__(\d+)\.metadata")
 
 
@@ -114,7 +116,7 @@ class _Parser:
         return Metadata(
             tuple(tensors),
             tuple(objects),
-            {str(k): tuple(v) for k, v in paths.items()},
+            {str(k): _path(v) for k, v in paths.items()},
             str(root.get("version") or root.get("bytecheckpoint_version") or ""),
             {str(k): v for k, v in root.items() if k not in _KNOWN and v},
             (f"{self._shown}{self._path.name}",),
@@ -158,9 +160,10 @@ class _Parser:
             file, byte_offset, nbytes = value["relative_path"], value["offset"], value["length"]
             if not (isinstance(file, str) and isinstance(name, str)):
                 raise TypeError("a name that is not text")
-            if not (isinstance(byte_offset, int) and isinstance(nbytes, int)):
-                raise TypeError("a byte range that is not of integers")
-            if Path(file).is_absolute() or ".." in Path(file).parts:
+            byte_offset, nbytes = _integers((byte_offset, nbytes))
+            if min(byte_offset, nbytes) < 0:
+                raise ValueError(f"bytes {byte_offset} and {nbytes} more")
+            if not file.isprintable() or Path(file).is_absolute() or ".." in Path(file).parts:
                 raise _bad(self._path, f"file name `{file}` leads out of the folder")
             at = None if offsets is None else _integers(offsets)
             if (name, at) in out:
@@ -176,12 +179,15 @@ class _Parser:
         apart: Mapping[tuple[str, Offsets | None], bytes],
     ) -> StoredTensor:
         shape = _integers(entry["size"])
+        if len(shape) > _MAX_DIMENSIONS:
+            raise ValueError(f"`{name}` has {len(shape)} dimensions")
         dtype = _dtype(entry["properties"])
         if dtype is None:
             raise _bad(self._path, f"`{name}` has an element type that is not known")
         chunks = []
         for item in _items(entry["chunks"]):
-            assert isinstance(item, Record)
+            if not isinstance(item, Record):
+                raise TypeError("a chunk")
             lo, size = _integers(item.attributes["offsets"]), _integers(item.attributes["sizes"])
             if len(lo) != len(shape) or len(size) != len(shape):
                 raise _bad(self._path, f"a chunk of `{name}` has {len(size)} dimensions")
@@ -223,9 +229,17 @@ def _items(value: object) -> list[object]:
 
 def _integers(value: object) -> tuple[int, ...]:
     items = _items(value)
-    out = tuple(item for item in items if isinstance(item, int))
+    out = tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))
+    if len(out) != len(items) or any(abs(item) > _MAX_NUMBER for item in out):
+        raise TypeError("sizes or offsets that are not of integers of 64 bits")
+    return out
+
+
+def _path(value: object) -> tuple[str | int, ...]:
+    items = _items(value)
+    out = tuple(item for item in items if isinstance(item, (str, int)))
     if len(out) != len(items):
-        raise TypeError("a shape that is not of integers")
+        raise TypeError("a path in planner_data that is not of names and numbers")
     return out
 
 

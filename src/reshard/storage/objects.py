@@ -74,7 +74,11 @@ def _rare_to(obj: object, inner: Callable[[object], object]) -> object:
     if isinstance(obj, (set, frozenset)):
         items = sorted((inner(item) for item in obj), key=repr)
         return {"$frozenset" if isinstance(obj, frozenset) else "$set": items}
-    raise TypeError(f"{type(obj).__name__} is not made by the pickle reader")
+    raise source_error(
+        "unkept-object",
+        "an object of the checkpoint cannot be kept",
+        notes=["it is a storage without a tensor"],
+    )
 
 
 def _dict_to(obj: dict[object, object], inner: Callable[[object], object]) -> object:

@@ -32,6 +32,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     folder = find_step(path, step)
     chunks = ChunkReader(folder.root)
     found: Collected = collect(folder, chunks)
+    chunks.refuse_overlaps()
     files = read_side_files(folder, chunks)
     stale = stale_files(folder, chunks)
     return Catalog(

@@ -14,10 +14,13 @@ from reshard.formats.dcp.folders import Folder
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader, small_tensor
 from reshard.storage.objects import to_json
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.torch_file import open_torch_file
 
 MAX_NBYTES = 1 << 24
 """Bytes of a side file that is carried along."""
+MAX_ALL_NBYTES = 1 << 26
+"""Bytes of all of them."""
 
 
 @dataclass(slots=True)
@@ -39,14 +42,16 @@ def read_side_files(folder: Folder, chunks: ChunkReader) -> SideFiles:
     """Everything beside the data files; what is too large is named in a warning."""
     out = SideFiles()
     left: list[tuple[str, int]] = []
+    room = MAX_ALL_NBYTES
     for name in _names(folder):
         path = folder.root / name
-        nbytes = path.stat().st_size
-        if nbytes > MAX_NBYTES:
+        nbytes = _nbytes(path)
+        if nbytes > min(MAX_NBYTES, room):
             left.append((name, nbytes))
             continue
+        room -= nbytes
         chunks.know(name)
-        data = path.read_bytes()
+        data = _data(path)
         out.kept[name] = {"$bytes": base64.b64encode(data).decode("ascii")}
         if name == "config.json":
             out.config = _json(data)
@@ -110,10 +115,24 @@ def _names(folder: Folder) -> Iterator[str]:
                 yield (here / name).relative_to(folder.root).as_posix()
 
 
+def _nbytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def _data(path: Path) -> bytes:
+    try:
+        return read_regular(path, MAX_NBYTES)
+    except (OSError, FileTooLargeError) as error:
+        raise unreadable(path, error) from None
+
+
 def _json(data: bytes) -> Mapping[str, object] | None:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -13,6 +13,7 @@ from reshard.formats.dcp.side_files import SideFiles
 from reshard.plan.catalog import LocalTensor, Training
 from reshard.storage.dcp_chunks import small_tensor
 from reshard.storage.objects import to_json
+from reshard.storage.regular_file import open_regular
 
 _COUNTERS = (
     "train_state.step",
@@ -102,8 +103,11 @@ def _bytes(folder: Folder, tensor: LocalTensor) -> bytes:
     fragment = tensor.fragments[0]
     if fragment.literal is not None:
         return fragment.literal
-    with (folder.root / fragment.file).open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), tensor.dtype.itemsize, fragment.byte_offset)
+    fd = open_regular(folder.root / fragment.file)
+    try:
+        return os.pread(fd, tensor.dtype.itemsize, fragment.byte_offset)
+    finally:
+        os.close(fd)
 
 
 def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:

@@ -65,6 +65,7 @@ def read_dist(folder: Path) -> Catalog:
     check_masters(folder, tensors)
     if flat:
         tensors += flat_tensors(folder, metadata, flat, objects, args, chunks, tensors)
+    chunks.refuse_overlaps()
     tensors += _steps(root, objects, tensors)
     training = training_of(root, Groups(), [])
     framework = {**(training.framework or {}), "objects": objects, "optimizer": _optimizer(root)}
