@@ -26,7 +26,7 @@ KEYS = {
     "plan": "source target tensors files nbytes_read nbytes_written peak_nbytes proof warnings",
     "convert": "path dry_run seconds resumed source target tensors files nbytes_read "
     "nbytes_written peak_nbytes proof warnings",
-    "verify": "a b tensors nbytes files mismatches faults",
+    "verify": "a b tensors nbytes files mismatches faults checksums",
     "diff": "a b tensors nbytes mismatches facts copied drift",
     "roundtrip": "source states left_out sample materialized on_drift ways",
     "layout-show": "layout",

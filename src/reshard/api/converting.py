@@ -119,6 +119,7 @@ def plan(
     states: str | Iterable[str] = "all",
     dtype: str | None = None,
     on_drift: OnDrift = "error",
+    check: bool = False,
     threads: int | None = None,
     max_memory: int | None = None,
     max_file_size: int | None = None,
@@ -140,6 +141,7 @@ def plan(
         states,
         dtype,
         on_drift,
+        check,
         threads,
         max_memory,
         max_file_size,
@@ -161,6 +163,7 @@ def convert(
     states: str | Iterable[str] = "all",
     dtype: str | None = None,
     on_drift: OnDrift = "error",
+    check: bool = False,
     force: bool = False,
     threads: int | None = None,
     max_memory: int | None = None,
@@ -182,6 +185,7 @@ def convert(
            states: `all`, `weights`, or kinds of state.
            dtype: an element type for the weights, `bf16`; or by state, `param=bf16,exp_avg=fp32`.
            on_drift: what to do where copies differ that should not: "error", "average", "first".
+           check: read all of the source first, and hold it to its own digests or checksums.
            force: replace what is at `dst`, if reshard wrote all of it.
            threads, max_memory (bytes): bounds of the work.  max_file_size: in bytes, of universal.
            on_progress: is called now and then, from any thread.  dry_run: plan only.
@@ -208,6 +212,7 @@ def convert(
         states,
         dtype,
         on_drift,
+        check,
         threads,
         max_memory,
         max_file_size,
@@ -237,6 +242,7 @@ def _prepare(
     states: str | Iterable[str],
     dtype: str | None,
     on_drift: OnDrift,
+    check: bool,
     threads: int | None,
     max_memory: int | None,
     max_file_size: int | None,
@@ -255,6 +261,7 @@ def _prepare(
         mesh=form.mesh_of(target),
         plain=form.plain if names is None else (names,),
         places=places,
+        check=check,
     )
     if dtypes:
         source = replace(source, arrangement=recast(source.arrangement, dtypes))

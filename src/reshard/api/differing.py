@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
 from reshard.api.drifting import Drifts, find_drift
+from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
 from reshard.api.training_facts import FactChange, compare_facts
@@ -65,7 +66,6 @@ def diff(
     a: PathLike,
     b: PathLike | None = None,
     *,
-    step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
@@ -76,25 +76,28 @@ def diff(
 ) -> Diff:
     """How two checkpoints of any formats differ; or, of one alone, how its copies do.
 
-    Args:  a, step, layout, layout_name, settings: as for `open`.
+    Args:  a: folder of a run, or of one of its steps; layout, layout_name: as for `open`, of `a`.
            b: another one; None to compare the copies within `a`.
-           model, names: call the tensors of both as this layout of their model does.
+           settings, model, names: as for `open`, of both sides. Two checkpoints of one model that
+           name their tensors otherwise are compared in the names of `a`.
            states: `all`, `weights`, or kinds of state, of both sides.
            on_progress: is called now and then.
     Raises: ReshardError when something cannot be read; what differs is in the result.
     """
-    left = open_source(
+    if b is None:
+        alone = open_source(
+            a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
+        )
+        return _copies(alone, states)
+    left, right = open_pair(
         a,
-        step=step,
+        b,
         layout=layout,
         layout_name=layout_name,
         settings=settings,
         model=model,
         names=names,
     )
-    if b is None:
-        return _copies(left, states)
-    right = open_source(b, model=model, names=names)
     return _two(left, right, states, on_progress)
 
 

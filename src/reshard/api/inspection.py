@@ -145,14 +145,17 @@ def inspect(
     layout: PathLike | None = None,
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
+    check: bool = False,
 ) -> Inspection:
     """What a checkpoint is: format, mesh, layout, tensors, states, oddities; no tensor is read.
 
-    Args and Raises: as for `open`.
+    Args and Raises: as for `open`.  check: read all of it, and hold it to its own digests or
+                     checksums.
     """
-    return inspect_source(
-        open_source(path, step=step, layout=layout, layout_name=layout_name, settings=settings)
+    source = open_source(
+        path, step=step, layout=layout, layout_name=layout_name, settings=settings, check=check
     )
+    return inspect_source(source)
 
 
 def inspect_source(source: OpenedSource) -> Inspection:

@@ -30,7 +30,7 @@ def open_pair(
         a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
     )
     right = open_source(b, settings=settings, model=model, names=names)
-    if layout is not None or model is not None or names is not None or _same_names(left, right):
+    if layout is not None or model is not None or names is not None or same_names(left, right):
         return left, right
     try:
         one = find_model(left.catalog, settings=settings)
@@ -46,9 +46,26 @@ def open_pair(
         return left, right
 
 
-def _same_names(left: OpenedSource, right: OpenedSource) -> bool:
-    names = [
+def in_names_of(wanted: OpenedSource, path: PathLike, opened: OpenedSource) -> OpenedSource:
+    """A source, opened again if that gives its tensors the names that another one's have.
+
+    Args:  path: of `opened`.
+    """
+    if same_names(wanted, opened):
+        return opened
+    try:
+        one, other = find_model(wanted.catalog), find_model(opened.catalog)
+        if one.family.name != other.family.name:
+            return opened
+        return open_source(path, model=one.family.name, names=one.layout.name)
+    except ReshardError:
+        return opened
+
+
+def same_names(left: OpenedSource, right: OpenedSource) -> bool:
+    """Whether two sources call their parameters alike, as far as both have them."""
+    one, other = (
         {whole.name for whole in side.arrangement.wholes if whole.rule >= 0}
         for side in (left, right)
-    ]
-    return names[0] == names[1]
+    )
+    return one <= other or other <= one

@@ -228,7 +228,7 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
             continue
         found = None
         if other is None:
-            why = reasons.get((here.name, here.state))
+            why = reasons.get((here.name, here.state)) or reasons.get(("", here.state))
             derived = made_from(start.universal, here, last)
             if derived is None and why is None:
                 found = Mismatch(here.name, here.state, "only in A")
@@ -271,6 +271,7 @@ def _reasons(stages: Iterable[Stage]) -> dict[Key, str]:
         if stage.prepared is not None:
             for name, state, why in stage.prepared.output.dropped:
                 out.setdefault((name, state), why)
+                out.setdefault(("", state), why)  # where the target calls its tensors otherwise
     return out
 
 

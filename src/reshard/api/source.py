@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from reshard import formats
+from reshard.api.checking import check_source
 from reshard.api.naming import Modelled, find_model, rename_to
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import format_document, load_layout
@@ -51,6 +52,7 @@ def open_source(
     mesh: Mapping[str, int] | None = None,
     plain: Collection[str] = (),
     places: Iterable[str] = (),
+    check: bool = False,
 ) -> OpenedSource:
     """A source, read through its own layout, the user's, or that of its model.
 
@@ -62,6 +64,7 @@ def open_source(
            mesh: on which they will lie; the rules of the layout may ask for it.
            plain: layouts of sources that keep their own names where no model is known.
            places: `axis=mesh:how`, how axes lie in the layout that gives the names.
+           check: read all of it first, and hold it to its own digests or checksums.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
@@ -73,6 +76,8 @@ def open_source(
     catalog = formats.read(
         formats.recognize(folder), folder, step=step, strict_layout=chosen is None
     )
+    if check:
+        catalog = replace(catalog, oddities=(*catalog.oddities, *check_source(catalog)))
     family, is_plain, plain_catalog = None, False, catalog
     if chosen is not None and chosen.model is not None and own is not None:
         family = _family(own, str(layout), chosen.model.name)

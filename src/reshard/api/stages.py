@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.converting import Prepared, prepare_source, write_output
+from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
 from reshard.api.source import OpenedSource, open_source
 from reshard.errors import ReshardError
@@ -86,16 +88,14 @@ def next_stage(
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",
     digests: bool = False,
-    names: str | None = None,
 ) -> Stage:
     """A target of a stage, read back.
 
     Args:  folder: its name.  digests: read every tensor to digest it, as writing would.
-           names: a layout whose names its tensors get when they are read back.
     Raises: ReshardError of the conversion; ReadBackError of the reader of the target's format.
     """
     prepared = prepare_source(
-        before.source,
+        _in_names_for(before, target),
         target,
         states=states,
         on_drift=on_drift,
@@ -104,13 +104,28 @@ def next_stage(
     )
     path = work.folder / folder
     if work.materialize:
-        return _written(before, prepared, path, work, names)
+        return _written(before, prepared, path, work)
     holes = _holes(prepared.plan)
     _sketch(before, prepared, path, holes, work, digests)
-    return _planned(before, prepared, path, holes, names)
+    try:
+        return _planned(before, prepared, path, holes)
+    except ReadBackError:
+        # Some readers hold tensors against each other at once, and so need them.
+        return _written(before, prepared, path.with_name(f"{path.name}-written"), work)
 
 
-def _written(before: Stage, prepared: Prepared, path: Path, work: Work, names: str | None) -> Stage:
+def _in_names_for(before: Stage, target: Target) -> OpenedSource:
+    """A stage in the names that a target has for its tensors, if it has its own."""
+    form = formats.TARGETS[target.format]
+    made = before.prepared is None or formats.TARGETS[before.prepared.target.format].is_read
+    if not form.names or not made:
+        return before.source
+    return open_source(
+        before.source.path, names=form.names, mesh=form.mesh_of(target), plain=form.plain
+    )
+
+
+def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage:
     from reshard.engine.source_files import SourceFiles
     from reshard.storage.output import OutputFolder
 
@@ -118,7 +133,7 @@ def _written(before: Stage, prepared: Prepared, path: Path, work: Work, names: s
     with OutputFolder.create(path) as folder:
         _, last = write_output(prepared, folder, before.files, work.on_progress)
         folder.commit(last)
-    opened = _read_back(prepared, path, names)
+    opened = _read_back(before, prepared, path)
     files = SourceFiles(opened.catalog.root, opened.catalog.files)
     return Stage(str(prepared.target), opened, files, prepared)
 
@@ -128,11 +143,10 @@ def _planned(
     prepared: Prepared,
     path: Path,
     holes: dict[str, list[Range]],
-    names: str | None,
 ) -> Stage:
     from reshard.engine.made_files import MadeFiles
 
-    opened = _read_back(prepared, path, names)
+    opened = _read_back(before, prepared, path)
     root = Path(opened.catalog.root)
     files = MadeFiles(
         prepared.plan,
@@ -145,13 +159,21 @@ def _planned(
     return Stage(str(prepared.target), opened, files, prepared, is_written=False)
 
 
-def _read_back(prepared: Prepared, path: Path, names: str | None) -> OpenedSource:
+def _read_back(before: Stage, prepared: Prepared, path: Path) -> OpenedSource:
+    """What was made, in the names of the stage that it was made of."""
     try:
         if not formats.TARGETS[prepared.target.format].is_read:
             return placed_source(prepared, path)
-        return open_source(path, names=names)
+        opened = open_source(path)
     except ReshardError as error:
         raise ReadBackError(error) from error
+    family, own = prepared.source.family, before.source.catalog.layout_name
+    if family is None or own not in family.layout_names or same_names(before.source, opened):
+        return in_names_of(before.source, path, opened)
+    for model in (None, family.name):  # some models are alike to their names
+        with contextlib.suppress(ReshardError):
+            return open_source(path, model=model, names=own)
+    return opened
 
 
 def _sketch(

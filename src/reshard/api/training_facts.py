@@ -36,10 +36,10 @@ class FactChange:
 
 
 def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
-    """Every value that differs: of training, of the model's configuration, and roles of names.
+    """Every value that differs: of training, roles of names, and the files beside the weights.
 
-    What only the writing framework understands (`training.framework`) is not compared: it says how
-    the other checkpoint was written.
+    The configuration and what only the writing framework understands (`training.framework`) are
+    not compared: they say how a checkpoint was written, and so differ from one form to another.
     """
     one, other = facts_of(left), facts_of(right)
     out = []
@@ -68,11 +68,14 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
             "empty_param_groups": sum(not group.get("params") for group in groups) or None,
             "state": dict(training.state or {}),
         },
-        "config": dict(catalog.config or {}),
         "aliases": dict(catalog.aliases or {}),
         "buffers": sorted(catalog.buffers),
         "frozen": sorted(catalog.frozen),
-        "side_files": {name: _digest(catalog, name) for name in sorted(catalog.side_files)},
+        "side_files": {
+            name: _digest(catalog, name)
+            for name in sorted(catalog.side_files)
+            if name != "config.json"
+        },
     }
     return dict(_leaves(tree, ""))
 

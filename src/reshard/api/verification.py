@@ -32,6 +32,7 @@ class Verification:
            tensors, nbytes: (parameter, state) pairs that were read, and their bytes.
            files: that were checked, of one checkpoint alone.
            mismatches: of two checkpoints.  faults: of one.
+           checksums: whether the format of one has any; else copies alone were compared.
     """
 
     left: str
@@ -41,6 +42,7 @@ class Verification:
     files: int
     mismatches: tuple[Mismatch, ...] = ()
     faults: tuple[Diagnostic, ...] = ()
+    checksums: bool = True
 
     @property
     def ok(self) -> bool:
@@ -57,6 +59,7 @@ class Verification:
             "files": self.files,
             "mismatches": [item.to_json() for item in self.mismatches],
             "faults": [item.to_json() for item in self.faults],
+            "checksums": self.checksums,
         }
 
     def to_text(self) -> str:
@@ -116,7 +119,8 @@ def _verify_one(
 
     catalog = source.catalog
     arrangement = select_states(source, states).arrangement
-    faults = list(formats.check_bytes(catalog.format, catalog))
+    has_checksums = formats.has_checksums(catalog.format)
+    faults = list(formats.check_bytes(catalog.format, catalog)) if has_checksums else []
     builder = Builder(arrangement, "error")
     with _files(source) as files:
         for whole in arrangement.wholes:
@@ -133,6 +137,7 @@ def _verify_one(
         sum(file.nbytes for file in catalog.files),
         len(catalog.files),
         faults=tuple(faults),
+        checksums=has_checksums,
     )
 
 

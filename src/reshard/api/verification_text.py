@@ -30,6 +30,12 @@ def _one(found: Verification) -> str:
     if found.faults:
         count = show_count(len(found.faults), "fault")
         return f"damaged: {count} in {found.left}\n\n{render_all(found.faults)}"
+    if not found.checksums:
+        return (
+            f"readable: {found.left}\n"
+            f"  {show_count(found.tensors, 'tensor')}; every file is whole, and copies agree, but\n"
+            "  the format has no checksums: other bytes would not be noticed"
+        )
     files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
     return (
         f"intact: {found.left}\n"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from reshard.cli.options import (
+    Check,
     Drift,
     Dtype,
     Json,
@@ -52,6 +53,7 @@ def convert(
     states: States = "all",
     dtype: Dtype = None,
     on_drift: Drift = None,
+    check: Check = False,
     threads: Threads = None,
     max_memory: MaxMemory = None,
     max_file_size: MaxFileSize = None,
@@ -80,6 +82,7 @@ def convert(
             states=states,
             dtype=dtype,
             on_drift="error" if on_drift is None else on_drift.value,
+            check=check,
             force=force,
             threads=threads,
             max_memory=max_memory,

@@ -15,7 +15,6 @@ from reshard.cli.options import (
     Quiet,
     Settings,
     States,
-    Step,
     parse_settings,
     split_layout,
 )
@@ -34,7 +33,6 @@ Second = Annotated[
 def diff(
     first: First,
     second: Second = None,
-    step: Step = None,
     layout: LayoutFile = None,
     settings: Settings = None,
     model: ModelName = None,
@@ -47,7 +45,7 @@ def diff(
     """Say how A and B differ, whatever their formats: which tensors, by how much, and where.
 
     Without B: which copies within A differ (norms on tensor parallel ranks, tied weights, pipeline
-    copies). --step, --layout, and --set are of A. Exit code 6 if any tensor differs.
+    copies). --layout is of A. Exit code 6 if any tensor differs.
     """
     from reshard import api
     from reshard.cli.console import print_answer, print_json
@@ -59,7 +57,6 @@ def diff(
         found = api.diff(
             first,
             second,
-            step=step,
             layout=file,
             layout_name=name,
             settings=parse_settings(settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reshard.cli.options import (
+    Check,
     Json,
     LayoutFile,
     NoColor,
@@ -19,6 +20,7 @@ def inspect(
     step: Step = None,
     layout: LayoutFile = None,
     settings: Settings = None,
+    check: Check = False,
     as_json: Json = False,
     no_color: NoColor = False,
 ) -> None:
@@ -28,7 +30,12 @@ def inspect(
 
     file, name = split_layout(layout)
     found = api.inspect(
-        source, step=step, layout=file, layout_name=name, settings=parse_settings(settings)
+        source,
+        step=step,
+        layout=file,
+        layout_name=name,
+        settings=parse_settings(settings),
+        check=check,
     )
     if as_json:
         print_json(found.to_json())

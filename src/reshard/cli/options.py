@@ -141,6 +141,10 @@ Drift = Annotated[
         "Without it that is an error.",
     ),
 ]
+Check = Annotated[
+    bool,
+    typer.Option("--check", help="First read all of the source, and hold it to its own checksums."),
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="At most so many threads.")
 ]

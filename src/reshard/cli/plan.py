@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reshard.cli.options import (
+    Check,
     Drift,
     Dtype,
     Json,
@@ -36,6 +37,7 @@ def plan(
     states: States = "all",
     dtype: Dtype = None,
     on_drift: Drift = None,
+    check: Check = False,
     threads: Threads = None,
     max_memory: MaxMemory = None,
     max_file_size: MaxFileSize = None,
@@ -60,6 +62,7 @@ def plan(
         states=states,
         dtype=dtype,
         on_drift="error" if on_drift is None else on_drift.value,
+        check=check,
         threads=threads,
         max_memory=max_memory,
         max_file_size=max_file_size,

@@ -10,9 +10,19 @@ from reshard.formats.registry import (
     SOURCES,
     TARGETS,
     check_bytes,
+    has_checksums,
     local_specs,
     prepare,
     read,
 )
 
-__all__ = ["SOURCES", "TARGETS", "check_bytes", "local_specs", "prepare", "read", "recognize"]
+__all__ = [
+    "SOURCES",
+    "TARGETS",
+    "check_bytes",
+    "has_checksums",
+    "local_specs",
+    "prepare",
+    "read",
+    "recognize",
+]

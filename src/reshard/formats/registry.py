@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -235,10 +236,17 @@ def local_specs(
     return specs
 
 
+def has_checksums(name: str) -> bool:
+    """Whether a format tells, of the bytes of its tensors, what they must be."""
+    return find_spec(f"{SOURCES[name].package}.verify") is not None
+
+
 def check_bytes(name: str, catalog: Catalog) -> tuple[Diagnostic, ...]:
     """Everything that differs from the checksums that a source carries itself; () if nothing does.
 
     All of its files are read.
+
+    Args:  name: of a format that has checksums.
     """
     found = _module(f"{SOURCES[name].package}.verify").check_bytes(catalog)
     assert isinstance(found, tuple)
