@@ -48,6 +48,7 @@ WRONG = {
         "plan z1_bf16_dp4_tied --to universal --names megatron --set head_dim=10"
         " --place layer=dp2:1,1",
     ),
+    "plan-unsolved": (3, "plan z1_bf16_dp4_tied --to megatron:tp=2"),
     "plan-place-unused": (5, "plan z1_bf16_dp4_tied --to universal --place layer=pp:1,1"),
     "plan-file-size": (5, "plan z1_bf16_dp4_tied --to deepspeed:zero=2,dp=2 --max-file-size 1GB"),
     "verify-missing": (4, "verify z1_bf16_dp4_tied elsewhere"),

@@ -8,6 +8,7 @@ from reshard.algebra.split import round_up
 from reshard.algebra.term import Leaf, Product, Term, term_axes
 from reshard.errors import ReshardError, layout_error
 from reshard.language.expression import evaluate
+from reshard.language.expression import names as names_in
 from reshard.language.layout import Axis, Rule, Split
 from reshard.plan import solve_faults
 from reshard.plan.axes import AxisCut, block_count, blocks_of
@@ -73,7 +74,7 @@ class Solver:
         while open_equations:
             left = [item for item in open_equations if not self._settle(item)]
             if len(left) == len(open_equations) and not self._share(left):
-                raise solve_faults.unsolvable(left)
+                raise solve_faults.unsolvable(left, self._settable(left))
             open_equations = left
         for name in names:
             if name not in self._cuts:
@@ -88,6 +89,18 @@ class Solver:
         split = self._splits.get(name, NO_SPLIT)
         size = integer(evaluate(axis.size, self._env), f"the size of axis `{name}`")
         self._cuts[name] = stated_cut(name, size, split, self._mesh, self._env)
+
+    def _settable(self, items: Sequence[Equation]) -> list[str]:
+        """Names without a value that the sizes of unknown axes are made of."""
+        axes = [axis for item in items for axis in term_axes(item.term) if axis not in self._cuts]
+        found = [
+            name
+            for axis in dict.fromkeys(axes)
+            if (declared := self._axes.get(axis)) is not None and declared.size is not None
+            for name in names_in(declared.size)
+            if self._env.get(name) is None
+        ]
+        return list(dict.fromkeys(found))
 
     def _settle(self, item: Equation) -> bool:
         """Check an equation without unknowns, or solve one with a single unknown."""

@@ -98,8 +98,11 @@ def unequal(item: Equation, left: int, parts: int) -> ReshardError:
     )
 
 
-def unsolvable(items: Sequence[Equation]) -> ReshardError:
-    """Equations with more than one unknown size each."""
+def unsolvable(items: Sequence[Equation], settable: Sequence[str]) -> ReshardError:
+    """Equations with more than one unknown size each.
+
+    Args:  settable: names without a value that the sizes of the unknown axes are made of.
+    """
     first = items[0]
     equations: dict[str, list[Equation]] = {}
     for item in items:
@@ -117,8 +120,17 @@ def unsolvable(items: Sequence[Equation]) -> ReshardError:
         "unsolvable-size",
         f"dimension {first.dim} of `{first.seen.name}` does not tell the sizes of its axes",
         notes=notes,
-        helps=["state a size: `d:64` in the rule, `axis d = 64` in the model, or `--set d=64`"],
+        helps=[_state_one_of(settable)],
     )
+
+
+def _state_one_of(settable: Sequence[str]) -> str:
+    if not settable:
+        return "state a size: `d:64` in the rule, or `axis d = 64` in the model"
+    names = [f"`{name}`" for name in settable]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+    example = "head_dim" if "head_dim" in settable else settable[0]
+    return f"state {listed}, as the model's configuration does: `--set {example}=64`"
 
 
 def unknown_padding(name: str, seen: Observation) -> ReshardError:
