@@ -3,7 +3,8 @@
     PYTHON dcp_load.py JOB.json REPORT.json
 
 JOB: `folder`, `truth`, `world`, `shard` (as in make_dcp.py), `names`, `dtype`, `flat`, `tied`,
-`form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of ReshardReader).
+`form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of ReshardReader),
+`shapes` (by name, instead of those of `names`), `groups` (whether matrices are one of their own).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "fixtures" / "make"))
+sys.path[:0] = [str(HERE.parents[1] / "fixtures" / "make"), str(HERE.parents[1] / "src")]
 
 import torch  # noqa: E402
 from dcp_model import ODD, add_odd_buffers, build, hf_names, titan_names, train  # noqa: E402
@@ -35,7 +36,7 @@ def main() -> None:
 
     def body(rank: int) -> None:
         model = cut_model(job)
-        optimizer = train(model, groups=job["names"] != "odd", steps=1)
+        optimizer = train(model, groups=job.get("groups", job["names"] != "odd"), steps=1)
         spoil(model, optimizer)
         counters = load(model, optimizer, job)
         equal, different = compare(model, optimizer, truth)

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from framework import HERE, run_framework
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import reshard
 
 pytestmark = pytest.mark.interop
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 Find = Callable[[str], Path]
 Load = Callable[..., dict[str, Any]]
@@ -56,3 +61,90 @@ def test_a_grid_of_four_ranks_from_a_universal_checkpoint(
     reshard.convert(case / "ckpt", tmp_path / "universal", "universal")
     reshard.convert(tmp_path / "universal", tmp_path / "out", "dcp:dp=3")
     _equal(load(tmp_path / "out", case, world=4, shard="tp+fsdp2"), 84)
+
+
+def test_two_tensor_parallel_ranks_of_what_was_cut_for_four(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("dcp_dp2")
+    to = "dcp:dp=2,tp=2,flatten=1"
+    reshard.convert(case / "ckpt", tmp_path / "out", to, names="hf", settings=HEADS)
+    _equal(load(tmp_path / "out", case, shard="tp+fsdp2", flat=True), 84)
+
+
+def test_shapes_that_ranks_cannot_share(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("dcp_dp4_odd")
+    reshard.convert(case / "ckpt", tmp_path / "out", "dcp:dp=2")
+    _equal(load(tmp_path / "out", case, world=3, names="odd"), 25)
+
+
+def test_tied_weights(fixture_checkpoint: Find, load: Load, tmp_path: Path) -> None:
+    case = fixture_checkpoint("dcp_dp2_tied")
+    reshard.convert(case / "ckpt", tmp_path / "out", "dcp:dp=4")
+    _equal(load(tmp_path / "out", case, tied=True), 80)
+
+
+def test_torchtitan_resumes(fixture_checkpoint: Find, load: Load, tmp_path: Path) -> None:
+    case = fixture_checkpoint("dcp_dp2")
+    reshard.convert(case / "ckpt", tmp_path / "out", "torchtitan:dp=3", settings=HEADS)
+    back = tmp_path / "back"
+    reshard.convert(tmp_path / "out", back, "universal", names="hf", settings=HEADS)
+    truth = _named_truth(tmp_path / "out", tmp_path / "titan.safetensors")
+    shapes = {key.removeprefix("param/"): item.shape for key, item in truth.items()}
+    found = load(
+        tmp_path / "out" / "step-2",
+        tmp_path,
+        truth=str(tmp_path / "titan.safetensors"),
+        shapes={name: list(shape) for name, shape in shapes.items() if "/" not in name},
+        form="titan",
+        flat=True,
+    )
+    _equal(found, 84)
+    assert (found["step"], found["last_epoch"], found["ntokens_seen"]) == (2, 2, 0)
+    assert reshard.verify(case / "ckpt", back).ok
+
+
+def test_accelerate_loads_its_two_folders(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("dcp_accelerate_dp2")
+    reshard.convert(case / "ckpt", tmp_path / "out", "accelerate:dp=3")
+    _equal(load(tmp_path / "out", case, form="accelerate"), 84)
+
+
+def test_a_reader_of_a_zero_3_checkpoint(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("z3_fp32_dp2_untied")
+    with safe_open(case / "truth.safetensors", "numpy") as held:
+        truth = {}
+        for key in held.keys():  # noqa: SIM118 - no dict
+            name, _, state = key.rpartition("/")
+            truth[f"{'param' if state == 'fp32' else state}/{name}"] = held.get_tensor(key)
+            truth[f"step/{name}"] = np.array(3, "float32")
+    save_file(truth, tmp_path / "truth.safetensors")
+    shapes = {k.removeprefix("param/"): list(v.shape) for k, v in truth.items() if k[0] == "p"}
+    found = load(case / "ckpt", tmp_path, shapes=shapes, reader={})
+    _equal(found, len(truth))
+    assert [group["weight_decay"] for group in found["groups"]] == [0.1, 0.0]
+
+
+def test_a_reader_into_a_grid_of_ranks(fixture_checkpoint: Find, load: Load) -> None:
+    case = fixture_checkpoint("dcp_dp2_flat")
+    found = load(case / "ckpt", case, world=4, shard="tp+fsdp2", flat=True, reader={})
+    _equal(found, 84)
+
+
+def _named_truth(folder: Path, path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Everything that a checkpoint holds, as the truth of a case is written."""
+    checkpoint = reshard.open(folder)
+    truth = {}
+    for name, info in checkpoint.tensors.items():
+        for state in info.dtypes:
+            if state in ("param", "exp_avg", "exp_avg_sq", "step"):
+                array = checkpoint.read(name, state)
+                truth[f"{state}/{name}"] = array.astype("float32") if state == "step" else array
+    save_file(truth, path)
+    return truth

@@ -1,0 +1,73 @@
+"""Which keys of a state dict a checkpoint can fill, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from reshard.dtypes import DType
+from reshard.engine.torch_tensors import torch_dtype
+from reshard.formats.dcp.contents import Contents, contents_of
+from reshard.formats.dcp.form import Form, joined
+from reshard.formats.dcp.settings import decode
+from reshard.plan.arrangement import Arrangement, Whole
+
+
+@dataclass(slots=True)
+class Keys:
+    """What can be asked for.
+
+    Args:  tensors: by key, the states that may fill it, the most exact one first.
+           objects: by key, what makes the object.
+    """
+
+    tensors: dict[str, tuple[Whole, ...]] = field(default_factory=dict)
+    objects: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+
+def keys_of(
+    arrangement: Arrangement, model_keys: Iterable[str], optimizer_keys: Iterable[str]
+) -> Keys:
+    """Every key; of two tensors with one key the first, a bare name before one with a prefix."""
+    out = Keys()
+    contents = contents_of(arrangement)
+    params = {whole.name: whole for whole in arrangement.wholes if whole.state == "param"}
+    for prefix in model_keys:
+        form = Form(tuple(prefix.split(".")) if prefix else ())
+        for name, stored in (
+            *((name, name) for name in contents.weights),
+            *contents.aliases.items(),
+        ):
+            weight = contents.weights.get(stored)
+            if weight is not None:
+                states = (weight, *(whole for whole in (params.get(stored),) if whole))
+                out.tensors.setdefault(joined(form.weight(name)), states)
+    for prefix in optimizer_keys:
+        path = tuple(prefix.split(".")) if prefix else ()
+        _add_optimizer(out, contents, Form((), path), Form((), path, flattened=True))
+    for place, whole in contents.extras:
+        out.tensors.setdefault(joined(place), (whole,))
+    for place, value in contents.objects:
+        out.objects.setdefault(joined(place), partial(decode, value, _constant))
+    return out
+
+
+def _add_optimizer(out: Keys, contents: Contents, nested: Form, flat: Form) -> None:
+    for name, held in contents.states.items():
+        for state, whole in held.items():
+            out.tensors.setdefault(joined(nested.state(name, state)), (whole,))
+    for index, group in enumerate(contents.settings.groups):
+        out.objects.setdefault(joined(nested.setting(index, "params")), partial(list, group.params))
+        for key, value in group.settings.items():
+            make = partial(decode, value, _constant)
+            out.objects.setdefault(joined(nested.setting(index, key)), make)
+            for name in group.params:
+                out.objects.setdefault(joined(flat.setting(name, key)), make)
+
+
+def _constant(dtype: DType, shape: tuple[int, ...], data: bytes) -> Any:
+    return torch.frombuffer(bytearray(data), dtype=torch_dtype(dtype)).reshape(shape)
