@@ -66,6 +66,12 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "DCP metadata ",
             "a `.metadata` file",
         ),
+        "nanotron": SourceFormat(
+            "reshard.formats.nanotron",
+            "nanotron checkpoint",
+            "checkpoint version ",
+            "a `checkpoint_metadata.json` beside a folder `model`",
+        ),
         "hf": SourceFormat(
             "reshard.formats.hf",
             "Hugging Face model",
@@ -162,6 +168,14 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard verify {src} {dst}",
             names="megatron",
             mesh=("vpp", "pp", "tp", "ep"),
+        ),
+        "nanotron": TargetFormat(
+            "reshard.formats.nanotron.write",
+            "nanotron checkpoint",
+            "reshard verify {src} {dst}",
+            names="nanotron",
+            mesh=("pp", "tp", "dp"),
+            carries_files=True,
         ),
         "hf": TargetFormat(
             "reshard.formats.hf.write",

@@ -1,0 +1,105 @@
+"""What nanotron wants to know besides tensors: step, samples, sizes of the model, schedulers."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic
+from reshard.formats.nanotron import NAME
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.framework_config import framework_config
+from reshard.plan.model_values import model_names
+from reshard.storage.objects import from_json
+from reshard.storage.torch_output import TorchOutput
+
+_VERSION = "1.5"
+
+
+def metadata_of(arrangement: Arrangement, tp: int, dp: int) -> dict[str, object]:
+    """What `checkpoint_metadata.json` says: the source's own, at the new sizes."""
+    own = _own(arrangement).get("metadata")
+    base = dict(own) if isinstance(own, Mapping) else {}
+    metas: dict[str, object] = {
+        "consumed_train_samples": 0,
+        "last_train_step": arrangement.catalog.training.iteration or 0,
+        "consumed_tokens_total": 0,
+        "last_stage_idx": None,
+        "data_stages": [],
+    }
+    return {"metas": metas, "custom_metas": None, **base, "version": _VERSION, "cp": 1} | {
+        "tp": tp,
+        "dp": dp,
+    }
+
+
+def model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
+    """What `model_config.json` says: the source's own, or what is known of the model.
+
+    Args:  vocab: rows of the embedding, padding included.
+    """
+    own = _own(arrangement).get("model_config")
+    if isinstance(own, Mapping):
+        base = dict(own)
+    else:
+        layout, values = arrangement.layout, arrangement.values
+        base = framework_config(layout, values)
+        assert layout.model is not None, "its names are those of a model"
+        for name in model_names(layout.model):
+            if name not in layout.config and values.get(name) is not None:
+                base.setdefault(name, values[name])
+    return {**base, "vocab_size": vocab}
+
+
+def schedulers(arrangement: Arrangement, output: TorchOutput) -> Iterator[object]:
+    """The learning rate scheduler of a rank, if the source has one of nanotron's."""
+    state = arrangement.catalog.training.state or {}
+    found = state.get("lr_scheduler")
+    if found is None or not _own(arrangement):
+        return
+
+    def tensor(value: object) -> object:
+        item = cast("dict[str, object]", value)
+        shape = tuple(cast("list[int]", item["shape"]))
+        data = base64.b64decode(cast("str", item["data"]))
+        return output.constant(DType(cast("str", item["dtype"])), shape, data)
+
+    yield from_json(found, tensor)
+
+
+def training_warnings(arrangement: Arrangement, *, has_states: bool) -> tuple[Diagnostic, ...]:
+    """What a run finds missing."""
+    own = _own(arrangement)
+    left = []
+    if has_states and not (arrangement.catalog.training.state or {}).get("lr_scheduler"):
+        left.append("the state of the learning rate scheduler")
+    elif has_states and not own:
+        left.append("the state of the learning rate scheduler, which is not one of nanotron's")
+    if not own:
+        left.append("how many samples and tokens were consumed, which begin at 0")
+    if any(str(name).startswith("random/") for name in _objects(own)):
+        left.append("random states, of which there is one a rank")
+    if not left:
+        return ()
+    return (
+        Diagnostic(
+            "nanotron-left",
+            "nanotron's folder lacks some of the state of the training",
+            level="warning",
+            notes=tuple(left),
+            helps=("set `load_lr_scheduler: false` in the run's config where it is missing",),
+        ),
+    )
+
+
+def _own(arrangement: Arrangement) -> Mapping[str, object]:
+    """What nanotron itself said, if the source comes from it."""
+    found = arrangement.catalog.training.framework or {}
+    return found if found.get("name") == NAME else {}
+
+
+def _objects(own: Mapping[str, object]) -> Mapping[str, object]:
+    found = own.get("objects")
+    return found if isinstance(found, Mapping) else {}
