@@ -54,6 +54,7 @@ class Converted:
            seconds: from the first look at the source to the last byte in place.
            dry_run: nothing was written.
            resumed: what an earlier run had written, and was not written again.
+           settings: sizes that the user stated, without which the source is not read again.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class Converted:
     seconds: float
     dry_run: bool = False
     resumed: Resumed = field(default_factory=lambda: Resumed(0, 0))
+    settings: Mapping[str, int] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """What was written, and what to do next."""
@@ -79,6 +81,8 @@ class Converted:
         kept = dict.fromkeys(fate.state for fate in written)
         if missing and "{src}" in target.next_step:
             step += f" --states {','.join(state for state in kept if state != EXTRA)}"
+        if step.startswith("reshard verify") and "{src}" in target.next_step:
+            step += "".join(f" --set {name}={value}" for name, value in self.settings.items())
         return "\n".join([*lines, "", f"next: {step}"])
 
     def to_json(self) -> dict[str, object]:
@@ -226,7 +230,8 @@ def convert(
             nbytes_written=sum(files.values()),
             warnings=(*report.warnings, *notes),
         )
-    return Converted(target_path, report, perf_counter() - start, dry_run, resumed)
+    seconds = perf_counter() - start
+    return Converted(target_path, report, seconds, dry_run, resumed, settings or {})
 
 
 def _prepare(

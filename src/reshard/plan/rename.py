@@ -269,7 +269,8 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
     """The catalog with its lists of names in the names of another layout.
 
     A parameter of the new layout is in a list, or in a param group, where the parameters that
-    hold its numbers in the old layout are.
+    hold its numbers in the old layout are.  What is known of the model is part of its
+    configuration, so that a checkpoint made of it tells that by itself.
     """
     owners = _owners(old, new)
     catalog = old.catalog
@@ -285,6 +286,7 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
         groups.append({**group, **listed})
     return replace(
         catalog,
+        config={**(catalog.config or {}), **new.values},
         training=replace(catalog.training, param_groups=tuple(groups)),
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
