@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from real_cases import ALL
+
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
-CASES = sorted(path.parent.name for path in FIXTURES.glob("*/case.json"))
 NOT_DATA = ("README.md", "SHA256SUMS")
 
 
@@ -27,7 +28,7 @@ def test_every_file_has_the_digest_that_sha256sums_lists() -> None:
     assert found == listed
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_case_has_a_checkpoint_its_truth_and_what_it_is(
     name: str, fixture_checkpoint: Callable[[str], Path]
 ) -> None:
