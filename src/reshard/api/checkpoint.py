@@ -159,17 +159,18 @@ def open_checkpoint(
            model: of which the checkpoint is.  names: call the tensors as this layout of it does.
     Raises: ReshardError[source-missing | unknown-source], and all that is wrong with the source.
     """
-    return Checkpoint(
-        open_source(
-            path,
-            step=step,
-            layout=layout,
-            layout_name=layout_name,
-            settings=settings,
-            model=model,
-            names=names,
-        )
+    source = open_source(
+        path,
+        step=step,
+        layout=layout,
+        layout_name=layout_name,
+        settings=settings,
+        model=model,
+        names=names,
     )
+    if source.catalog.withheld:
+        raise ReshardError(source.catalog.withheld, Exit.SOURCE)
+    return Checkpoint(source)
 
 
 def _no_tensor(checkpoint: Checkpoint, name: str) -> ReshardError:

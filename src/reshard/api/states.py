@@ -31,12 +31,14 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
     """A source with only some kinds of state; tensors that belong to no parameter are kept.
 
     Args:  states: `all`, `weights`, a list with commas between, or the kinds themselves.
-    Raises: ReshardError[unknown-state].
+    Raises: ReshardError[unknown-state], and why the source withholds states that are asked for.
     """
     arrangement = source.arrangement
     items = states.split(",") if isinstance(states, str) else list(states)
     wanted = [item.strip() for item in items]
     stored = dict.fromkeys(whole.state for whole in arrangement.wholes)
+    if source.catalog.withheld and not {*wanted} <= {"weights", *WEIGHTS}:
+        raise ReshardError(source.catalog.withheld, Exit.SOURCE)
     if wanted == ["all"]:
         return Selected(arrangement, None, ())
     kinds = {kind for item in wanted for kind in (WEIGHTS if item == "weights" else (item,))}

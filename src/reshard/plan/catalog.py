@@ -122,6 +122,8 @@ class Catalog:
            files: everything that was read.
            side_files: those of `files` that go along as they are (a tokenizer).
            oddities: warnings found on the way.
+           withheld: why states other than the weights are not listed, though they are stored; an
+                     error for everyone who asks for more than the weights.
     """
 
     format: str
@@ -139,3 +141,4 @@ class Catalog:
     files: tuple[SourceFile, ...] = ()
     side_files: tuple[str, ...] = ()
     oddities: tuple[Diagnostic, ...] = ()
+    withheld: tuple[Diagnostic, ...] = ()

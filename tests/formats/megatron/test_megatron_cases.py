@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from real_cases import MEGATRON
 from safetensors import safe_open
-from whole_tensors import arrange, wholes
 
 import reshard
+from real_cases import MEGATRON
 from reshard.formats.megatron.detect import detect
 from reshard.formats.megatron.read import read
 from reshard.language import format_document, parse
+from whole_tensors import arrange, wholes
 
 Open = Callable[[str], Path]
 Array = np.ndarray[Any, Any]

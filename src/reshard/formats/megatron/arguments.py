@@ -49,9 +49,24 @@ class Arguments:
         """Ranks that share one expert; Megatron's default is the tensor-parallel size."""
         return self.integer("expert_tensor_parallel_size") or self.size("tp")
 
+    def true_vocabulary(self, padded: int | None = None) -> int | None:
+        """Entries of the vocabulary without padding; None where that is not known.
+
+        Args:  padded: rows that are stored, if not as the arguments say. A size from which they
+                       do not follow is none.
+        """
+        stated = self.integer("vocab_size")
+        rows = padded or self.integer("padded_vocab_size")
+        multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
+        if stated is None or rows is None or not 0 < stated <= rows or rows - stated >= multiple:
+            return None
+        return stated
+
     def config(self) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
+        if self.true_vocabulary() is None:
+            plain.pop("vocab_size", None)
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):
             plain["num_query_groups"] = heads  # the argument is 1 where it is not used

@@ -60,7 +60,12 @@ class Geometry(Generic[_P]):
 
 
 def lay_buffer(
-    parameters: Sequence[_P], bucket_size: int | None, dp: int, shared: Sequence[str] = ()
+    parameters: Sequence[_P],
+    bucket_size: int | None,
+    dp: int,
+    shared: Sequence[str] = (),
+    *,
+    aligned: bool = True,
 ) -> Geometry[_P]:
     """Walk the parameters backwards, as the optimizer does.
 
@@ -68,6 +73,7 @@ def lay_buffer(
            bucket_size: elements after which a bucket is closed; None for one bucket.
            dp: data-parallel size, which bucket tails are padded for.
            shared: names of embeddings that two stages share; each has a bucket of its own.
+           aligned: whether parameters begin at multiples of 64 elements; not before core 0.6.
     """
     placed: list[Placed[_P]] = []
     buckets: list[int] = []
@@ -83,11 +89,11 @@ def lay_buffer(
         open_bucket.clear()
         buckets.append(end - begin)
         done += end - begin
-        begin = _round_up(end, lcm(dp, _BUCKET_ALIGNMENT))
+        begin = _round_up(end, lcm(dp, _BUCKET_ALIGNMENT) if aligned else dp)
         return begin
 
     for parameter in reversed(parameters):
-        at = _round_up(at, _PARAM_ALIGNMENT)
+        at = _round_up(at, _PARAM_ALIGNMENT if aligned else 1)
         apart = parameter.name in shared
         if apart and open_bucket:
             at = close(at)

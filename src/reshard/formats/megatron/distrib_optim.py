@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.buffers import Geometry, lay_buffer
+from reshard.formats.megatron.buffers import Geometry, Placed, lay_buffer
 from reshard.formats.megatron.optimizer_ids import Parameter
 from reshard.formats.megatron.self_check import Sampler, rounds_to, samples
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.torch_file import TensorRef
+
+_COUNTS = ("numel_unpadded",)
+_MOST_PADDING = 1 << 17
+"""Elements behind a bucket: it is padded for the number of ranks, or to 2^16 for fast transfers."""
 
 STATES = {"param": "master"}
 """What the buffers' keys are called here; others keep their names."""
@@ -93,58 +98,92 @@ def _buffer(
     first_stage: bool,
     shared: Sequence[str],
 ) -> Iterator[FlatState]:
-    flats = {
-        str(name): _runs(value) for name, value in tensors.items() if str(name) != "numel_unpadded"
-    }
-    lengths = {sum(ref.numel for ref in runs) for runs in flats.values()}
-    if len(lengths) != 1 or not all(flats.values()):
+    flats = {str(name): _Flat.of(value) for name, value in tensors.items() if name not in _COUNTS}
+    lengths = {flat.lengths for flat in flats.values() if flat is not None}
+    if len(lengths) != 1 or None in flats.values():
         raise _mismatch(file, f"the tensors of buffer {key} have different lengths")
-    length = lengths.pop()
-    found = None
-    for bucket_size in _bucket_sizes(args, first_stage):
-        geometry = lay_buffer(members, bucket_size, _dp(args), shared)
-        if geometry.numel != length:
-            continue
-        if _fits(geometry, flats, file, weights_file, sampler):
-            found = geometry
-            break
-    if found is None:
+    shape = lengths.pop()
+    numel = sum(p.numel for p in members)
+    sizes = _bucket_sizes(args, first_stage and members[0].chunk == 0, numel)
+    fitting: dict[tuple[tuple[int, int], ...], Geometry[Parameter]] = {}
+    for bucket_size, aligned in product(sizes, (True, False)):
+        geometry = lay_buffer(members, bucket_size, _dp(args), shared, aligned=aligned)
+        if _is_long(geometry, shape, coalesced=_is_coalesced(flats)) and _fits(
+            geometry, flats, file, weights_file, sampler
+        ):
+            places = ((place.bucket, place.start) for place in geometry.placed)
+            fitting.setdefault(tuple(places), geometry)
+    if len({tuple(start for _, start in places) for places in fitting}) != 1:
         raise _mismatch(
             file,
-            f"buffer {key} of {length} elements is not how "
-            f"{sum(p.ref.numel for p in members)} elements of parameters would lie",
+            f"{len(fitting)} known ways of laying {numel} elements of parameters fit "
+            f"buffer {key} of {sum(shape)} elements",
         )
-    for name, runs in flats.items():
+    found = next(iter(fitting.values()))
+    for name, flat in flats.items():
+        assert flat is not None
         for place in found.placed:
-            ref, start = _locate(runs, place.start)
+            ref, start = flat.locate(place)
             yield FlatState(place.parameter, STATES.get(name, name), ref, start)
 
 
-def _runs(value: object) -> tuple[TensorRef, ...]:
-    """A coalesced tensor, or one tensor for each bucket as files before 2024 have."""
-    if isinstance(value, TensorRef):
-        return (value,)
-    if isinstance(value, list):
-        return tuple(item for item in value if isinstance(item, TensorRef))
-    return ()
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """A flat tensor: one for all buckets, or one for each as files before 2024 have.
+
+    Args:  coalesced: whether it is one for all, in which tails are without their padding.
+    """
+
+    runs: tuple[TensorRef, ...]
+    coalesced: bool
+
+    @staticmethod
+    def of(value: object) -> _Flat | None:
+        """What is stored; None where that is no tensor."""
+        if isinstance(value, TensorRef):
+            return _Flat((value,), True)
+        runs = (
+            tuple(r for r in value if isinstance(r, TensorRef)) if isinstance(value, list) else ()
+        )
+        return _Flat(runs, False) if runs and len(runs) == len(value) else None  # type: ignore[arg-type]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Elements of every tensor."""
+        return tuple(ref.numel for ref in self.runs)
+
+    def locate(self, place: Placed[Parameter]) -> tuple[TensorRef, int]:
+        """The tensor that holds a parameter, and where it starts there."""
+        if self.coalesced:
+            return self.runs[0], place.start
+        return self.runs[place.bucket], place.start_in_bucket
 
 
-def _locate(runs: Sequence[TensorRef], start: int) -> tuple[TensorRef, int]:
-    for ref in runs:
-        if start < ref.numel:
-            return ref, start
-        start -= ref.numel
-    return runs[-1], start
+def _is_coalesced(flats: Mapping[str, _Flat | None]) -> bool:
+    return all(flat is not None and flat.coalesced for flat in flats.values())
 
 
-def _bucket_sizes(args: Arguments, first_stage: bool) -> list[int | None]:
-    """Bucket sizes to try: what the run said, then none, then the default."""
-    stated = args.integer("ddp_bucket_size")
-    default = max(40_000_000, 1_000_000 * _dp(args))
-    sizes: list[int | None] = [stated] if stated and first_stage else []
-    if args.get("overlap_grad_reduce") and first_stage:
-        return [*sizes, default, None]
-    return [*sizes, None, default]
+def _is_long(geometry: Geometry[Parameter], lengths: tuple[int, ...], *, coalesced: bool) -> bool:
+    """Whether buckets have the stored lengths; single ones with their padding or without."""
+    if coalesced:
+        return lengths == (geometry.numel,)
+    return len(lengths) == len(geometry.buckets) and all(
+        bucket <= length < bucket + _MOST_PADDING
+        for length, bucket in zip(lengths, geometry.buckets, strict=True)
+    )
+
+
+def _bucket_sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | None]:
+    """Bucket sizes to try, each once: what the run said, none, and the default.
+
+    Args:  bucketed: later pipeline stages, and later chunks, have one bucket.
+    """
+    if not bucketed:
+        return [None]
+    stated, count = args.integer("ddp_bucket_size"), args.integer("ddp_num_buckets")
+    sizes: list[int | None] = [stated] if stated else []
+    sizes += [numel // count] if count else []
+    return list(dict.fromkeys([*sizes, None, max(40_000_000, 1_000_000 * _dp(args))]))
 
 
 def _dp(args: Arguments) -> int:
@@ -153,20 +192,22 @@ def _dp(args: Arguments) -> int:
 
 def _fits(
     geometry: Geometry[Parameter],
-    flats: Mapping[str, tuple[TensorRef, ...]],
+    flats: Mapping[str, _Flat | None],
     file: str,
     weights_file: str,
     sampler: Sampler,
 ) -> bool:
     """Whether samples of every parameter's master round to its weight."""
-    runs = flats.get("param")
-    if runs is None:
+    masters = flats.get("param")
+    if masters is None:
         return True
     for place in geometry.placed:
         weight = place.parameter.ref
         if not weight.is_contiguous:
             continue
-        ref, base = _locate(runs, place.start)
+        ref, base = masters.locate(place)
+        if ref.dtype != DType.F32:
+            return False
         size = weight.dtype.itemsize
         for start, count in samples(weight.numel):
             master = sampler.read(file, ref.byte_offset + 4 * (base + start), 4 * count)

@@ -7,38 +7,49 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.cuts import LAYER, cut_of, is_expert
+from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.fused_order import RowOrder
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+TIED = {
+    OUTPUT: EMBEDDING,
+    "word_embeddings_for_head.weight": "language_model.embedding.word_embeddings.weight",
+}
+"""What the last stage's copy of a tied embedding is called, and the embedding."""
+
 _BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean", "running_var")
+EXTRA = "_extra_state"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Chunk:
     """One model chunk of one rank file: a stage, or a virtual stage of it.
 
     Args:  vpp: number of the chunk on its rank.  tensors: by stored name, in order.
+           objects: what else the state dict holds, by name.
     """
 
     rank: RankFile
     vpp: int
     tensors: Mapping[str, TensorRef]
+    objects: Mapping[str, object]
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, TensorRef]:
         """Those that the optimizer may hold, in the order of `named_parameters`."""
-        return {
-            name: ref
-            for name, ref in self.tensors.items()
-            if not name.endswith(_BUFFERS) and not name.endswith("_extra_state")
-        }
+        return {name: ref for name, ref in self.tensors.items() if not is_buffer(name)}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a state dict is no parameter."""
+    return name.endswith((*_BUFFERS, EXTRA))
 
 
 def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
@@ -50,80 +61,73 @@ def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
         (
             key
             for key in rank.root
-            if isinstance(key, str) and key.startswith("model") and key[5:].isdigit()
+            if isinstance(key, str) and key.startswith("model") and key[5:].isdecimal()
         ),
         key=lambda key: int(key[5:]),
     )
     found = [rank.root[key] for key in keys] or [rank.root.get("model")]
+    if keys and [int(key[5:]) for key in keys] != list(range(len(keys))):
+        raise _no_model(rank, f"its chunks are {', '.join(keys)}")
     out = []
     for index, tree in enumerate(found):
         if not isinstance(tree, dict):
-            raise source_error(
-                "no-model",
-                f"{rank.file} holds no model",
-                notes=[f"its keys are {', '.join(map(str, rank.root))}"],
-            )
-        out.append(Chunk(rank, index, dict(_flatten("", tree))))
+            raise _no_model(rank, f"its keys are {', '.join(map(str, rank.root))}")
+        tensors: dict[str, TensorRef] = {}
+        objects: dict[str, object] = {}
+        for name, value in _flatten("", tree):
+            if isinstance(value, TensorRef):
+                tensors[name] = value
+            elif value is not None:
+                objects[name] = value
+        out.append(Chunk(rank, index, tensors, objects))
     return tuple(out)
 
 
-def _flatten(prefix: str, tree: Mapping[object, object]) -> Iterator[tuple[str, TensorRef]]:
-    """Tensors by dotted name; older models nest their state dicts."""
+def _no_model(rank: RankFile, why: str) -> Exception:
+    return source_error("no-model", f"{rank.file} holds no model", notes=[why])
+
+
+def _flatten(prefix: str, tree: Mapping[object, object]) -> Iterator[tuple[str, object]]:
+    """Values by dotted name; older models nest their state dicts."""
     for key, value in tree.items():
-        if isinstance(value, TensorRef):
-            yield f"{prefix}{key}", value
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             yield from _flatten(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}", value
 
 
-def stage_layers(chunks: tuple[Chunk, ...], ranks: Ranks, vpp: int) -> tuple[int, ...]:
-    """Layers of every virtual chunk, chunk major, then stage: how the layers lie in order."""
-    counts = {(v, p): 0 for v in range(vpp) for p in range(ranks.pp)}
-    for chunk in chunks:
-        key = (chunk.vpp, chunk.rank.pp)
-        for name in chunk.tensors:
-            match = LAYER.search(name)
-            if match is not None and not name.startswith("mtp."):
-                counts[key] = max(counts[key], int(match.group(0).rsplit(".", 1)[-1]) + 1)
-    return tuple(counts[v, p] for v in range(vpp) for p in range(ranks.pp))
-
-
-def coord_of(chunk: Chunk, name: str, ranks: Ranks, vpp: int) -> Coord | None:
-    """Where on the mesh a tensor is; None for a further copy that need not be read.
+def coords_of(chunk: Chunk, name: str, ranks: Ranks, vpp: int) -> tuple[Coord, ...]:
+    """Where on the mesh a tensor is: at one place, and at those of ranks that wrote no file.
 
     An expert's tensor is not cut by ep but found on one ep rank; a dense one is on all of them.
     """
-    rank, args = chunk.rank, ranks.args
-    coord: list[tuple[str, int]] = []
-    if vpp > 1:
-        coord.append(("vpp", chunk.vpp))
-    if ranks.pp > 1:
-        coord.append(("pp", rank.pp))
-    if is_expert(name):
-        if args.expert_tp == ranks.tp or args.expert_tp == 1:
-            coord += [("tp", rank.tp)] if ranks.tp > 1 else []
-        else:
-            return None
-        coord += [("ep", rank.ep)] if ranks.ep > 1 else []
-        return tuple(coord)
-    if ranks.tp > 1:
-        coord.append(("tp", rank.tp))
-    if ranks.ep > 1:
-        coord.append(("ep", rank.ep))
-    return tuple(coord)
+    rank = chunk.rank
+    expert = is_expert(name)
+    out = []
+    for tp, ep in ranks.places(rank, expert=expert):
+        coord = [("vpp", chunk.vpp)] if vpp > 1 else []
+        coord += [("pp", rank.pp)] if ranks.pp > 1 else []
+        coord += [("tp", tp)] if ranks.tp > 1 else []
+        coord += [("ep", ep)] if ranks.ep > 1 else []
+        coord += [("etp", tp % ranks.etp)] if expert and ranks.etp not in (1, ranks.tp) else []
+        out.append(tuple(coord))
+    return tuple(out)
 
 
-def stored_shape(name: str, ref: TensorRef, args: Arguments) -> tuple[int, ...]:
+def stored_shape(name: str, ref: TensorRef, ranks: Ranks) -> tuple[int, ...]:
     """The shape that the numbers have: grouped experts' weights are views of three dimensions."""
     if not name.endswith(("experts.weight1", "experts.weight2")) or len(ref.shape) != 2:
         return ref.shape
-    experts = (args.integer("num_experts") or 1) // args.size("ep")
+    experts = (ranks.args.integer("num_experts") or 1) // ranks.ep
     hidden = ref.shape[0] if name.endswith("weight1") else ref.shape[1]
-    return (
-        (experts, hidden, ref.numel // experts // hidden)
-        if name.endswith("weight1")
-        else (experts, ref.numel // experts // hidden, hidden)
-    )
+    if not experts or not hidden or ref.numel % (experts * hidden) or not ref.is_contiguous:
+        raise source_error(
+            "shape-mismatch",
+            f"`{name}` of shape {list(ref.shape)} is not the weights of {experts} experts",
+            notes=[f"in {ref.file}; `num_experts` is {ranks.args.integer('num_experts')}"],
+        )
+    rest = ref.numel // experts // hidden
+    return (experts, hidden, rest) if name.endswith("weight1") else (experts, rest, hidden)
 
 
 def local_tensor(
@@ -133,8 +137,15 @@ def local_tensor(
     ref: TensorRef,
     file: str,
     shape: tuple[int, ...] | None = None,
+    order: RowOrder | None = None,
 ) -> LocalTensor:
-    """One stored tensor as it lies."""
+    """One stored tensor as it lies.
+
+    Args:  order: how its rows are stored, where that is not how they count.
+    """
+    if order is not None:
+        runs = order.fragments(ref.shape, file, ref.byte_offset, ref.dtype.itemsize, ref.strides)
+        return LocalTensor(name, state, coord, ref.shape, ref.dtype, runs)
     dense = ref.is_contiguous
     fragment = Fragment(0, ref.numel, file, ref.byte_offset, None if dense else ref.strides)
     return LocalTensor(name, state, coord, shape or ref.shape, ref.dtype, (fragment,))
@@ -147,12 +158,4 @@ def is_tied(ranks: Ranks) -> bool:
 
 def known_name(name: str, tied: bool) -> str:
     """The parameter that a stored tensor is: a tied output layer is the embedding."""
-    if tied and name == OUTPUT:
-        return EMBEDDING
-    return name
-
-
-def is_copied(name: str, ref: TensorRef, args: Arguments) -> bool:
-    """Whether all tensor-parallel ranks hold the same of it."""
-    cut = cut_of(name, ref.shape, args)
-    return cut is None or cut.copied
+    return TIED.get(name, name) if tied else name

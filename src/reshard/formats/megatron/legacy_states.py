@@ -6,21 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reshard.errors import source_error
-from reshard.formats.megatron.cuts import is_expert
+from reshard.errors import ReshardError, source_error
+from reshard.formats.megatron.chained import Part, share_parameters
 from reshard.formats.megatron.distrib_optim import flat_states
-from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT, Chunk, is_tied
-from reshard.formats.megatron.optimizer_ids import (
-    GroupMembers,
-    Parameter,
-    assign_groups,
-    check_shape,
-)
-from reshard.formats.megatron.ranks import RankFile, Ranks
+from reshard.formats.megatron.legacy import TIED, Chunk, is_tied
+from reshard.formats.megatron.optimizer_ids import GroupMembers, Parameter, check_shape
+from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
-DISTRIBUTED = "distrib_optim.pt"
+__all__ = ["DISTRIBUTED", "State", "states_of"]
+
+_INNER = ("optimizer", "optimizer_state_dict")
+_MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,22 @@ def states_of(
 ) -> tuple[list[State], list[GroupMembers]]:
     """Every optimizer state of a rank, and its param groups.
 
-    Raises: ReshardError[ambiguous-optimizer-ids | buffer-mismatch | unknown-optimizer].
+    Raises: ReshardError[ambiguous-optimizer-ids | buffer-mismatch | unknown-optimizer |
+            unsupported-optimizer].
     """
+    if rank.strange:
+        raise source_error(
+            "unsupported-optimizer",
+            f"{folder / Path(rank.file).parent} keeps its optimizer in a form that is not read",
+            notes=[
+                f"found `{'`, `'.join(rank.strange[:3])}`",
+                "`layer_wise_optimizer_*.pt` and `optim.pt` hold the parts of data-parallel ranks",
+            ],
+            helps=[
+                "load it in Megatron, and save it as `torch_dist`",
+                "or keep the weights with `--states weights`",
+            ],
+        )
     stored = rank.root.get("optimizer")
     if stored is None:
         return [], []
@@ -54,62 +66,72 @@ def states_of(
         for index, chunk in enumerate(chunks)
         for name, ref in chunk.parameters.items()
     ]
-    optimizers = stored if isinstance(stored, list) else [stored]
+    parts = [_part(item, i, rank) for i, item in enumerate(_optimizers(stored))]
     flat_path = (folder / rank.file).with_name(DISTRIBUTED)
     flat = open_torch_file(flat_path).root if flat_path.exists() else None
     states: list[State] = []
     groups: list[GroupMembers] = []
-    for index, optimizer in enumerate(optimizers):
-        if not isinstance(optimizer, dict):
-            raise _unknown(rank.file, f"optimizer {index} is a {type(optimizer).__name__}")
-        mine = parameters
-        if len(optimizers) > 1:
-            mine = [p for p in parameters if is_expert(p.name) == bool(index)]
-        inner = optimizer.get("optimizer", optimizer)
-        if not isinstance(inner, dict) or not isinstance(inner.get("param_groups"), list):
-            raise _unknown(rank.file, f"optimizer {index} has no param groups")
-        assigned = assign_groups(inner["param_groups"], mine, rank.file)
+    for index, (part, assigned) in enumerate(
+        zip(parts, share_parameters(parts, parameters, rank.file), strict=True)
+    ):
         groups += assigned
-        if "state" in inner:
-            states += _numbered(inner["state"], assigned, rank.file)
-        states += _masters(optimizer, assigned, rank.file)
+        states += _numbered(part.states, assigned, rank.file)
+        states += _masters(part, assigned, rank.file)
         if flat is not None:
-            root = flat[index] if isinstance(flat, list) else flat
-            file = str(Path(rank.file).with_name(DISTRIBUTED))
-            shared = (EMBEDDING, OUTPUT) if is_tied(ranks) else ()
-            for item in flat_states(
-                root,
-                mine,
-                ranks.args,
-                file=file,
-                weights_file=rank.file,
-                sampler=sampler,
-                first_stage=rank.pp == 0,
-                shared=shared,
-            ):
-                states.append(State(item.parameter, item.state, item.ref, item.start, file))
+            mine = sorted((p for g in assigned for p in g.members), key=parameters.index)
+            states += _flat(flat, index, len(parts), mine, rank, ranks, sampler)
         states += _group_steps(assigned, rank.file)
+    if flat is None and groups and not any(item.state != "step" for item in states):
+        raise _lost(rank, folder)
     return states, groups
 
 
-def _numbered(table: object, assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
-    if not isinstance(table, dict):
-        raise _unknown(file, "its `state` is no table")
+def _optimizers(stored: object) -> list[object]:
+    """One dict for each chained optimizer."""
+    if isinstance(stored, list):
+        return list(stored)
+    if isinstance(stored, dict) and stored and all(isinstance(key, int) for key in stored):
+        return [stored[key] for key in sorted(stored)]
+    return [stored]
+
+
+def _part(optimizer: object, index: int, rank: RankFile) -> Part:
+    if not isinstance(optimizer, dict):
+        raise _unknown(rank.file, f"optimizer {index} is a {type(optimizer).__name__}")
+    inner = next((optimizer[key] for key in _INNER if key in optimizer), optimizer)
+    groups = inner.get("param_groups") if isinstance(inner, dict) else None
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise _unknown(rank.file, f"optimizer {index} has no param groups")
+    table = inner.get("state", {})
+    if not isinstance(table, dict) or not all(isinstance(v, Mapping) for v in table.values()):
+        raise _unknown(rank.file, f"the `state` of optimizer {index} is no table of tables")
+    masters = next((optimizer[key] for key in _MASTERS if key in optimizer), None)
+    if masters is not None and (
+        not isinstance(masters, list)
+        or len(masters) != len(groups)
+        or not all(isinstance(items, list) for items in masters)
+    ):
+        raise _unknown(rank.file, f"the masters of optimizer {index} are not lists by group")
+    return Part(tuple(groups), table, None if masters is None else tuple(map(tuple, masters)))
+
+
+def _numbered(
+    table: Mapping[object, Mapping[object, object]], assigned: Sequence[GroupMembers], file: str
+) -> Iterator[State]:
     seen = set()
     for group in assigned:
+        if len(group.ids) != len(group.members):
+            continue
         for number, parameter in zip(group.ids, group.members, strict=True):
-            entry = table.get(number)
             seen.add(number)
-            if entry is None:
-                continue
-            if not isinstance(entry, Mapping):
-                raise _unknown(file, f"state {number} is no table")
-            for name, value in entry.items():
+            for name, value in table.get(number, {}).items():
                 if isinstance(value, TensorRef):
                     check_shape(parameter, value.shape, str(name), number, file)
                     yield State(parameter, str(name), value, 0, file)
-                elif isinstance(value, (int, float)):
+                elif isinstance(value, (int, float)) and not isinstance(value, bool):
                     yield State(parameter, str(name), None, 0, file, value)
+                elif value is not None:
+                    raise _unknown(file, f"`{name}` of state {number} is no tensor and no number")
     extra = [key for key in table if key not in seen]
     if extra:
         raise source_error(
@@ -120,18 +142,11 @@ def _numbered(table: object, assigned: Sequence[GroupMembers], file: str) -> Ite
         )
 
 
-def _masters(
-    optimizer: Mapping[object, object], assigned: Sequence[GroupMembers], file: str
-) -> Iterator[State]:
-    """fp32 copies of half-precision weights: one list for each group that has any."""
-    lists = optimizer.get("fp32_from_fp16_params")
-    if not isinstance(lists, list):
-        return
-    if len(lists) != len(assigned):
-        raise _unknown(file, f"{len(lists)} groups of masters, {len(assigned)} param groups")
-    for masters, group in zip(lists, assigned, strict=True):
+def _masters(part: Part, assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
+    """fp32 copies of half-precision weights: one list for each group, of those that it has."""
+    for masters, group in zip(part.masters or (), assigned, strict=part.masters is not None):
         halves = [p for p in group.members if p.ref.dtype.itemsize == 2]
-        if not isinstance(masters, list) or len(masters) != len(halves):
+        if len(masters) != len(halves):
             raise _unknown(file, f"{len(masters)} masters for {len(halves)} weights")
         for master, parameter in zip(masters, halves, strict=True):
             if not isinstance(master, TensorRef):
@@ -140,19 +155,61 @@ def _masters(
             yield State(parameter, "master", master, 0, file)
 
 
+def _flat(
+    flat: object,
+    index: int,
+    count: int,
+    mine: Sequence[Parameter],
+    rank: RankFile,
+    ranks: Ranks,
+    sampler: Sampler,
+) -> Iterator[State]:
+    file = str(Path(rank.file).with_name(DISTRIBUTED))
+    if (isinstance(flat, list) and len(flat) == count) or (
+        isinstance(flat, dict) and count > 1 and index in flat and len(flat) == count
+    ):
+        root = flat[index]
+    else:
+        root = flat
+    shared = (*TIED, *TIED.values()) if is_tied(ranks) else ()
+    for item in flat_states(
+        root,
+        mine,
+        ranks.args,
+        file=file,
+        weights_file=rank.file,
+        sampler=sampler,
+        first_stage=rank.pp == 0,
+        shared=shared,
+    ):
+        yield State(item.parameter, item.state, item.ref, item.start, file)
+
+
 def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
     """Fused optimizers count steps by group."""
     for group in assigned:
         step = group.group.get("step")
         if isinstance(step, TensorRef) and step.shape == ():
             for parameter in group.members:
-                yield State(parameter, "step", step, 0, step.file)
+                yield State(parameter, "step", step, 0, file)
         elif isinstance(step, (int, float)) and not isinstance(step, bool):
             for parameter in group.members:
                 yield State(parameter, "step", None, 0, file, step)
 
 
-def _unknown(file: str, why: str) -> Exception:
+def _lost(rank: RankFile, folder: Path) -> ReshardError:
+    return source_error(
+        "missing-file",
+        f"{folder / Path(rank.file).parent} has an optimizer without states",
+        notes=[f"the states of a distributed optimizer are in `{DISTRIBUTED}` beside the model"],
+        helps=[
+            f"copy `{DISTRIBUTED}` of every rank",
+            "or keep the weights with `--states weights`",
+        ],
+    )
+
+
+def _unknown(file: str, why: str) -> ReshardError:
     return source_error(
         "unknown-optimizer",
         f"the optimizer in {file} is of a kind that is not known",

@@ -8,7 +8,7 @@ Source: megatron/core/optimizer/__init__.py `_get_param_groups` (core 0.12 to 0.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.cuts import is_expert
@@ -21,7 +21,7 @@ class Parameter:
 
     chunk: int
     name: str
-    ref: TensorRef
+    ref: TensorRef = field(compare=False)
 
     @property
     def numel(self) -> int:
@@ -53,13 +53,25 @@ def assign_groups(
             counts differ.
     """
     left = list(parameters)
+    claimed = [
+        frozenset(p for p in parameters if _belongs(g, p.name, len(p.ref.shape), groups))
+        for g in groups
+    ]
     out = []
-    for group in groups:
-        members = tuple(p for p in left if _belongs(group, p, groups))
+    for group, claim in zip(groups, claimed, strict=True):
+        members = tuple(p for p in left if p in claim)
         raw = group.get("params")
         ids = tuple(i for i in raw if isinstance(i, int)) if isinstance(raw, list) else ()
         if raw is not None and len(ids) != len(members):
             raise _ambiguous(file, len(ids), [p.name for p in members], group)
+        if raw is None and claim and claimed.count(claim) > 1:
+            raise source_error(
+                "ambiguous-optimizer-ids",
+                f"{claimed.count(claim)} param groups of {file} may have the same "
+                f"{len(claim)} parameters",
+                notes=[f"first: `{next(p.name for p in parameters if p in claim)}`"],
+                helps=["leave the optimizer out with `--states weights`"],
+            )
         left = [p for p in left if p not in members]
         out.append(GroupMembers(group, ids, members))
     if left:
@@ -72,17 +84,37 @@ def assign_groups(
     return tuple(out)
 
 
+def claims(
+    groups: Sequence[Mapping[str, object]], named: Sequence[tuple[str, int]]
+) -> list[list[str]]:
+    """The parameters that each group has, by name; none for a group that another is like.
+
+    Args:  named: names and numbers of dimensions.
+    """
+    found = [[name for name, dims in named if _belongs(g, name, dims, groups)] for g in groups]
+    return [claim if found.count(claim) == 1 else [] for claim in found]
+
+
 def _belongs(
-    group: Mapping[str, object], parameter: Parameter, groups: Sequence[Mapping[str, object]]
+    group: Mapping[str, object], name: str, dims: int, groups: Sequence[Mapping[str, object]]
 ) -> bool:
     expert_groups = any(g.get("is_expert_parallel") for g in groups)
-    if expert_groups and bool(group.get("is_expert_parallel")) != is_expert(parameter.name):
+    if expert_groups and bool(group.get("is_expert_parallel")) != is_expert(name):
         return False
     decoupled = any(g.get("is_decoupled_lr") for g in groups)
-    if decoupled and bool(group.get("is_decoupled_lr")) != is_embedding(parameter.name):
+    if decoupled and bool(group.get("is_decoupled_lr")) != is_embedding(name):
         return False
-    decayed = group.get("wd_mult", 1.0) != 0.0
-    return decayed == is_decayed(parameter.name, len(parameter.ref.shape))
+    kinds = {_decays(g, groups) for g in groups}
+    if len(kinds) == 1:
+        return True  # a stage may have matrices alone; and a run may decay everything
+    return _decays(group, groups) == is_decayed(name, dims)
+
+
+def _decays(group: Mapping[str, object], groups: Sequence[Mapping[str, object]]) -> bool:
+    """Whether a group's weights decay; before 2022 only its `weight_decay` says so."""
+    if "wd_mult" not in group and any(g.get("weight_decay") for g in groups):
+        return bool(group.get("weight_decay"))
+    return group.get("wd_mult", 1.0) != 0.0
 
 
 def is_decayed(name: str, dims: int) -> bool:

@@ -15,7 +15,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
 
     Args:  path: the folder with the tracker file, or that of one iteration.
            step: a number of an iteration, or a folder's name.
+           strict_layout: whether the checkpoint must describe itself.
     Raises: what `find_folder`, `read_legacy`, and `read_dist` raise.
     """
     folder = find_folder(path, step)
-    return read_dist(folder) if is_dist(folder) else read_legacy(folder)
+    return read_dist(folder) if is_dist(folder) else read_legacy(folder, strict=strict_layout)

@@ -2,163 +2,214 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from reshard.dtypes import DType
-from reshard.errors import source_error
-from reshard.formats.megatron.cuts import LAYER, is_expert, layout_text
+from reshard.algebra.piece import row_major
+from reshard.errors import Diagnostic, ReshardError
+from reshard.formats.megatron.fused_order import row_order
+from reshard.formats.megatron.gating import Gating
+from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
+    EXTRA,
+    TIED,
     Chunk,
     chunks_of,
-    coord_of,
+    coords_of,
+    is_buffer,
     is_tied,
     known_name,
     local_tensor,
-    stage_layers,
     stored_shape,
 )
-from reshard.formats.megatron.legacy_states import DISTRIBUTED, State, states_of
-from reshard.formats.megatron.optimizer_ids import GroupMembers
-from reshard.formats.megatron.ranks import Ranks, read_ranks
+from reshard.formats.megatron.legacy_states import State, states_of
+from reshard.formats.megatron.oddities import legacy_oddities
+from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
+from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
+from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.formats.megatron.training import Groups, training_of
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor, SourceFile
+from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, SourceFile
 
 _EXPERT = ".local_experts."
 
 
-def read_legacy(folder: Path) -> Catalog:
+def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     """The catalog of an iteration's folder with `mp_rank_*`.
 
+    Args:  strict: whether the checkpoint must describe itself.
     Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | no-model |
-            uncovered-parameter | unsupported-expert-tp | ambiguous-optimizer-ids |
-            buffer-mismatch | unknown-optimizer], and what `open_torch_file` raises.
+            uncovered-parameter | unsupported-expert-tp | glu-mismatch | interleaved-glu |
+            fused-rows], and what `open_torch_file` raises. What is wrong with the optimizer alone
+            is kept in the catalog.
     """
-    ranks = read_ranks(folder)
-    chunks = {rank.file: chunks_of(rank) for rank in ranks.files}
-    every = tuple(chunk for items in chunks.values() for chunk in items)
-    vpp = max(len(items) for items in chunks.values())
-    _check_experts(every, ranks)
-    tied = is_tied(ranks)
-    stages = stage_layers(every, ranks, vpp)
-    tensors: list[LocalTensor] = []
-    shapes: dict[str, tuple[int, ...]] = {}
+    ranks = read_ranks(folder, strict=strict)
+    model = _Model.of(ranks)
+    tensors = [t for chunks in model.chunks.values() for c in chunks for t in _weights(c, model)]
+    gating = Gating(model.shapes, ranks.args)
+    states: list[LocalTensor] = []
     groups = Groups()
+    withheld: tuple[Diagnostic, ...] = ()
     sampler = Sampler(folder)
     try:
         for rank in ranks.files:
-            for chunk in chunks[rank.file]:
-                tensors += _weights(chunk, ranks, vpp, tied, shapes)
-            states, assigned = states_of(rank, chunks[rank.file], ranks, folder, sampler)
-            tensors += _states(states, chunks[rank.file], ranks, vpp)
-            groups.add(assigned, _namer(chunks[rank.file], ranks, vpp, tied, stages))
+            chunks = model.chunks[rank.file]
+            found, assigned = states_of(rank, chunks, ranks, folder, sampler)
+            for item in found:
+                states += _state(item, chunks[item.parameter.chunk], model)
+            groups.add(assigned, model.global_names(chunks))
+    except ReshardError as error:
+        withheld, states, groups = error.diagnostics, [], Groups()
     finally:
         sampler.close()
-    mesh = {"pp": ranks.pp, "tp": ranks.tp, "ep": ranks.ep, "dp": ranks.args.size("dp")}
-    if vpp > 1:
-        mesh = {"vpp": vpp, **mesh}
-    if any(is_expert(name) for name in shapes) and ranks.args.expert_tp != ranks.tp:
-        mesh["etp"] = ranks.args.expert_tp
+    vocabulary = _vocabulary(model)
+    config = ranks.args.config()
     return Catalog(
         format="megatron",
-        version=str(ranks.files[0].root.get("checkpoint_version", "")),
+        version=f"{ranks.version:g}",
         root=str(folder.resolve()),
-        mesh=mesh,
-        tensors=tuple(tensors),
-        layout=layout_text(shapes, ranks.args, stages, vpp),
+        mesh=_mesh(model),
+        tensors=(*tensors, *states),
+        layout=layout_text(
+            model.shapes, ranks, model.stacks, model.vpp, gating, vocabulary, strict=strict
+        ),
         layout_name="megatron",
         training=training_of(ranks.files[0].root, groups, [f.root for f in ranks.files]),
-        config=ranks.args.config(),
-        aliases={"output_layer.weight": "embedding.word_embeddings.weight"} if tied else None,
-        buffers=tuple(sorted({_whole(n, stages, 0, 0, 1) for n in shapes if "expert_bias" in n})),
+        config=config,
+        aliases=_aliases(model),
+        buffers=model.buffers(),
         files=_files(folder, ranks),
+        oddities=legacy_oddities(folder, ranks, config, bool(states) or bool(withheld), vocabulary),
+        withheld=withheld,
     )
 
 
-def _weights(
-    chunk: Chunk, ranks: Ranks, vpp: int, tied: bool, shapes: dict[str, tuple[int, ...]]
-) -> Iterable[LocalTensor]:
-    for name, ref in chunk.tensors.items():
-        if name.endswith("_extra_state"):
-            yield local_tensor(
-                f"{chunk.rank.file}:{chunk.vpp}:{name}", "extra", (), ref, chunk.rank.file
-            )
-            continue
-        known = known_name(name, tied)
-        coord = coord_of(chunk, name, ranks, vpp)
-        assert coord is not None
-        shape = stored_shape(name, ref, ranks.args)
-        shapes.setdefault(known, shape)
-        yield local_tensor(name, "param", coord, ref, chunk.rank.file, shape)
+@dataclass(frozen=True)
+class _Model:
+    """The model chunks of all ranks.
 
+    Args:  chunks: by rank file.  shapes: one local shape for each name, as it is found.
+    """
 
-def _states(
-    states: Sequence[State], chunks: Sequence[Chunk], ranks: Ranks, vpp: int
-) -> Iterable[LocalTensor]:
-    for item in states:
-        parameter = item.parameter
-        coord = coord_of(chunks[parameter.chunk], parameter.name, ranks, vpp)
-        assert coord is not None
-        name = parameter.name
-        if item.ref is None:
-            assert item.value is not None
-            data = struct.pack("<f", item.value)
-            number = Fragment(0, 1, item.file, 0, None, data)
-            yield LocalTensor(name, item.state, coord, (), DType.F32, (number,))
-            continue
-        ref = item.ref
-        if ref.shape == () or item.state == "step":
-            yield local_tensor(name, item.state, coord, ref, item.file, ())
-            continue
-        shape = stored_shape(parameter.name, parameter.ref, ranks.args)
-        if ref.shape == parameter.ref.shape:
-            yield local_tensor(name, item.state, coord, ref, item.file, shape)
-            continue
-        at = ref.byte_offset + item.start * ref.dtype.itemsize
-        run = Fragment(0, parameter.ref.numel, item.file, at)
-        yield LocalTensor(name, item.state, coord, shape, ref.dtype, (run,))
+    ranks: Ranks
+    chunks: Mapping[str, tuple[Chunk, ...]]
+    vpp: int
+    stacks: Mapping[str, Stack]
+    tied: bool
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-
-def _check_experts(chunks: Iterable[Chunk], ranks: Ranks) -> None:
-    etp = ranks.args.expert_tp
-    if etp in (1, ranks.tp) or not any(is_expert(n) for c in chunks for n in c.tensors):
-        return
-    raise source_error(
-        "unsupported-expert-tp",
-        f"experts are cut over {etp} ranks, dense layers over {ranks.tp}",
-        notes=["only expert_tensor_parallel_size 1, or that of the dense layers, is read"],
-        helps=["save it as `torch_dist`, which says where each part belongs"],
-    )
-
-
-def _namer(
-    chunks: Sequence[Chunk], ranks: Ranks, vpp: int, tied: bool, stages: Sequence[int]
-) -> Mapping[tuple[int, str], str]:
-    """Global names of a rank's parameters, for the param groups."""
-    rank = chunks[0].rank
-    experts = ranks.args.integer("num_experts") or 0
-    out = {}
-    for index, chunk in enumerate(chunks):
-        first = sum(stages[: chunk.vpp * ranks.pp + rank.pp])
-        for name in chunk.parameters:
-            shift = rank.ep * (experts // ranks.ep)
-            out[index, name] = _whole(known_name(name, tied), stages, first, shift, len(stages))
-    return out
-
-
-def _whole(name: str, stages: Sequence[int], first: int, expert: int, count: int) -> str:
-    """A name with its layer and its expert numbered over all ranks."""
-    if first:
-        name = LAYER.sub(
-            lambda m: m.group(1) + str(int(m.group(0)[len(m.group(1)) :]) + first), name, count=1
+    @staticmethod
+    def of(ranks: Ranks) -> _Model:
+        chunks = {rank.file: chunks_of(rank) for rank in ranks.files}
+        vpp = max(len(items) for items in chunks.values())
+        names = (
+            (chunk.vpp * ranks.pp + chunk.rank.pp, name)
+            for items in chunks.values()
+            for chunk in items
+            for name in chunk.tensors
         )
-    head, found, tail = name.partition(_EXPERT)
-    if found and expert:
+        return _Model(ranks, chunks, vpp, stacks_of(names, vpp * ranks.pp), is_tied(ranks))
+
+    def global_names(self, chunks: Sequence[Chunk]) -> dict[tuple[int, str], str]:
+        """What a rank's tensors are called over all ranks, by chunk and stored name."""
+        return {
+            (index, name): self._global_name(chunk, name)
+            for index, chunk in enumerate(chunks)
+            for name in chunk.tensors
+        }
+
+    def _global_name(self, chunk: Chunk, name: str) -> str:
+        known = known_name(name, self.tied)
+        for prefix, stack in self.stacks.items():
+            if known.startswith(prefix):
+                known = shifted(known, stack.first(chunk.vpp * self.ranks.pp + chunk.rank.pp))
+                break
+        experts = self.ranks.args.integer("num_experts") or 0
+        head, found, tail = known.partition(_EXPERT)
+        if not found:
+            return known
         number, dot, rest = tail.partition(".")
-        name = f"{head}{found}{int(number) + expert}{dot}{rest}"
-    return name
+        shift = chunk.rank.ep * (experts // self.ranks.ep)
+        return f"{head}{found}{int(number) + shift}{dot}{rest}"
+
+    def buffers(self) -> tuple[str, ...]:
+        """Global names of the tensors that are no parameters."""
+        return tuple(
+            dict.fromkeys(
+                whole
+                for chunks in self.chunks.values()
+                for (_, name), whole in self.global_names(chunks).items()
+                if is_buffer(name) and not name.endswith(EXTRA)
+            )
+        )
+
+
+def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
+    ranks = model.ranks
+    for name, ref in chunk.tensors.items():
+        if name.endswith(EXTRA):
+            whole = f"{chunk.rank.file}:{chunk.vpp}:{name}"
+            yield local_tensor(whole, "extra", (), ref, chunk.rank.file)
+            continue
+        shape = stored_shape(name, ref, ranks)
+        model.shapes.setdefault(known_name(name, model.tied), shape)
+        order = row_order(name, ref.shape, ranks.version, ranks.args)
+        for coord in coords_of(chunk, name, ranks, model.vpp):
+            yield local_tensor(name, "param", coord, ref, chunk.rank.file, shape, order)
+
+
+def _state(item: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
+    """An optimizer state, where its parameter is."""
+    for coord in coords_of(chunk, item.parameter.name, model.ranks, model.vpp):
+        yield _state_at(coord, item, model)
+
+
+def _state_at(coord: Coord, item: State, model: _Model) -> LocalTensor:
+    ranks, parameter = model.ranks, item.parameter
+    name = parameter.name
+    if item.ref is None:
+        assert item.value is not None
+        return number_tensor(name, item.state, coord, item.value, item.file)
+    ref = item.ref
+    if ref.shape == () or item.state == "step":
+        return local_tensor(name, item.state, coord, ref, item.file, ())
+    own = parameter.ref.shape
+    shape = stored_shape(name, parameter.ref, ranks)
+    order = row_order(name, own, ranks.version, ranks.args)
+    if ref.shape == own:
+        return local_tensor(name, item.state, coord, ref, item.file, shape, order)
+    size = ref.dtype.itemsize
+    at = ref.byte_offset + item.start * size
+    if order is not None:
+        runs = order.fragments(own, item.file, at, size, row_major(own))
+    else:
+        runs = (Fragment(0, parameter.ref.numel, item.file, at),)
+    return LocalTensor(name, item.state, coord, shape, ref.dtype, runs)
+
+
+def _mesh(model: _Model) -> dict[str, int]:
+    ranks = model.ranks
+    mesh = {"vpp": model.vpp} if model.vpp > 1 else {}
+    mesh |= {"pp": ranks.pp, "tp": ranks.tp, "ep": ranks.ep, "dp": ranks.args.size("dp")}
+    if ranks.etp != ranks.tp and ranks.args.integer("num_experts"):
+        mesh["etp"] = ranks.etp
+    return mesh
+
+
+def _aliases(model: _Model) -> dict[str, str] | None:
+    stored = {name for items in model.chunks.values() for c in items for name in c.tensors}
+    found = {copy: name for copy, name in TIED.items() if copy in stored}
+    return found if model.tied and found else None
+
+
+def _vocabulary(model: _Model) -> int | None:
+    """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
+    args = model.ranks.args
+    rows = next((s[0] for n, s in model.shapes.items() if n.endswith("word_embeddings.weight")), 0)
+    padded = rows * model.ranks.tp
+    true = args.true_vocabulary(padded)
+    return true if true != padded else None
 
 
 def _files(folder: Path, ranks: Ranks) -> tuple[SourceFile, ...]:
@@ -170,6 +221,3 @@ def _files(folder: Path, ranks: Ranks) -> tuple[SourceFile, ...]:
                 stat = path.stat()
                 out.append(SourceFile(str(file), stat.st_size, stat.st_mtime_ns))
     return tuple(out)
-
-
-__all__ = ["GroupMembers", "read_legacy"]

@@ -1,12 +1,14 @@
 """Whether fp32 masters are those of the weights beside them: the check of a guessed geometry.
 
-A weight in bf16 is its master rounded to nearest, ties to even; samples of every parameter must be.
+A weight in bf16 or fp16 is its master rounded to nearest, ties to even; samples of every parameter
+must be.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from math import inf
 from pathlib import Path
 
 from reshard.dtypes import DType
@@ -18,11 +20,21 @@ def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
     """Whether fp32 elements round to those of a weight; True for types that are not checked."""
     if dtype == DType.F32:
         return master == weight
+    count = len(weight) // 2
+    if dtype == DType.F16:
+        values = struct.unpack(f"<{count}f", master[: 4 * count])
+        return weight == b"".join(map(_to_fp16, values))
     if dtype != DType.BF16:
         return True
-    count = len(weight) // 2
     bits = struct.unpack(f"<{count}I", master[: 4 * count])
     return struct.unpack(f"<{count}H", weight) == tuple(_to_bf16(value) for value in bits)
+
+
+def _to_fp16(value: float) -> bytes:
+    try:
+        return struct.pack("<e", value)
+    except OverflowError:  # too large: infinite, as torch rounds it
+        return struct.pack("<e", inf if value > 0 else -inf)
 
 
 def _to_bf16(bits: int) -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 
 from reshard.formats.megatron.optimizer_ids import GroupMembers
 from reshard.plan.catalog import Training
 from reshard.storage.objects import to_json
-from reshard.storage.torch_file import TensorRef
+from reshard.storage.torch_file import TensorRef, read_small
 
-_HELD_ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state")
+_HELD_ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
+_STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")
 
 
 class Groups:
@@ -21,21 +23,22 @@ class Groups:
     def add(self, assigned: Sequence[GroupMembers], names: Mapping[tuple[int, str], str]) -> None:
         """One rank's groups."""
         for item in assigned:
-            values = {
-                str(key): to_json(value, tensor=_tensor)
-                for key, value in item.group.items()
-                if key not in ("params", "step")
-            }
-            known = next((n for v, n in self._found if v == values), None)
-            if known is None:
-                known = []
-                self._found.append((values, known))
-            seen = set(known)
-            for member in item.members:
-                name = names[member.chunk, member.name]
-                if name not in seen:
-                    known.append(name)
-                    seen.add(name)
+            members = [names[member.chunk, member.name] for member in item.members]
+            self.add_named(item.group, members)
+
+    def add_named(self, group: Mapping[str, object], members: Sequence[str]) -> None:
+        """One group with the global names of its parameters."""
+        values = {
+            str(key): to_json(value, tensor=small_tensor)
+            for key, value in group.items()
+            if key not in ("params", "step")
+        }
+        known = next((n for v, n in self._found if v == values), None)
+        if known is None:
+            known = []
+            self._found.append((values, known))
+        seen = set(known)
+        known += [name for name in dict.fromkeys(members) if name not in seen]
 
     def all(self) -> tuple[Mapping[str, object], ...]:
         """Hyper-parameters and names of every group."""
@@ -43,21 +46,24 @@ class Groups:
 
 
 def training_of(
-    root: Mapping[object, object], groups: Groups, per_rank: Sequence[Mapping[object, object]]
+    root: Mapping[object, object],
+    groups: Groups,
+    per_rank: Sequence[Mapping[object, object]],
+    extra: Mapping[str, object] | None = None,
 ) -> Training:
     """Iteration, scheduler, random states, arguments; nothing is left behind.
 
     Args:  root: of the first rank.  per_rank: of every rank.
+           extra: more of what only Megatron understands, as JSON.
     """
     iteration = root.get("iteration")
     state = {}
     if "opt_param_scheduler" in root:
-        state["lr_scheduler"] = to_json(root["opt_param_scheduler"], tensor=_tensor)
+        state["lr_scheduler"] = to_json(root["opt_param_scheduler"], tensor=small_tensor)
     other = {
-        str(key): to_json(value, tensor=_tensor)
+        str(key): to_json(value, tensor=small_tensor)
         for key, value in root.items()
-        if str(key) not in (*_HELD_ELSEWHERE, "opt_param_scheduler")
-        and not (str(key).startswith("model") and str(key)[5:].isdigit())
+        if str(key) not in _HELD_ELSEWHERE and not _is_chunk(str(key))
     }
     scaler = _scaler(root.get("optimizer"))
     if scaler is not None:
@@ -69,24 +75,39 @@ def training_of(
         framework={
             "name": "megatron",
             "version": str(root.get("checkpoint_version", "")),
-            "args": to_json(root.get("args"), tensor=_tensor),
+            "args": to_json(root.get("args"), tensor=small_tensor),
             "other": other,
-            "rng_state": [to_json(item.get("rng_state"), tensor=_tensor) for item in per_rank],
+            "rng_state": [to_json(item.get("rng_state"), tensor=small_tensor) for item in per_rank],
+            "optimizer": to_json(_settings(root.get("optimizer")), tensor=small_tensor),
+            **(extra or {}),
         },
     )
 
 
+def _is_chunk(key: str) -> bool:
+    return key.startswith("model") and key[5:].isdecimal()
+
+
+def _settings(optimizer: object) -> object:
+    """An optimizer without its states, its masters and its param groups."""
+    if isinstance(optimizer, dict):
+        return {k: _settings(v) for k, v in optimizer.items() if k not in _STATES}
+    if isinstance(optimizer, list):
+        return [_settings(item) for item in optimizer]
+    return optimizer
+
+
 def _scaler(optimizer: object) -> object:
-    if isinstance(optimizer, dict) and "grad_scaler" in optimizer:
-        return to_json(optimizer["grad_scaler"], tensor=_tensor)
-    return None
+    """The loss scaler; chained optimizers have one each, and all of these say the same."""
+    items = list(optimizer) if isinstance(optimizer, list) else [optimizer]
+    found = [
+        item["grad_scaler"] for item in items if isinstance(item, dict) and "grad_scaler" in item
+    ]
+    told = [to_json(item, tensor=small_tensor) for item in found]
+    return told[0] if told and all(item == told[0] for item in told) else None
 
 
-def _tensor(ref: TensorRef) -> object:
+def small_tensor(ref: TensorRef) -> object:
     """A small tensor within training state, with its bytes."""
-    import base64
-
-    from reshard.storage.torch_file import read_small
-
     data = base64.b64encode(read_small(ref)).decode("ascii")
     return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}

@@ -1,0 +1,119 @@
+"""What a `torch_dist` checkpoint says of its optimizer beside the tensors: groups, and steps.
+
+Source: megatron/core/optimizer/{optimizer,distrib_optimizer}.py `sharded_state_dict`
+(core 0.5 to 0.20).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.dtypes import DType
+from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.optimizer_ids import claims
+from reshard.formats.megatron.scalar import number_bytes
+from reshard.formats.megatron.training import Groups
+from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.storage.torch_file import TensorRef, read_small
+
+_OBJECT = re.compile(r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/")
+_STACKED = re.compile(r"(?:^|\.)layers\.(?!\d)")
+_EXPERTS = re.compile(r"\.experts\.experts\.(?!\d)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Optimizer:
+    """One optimizer: its groups, and the number of steps that it states once for all."""
+
+    groups: tuple[Mapping[str, object], ...]
+    step: tuple[DType, bytes] | None
+
+
+def dist_groups(
+    common: object, objects: Mapping[str, object], tensors: Sequence[LocalTensor]
+) -> tuple[Groups, list[LocalTensor]]:
+    """The param groups with the names of their parameters, and every parameter's step.
+
+    Args:  common: the optimizer in `common.pt`.  objects: pickled ones by key, as they were found;
+           some optimizers keep their groups there, once for each rank.
+    """
+    found = [*_optimizers(common), *_of_objects(objects)]
+    names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
+    names = names or dict.fromkeys(t.name for t in tensors if t.state not in ("param", "extra"))
+    dims = {t.name: _dims(t) for t in tensors if t.state == "param"}
+    known = [(name, dims[name]) for name in names if name in dims]
+    out = Groups()
+    steps: dict[str, tuple[DType, bytes]] = {}
+    clashing: set[str] = set()
+    for optimizer, mine in zip(found, _shares(found, known), strict=True):
+        for group, claim in zip(optimizer.groups, claims(optimizer.groups, mine), strict=True):
+            out.add_named(group, claim)
+            step = _step(group.get("step")) or optimizer.step
+            for name in claim if step is not None else ():
+                assert step is not None
+                if steps.setdefault(name, step) != step:
+                    clashing.add(name)
+    stated = {t.name for t in tensors if t.state == "step"}
+    numbers = [
+        LocalTensor(name, "step", (), (), dtype, (Fragment(0, 1, "common.pt", 0, None, data),))
+        for name, (dtype, data) in steps.items()
+        if name not in stated and name not in clashing
+    ]
+    return out, numbers
+
+
+def _shares(
+    found: Sequence[_Optimizer], names: Sequence[tuple[str, int]]
+) -> list[Sequence[tuple[str, int]]]:
+    """The parameters of every optimizer: one has all; of several, those with expert groups have
+    the experts.
+    """
+    experts = [any(g.get("is_expert_parallel") for g in item.groups) for item in found]
+    if not any(experts):
+        return [names for _ in found]
+    return [[item for item in names if is_expert(item[0]) == expert] for expert in experts]
+
+
+def _optimizers(common: object) -> Iterator[_Optimizer]:
+    for item in _chained(common):
+        inner = item.get("optimizer", item)
+        if not isinstance(inner, dict) or not isinstance(inner.get("param_groups"), list):
+            continue
+        groups = tuple(g for g in inner["param_groups"] if isinstance(g, dict))
+        step = None
+        for state in (item.get("state"), inner.get("state")):
+            if isinstance(state, dict):
+                step = step or _step(state.get("common_step"))
+        yield _Optimizer(groups, step)
+
+
+def _chained(common: object) -> list[dict[object, object]]:
+    """One dict for each chained optimizer."""
+    if not isinstance(common, dict):
+        return []
+    numbered = [common[key] for key in common if isinstance(key, int)]
+    return [item for item in numbered or [common] if isinstance(item, dict)]
+
+
+def _of_objects(objects: Mapping[str, object]) -> Iterator[_Optimizer]:
+    """Groups that every rank keeps for itself."""
+    for key, value in objects.items():
+        if _OBJECT.match(key):
+            for item in value if isinstance(value, list) else [value]:
+                yield from _optimizers(item)
+
+
+def _step(value: object) -> tuple[DType, bytes] | None:
+    if isinstance(value, TensorRef) and value.shape == ():
+        return value.dtype, read_small(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number_bytes(value)
+    return None
+
+
+def _dims(tensor: LocalTensor) -> int:
+    """Dimensions of one parameter of a tensor that stacks layers or experts."""
+    stacked = bool(_STACKED.search(tensor.name)) + bool(_EXPERTS.search(tensor.name))
+    return len(tensor.shape) - stacked
