@@ -49,6 +49,12 @@ class Arguments:
         """Ranks that share one expert; Megatron's default is the tensor-parallel size."""
         return self.integer("expert_tensor_parallel_size") or self.size("tp")
 
+    def mesh(self) -> str:
+        """The axes of the run that have several ranks, for people."""
+        sizes = {"pp": self.size("pp"), "tp": self.size("tp"), "ep": self.size("ep")}
+        sizes["dp"] = self.size("dp")
+        return ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
     def true_vocabulary(self, padded: int | None = None) -> int | None:
         """Entries of the vocabulary without padding; None where that is not known.
 
@@ -65,7 +71,7 @@ class Arguments:
     def config(self) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
-        if self.true_vocabulary() is None:
+        if self.integer("padded_vocab_size") is not None and self.true_vocabulary() is None:
             plain.pop("vocab_size", None)
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):

@@ -52,6 +52,6 @@ def key_of(name: str) -> StateKey | FlatKey:
         state = "master" if state in MASTERS else state
         return FlatKey(index, int(group), int(buffer), kinds, int(bucket), state)
     if not rest.startswith(_STATE):
-        return StateKey(name, "param")
+        return StateKey(name, "extra" if "_extra_state" in name else "param")
     state, _, parameter = rest[len(_STATE) :].partition(".")
     return StateKey(parameter, "master" if state in MASTERS else state)

@@ -76,8 +76,8 @@ def vocabulary_oddity(padded: int | None, vocabulary: int | None) -> Iterator[Di
             f"{padded - vocabulary} of {padded} rows of the vocabulary are padding",
             "warning",
             notes=(
-                f"the arguments say `vocab_size={vocabulary}`; the rows behind are left out, "
-                "since how many there are depends on tp",
+                f"the arguments say `vocab_size={vocabulary}`; the rows behind it are left out",
+                "how many there are depends on tp, and they belong to no token",
             ),
         )
 

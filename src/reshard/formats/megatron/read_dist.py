@@ -5,24 +5,26 @@ Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from reshard.dtypes import DType
-from reshard.errors import source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_of
-from reshard.formats.megatron.dist_names import FlatKey, key_of
+from reshard.formats.megatron.cuts import is_vocabulary
+from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
+from reshard.formats.megatron.dist_optimizer import dist_groups
 from reshard.formats.megatron.flat_dist import flat_tensors
+from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
-from reshard.formats.megatron.training import Groups, training_of
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor
+from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
+from reshard.formats.megatron.training import Groups, small_tensor, training_of
+from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
+from reshard.storage.objects import to_json
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
-from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.storage.torch_file import open_torch_file
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 
@@ -37,10 +39,10 @@ layout megatron_dist {
 def read_dist(folder: Path) -> Catalog:
     """The catalog of a folder with `metadata.json`.
 
-    Raises: ReshardError[unsupported-backend | shifted-optimizer | buffer-mismatch | no-arguments],
-            and what `read_metadata` and `ChunkReader` raise.
+    Raises: ReshardError[unsupported-backend | no-arguments], and what `read_metadata` and
+            `ChunkReader` raise. What is wrong with the optimizer alone is kept in the catalog.
     """
-    _check_backend(folder)
+    check_backend(folder)
     metadata = read_metadata(folder)
     chunks = ChunkReader(folder)
     for file in (".metadata", "metadata.json", "common.pt"):
@@ -48,42 +50,95 @@ def read_dist(folder: Path) -> Catalog:
     common = open_torch_file(folder / "common.pt")
     root = common.root if isinstance(common.root, dict) else {}
     args = arguments_of(common) if "args" in root else Arguments({}, common.path)
+    weights: list[LocalTensor] = []
+    states: list[LocalTensor] = []
     flat: list[tuple[FlatKey, StoredTensor]] = []
-    tensors: list[LocalTensor] = []
-    for stored in metadata.tensors:
-        key = key_of(stored.name)
-        if isinstance(key, FlatKey):
-            flat.append((key, stored))
-            continue
-        shape = original_shape(metadata, stored.name)
-        if shape is None or shape == stored.shape:
-            fragments, shape = chunks.fragments(stored), stored.shape
-        else:
-            fragments = unfolded(chunks, stored, shape)
-        tensors.append(LocalTensor(key.name, key.state, (), shape, stored.dtype, fragments))
-    objects = dict(chunks.objects(metadata))
-    check_masters(folder, tensors)
-    if flat:
-        tensors += flat_tensors(folder, metadata, flat, objects, args, chunks, tensors)
-    chunks.refuse_overlaps()
-    tensors += _steps(root, objects, tensors)
-    training = training_of(root, Groups(), [])
-    framework = {**(training.framework or {}), "objects": objects, "optimizer": _optimizer(root)}
+    withheld: tuple[Diagnostic, ...] = ()
+    raw = {item.name: chunks.object_of(item) for item in metadata.objects}
+    groups = Groups()
+    try:
+        for stored in metadata.tensors:
+            key = key_of(stored.name)
+            if isinstance(key, FlatKey):
+                flat.append((key, stored))
+                continue
+            tensor = _tensor(key, stored, metadata, chunks)
+            (weights if key.state in ("param", "extra") else states).append(tensor)
+        check_masters(folder, [*weights, *states])
+        if flat:
+            states += flat_tensors(folder, metadata, flat, raw, args, chunks, weights)
+        chunks.refuse_overlaps()
+        groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states])
+        states += steps
+    except ReshardError as error:
+        if not {item.code for item in error.diagnostics} <= _OF_OPTIMIZER:
+            raise
+        withheld, states, groups = error.diagnostics, [], Groups()
+    objects = {name: to_json(value, tensor=small_tensor) for name, value in raw.items()}
+    vocabulary = _vocabulary(weights, args)
+    oddities = [*folder_oddities(folder, root.get("iteration"))]
+    if not states and not withheld:
+        oddities.append(without_optimizer(folder))
+    oddities += vocabulary_oddity(args.integer("padded_vocab_size"), vocabulary)
     return Catalog(
         format="megatron",
         version=str(root.get("checkpoint_version", "")),
         root=str(folder.resolve()),
         mesh={},
-        tensors=tuple(tensors),
-        layout=LAYOUT,
+        tensors=(*weights, *states),
+        layout=_layout([t.name for t in weights if t.state == "param"], vocabulary),
         layout_name="megatron_dist",
-        training=type(training)(training.iteration, _param_groups(root), training.state, framework),
+        training=training_of(
+            root, groups, [], {"form": "torch_dist", "saved_over": args.mesh(), "objects": objects}
+        ),
         config=args.config(),
+        buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
         files=tuple(chunks.files.values()),
+        oddities=tuple(oddities),
+        withheld=withheld,
     )
 
 
-def _check_backend(folder: Path) -> None:
+_OF_OPTIMIZER = frozenset(
+    ("shifted-optimizer", "buffer-mismatch", "bad-model-space", "ambiguous-optimizer-ids")
+)
+"""Faults that leave the weights as they are."""
+
+
+def _tensor(
+    key: StateKey, stored: StoredTensor, metadata: Metadata, chunks: ChunkReader
+) -> LocalTensor:
+    shape = original_shape(metadata, stored.name)
+    if shape is None or shape == stored.shape:
+        fragments, shape = chunks.fragments(stored), stored.shape
+    else:
+        fragments = unfolded(chunks, stored, shape)
+    return LocalTensor(key.name, key.state, (), shape, stored.dtype, fragments)
+
+
+def _vocabulary(weights: list[LocalTensor], args: Arguments) -> int | None:
+    """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
+    rows = next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
+    true = args.true_vocabulary(rows)
+    return true if true != rows else None
+
+
+def _layout(names: list[str], vocabulary: int | None) -> str:
+    """One rule for all tensors; more where the vocabulary is padded."""
+    cut = [name for name in names if is_vocabulary(name)] if vocabulary is not None else []
+    if not cut:
+        return LAYOUT
+    heads = {name.partition(".")[0] for name in cut}
+    rules = dict.fromkeys(cut, f"[rows truncated to {vocabulary}, ...]")
+    for name in names:
+        head, dot, _ = name.partition(".")
+        rules.setdefault(f"{head}.**" if dot and head not in heads else name, "[...]")
+    width = max(map(len, rules)) + 2
+    lines = [f"    {chr(34) + name + chr(34):<{width}} = {dims}" for name, dims in rules.items()]
+    return LAYOUT.split('    "**"')[0] + "\n".join(lines) + "\n}\n"
+
+
+def check_backend(folder: Path) -> None:
     try:
         stated = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
         backend = stated.get("sharded_backend") if isinstance(stated, dict) else None
@@ -98,75 +153,3 @@ def _check_backend(folder: Path) -> None:
             notes=["`torch_dist` is read; `zarr` was removed from Megatron-core in 0.16"],
             helps=["convert it with the Megatron that wrote it"],
         )
-
-
-def _steps(
-    root: Mapping[object, object], objects: Mapping[str, object], tensors: list[LocalTensor]
-) -> Iterator[LocalTensor]:
-    """The number of steps, which the optimizer keeps once for all parameters."""
-    data = _common_step(root.get("optimizer"))
-    if data is None or any(t.state == "step" for t in tensors):
-        return
-    for name in dict.fromkeys(t.name for t in tensors if t.state == "exp_avg"):
-        number = Fragment(0, 1, "common.pt", 0, None, data)
-        yield LocalTensor(name, "step", (), (), DType.F32, (number,))
-
-
-def _common_step(optimizer: object) -> bytes | None:
-    """The step as fp32 bytes; None where it is not stated, or not the same for all groups."""
-    found: set[bytes] = set()
-    for item in _optimizers(optimizer):
-        inner = item.get("optimizer", item)  # of a mixed-precision optimizer
-        state = inner.get("state") if isinstance(inner, dict) else None
-        if isinstance(state, dict) and isinstance(state.get("common_step"), TensorRef):
-            ref = state["common_step"]
-            if ref.dtype == DType.F32:
-                found.add(read_small(ref))
-        groups = inner.get("param_groups") if isinstance(inner, dict) else None
-        for group in groups if isinstance(groups, list) else ():
-            step = group.get("step") if isinstance(group, dict) else None
-            if isinstance(step, TensorRef) and step.dtype == DType.F32:
-                found.add(read_small(step))
-            elif isinstance(step, (int, float)):
-                found.add(struct.pack("<f", step))
-    return found.pop() if len(found) == 1 else None
-
-
-def _optimizers(optimizer: object) -> list[dict[object, object]]:
-    """One dict for each chained optimizer."""
-    if not isinstance(optimizer, dict):
-        return []
-    if optimizer and all(isinstance(key, int) for key in optimizer):
-        return [item for item in optimizer.values() if isinstance(item, dict)]
-    return [optimizer]
-
-
-def _optimizer(root: Mapping[object, object]) -> object:
-    from reshard.storage.dcp_chunks import small_tensor
-    from reshard.storage.objects import to_json
-
-    return to_json(root.get("optimizer"), tensor=small_tensor)
-
-
-def _param_groups(root: Mapping[object, object]) -> tuple[Mapping[str, object], ...]:
-    """Hyper-parameters of the groups; which parameters they hold is not stored."""
-    from reshard.storage.dcp_chunks import small_tensor
-    from reshard.storage.objects import to_json
-
-    out = []
-    for item in _optimizers(root.get("optimizer")):
-        inner = item.get("optimizer", item)
-        groups = inner.get("param_groups") if isinstance(inner, dict) else None
-        for group in groups if isinstance(groups, list) else ():
-            if isinstance(group, dict):
-                out.append(
-                    {
-                        str(k): to_json(v, tensor=small_tensor)
-                        for k, v in group.items()
-                        if k not in ("params", "step")
-                    }
-                )
-    return tuple(out)
-
-
-__all__ = ["Metadata", "read_dist"]

@@ -67,7 +67,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     config = ranks.args.config()
     return Catalog(
         format="megatron",
-        version=f"{ranks.version:g}",
+        version=str(ranks.version),
         root=str(folder.resolve()),
         mesh=_mesh(model),
         tensors=(*tensors, *states),
@@ -75,7 +75,9 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
             model.shapes, ranks, model.stacks, model.vpp, gating, vocabulary, strict=strict
         ),
         layout_name="megatron",
-        training=training_of(ranks.files[0].root, groups, [f.root for f in ranks.files]),
+        training=training_of(
+            ranks.files[0].root, groups, [f.root for f in ranks.files], {"form": "torch"}
+        ),
         config=config,
         aliases=_aliases(model),
         buffers=model.buffers(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 
+from reshard.errors import source_error
 from reshard.formats.megatron.optimizer_ids import GroupMembers
 from reshard.plan.catalog import Training
 from reshard.storage.objects import to_json
@@ -74,7 +75,6 @@ def training_of(
         state=state,
         framework={
             "name": "megatron",
-            "version": str(root.get("checkpoint_version", "")),
             "args": to_json(root.get("args"), tensor=small_tensor),
             "other": other,
             "rng_state": [to_json(item.get("rng_state"), tensor=small_tensor) for item in per_rank],
@@ -109,5 +109,12 @@ def _scaler(optimizer: object) -> object:
 
 def small_tensor(ref: TensorRef) -> object:
     """A small tensor within training state, with its bytes."""
-    data = base64.b64encode(read_small(ref)).decode("ascii")
+    try:
+        data = base64.b64encode(read_small(ref)).decode("ascii")
+    except ValueError:
+        raise source_error(
+            "unkept-object",
+            "an object of the checkpoint cannot be kept",
+            notes=[f"it holds a tensor of shape {list(ref.shape)}, in {ref.file}"],
+        ) from None
     return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}
