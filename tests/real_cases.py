@@ -8,12 +8,13 @@ from pathlib import Path
 _FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 
 
-def _format(name: str) -> str:
-    case = json.loads((_FIXTURES / name / "case.json").read_text(encoding="utf-8"))
-    return str(case.get("format", "deepspeed"))
+FORMATS = {
+    path.parent.name: str(json.loads(path.read_text("utf-8")).get("format", "deepspeed"))
+    for path in sorted(_FIXTURES.glob("*/case.json"))
+}
+"""Every case with its format."""
 
-
-ALL = tuple(sorted(path.parent.name for path in _FIXTURES.glob("*/case.json")))
+ALL = tuple(FORMATS)
 
 REFUSED = (
     "dcp_fsdp1_local_dp2",
@@ -23,5 +24,5 @@ REFUSED = (
 """What the framework itself damaged, or what is not portable: reading it is an error."""
 
 READABLE = tuple(name for name in ALL if name not in REFUSED)
-DEEPSPEED = tuple(name for name in READABLE if _format(name) == "deepspeed")
-MEGATRON = tuple(name for name in READABLE if _format(name) == "megatron")
+DEEPSPEED = tuple(name for name in READABLE if FORMATS[name] == "deepspeed")
+MEGATRON = tuple(name for name in READABLE if FORMATS[name] == "megatron")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import reshard
+from real_cases import FORMATS, READABLE
 from reshard.api import stages
 from reshard.api.source import open_source
 from reshard.api.training_facts import compare_facts
@@ -22,12 +22,6 @@ from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import Copy, Plan
 
-FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
-FORMATS = {
-    path.parent.name: json.loads(path.read_text(encoding="utf-8")).get("format", "deepspeed")
-    for path in sorted(FIXTURES.glob("*/case.json"))
-}
-CASES = tuple(FORMATS)
 WAYS = ("deepspeed:zero=1,dp=4", "deepspeed:zero=2,dp=2", "deepspeed-universal", "universal")
 PIPELINE = ("deepspeed:zero=1,dp=4", "deepspeed-universal", "universal", "deepspeed:zero=1,dp=2")
 
@@ -45,7 +39,7 @@ def ways_of(case: str) -> tuple[str, ...]:
     return (*WAYS, "deepspeed:zero=3,dp=4")
 
 
-@pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)), ids=CASES)
+@pytest.mark.parametrize(("number", "case"), list(enumerate(READABLE)), ids=READABLE)
 def test_every_case_comes_back(
     number: int, case: str, fixture_checkpoint: Callable[[str], Path]
 ) -> None:
