@@ -92,12 +92,11 @@ def test_torchtitan_resumes(fixture_checkpoint: Find, load: Load, tmp_path: Path
     back = tmp_path / "back"
     reshard.convert(tmp_path / "out", back, "universal", names="hf", settings=HEADS)
     truth = _named_truth(tmp_path / "out", tmp_path / "titan.safetensors")
-    shapes = {key.removeprefix("param/"): item.shape for key, item in truth.items()}
     found = load(
         tmp_path / "out" / "step-2",
         tmp_path,
         truth=str(tmp_path / "titan.safetensors"),
-        shapes={name: list(shape) for name, shape in shapes.items() if "/" not in name},
+        shapes=_shapes(truth),
         form="titan",
         flat=True,
     )
@@ -114,18 +113,22 @@ def test_accelerate_loads_its_two_folders(
     _equal(load(tmp_path / "out", case, form="accelerate"), 84)
 
 
+def test_tied_master_weights_of_a_deepspeed_run_in_bf16(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("z1_bf16_dp4_tied")
+    reshard.convert(case / "ckpt", tmp_path / "out", "dcp:dp=3")
+    truth, shapes = _deepspeed_truth(case, tmp_path / "truth.safetensors")
+    shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    found = load(tmp_path / "out", tmp_path, shapes=shapes, tied=True)
+    _equal(found, len(truth))
+
+
 def test_a_reader_of_a_zero_3_checkpoint(
     fixture_checkpoint: Find, load: Load, tmp_path: Path
 ) -> None:
     case = fixture_checkpoint("z3_fp32_dp2_untied")
-    with safe_open(case / "truth.safetensors", "numpy") as held:
-        truth = {}
-        for key in held.keys():  # noqa: SIM118 - no dict
-            name, _, state = key.rpartition("/")
-            truth[f"{'param' if state == 'fp32' else state}/{name}"] = held.get_tensor(key)
-            truth[f"step/{name}"] = np.array(3, "float32")
-    save_file(truth, tmp_path / "truth.safetensors")
-    shapes = {k.removeprefix("param/"): list(v.shape) for k, v in truth.items() if k[0] == "p"}
+    truth, shapes = _deepspeed_truth(case, tmp_path / "truth.safetensors")
     found = load(case / "ckpt", tmp_path, shapes=shapes, reader={})
     _equal(found, len(truth))
     assert [group["weight_decay"] for group in found["groups"]] == [0.1, 0.0]
@@ -135,6 +138,30 @@ def test_a_reader_into_a_grid_of_ranks(fixture_checkpoint: Find, load: Load) -> 
     case = fixture_checkpoint("dcp_dp2_flat")
     found = load(case / "ckpt", case, world=4, shard="tp+fsdp2", flat=True, reader={})
     _equal(found, 84)
+
+
+def _deepspeed_truth(
+    case: Path, path: Path
+) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, list[int]]]:
+    """The truth of a case of DeepSpeed, under the keys of these cases; and the shapes."""
+    truth = {}
+    with safe_open(case / "truth.safetensors", "numpy") as held:
+        for key in held.keys():  # noqa: SIM118 - no dict
+            name, _, state = key.rpartition("/")
+            truth[f"{'param' if state == 'fp32' else state}/{name}"] = held.get_tensor(key)
+            truth[f"step/{name}"] = np.array(3, "float32")
+    save_file(truth, path)
+    return truth, _shapes(truth)
+
+
+def _shapes(truth: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[int]]:
+    """The shapes of the parameters."""
+    found = {}
+    for key, array in truth.items():
+        state, _, name = key.partition("/")
+        if state == "param":
+            found[name] = list(array.shape)
+    return found
 
 
 def _named_truth(folder: Path, path: Path) -> dict[str, np.ndarray[Any, Any]]:

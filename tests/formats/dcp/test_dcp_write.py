@@ -140,7 +140,7 @@ def test_what_a_deepspeed_run_trains_is_the_master_weights(
     out = reshard.open(tmp_path / "out")
     source = reshard.open(case / "ckpt")
     for name in source.parameters:
-        assert (out.read(name) == source.read(name, "master")).all()
+        assert (out.read(name, "master") == source.read(name, "master")).all()
         assert (out.read(name, "exp_avg") == source.read(name, "exp_avg")).all()
     fates = {(f.name, f.state): (f.kind, f.why) for f in made.report.fates}
     assert fates["model.norm.weight", "param"] == (
@@ -183,6 +183,14 @@ def test_tied_weights_are_stored_under_both_names_and_trained_under_one(
     assert {"model.lm_head.weight", "model.model.embed_tokens.weight"} <= keys
     assert "optim.state.model.embed_tokens.weight.exp_avg" in keys
     assert "optim.state.lm_head.weight.exp_avg" not in keys
+    out = reshard.open(tmp_path / "out")
+    assert out.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert out.inspect().proof.copies == 1
+
+
+def test_a_way_by_distributed_checkpoints_loses_nothing(fixture_checkpoint: Find) -> None:
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    assert reshard.roundtrip(source, ["dcp:dp=3", "accelerate:dp=2"]).ok
 
 
 def test_torchtitan_finds_all_that_it_asks_for(fixture_checkpoint: Find, tmp_path: Path) -> None:

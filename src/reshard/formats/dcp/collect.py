@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import source_error
 from reshard.formats.dcp.folders import Folder, Part
+from reshard.formats.dcp.mark import Mark, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.numbered import names_of_numbers
-from reshard.plan.catalog import LocalTensor
+from reshard.plan.catalog import Coord, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader, small_tensor
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.objects import to_json
@@ -36,6 +38,7 @@ class Collected:
            flat: whether the optimizer's state dict was flattened by torch before it was saved.
            numbers: integers that are stored as tensors and belong to no parameter, by key.
            numbered: names of the parameters that the optimizer counts.
+           aliases: other names of tied weights, which are stored too.
            buffers: tensors that no optimizer can train; frozen: parameters that it does not.
     """
 
@@ -51,6 +54,7 @@ class Collected:
     flat: bool = False
     numbers: dict[str, int] = field(default_factory=dict)
     numbered: dict[object, str] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -60,6 +64,7 @@ class _Read:
     """What one folder holds, its numbered states not named yet."""
 
     order: list[str]
+    counts: Counter[str]
     tensors: list[tuple[Role, StoredTensor]]
     numbers: list[tuple[Role, object, str]] = field(default_factory=list)
 
@@ -77,7 +82,7 @@ def collect(folder: Folder, chunks: ChunkReader) -> Collected:
     for read in reads:
         for role, stored in read.tensors:
             name = named[role.number] if role.number is not None else role.name
-            coord = (("copy", stored.copy),) if out.copies > 1 and _copied(read, stored) else ()
+            coord = _coord(out, read, stored, name) if out.copies > 1 else ()
             fragments = chunks.fragments(stored)
             out.tensors.append(
                 LocalTensor(name, role.state, coord, stored.shape, stored.dtype, fragments)
@@ -92,8 +97,13 @@ def collect(folder: Folder, chunks: ChunkReader) -> Collected:
     return out
 
 
-def _copied(read: _Read, stored: StoredTensor) -> bool:
-    return sum(item.name == stored.name for _, item in read.tensors) > 1
+def _coord(out: Collected, read: _Read, stored: StoredTensor, name: str) -> Coord:
+    """Which copy of a tensor this is; () for one that is stored once."""
+    if name in out.aliases:
+        return (("copy", 1),)
+    if name in out.aliases.values() or read.counts[stored.name] > 1:
+        return (("copy", stored.copy),)
+    return ()
 
 
 class _Part:
@@ -118,10 +128,12 @@ class _Part:
         for file in metadata.files:
             self._chunks.know(file)
         out.version = out.version or metadata.version
-        out.copies = max(out.copies, metadata.copies)
-        tensors = [(names.role(item.name), item) for item in metadata.tensors]
+        mark = read_mark(metadata.extra)
+        out.copies = max(out.copies, metadata.copies, 2 if mark.aliases else 1)
+        out.aliases.update(mark.aliases)
+        tensors = [(_role(names, item.name, mark), item) for item in metadata.tensors]
         self._refuse_flat(metadata)
-        if any(role.state == "param" for role, _ in tensors):
+        if any(role.state in ("param", "master") for role, _ in tensors):
             out.model = names.model
         for optimizer in names.optimizers[:1]:
             out.optimizer = optimizer
@@ -133,7 +145,8 @@ class _Part:
         for role, stored in tensors:
             if role.state == "extra":
                 self._note_extra(stored)
-        read = _Read(_ordered(metadata, names), tensors)
+        counts = Counter(item.name for item in metadata.tensors)
+        read = _Read(_ordered(metadata, names), counts, tensors)
         self._read_objects(read)
         return read
 
@@ -187,6 +200,12 @@ class _Part:
                 )
 
 
+def _role(names: Names, key: str, mark: Mark) -> Role:
+    role = names.role(key)
+    is_master = role.name in mark.master or mark.aliases.get(role.name) in mark.master
+    return replace(role, state="master") if role.state == "param" and is_master else role
+
+
 def _ordered(metadata: Metadata, names: Names) -> list[str]:
     """Keys of tensors in the order of the state dict, which `planner_data` keeps."""
     stored = dict.fromkeys(item.name for item in metadata.tensors)
@@ -226,7 +245,7 @@ def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
         found = {
             stored.name: (role.name, stored.shape)
             for role, stored in read.tensors
-            if role.state == "param" and stored.dtype in _FLOATS
+            if role.state in ("param", "master") and stored.dtype in _FLOATS
         }
         for key in read.order:
             if key in found:
@@ -250,6 +269,7 @@ def _params_lists(groups: Mapping[GroupKey, object]) -> Iterator[list[object]]:
 def _sort_parameters(out: Collected) -> None:
     """Tell buffers and frozen parameters from those that are trained."""
     trained = {item.name for item in out.tensors if item.state not in ("param", "extra")}
+    trained.update(out.aliases)
     params = {item.name: item for item in out.tensors if item.state == "param"}
     out.buffers = tuple(name for name, item in params.items() if item.dtype not in _FLOATS)
     if trained:

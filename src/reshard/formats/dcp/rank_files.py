@@ -7,6 +7,7 @@ from reshard.errors import target_error
 from reshard.formats.dcp.boxes import Grid, Part, parts
 from reshard.formats.dcp.contents import Contents
 from reshard.formats.dcp.form import Form, joined
+from reshard.formats.dcp.mark import mark_of
 from reshard.formats.dcp.names import Path
 from reshard.formats.dcp.settings import decode
 from reshard.plan.arrangement import Arrangement, Whole
@@ -65,15 +66,17 @@ class RankFiles:
         self._grid = grid
         self.writer = DcpWriter(folder)
         self._paths: dict[str, Path] = {}
+        self._mark: dict[str, object] = {}
         self._axes = _tensor_parallel_axes(arrangement)
         self._buffers = {*arrangement.catalog.buffers}
 
     def metadata(self) -> FileBytes:
         """The file `.metadata`, once everything was added."""
-        return self.writer.metadata(dict(self._paths))
+        return self.writer.metadata(dict(self._paths), **self._mark)
 
     def add_weights(self, contents: Contents, form: Form) -> None:
         """Add the model, tied weights under each of their names."""
+        self._mark = mark_of(contents)
         for name, whole in contents.weights.items():
             self.add_tensor(form.weight(name), whole)
         for name, stored in contents.aliases.items():

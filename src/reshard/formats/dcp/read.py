@@ -45,6 +45,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         layout_name="dcp",
         training=read_training(folder, found, files),
         config=config_of(files),
+        aliases=found.aliases or None,
         buffers=found.buffers,
         frozen=found.frozen,
         files=tuple(chunks.files.values()),

@@ -1,0 +1,53 @@
+"""What reshard notes in `.metadata` of weights, for a way back; torch takes no notice of it.
+
+A further attribute of the root, `reshard`, a dict: `master`, names of weights that are the fp32
+master weights of a run that computes in another type; `aliases`, other names of tied weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from reshard.formats.dcp.contents import MASTER, Contents
+
+_KEY = "reshard"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """See above."""
+
+    master: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+def mark_of(contents: Contents) -> dict[str, object]:
+    """The attribute to write; none where there is nothing to note."""
+    master = [name for name, whole in contents.weights.items() if whole.state == MASTER]
+    aliases = {
+        name: stored
+        for name, stored in contents.aliases.items()
+        if stored in contents.weights and name not in contents.weights
+    }
+    noted: dict[str, object] = {}
+    if master:
+        noted["master"] = master
+    if aliases:
+        noted["aliases"] = aliases
+    return {_KEY: noted} if noted else {}
+
+
+def read_mark(extra: Mapping[str, object]) -> Mark:
+    """What was noted.
+
+    Args:  extra: attributes of the root of `.metadata` that are not of the format.
+    """
+    noted = extra.get(_KEY)
+    if not isinstance(noted, dict):
+        return Mark()
+    master, aliases = noted.get("master"), noted.get("aliases")
+    return Mark(
+        frozenset(map(str, master)) if isinstance(master, list) else frozenset(),
+        {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
+    )
