@@ -241,3 +241,25 @@ def test_a_tensor_where_its_atom_is_not_is_refused_and_so_is_one_that_is_missing
     lacking = replace(whole, tensors=tuple(t for t in whole.tensors if t.name != "2.router"))
     with pytest.raises(ReshardError, match=r"unused-rule.*router"):
         bind(layout, lacking)
+
+
+def test_a_layout_whose_condition_no_model_like_this_one_meets_gives_no_names() -> None:
+    late = 'layout late of made when kind == "late" and positions { "l" = w[h] "p" = p[h] }'
+    text = f"{TEXT}\n{late}"
+    (family,) = families(text, "made.ucl")
+    found = find_model(stored({"weight": (3,)}, {}), extra=(family,))
+    with pytest.raises(ReshardError) as caught:
+        rename_to(bind(found.layout, found.catalog), found.family, "late", {})
+    assert str(caught.value) == (
+        "error[other-facts]: layout `late` is not of models like this one\n"
+        '  = note: it is of those where kind == "late" and positions\n'
+        "  = note: read through layout `other`\n"
+        "  = help: name the tensors as another layout of the model does"
+    )
+
+
+def test_two_layouts_that_say_the_same_of_whole_tensors_are_as_good_as_one() -> None:
+    text = TEXT + 'layout again of made { "weight" = w[h] "position" = p[h] }'
+    (family,) = families(text, "made.ucl")
+    found = find_model(stored({"weight": (3,), "position": (3,)}, {}), extra=(family,))
+    assert found.layout.name == "other"

@@ -12,7 +12,7 @@ from reshard.language.layout import Layout
 from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
-from reshard.plan.fit import Fit, fit, unmatched
+from reshard.plan.fit import Fit, fit, read_alike, unmatched
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 from reshard.plan.stored_names import StoredNames
@@ -86,7 +86,8 @@ def find_model(
     for closer in (stated, exact, kindred):
         if len(found) > 1 and len(closer) == 1:
             found = closer  # the checkpoint says it, or the reader knows which form it met
-    if len(found) > 1:
+    first = found[0].fit
+    if not all(read_alike(first, item.fit, catalog, stored) for item in found[1:]):
         raise _several_fit(catalog, found)
     item = found[0].fit
     config = {**(catalog.config or {}), **item.facts}
@@ -175,8 +176,8 @@ def rename_to(
 ) -> Arrangement:
     """The same numbers in the names of another layout.
 
-    Args:  names: a layout of the family; or the beginning of one, `hf` for `hf_gpt2`, where only
-                  one that begins so has a place for all that is stored.
+    Args:  names: a layout of the family; or the beginning of one, `hf` for `hf_gpt2`: that of the
+                  source, else the first one that has a place for all that is stored.
            mesh: of the target.  places: by axis, how it lies there, if not as the layout says.
     Raises: ReshardError[unknown-names], and what `rename` raises.
     """
@@ -188,6 +189,9 @@ def rename_to(
             f"model `{family.name}` has no layout `{names}`",
             notes=[f"it has {_listed(family.layout_names)}"],
         )
+    own = arrangement.layout.name
+    if own in near:
+        exact = [own]  # what is named so already keeps its names
     problems: list[ReshardError] = []
     for name in exact or near:
         try:

@@ -88,6 +88,25 @@ def _claimed(chosen: Mapping[str, bool]) -> set[str]:
     return {name for name, value in chosen.items() if value}
 
 
+def read_alike(one: Fit, other: Fit, catalog: Catalog, stored: StoredNames) -> bool:
+    """Whether two layouts say the same of every tensor of a checkpoint that is not cut by ranks."""
+    if any(tensor.coord for tensor in catalog.tensors) or one.layout.model != other.layout.model:
+        return False
+    return all(
+        _reading(one, name, catalog) == _reading(other, name, catalog) for name in stored.kinds
+    )
+
+
+def _reading(item: Fit, name: str, catalog: Catalog) -> list[object]:
+    env = {**environment(item.layout, catalog, {}, {}), **item.facts}
+    active = _active(item.layout, env) or ()
+    return [
+        (rule.atom, rule.dims, sorted(match.indices), rule.only)
+        for index, rule in enumerate(item.layout.rules)
+        if index in active and (match := rule.pattern.match(name)) is not None
+    ]
+
+
 def unmatched(layout: Layout, stored: StoredNames) -> tuple[str, ...]:
     """The names that no rule of a layout matches, under whatever conditions."""
     return tuple(

@@ -52,6 +52,12 @@ def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, 
     return out
 
 
+def can_be(layout: Layout, values: Mapping[str, object]) -> bool:
+    """Whether a layout is of models like this one, by what its condition says of the model."""
+    alternatives = operands("or", layout.when)
+    return not alternatives or any(_is_so(item, layout, values) for item in alternatives)
+
+
 def _agree(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
     """Whether no value is one thing here and another there."""
     for name in one.keys() & other.keys():

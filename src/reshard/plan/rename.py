@@ -12,12 +12,14 @@ from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
+from reshard.language.expression import to_text
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit import facts
+from reshard.plan.framework_config import can_be
 from reshard.plan.held import Held
 from reshard.plan.holders import Holders
 from reshard.plan.matching import active_rules
@@ -147,6 +149,18 @@ class _Renamer:
                     primary=Label(span, "said here") if span else None,
                     helps=["name the tensors as another layout of the model does"],
                 )
+
+        if not can_be(self._layout, self._values):
+            assert self._layout.when is not None
+            raise layout_error(
+                "other-facts",
+                f"layout `{self._layout.name}` is not of models like this one",
+                notes=[
+                    f"it is of those where {to_text(self._layout.when)}",
+                    f"read through layout `{self._source.layout.name}`",
+                ],
+                helps=["name the tensors as another layout of the model does"],
+            )
 
     def _tensors(self, index: int) -> Iterator[Bound]:
         """Every whole tensor of one rule."""
