@@ -14,7 +14,7 @@ CALLS = (
     *("open", "close", "pread", "preadv", "read", "readv", "pwrite", "pwritev", "write"),
     *("posix_fallocate", "ftruncate", "truncate", "fsync", "fdatasync", "copy_file_range"),
     *("rename", "replace", "link", "unlink", "remove", "mkdir", "rmdir"),
-    *("scandir", "listdir", "stat", "lstat", "fstat", "statvfs"),
+    *("scandir", "listdir", "stat", "lstat", "fstat", "statvfs", "fstatvfs"),
 )
 """What is counted of `os`; `flock` and opening a file through `io` are counted too."""
 

@@ -25,15 +25,18 @@ NAMES = ("a.weight", "b.weight", "c.weight")
 STATES = ("param", "exp_avg")
 
 
-def make_tiny(root: Path) -> Path:
-    """A universal checkpoint of three tensors in two states, one file a state."""
+def make_tiny(root: Path, rows: int = 5) -> Path:
+    """A universal checkpoint of three tensors `[rows, 2]` in two states, one file a state."""
     root.mkdir()
     stored = root / "stored"
     stored.mkdir()
-    values = np.arange(60, dtype=np.float32)
+    values = np.arange(12 * rows, dtype=np.float32)
     (stored / "data").write_bytes(values.tobytes())
     tensors = [
-        LocalTensor(name, state, (), (5, 2), DType.F32, (Fragment(0, 10, "data", 40 * index),))
+        LocalTensor(
+            *(name, state, (), (rows, 2), DType.F32),
+            (Fragment(0, 2 * rows, "data", 8 * rows * index),),
+        )
         for index, (name, state) in enumerate((n, s) for n in NAMES for s in STATES)
     ]
     catalog = make_catalog(LAYOUT, {}, tensors, root=str(stored))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -103,13 +104,18 @@ def execute(
 def _work_together(run: _Run, count: int) -> None:
     ended: list[threading.Event] = []
     try:
-        for number in range(count):
-            event = threading.Event()
-            worker = threading.Thread(
-                target=_work_until, args=(run, event), name=f"reshard-{number}", daemon=True
-            )
-            worker.start()
-            ended.append(event)
+        # No interrupt between the start of a thread and the note that it has to be waited for.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for number in range(count):
+                event = threading.Event()
+                worker = threading.Thread(
+                    target=_work_until, args=(run, event), name=f"reshard-{number}", daemon=True
+                )
+                worker.start()
+                ended.append(event)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for event in ended:
             event.wait()
     except BaseException as error:  # an interrupt arrives here, while the others work

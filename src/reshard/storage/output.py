@@ -83,13 +83,17 @@ class OutputFolder:
             if not places.dst.parent.is_dir():
                 check_destination(places.dst, force)
             lock = Lock.take(places.lock, places.dst)
+        folder: OutputFolder | None = None
         try:
             with as_output_error(places.dst):
                 folder = _begin(places, lock, made, force)
                 if not folder.is_in_place and not folder.claims:
                     folder._start()
         except BaseException:
-            lock.release()
+            if folder is None:
+                lock.release()
+            else:
+                folder.abort()
             raise
         _allow_many_files()
         return folder
@@ -267,6 +271,10 @@ class OutputFolder:
         self._places.partial.mkdir(exist_ok=True)
         self._journal = Journal.create(self._places.journal, self._making, records)
         self._places.data.mkdir(exist_ok=True)
+        if not self._open:  # all of it is new
+            nbytes = sum(self._making.files.values())
+            with as_output_error(self.path, nbytes):
+                _check_room(os.statvfs(self._places.data), nbytes)
 
     def _path(self, name: str) -> Path:
         parts = Path(name).parts
@@ -404,19 +412,32 @@ def _begin(places: Places, lock: Lock, making: Making, force: bool) -> OutputFol
 
 
 def _allocate(fd: int, nbytes: int) -> None:
-    """Reserve the bytes where the file system can, so that a full disk shows at the start."""
+    """Give a file its size, and its blocks where that is cheap.
+
+    It is on a disk.  In memory blocks are zeroed for that, and over a network they are written one
+    by one where the server knows no better (glibc's `posix_fallocate`).
+    """
     if not nbytes:
         return
-    disk = os.fstatvfs(fd)
-    if nbytes > disk.f_bavail * disk.f_frsize:
-        # Asking would fill the disk first, and hold that against everybody until it fails.
+    # Asking would fill the disk first, and hold that against everybody until it fails.
+    _check_room(os.fstatvfs(fd), nbytes)
+    if os.major(os.fstat(fd).st_dev):
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(fd, nbytes)
+
+
+def _check_room(disk: os.statvfs_result, nbytes: int) -> None:
+    """Let a full disk show at the start; one that tells no size is not asked.
+
+    Raises: OSError.
+    """
+    if disk.f_blocks and nbytes > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    try:
-        os.posix_fallocate(fd, 0, nbytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-        os.ftruncate(fd, nbytes)
 
 
 def _allow_many_files() -> None:
