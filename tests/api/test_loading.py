@@ -175,7 +175,7 @@ def _agrees(folder: Path, tmp_path: Path, to: str, mesh: dict[str, int]) -> int:
     ("name", "mesh"),
     [
         ("megatron_untied_tp2_pp2", {"tp": 2, "pp": 1}),
-        ("megatron_untied_tp2_pp2", {"tp": 1, "pp": 2, "vpp": 2}),
+        ("megatron_untied_pp2_vpp2", {"tp": 2, "pp": 2, "vpp": 2}),
         ("megatron_tied_pp2", {"tp": 2, "pp": 2}),
         ("megatron_moe_ep2", {"tp": 2, "ep": 2}),
     ],

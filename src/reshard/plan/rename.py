@@ -291,7 +291,11 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
 
     def names(of: Iterable[str]) -> tuple[str, ...]:
         wanted = set(of)
-        return tuple(name for name, held in owners.items() if held and held <= wanted)
+        return tuple(
+            name
+            for name, parts in owners.items()
+            if parts and all(not wanted.isdisjoint(copies) for copies in parts)
+        )
 
     groups = []
     for group in catalog.training.param_groups:
@@ -304,21 +308,33 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
         training=replace(catalog.training, param_groups=tuple(groups)),
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
-        aliases=None,
+        aliases={
+            alias: name
+            for alias, name in (catalog.aliases or {}).items()
+            if name in owners and alias not in owners
+        },
     )
 
 
-def _owners(old: Arrangement, new: Arrangement) -> dict[str, set[str]]:
-    """By name of the new layout: the names in the old one that hold its numbers."""
-    held: dict[str, list[tuple[Box, str]]] = {}
+def _owners(old: Arrangement, new: Arrangement) -> dict[str, list[set[str]]]:
+    """By name of the new layout: for each part of it, the names in the old one that hold it.
+
+    Several names hold a part that is stored more than once (tied weights).
+    """
+    held: dict[str, dict[Box, set[str]]] = {}
     for whole in old.wholes:
         for key, piece in whole.segments:
-            held.setdefault(key, []).append((piece.box, whole.name))
-    out: dict[str, set[str]] = {}
+            held.setdefault(key, {}).setdefault(piece.box, set()).add(whole.name)
+    out: dict[str, list[set[str]]] = {}
     for whole in new.wholes:
-        found = out.setdefault(whole.name, set())
+        if whole.name in out:
+            continue
+        parts = out.setdefault(whole.name, [])
         for key, piece in whole.segments:
-            found.update(
-                name for box, name in held.get(key, ()) if box.intersect(piece.box) is not None
-            )
+            boxes = held.get(key, {})
+            same = boxes.get(piece.box)
+            if same is not None:
+                parts.append(same)
+                continue
+            parts += [copies for box, copies in boxes.items() if box.intersect(piece.box)]
     return out
