@@ -55,21 +55,25 @@ class Comparer:
         return compare_tensors(here, self._left, other, self._right)
 
 
-_WEIGHTS = {"param": "master", "master": "param"}
+WEIGHTS = {"param": "master", "master": "param"}
+"""Which weights may be made of which."""
 
 
-def made_from(weights: Stage, whole: Whole, others: Stage) -> str | None:
+def made_from(
+    weights: Stage, whole: Whole, others: Stage, *, state: str | None = None
+) -> str | None:
     """The state of another stage of which these weights are made, element by element.
 
     Weights in the compute type are their master weights rounded, and those of a run without master
     weights, widened, are what its master weights begin with.
 
     Args:  weights: the stage that has them.  whole: one of its tensors.
-    Returns: `master` or `param`; None if there are no such weights, or others.
+           state: of the other stage; that of the other weights if None.
+    Returns: the state; None if there are no such weights, or others.
     """
     from reshard.engine.compare import compare
 
-    state = _WEIGHTS.get(whole.state)
+    state = state or WEIGHTS.get(whole.state)
     for base in others.source.arrangement.wholes:
         if (base.name, base.state, base.shape) == (whole.name, state, whole.shape):
             break

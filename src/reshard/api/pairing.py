@@ -46,18 +46,26 @@ def open_pair(
         return left, right
 
 
-def in_names_of(wanted: OpenedSource, path: PathLike, opened: OpenedSource) -> OpenedSource:
+def in_names_of(
+    wanted: OpenedSource,
+    path: PathLike,
+    opened: OpenedSource,
+    *,
+    settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+) -> OpenedSource:
     """A source, opened again if that gives its tensors the names that another one's have.
 
-    Args:  path: of `opened`.
+    Args:  path: of `opened`.  settings, model: as for `open_source`, of both.
     """
     if same_names(wanted, opened):
         return opened
     try:
-        one, other = find_model(wanted.catalog), find_model(opened.catalog)
+        one = find_model(wanted.catalog, model=model, settings=settings)
+        other = find_model(opened.catalog, model=model, settings=settings)
         if one.family.name != other.family.name:
             return opened
-        return open_source(path, model=one.family.name, names=one.layout.name)
+        return open_source(path, settings=settings, model=one.family.name, names=one.layout.name)
     except ReshardError:
         return opened
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
-from reshard.api.coming_back import Comparer, made_from
+from reshard.api.coming_back import WEIGHTS, Comparer, made_from
 from reshard.api.comparing import Mismatch, pair_tensors
 from reshard.api.remaking import remake
 from reshard.api.roundtrip_junit import case_names
@@ -97,7 +97,7 @@ def roundtrip(
     selected = select_states(source, states)
     chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
     with _work_folder(work) as folder:
-        how = Work(folder, materialize, threads, max_memory, on_progress)
+        how = Work(folder, materialize, threads, max_memory, on_progress, settings, model)
         with ExitStack() as stack:
             first = _entered(stack, first_stage(source))
             universal = _entered(
@@ -241,6 +241,14 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
             found = comparer.compare(one, other)
             if found is None:
                 same.append(here)
+            elif (
+                found.what == "dtype"
+                and here.state in WEIGHTS
+                and made_from(start.universal, here, last, state=here.state) is not None
+            ):
+                why = f"held as {other.dtype}, not {here.dtype}"
+                lost.append(Lost(here.name, here.state, why, f"{other.dtype} {here.state}"))
+                found = None
         if found is not None:
             mismatches.append(found)
     keys = {(whole.name, whole.state) for whole in same}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,9 @@ from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
 from reshard.api.source import OpenedSource, open_source
 from reshard.errors import ReshardError
+from reshard.language.layout import Layout
 from reshard.plan.build import OnDrift
+from reshard.plan.environment import environment
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Placed, Plan
 from reshard.plan.target import Target
@@ -37,7 +39,7 @@ class Work:
     """How a round trip is done.
 
     Args:  folder: for what is written.  materialize: write every target whole.
-           threads, max_memory: as for `convert`.
+           threads, max_memory, settings, model: as for `convert`.
     """
 
     folder: Path
@@ -45,6 +47,8 @@ class Work:
     threads: int | None = None
     max_memory: int | None = None
     on_progress: Callable[[Progress], None] | None = None
+    settings: Mapping[str, int] | None = None
+    model: str | None = None
 
 
 class ReadBackError(Exception):
@@ -95,7 +99,7 @@ def next_stage(
     Raises: ReshardError of the conversion; ReadBackError of the reader of the target's format.
     """
     prepared = prepare_source(
-        _in_names_for(before, target),
+        _in_names_for(before, target, work),
         target,
         states=states,
         on_drift=on_drift,
@@ -108,20 +112,25 @@ def next_stage(
     holes = _holes(prepared.plan)
     _sketch(before, prepared, path, holes, work, digests)
     try:
-        return _planned(before, prepared, path, holes)
+        return _planned(before, prepared, path, holes, work)
     except ReadBackError:
         # Some readers hold tensors against each other at once, and so need them.
         return _written(before, prepared, path.with_name(f"{path.name}-written"), work)
 
 
-def _in_names_for(before: Stage, target: Target) -> OpenedSource:
+def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     """A stage in the names that a target has for its tensors, if it has its own."""
     form = formats.TARGETS[target.format]
     made = before.prepared is None or formats.TARGETS[before.prepared.target.format].is_read
     if not form.names or not made:
         return before.source
     return open_source(
-        before.source.path, names=form.names, mesh=form.mesh_of(target), plain=form.plain
+        before.source.path,
+        settings=work.settings,
+        model=work.model,
+        names=form.names,
+        mesh=form.mesh_of(target),
+        plain=form.plain,
     )
 
 
@@ -133,7 +142,7 @@ def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage
     with OutputFolder.create(path) as folder:
         _, last = write_output(prepared, folder, before.files, work.on_progress)
         folder.commit(last)
-    opened = _read_back(before, prepared, path)
+    opened = _read_back(before, prepared, path, work)
     files = SourceFiles(opened.catalog.root, opened.catalog.files)
     return Stage(str(prepared.target), opened, files, prepared)
 
@@ -143,10 +152,11 @@ def _planned(
     prepared: Prepared,
     path: Path,
     holes: dict[str, list[Range]],
+    work: Work,
 ) -> Stage:
     from reshard.engine.made_files import MadeFiles
 
-    opened = _read_back(before, prepared, path)
+    opened = _read_back(before, prepared, path, work)
     root = Path(opened.catalog.root)
     files = MadeFiles(
         prepared.plan,
@@ -159,7 +169,7 @@ def _planned(
     return Stage(str(prepared.target), opened, files, prepared, is_written=False)
 
 
-def _read_back(before: Stage, prepared: Prepared, path: Path) -> OpenedSource:
+def _read_back(before: Stage, prepared: Prepared, path: Path, work: Work) -> OpenedSource:
     """What was made, in the names of the stage that it was made of."""
     try:
         if not formats.TARGETS[prepared.target.format].is_read:
@@ -169,11 +179,25 @@ def _read_back(before: Stage, prepared: Prepared, path: Path) -> OpenedSource:
         raise ReadBackError(error) from error
     family, own = prepared.source.family, before.source.catalog.layout_name
     if family is None or own not in family.layout_names or same_names(before.source, opened):
-        return in_names_of(before.source, path, opened)
-    for model in (None, family.name):  # some models are alike to their names
+        return in_names_of(before.source, path, opened, settings=work.settings, model=work.model)
+    settings = {**_sizes(before.source, family.layout(own)), **(work.settings or {})}
+    for model in (work.model, family.name):  # some models are alike to their names
         with contextlib.suppress(ReshardError):
-            return open_source(path, model=model, names=own)
+            return open_source(path, settings=settings, model=model, names=own)
     return opened
+
+
+def _sizes(source: OpenedSource, layout: Layout) -> dict[str, int]:
+    """The sizes of the model that a source tells, which not every target keeps."""
+    with contextlib.suppress(ReshardError):
+        told = environment(layout, source.catalog, {}, {})
+        names = set(layout.config) | set(source.catalog.config or {})
+        return {
+            name: value
+            for name, value in told.items()
+            if name in names and isinstance(value, int) and name not in layout.mesh
+        }
+    return {}
 
 
 def _sketch(

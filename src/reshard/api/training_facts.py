@@ -64,7 +64,7 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
     tree = {
         "training": {
             "iteration": training.iteration,
-            "param_groups": [dict(group) for group in groups if group.get("params")],
+            "param_groups": [_group(group) for group in groups if group.get("params")],
             "empty_param_groups": sum(not group.get("params") for group in groups) or None,
             "state": dict(training.state or {}),
         },
@@ -78,6 +78,13 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         },
     }
     return dict(_leaves(tree, ""))
+
+
+def _group(group: Mapping[str, object]) -> dict[str, object]:
+    """A group with its parameters in no order: each form has one of its own."""
+    names = group["params"]
+    assert isinstance(names, list | tuple)
+    return {**group, "params": dict.fromkeys(map(str, names), "in it")}
 
 
 def _digest(catalog: Catalog, name: str) -> str:
