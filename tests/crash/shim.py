@@ -114,6 +114,7 @@ class Counter:
                 return self._fault(name, real, args, kwargs)
             return real(*args, **kwargs)
 
+        call.real = real  # type: ignore[attr-defined]
         return call
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from folders import attempt, codes, tree
 from test_resume import stopped
 
 import reshard
+from reshard.storage.lock import Lock
 from reshard.storage.output import OutputFolder
 
 
@@ -149,6 +151,25 @@ def test_a_link_beside_the_destination_is_not_followed(
         "  = help: remove it yourself, or choose another destination"
     )
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_journal_that_is_no_file_is_not_read(tiny: Path, tmp_path: Path, kind: str) -> None:
+    stopped(tiny, tmp_path / "out", after=4)
+    journal = tmp_path / ".out.reshard-partial" / "journal"
+    journal.rename(tmp_path / "mine")
+    if kind == "link":
+        journal.symlink_to(tmp_path / "mine")
+    elif kind == "pipe":
+        os.mkfifo(journal)
+    else:
+        journal.mkdir()
+    assert refused(tiny, tmp_path / "out") == (
+        "error[output-foreign]: .../.out.reshard-partial/journal is not a file\n"
+        "  = note: reshard keeps a file of its own under this name, and follows no link\n"
+        "  = help: remove it yourself, or choose another destination"
+    )
+    assert (tmp_path / "mine").is_file()
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "text"])
@@ -290,6 +311,29 @@ def test_two_runs_on_one_destination(
     assert done.resumed.arrays == 1
     assert tree(tmp_path / "out") == expected
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_lock_that_was_given_back_meanwhile_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening the file and locking it, who held it may remove it: it locks nobody out."""
+    path = tmp_path / "lock"
+    path.touch()
+    real, taken = fcntl.flock, []
+
+    def removed_first(fd: int, how: int) -> None:
+        real(fd, how)
+        taken.append(os.fstat(fd).st_ino)
+        if len(taken) == 1:
+            path.unlink()
+            path.with_name("keep").touch()  # so that the inode is not given out again at once
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    lock = Lock.take(path, tmp_path / "out")
+    assert len(taken) == 2
+    assert path.stat().st_ino == taken[1]
+    lock.release()
+    assert not path.exists()
 
 
 def test_a_lock_whose_file_was_removed_locks_nobody_out(tiny: Path, tmp_path: Path) -> None:

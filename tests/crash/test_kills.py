@@ -21,7 +21,8 @@ def kill(folder: Path, tell: Tell, source: Path, to: str, step: int = 1, **more:
     """Run the driver, and tell what it counted."""
     folder.mkdir()
     threads, previous = more.get("threads", 1), more.get("previous")
-    words = [*(source, folder, to, step, threads), *([previous] if previous else [])]
+    how = str(more.get("how", "kill"))
+    words = [*(source, folder, to, step, threads, how), *([previous] if previous else [])]
     done = subprocess.run(
         [sys.executable, str(DRIVER), *map(str, words)],
         capture_output=True,
@@ -32,15 +33,17 @@ def kill(folder: Path, tell: Tell, source: Path, to: str, step: int = 1, **more:
     counts = json.loads(done.stdout)
     replaced = ", replacing another" if previous else ""
     several = f", {threads} threads" if threads != 1 else ""
+    lost = f"{counts['lost bytes']} unsynced bytes made zero, " if how == "power" else ""
     every = "each" if step == 1 else f"one in {step}"
+    went_on, complete = counts["gone on from"], counts.get("complete", 0)
     tell(
-        f"kill matrix, {to}{replaced}{several}",
+        f"{how} matrix, {to}{replaced}{several}",
         f"{counts['calls']} calls, killed at {every} ({counts['killed']} kills): "
-        f"{counts.get('gone on from', 0)} gone on from, {counts.get('complete', 0)} were complete; "
-        "0 losses",
+        f"{lost}{went_on} gone on from, {complete} were complete; 0 losses",
     )
     assert counts["killed"] >= 20
-    assert counts["gone on from"] >= 3
+    assert went_on >= 3
+    assert how == "kill" or counts["lost bytes"] > 1000
 
 
 @pytest.mark.slow
@@ -64,6 +67,12 @@ def test_deepspeed_universal_in_place_of_another(tiny: Path, tmp_path: Path, tel
 def test_deepspeed(fixture_checkpoint: Callable[[str], Path], tmp_path: Path, tell: Tell) -> None:
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     kill(tmp_path / "work", tell, source, "deepspeed:zero=1,dp=2", 5)
+
+
+@pytest.mark.slow
+def test_the_machine_goes_down(tiny: Path, tmp_path: Path, tell: Tell) -> None:
+    reshard.convert(tiny, tmp_path / "previous", "universal", states="weights")
+    kill(tmp_path / "work", tell, tiny, "universal", how="power", previous=tmp_path / "previous")
 
 
 @pytest.mark.slow

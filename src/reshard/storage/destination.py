@@ -148,18 +148,24 @@ def check_beforehand(dst: Path, force: bool = False) -> None:
 
 
 def check_hidden(places: Places) -> None:
-    """Refuse hidden names that are no folders of ours.
+    """Refuse hidden names that are not what reshard makes under them.
 
-    Raises: ReshardError[output-foreign].
+    Raises: ReshardError[output-foreign]; OSError.
     """
     for path in (places.partial, places.data, places.old, places.gone):
         if os.path.lexists(path) and folder_inode(path) is None:
-            raise output_error(
-                "output-foreign",
-                f"{path} is not a folder",
-                notes=["reshard keeps a folder of its own under this name, and follows no link"],
-                helps=["remove it yourself, or choose another destination"],
-            )
+            raise _not_ours(path, "folder")
+    if os.path.lexists(places.journal) and not stat.S_ISREG(os.lstat(places.journal).st_mode):
+        raise _not_ours(places.journal, "file")
+
+
+def _not_ours(path: Path, kind: str) -> ReshardError:
+    return output_error(
+        "output-foreign",
+        f"{path} is not a {kind}",
+        notes=[f"reshard keeps a {kind} of its own under this name, and follows no link"],
+        helps=["remove it yourself, or choose another destination"],
+    )
 
 
 def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardError:

@@ -8,8 +8,10 @@ goes on from it reads the bytes again and takes their digest.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterable, Mapping
@@ -180,10 +182,12 @@ class Journal:
 def read_journal(path: Path) -> Notes:
     """What a journal says.
 
-    Raises: OSError.
+    Raises: OSError, also for what is no ordinary file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         data = file.read(_MAX_NBYTES)
     lines = data.split(b"\n")
     documents: list[dict[str, object]] = []
