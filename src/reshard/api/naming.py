@@ -190,7 +190,7 @@ def rename_to(
             notes=[f"it has {_listed(family.layout_names)}"],
         )
     own = arrangement.layout.name
-    if own in near:
+    if not exact and own in near:
         exact = [own]  # what is named so already keeps its names
     problems: list[ReshardError] = []
     for name in exact or near:
