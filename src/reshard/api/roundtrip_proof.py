@@ -20,6 +20,7 @@ class Held:
            placed: (tensor, state) pairs with a place for each of their elements; 0 for the source.
            is_read: a reader of its format read it back; else its tensors were found in its files
                     where its plan placed them, and nothing else of it was looked at.
+           is_written: all of it was on disk; else its tensors were made while they were read.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Held:
     proof: Proof
     placed: int = 0
     is_read: bool = True
+    is_written: bool = True
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values."""
@@ -37,6 +39,7 @@ class Held:
             "rules": self.rules,
             "placed": self.placed,
             "is_read": self.is_read,
+            "is_written": self.is_written,
             "stored": self.proof.atoms,
             "elements": self.proof.elements,
             "runs": self.proof.parts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from reshard.api.mismatch_text import mismatch_lines
@@ -12,6 +13,8 @@ from reshard.plan.report import show_mesh
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 _MAX_FACTS = 12
+_INNER = re.compile(r"[.]?[$[]")  # where a value of several parts begins
+_WRITTEN = "from a temporary folder: its reader compares tensors at once"
 _BY_PLAN = (
     "as it was planned, since reshard does not read this form: its tensors are there in its files, "
     "but what else is in them was not compared"
@@ -74,6 +77,8 @@ def _way(way: WayProof, materialized: bool) -> list[str]:
         pairs.append(("stored", _stored(held)))
         if not held.is_read:
             pairs.append(("read", _BY_PLAN))
+        elif held.is_written and not materialized:
+            pairs.append(("read", _WRITTEN))
     how = ", read from disk" if materialized else ""
     back = f"{show_count(way.tensors, 'tensor')}, {show_nbytes(way.nbytes)}{how}"
     pairs.append(("back", back))
@@ -138,10 +143,24 @@ def _lost(lost: Sequence[Lost]) -> list[str]:
 
 def _facts(way: WayProof) -> list[str]:
     lines = []
-    for fate in ("changed", "not kept", "added"):
-        items = [item for item in way.facts if item.fate == fate]
-        for item in items[:_MAX_FACTS]:
-            lines += [f"  {line}" for line in wrap(f"{fate}: {item}", WIDTH - 2, indent="  ")]
-        if len(items) > _MAX_FACTS:
-            lines.append(f"  {fate}: {len(items) - _MAX_FACTS:,} more")
+    changed = [item for item in way.facts if item.fate == "changed"]
+    for item in changed[:_MAX_FACTS]:
+        lines += _fact(f"changed: {item}")
+    if len(changed) > _MAX_FACTS:
+        lines.append(f"  changed: {len(changed) - _MAX_FACTS:,} more")
+    for fate in ("not kept", "added"):
+        groups: dict[str, list[str]] = {}
+        for item in way.facts:
+            if item.fate == fate:
+                groups.setdefault(_INNER.split(item.path)[0], []).append(str(item))
+        told = [
+            items[0] if len(items) == 1 else f"{path} ({len(items):,} values)"
+            for path, items in groups.items()
+        ]
+        if told:
+            lines += _fact(f"{fate}: {', '.join(told)}")
     return lines
+
+
+def _fact(text: str) -> list[str]:
+    return [f"  {line}" for line in wrap(text, WIDTH - 2, indent="  ")]

@@ -300,6 +300,7 @@ def _held(stage: Stage) -> Held:
         source.proof,
         0 if prepared is None else prepared.report.covered,
         prepared is None or formats.TARGETS[prepared.target.format].is_read,
+        stage.is_written,
     )
 
 

@@ -13,7 +13,7 @@ from reshard.api.converting import Prepared, prepare_source, write_output
 from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
 from reshard.api.source import OpenedSource, open_source
-from reshard.errors import ReshardError
+from reshard.errors import Exit, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.build import OnDrift
 from reshard.plan.environment import environment
@@ -175,6 +175,8 @@ def _read_back(before: Stage, prepared: Prepared, path: Path, work: Work) -> Ope
         if not formats.TARGETS[prepared.target.format].is_read:
             return placed_source(prepared, path)
         opened = open_source(path)
+        if opened.catalog.withheld:
+            raise ReshardError(opened.catalog.withheld, Exit.SOURCE)
     except ReshardError as error:
         raise ReadBackError(error) from error
     family, own = prepared.source.family, before.source.catalog.layout_name
