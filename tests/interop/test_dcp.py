@@ -134,6 +134,17 @@ def test_a_reader_of_a_zero_3_checkpoint(
     assert [group["weight_decay"] for group in found["groups"]] == [0.1, 0.0]
 
 
+def test_a_reader_of_a_megatron_checkpoint_over_tensor_and_pipeline_ranks(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    source = fixture_checkpoint("megatron_untied_tp2_pp2") / "ckpt"
+    reshard.convert(source, tmp_path / "hf", "universal", names="hf")
+    truth = _named_truth(tmp_path / "hf", tmp_path / "truth.safetensors")
+    told = {"shapes": _shapes(truth), "reader": {"names": "hf"}, "groups": False}
+    found = load(source, tmp_path, **told)
+    _equal(found, len(truth))
+
+
 def test_a_reader_into_a_grid_of_ranks(fixture_checkpoint: Find, load: Load) -> None:
     case = fixture_checkpoint("dcp_dp2_flat")
     found = load(case / "ckpt", case, world=4, shard="tp+fsdp2", flat=True, reader={})
