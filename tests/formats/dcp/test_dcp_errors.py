@@ -330,7 +330,7 @@ def test_a_large_file_beside_it_is_told(forge: Forge, monkeypatch: pytest.Monkey
     (forge.write() / "tokenizer.model").write_bytes(bytes(5))
     [oddity] = reshard.open(forge.folder).inspect().oddities
     assert oddity.render() == (
-        "warning[side-files-left]: what lies beside the checkpoint in 1 file is not carried along\n"
+        "warning[side-file-left]: what lies beside the checkpoint in 1 file is not carried along\n"
         "  = note: `tokenizer.model` has 5 bytes\n"
         "  = help: copy what you need of them yourself"
     )

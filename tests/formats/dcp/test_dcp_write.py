@@ -147,7 +147,13 @@ def test_what_a_deepspeed_run_trains_is_the_master_weights(
         "folded",
         "the master weights, from which it is rounded",
     )
-    assert made.report.warnings == ()
+    [warning] = made.report.warnings
+    assert warning.render() == (
+        "warning[dcp-left]: what only deepspeed resumes with is not written\n"
+        "  = note: it is `zero_stage`, `compute_dtype`, `ds_config`, `counters`, `client_state`, "
+        "`universal_checkpoint_info`, `other`, `loss_scaler`, `clip_grad`\n"
+        "  = help: keep the source, or convert to `universal`, which keeps it"
+    )
 
 
 def test_settings_that_the_source_does_not_tell(tmp_path: Path) -> None:
@@ -172,6 +178,19 @@ def test_settings_that_the_source_does_not_tell(tmp_path: Path) -> None:
         "takes it over\n"
         "  = help: set them in the param groups again after loading"
     )
+
+
+def test_objects_that_differ_from_rank_to_rank(tmp_path: Path) -> None:
+    for rank in range(2):
+        forge = Forge(tmp_path / "ckpt", rank=rank).tensor("a", counted(2))
+        forge.object("seed", rank).write(f"__{rank}.metadata")
+    made = reshard.convert(tmp_path / "ckpt", tmp_path / "out", "dcp")
+    assert [item.render() for item in made.report.warnings] == [
+        "warning[dcp-rank-objects]: objects that differ from rank to rank are written as the "
+        "first rank has them\n"
+        "  = note: they are `seed`\n"
+        "  = help: keep the source, or convert to `universal`, which keeps all of them"
+    ]
 
 
 def test_tied_weights_are_stored_under_both_names_and_trained_under_one(

@@ -11,6 +11,7 @@ import pytest
 import reshard
 from formats.dcp.dcp_forge import Forge, blob, counted, made, tensor_pickle
 from reshard.errors import ReshardError
+from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.inert import Global, Record
 from reshard.storage.pickle_writer import write_pickle
 
@@ -138,6 +139,23 @@ def test_dots_in_keys_are_no_levels(tmp_path: Path) -> None:
     forge.tensor("model.model.w", counted(2), path=("model", "model.w"))
     forge.tensor("model.optim.w", counted(2), path=("model", "optim.w"))
     assert list(reshard.open(forge.write()).tensors) == ["model.w", "optim.w"]
+
+
+def test_what_modules_keep_besides_is_no_parameter(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "ckpt").tensor("model.w", counted(2), path=("model", "w"))
+    path = ("model", "layer._extra_state")
+    forge.tensor("model.layer._extra_state", counted(5, dtype="int32"), path=path)
+    forge.object("model.other._extra_state", None, path=("model", "other._extra_state"))
+    source = forge.write()
+    reshard.convert(source, tmp_path / "out", "dcp:dp=2")
+    for folder in (source, tmp_path / "out"):
+        checkpoint = reshard.open(folder)
+        states = {name: set(info.dtypes) for name, info in checkpoint.tensors.items()}
+        assert states == {"w": {"param"}, "model.layer._extra_state": {"extra"}}
+        assert checkpoint.training.framework is not None
+        assert checkpoint.training.framework["objects"] == {"model.other._extra_state": None}
+    found = read_metadata(tmp_path / "out")
+    assert found.paths["model.layer._extra_state"] == path
 
 
 def test_objects_of_ranks_that_differ_are_all_kept(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
@@ -11,6 +11,7 @@ from reshard.formats.dcp.names import Path
 from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
+from reshard.plan.catalog import Training
 from reshard.plan.output import FileBytes
 
 MASTER = "master"
@@ -95,6 +96,7 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     if trained:
         out.settings = settings_of(catalog.training, trained, states, group_keys or {})
     _sort_objects(out, framework, mine=mine)
+    out.warned += _left_behind(catalog.training, mine=mine)
     return out
 
 
@@ -144,6 +146,44 @@ def _sort_objects(out: Contents, framework: Mapping[str, object], *, mine: bool)
     schedule = None if mine else (training.state or {}).get("lr_scheduler")
     if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
         out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
+
+
+def _left_behind(training: Training, *, mine: bool) -> list[Diagnostic]:
+    """Warnings for what the source knows of its training that has no place here."""
+    framework = training.framework or {}
+    if mine:
+        ranks = framework.get("rank_objects")
+        if not isinstance(ranks, dict) or not ranks:
+            return []
+        differing = dict.fromkeys(key for held in ranks.values() for key in held)
+        return [
+            Diagnostic(
+                "dcp-rank-objects",
+                "objects that differ from rank to rank are written as the first rank has them",
+                "warning",
+                notes=(f"they are {_listed(differing)}",),
+                helps=("keep the source, or convert to `universal`, which keeps all of them",),
+            )
+        ]
+    left = {key: value for key, value in framework.items() if key not in ("name", "version")}
+    left |= {k: v for k, v in (training.state or {}).items() if k != "lr_scheduler"}
+    keys = [key for key, value in left.items() if value not in (None, "", [], {}, (), False)]
+    if not keys:
+        return []
+    return [
+        Diagnostic(
+            "dcp-left",
+            f"what only {framework.get('name') or 'the source'} resumes with is not written",
+            "warning",
+            notes=(f"it is {_listed(keys)}",),
+            helps=("keep the source, or convert to `universal`, which keeps it",),
+        )
+    ]
+
+
+def _listed(keys: Iterable[str]) -> str:
+    names = [f"`{key}`" for key in keys]
+    return ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _path(framework: Mapping[str, object], key: str) -> Path:

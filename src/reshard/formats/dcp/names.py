@@ -109,6 +109,8 @@ class Names:
         found = self._state(path)
         if found is not None:
             return found
+        if str(path[-1]).rpartition(".")[2] == "_extra_state":
+            return Role(key, "extra")  # what a module keeps besides, of no shape of its own
         inside = len(path) > len(self.model) and path[: len(self.model)] == self.model
         if inside and self._optimizer_of(path) is None and self._is_flat_model(path):
             return Role(_joined(path[len(self.model) :]), "param")

@@ -64,7 +64,7 @@ def read_side_files(folder: Folder, chunks: ChunkReader) -> SideFiles:
     if left:
         out.oddities = (
             Diagnostic(
-                "side-files-left",
+                "side-file-left",
                 f"what lies beside the checkpoint in {show_count(len(left), 'file')} "
                 "is not carried along",
                 "warning",
