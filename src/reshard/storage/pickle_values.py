@@ -65,6 +65,11 @@ def dtype_of_global(value: object) -> DType | None:
     return None
 
 
+def dtype_of_name(name: str) -> DType | None:
+    """The element type that torch calls so, e.g. `bfloat16`; None for anything else."""
+    return _DTYPES.get(name)
+
+
 def storage_dtype(value: object) -> DType | None:
     """The element type of a storage class such as `torch.FloatStorage`; None for anything else."""
     if isinstance(value, Global) and value.module in ("torch", "torch.storage"):

@@ -68,6 +68,13 @@ class Arguments:
             return None
         return stated
 
+    def checked_rows(self, rows: int) -> int:
+        """Rows of a stored vocabulary that are no padding for certain: Megatron may leave other
+        numbers in the padding of the optimizer than in that of the weights.
+        """
+        multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
+        return self.true_vocabulary(rows) or max(0, rows - multiple + 1)
+
     def config(self) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}

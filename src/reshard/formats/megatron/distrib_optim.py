@@ -104,10 +104,10 @@ def _buffer(
         raise _mismatch(file, f"the tensors of buffer {key} have different lengths")
     shape = lengths.pop()
     numel = sum(p.numel for p in members)
-    sizes = _bucket_sizes(args, first_stage and members[0].chunk == 0, numel)
+    sizes = bucket_sizes(args, first_stage and members[0].chunk == 0, numel)
     fitting: dict[tuple[tuple[int, int], ...], Geometry[Parameter]] = {}
     for bucket_size, aligned in product(sizes, (True, False)):
-        geometry = lay_buffer(members, bucket_size, _dp(args), shared, aligned=aligned)
+        geometry = lay_buffer(members, bucket_size, data_parallel(args), shared, aligned=aligned)
         if _is_long(geometry, shape, coalesced=_is_coalesced(flats)) and _fits(
             geometry, flats, file, weights_file, sampler
         ):
@@ -173,7 +173,7 @@ def _is_long(geometry: Geometry[Parameter], lengths: tuple[int, ...], *, coalesc
     )
 
 
-def _bucket_sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | None]:
+def bucket_sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | None]:
     """Bucket sizes to try, each once: what the run said, none, and the default.
 
     Args:  bucketed: later pipeline stages, and later chunks, have one bucket.
@@ -183,10 +183,11 @@ def _bucket_sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | Non
     stated, count = args.integer("ddp_bucket_size"), args.integer("ddp_num_buckets")
     sizes: list[int | None] = [stated] if stated else []
     sizes += [numel // count] if count else []
-    return list(dict.fromkeys([*sizes, None, max(40_000_000, 1_000_000 * _dp(args))]))
+    return list(dict.fromkeys([*sizes, None, max(40_000_000, 1_000_000 * data_parallel(args))]))
 
 
-def _dp(args: Arguments) -> int:
+def data_parallel(args: Arguments) -> int:
+    """Ranks that share a buffer; those of context parallelism do, too."""
     return args.size("dp") * (args.integer("context_parallel_size") or 1)
 
 
@@ -209,7 +210,8 @@ def _fits(
         if ref.dtype != DType.F32:
             return False
         size = weight.dtype.itemsize
-        for start, count in samples(weight.numel):
+        checked = place.parameter.checked
+        for start, count in samples(weight.numel if checked < 0 else checked):
             master = sampler.read(file, ref.byte_offset + 4 * (base + start), 4 * count)
             value = sampler.read(weights_file, weight.byte_offset + size * start, size * count)
             if not rounds_to(master, value, weight.dtype):

@@ -1,282 +1,204 @@
-"""`dp_reshardable`: optimizer states as flat buckets of a distributed checkpoint.
+"""Optimizer states as flat buckets of a distributed checkpoint.
 
-The buckets do not say which parameters lie in them. The order of a module's parameters is taken
-from the order in which the weights are listed, or from the other known order, and is accepted only
-when every master rounds to its weight.
-Source: megatron/core/optimizer/distrib_optimizer.py `sharded_param_state_dp_reshardable`
-(core 0.14 to 0.20).
+`dp_reshardable`, `fully_sharded_bucket_space` and `dp_zero_gather_scatter` do not say which
+parameters lie in their buckets. The order of a rank's parameters is taken from the order in which
+the weights are listed, and is accepted only when every master rounds to its weight.
+Source: megatron/core/optimizer/distrib_optimizer.py `sharded_param_state_dp_reshardable`,
+`sharded_param_state_dp_zero` (core 0.5 to 0.20).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reshard.algebra.box import Box
-from reshard.algebra.flat import flat_to_boxes
+from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey
+from reshard.formats.megatron.flat_buffers import Buffer, buffers_of
+from reshard.formats.megatron.flat_members import Member, Members, Place
 from reshard.formats.megatron.self_check import Sampler, rounds_to, samples
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
-from reshard.storage.dcp_metadata import Metadata, StoredTensor
+from reshard.storage.dcp_metadata import StoredTensor
 
-_ALIGNMENT = 64
-_STACKED = re.compile(r"(^|\.)layers\.(?!\d)")
+COPY = "copy"
+"""The mesh axis of the copies that ranks keep of one state."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A parameter of one rank: boxes of a stored tensor, one behind the other."""
-
-    name: str
-    boxes: tuple[Box, ...]
-
-    @property
-    def numel(self) -> int:
-        return sum(box.volume for box in self.boxes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run of a flat bucket as it lies in a file."""
-
-    start: int
-    numel: int
-    file: str
-    byte_offset: int
+Found = dict[tuple[str, str, int], list[Fragment]]
+"""By name, state, and number of the copy: ranks that hold the same have states of it each."""
 
 
 def flat_tensors(
     folder: Path,
-    metadata: Metadata,
     flat: Sequence[tuple[FlatKey, StoredTensor]],
     objects: Mapping[str, object],
     args: Arguments,
     chunks: ChunkReader,
     weights: Sequence[LocalTensor],
-) -> Iterator[LocalTensor]:
+) -> list[LocalTensor]:
     """Every state that the buckets hold, as boxes of the parameters' tensors.
 
+    Args:  objects: pickled ones by key, as they were found.
     Raises: ReshardError[buffer-mismatch].
     """
-    if args.size("ep") > 1 or any(key.chained for key, _ in flat):
-        raise _mismatch(folder, "experts over several ranks have buffers of their own")
-    params = {t.name: t for t in weights if t.state == "param"}
-    buckets: dict[int, dict[int, dict[int, dict[str, StoredTensor]]]] = {}
-    for key, stored in flat:
-        by_buffer = buckets.setdefault(key.group, {}).setdefault(key.buffer, {})
-        by_buffer.setdefault(key.bucket, {})[key.state] = stored
-    fragments: dict[tuple[str, str], list[Fragment]] = {}
+    buffers = buffers_of(folder, flat, objects, chunks)
+    tied = not args.get("untie_embeddings_and_output_weights") and args.size("pp") > 1
     sampler = Sampler(folder)
+    reader = _Reader(folder, args, Members(weights, tied=tied), sampler)
     try:
-        for group, buffers in sorted(buckets.items()):
-            if list(buffers) != [0]:
-                raise _mismatch(folder, f"group {group} has {len(buffers)} buffers, not one")
-            _group(group, buffers[0], args, chunks, params, sampler, folder, fragments)
+        reader.read(buffers)
     finally:
         sampler.close()
-    for (name, state), found in fragments.items():
-        dtype = next(
-            stored.dtype
-            for by_buffer in buckets.values()
-            for by_bucket in by_buffer.values()
-            for by_state in by_bucket.values()
-            for kind, stored in by_state.items()
-            if kind == state
+    copied = {(name, state) for name, state, copy in reader.found if copy}
+    return [
+        LocalTensor(
+            name,
+            state,
+            ((COPY, copy),) if (name, state) in copied else (),
+            reader.members.tensors[name].shape,
+            reader.dtypes[state],
+            tuple(found),
         )
-        yield LocalTensor(name, state, (), params[name].shape, dtype, tuple(found))
+        for (name, state, copy), found in reader.found.items()
+    ]
 
 
-def _group(
-    group: int,
-    buckets: Mapping[int, Mapping[str, StoredTensor]],
-    args: Arguments,
-    chunks: ChunkReader,
-    params: Mapping[str, LocalTensor],
-    sampler: Sampler,
-    folder: Path,
-    out: dict[tuple[str, str], list[Fragment]],
-) -> None:
-    tp = args.size("tp")
-    lengths = [next(iter(buckets[index].values())).shape[0] for index in sorted(buckets)]
-    runs = {
-        state: [_bucket_runs(chunks, buckets[index][state]) for index in sorted(buckets)]
-        for state in next(iter(buckets.values()))
-    }
-    for members in _orders(params, group % tp, group // tp, tp, args.size("pp")):
-        places = _place(members, lengths)
-        if places is None:
-            continue
-        if "master" in runs and not _fits(places, runs["master"], params, sampler):
-            continue
-        for member, bucket, start in places:
-            for state, by_bucket in runs.items():
-                found = out.setdefault((member.name, state), [])
+class _Reader:
+    """Places the parameters of one rank after the other."""
+
+    def __init__(self, folder: Path, args: Arguments, members: Members, sampler: Sampler) -> None:
+        self._folder = folder
+        self._args = args
+        self._sampler = sampler
+        self.members = members
+        self.found: Found = {}
+        self.dtypes: dict[str, DType] = {}
+        self._layers: dict[tuple[int, int], range] = {}
+        self._fragments: dict[str, dict[Box, Fragment]] = {}
+        self._copies: dict[tuple[str, str, Box], int] = {}
+
+    def read(self, buffers: Sequence[Buffer]) -> None:
+        """Find the parameters of every buffer: dense ones first, which tell the stages' layers."""
+        optimizers = sorted({buffer.optimizer for buffer in buffers})
+        chunks = 1 + max(buffer.chunk for buffer in buffers)
+        for optimizer in optimizers:
+            experts = None if len(optimizers) == 1 else optimizer == optimizers[-1]
+            if len(optimizers) > 2:
+                raise self._mismatch(f"it has {len(optimizers)} optimizers, not one or two")
+            mine = [buffer for buffer in buffers if buffer.optimizer == optimizer]
+            # Chunk major, then stage: how the layers lie in order.
+            for buffer in sorted(mine, key=lambda b: (b.chunk, b.group)):
+                self._buffer(buffer, experts, chunks)
+        done = sum(len(layers) for layers in self._layers.values())
+        if done != self.members.layers:
+            raise self._mismatch(f"its buffers have {done} of {self.members.layers} layers")
+
+    def _buffer(self, buffer: Buffer, experts: bool | None, chunks: int) -> None:
+        pp = self._args.size("pp")
+        tps = self._args.expert_tp if experts else self._args.size("tp")
+        tp, rest = buffer.group % tps, buffer.group // tps
+        eps = self._args.size("ep")
+        ep, stage = (rest % eps, rest // eps) if experts else (0, rest)
+        key = (buffer.chunk, stage)
+        known = self._layers.get(key)
+        start = sum(len(layers) for layers in self._layers.values())
+        usual = self.members.layers // (chunks * pp)
+        counts = sorted(range(self.members.layers - start + 1), key=lambda n: n != usual)
+        for layers in [known] if known is not None else [range(start, start + n) for n in counts]:
+            place = Place(
+                tp,
+                tps,
+                ep,
+                eps if experts else 1,
+                layers,
+                key == (0, 0),
+                key == (chunks - 1, pp - 1),
+                experts,
+                buffer.dtype,
+            )
+            if self._fit(buffer, place):
+                self._layers[key] = layers
+                return
+        raise self._mismatch(
+            f"group {buffer.group} of {sum(buffer.lengths)} elements fits no known order"
+        )
+
+    def _fit(self, buffer: Buffer, place: Place) -> bool:
+        """Take what a buffer holds, if one order of a rank's parameters is the right one."""
+        fitting: dict[tuple[object, ...], list[tuple[Member, int, int]]] = {}
+        shared = self.members.shared(place)
+        for members in self.members.orders(place):
+            if sum(member.numel for member in members) > sum(buffer.lengths):
+                continue
+            for places in buffer.ways(members, self._args, shared, is_first=place.first):
+                if self._rounds(buffer, places):
+                    fitting.setdefault(tuple(places), places)
+        if len(fitting) > 1:
+            raise self._mismatch(f"{len(fitting)} orders fit group {buffer.group}")
+        for places in fitting.values():
+            self._take(buffer, places)
+        return bool(fitting)
+
+    def _take(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> None:
+        for state, by_bucket in buffer.states.items():
+            self.dtypes[state] = by_bucket[0].dtype
+            for member, bucket, start in places:
                 at = start
-                for box in member.boxes:
-                    found += _fragments(by_bucket[bucket], at, box)
+                for name, box in member.parts:
+                    copy = self._copies.get((name, state, box), 0)
+                    self._copies[name, state, box] = copy + 1
+                    known = self.found.setdefault((name, state, copy), [])
+                    known += by_bucket[bucket].fragments(at, box)
                     at += box.volume
-        return
-    raise _mismatch(folder, f"group {group} of {sum(lengths)} elements fits no known order")
 
+    def _rounds(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> bool:
+        """Whether samples of every master round to its weight."""
+        masters = buffer.states.get("master")
+        if masters is None:
+            return True
+        for member, bucket, start in places:
+            at = start
+            for name, box in member.parts:
+                weight = self.members.tensors[name]
+                fragment = self._fragment(weight, box)
+                size = weight.dtype.itemsize
+                for first, count in samples(self._checked(name, box)):
+                    master = masters[bucket].sample(self._sampler, at + first, count)
+                    value = self._sampler.read(
+                        fragment.file, fragment.byte_offset + size * first, size * count
+                    )
+                    if master is not None and not rounds_to(master, value, weight.dtype):
+                        return False
+                at += box.volume
+        return True
 
-def _orders(
-    params: Mapping[str, LocalTensor], tp_rank: int, stage: int, tp: int, pp: int
-) -> Iterator[list[_Member]]:
-    """The parameters of one rank in registration order: as listed; norms first in their module."""
-    names = list(params)
-    listed = _members(params, names, tp_rank, stage, tp, pp)
-    yield listed
-    # The local spec registers a norm before the linear layer that its key is filed under.
-    moved = sorted(names, key=lambda n: (_module_rank(n), names.index(n)))
-    yield _members(params, moved, tp_rank, stage, tp, pp)
+    def _checked(self, name: str, box: Box) -> int:
+        """Elements of a box that must round: those before the padding of a vocabulary."""
+        if not is_vocabulary(name) or not box.size:
+            return box.volume
+        rows = self._args.checked_rows(self.members.tensors[name].shape[0]) - box.lo[0]
+        return max(0, min(rows, box.size[0])) * (box.volume // max(1, box.size[0]))
 
+    def _fragment(self, weight: LocalTensor, box: Box) -> Fragment:
+        table = self._fragments.get(weight.name)
+        if table is None:
+            whole = Box.whole(weight.shape)
+            table = {fragment.box or whole: fragment for fragment in weight.fragments}
+            self._fragments[weight.name] = table
+        return table[box]
 
-def _module_rank(name: str) -> tuple[int, int]:
-    order = (
-        ("embedding.", 0),
-        ("layers.self_attention.linear_qkv.layer_norm", 1),
-        ("input_layernorm", 1),
-        ("layers.self_attention.linear_proj", 2),
-        ("layers.self_attention.linear_qkv", 3),
-        ("layers.self_attention.q_layernorm", 4),
-        ("layers.self_attention.k_layernorm", 5),
-        ("layers.mlp.linear_fc1.layer_norm", 6),
-        ("pre_mlp_layernorm", 6),
-        ("layers.mlp.linear_fc1", 7),
-        ("layers.mlp.linear_fc2", 8),
-        ("final_layernorm", 9),
-        ("output_layer", 10),
-    )
-    for part, rank in order:
-        if part in name:
-            return rank, 1 if name.endswith("bias") else 0
-    return 8, 0
-
-
-def _members(
-    params: Mapping[str, LocalTensor],
-    names: Sequence[str],
-    tp_rank: int,
-    stage: int,
-    tp: int,
-    pp: int,
-) -> list[_Member]:
-    layers = {name: params[name].shape[0] for name in names if _STACKED.search(name)}
-    count = max(layers.values(), default=0)
-    per_stage = count // pp if pp and count else 0
-    before, inside, after = [], [], []
-    for name in names:
-        if name in layers:
-            inside.append(name)
-        elif name.startswith("embedding."):
-            before.append(name)
-        else:
-            after.append(name)
-    out = []
-    if stage == 0:
-        out += [_Member(n, _boxes(params[n], None, tp_rank, tp)) for n in before]
-    for layer in range(stage * per_stage, (stage + 1) * per_stage):
-        out += [_Member(n, _boxes(params[n], layer, tp_rank, tp)) for n in inside]
-    if stage == pp - 1:
-        out += [_Member(n, _boxes(params[n], None, tp_rank, tp)) for n in after]
-    return out
-
-
-def _boxes(tensor: LocalTensor, layer: int | None, tp_rank: int, tp: int) -> tuple[Box, ...]:
-    """What one rank holds of a tensor: its chunks, which a copied tensor has only once."""
-    found = []
-    for fragment in tensor.fragments:
-        box = fragment.box or Box.whole(tensor.shape)
-        if layer is None or box.lo[0] == layer:
-            found.append(box)
-    found.sort(key=lambda box: box.lo)
-    if tp == 1 or len(found) < tp:
-        return tuple(found)
-    return tuple(found[tp_rank::tp])
-
-
-def _place(
-    members: Sequence[_Member], lengths: Sequence[int]
-) -> list[tuple[_Member, int, int]] | None:
-    """Every parameter's bucket and start, last parameter first; None when they do not add up."""
-    out: list[tuple[_Member, int, int]] = []
-    bucket, at = 0, 0
-    for member in reversed(members):
-        at = -(-at // _ALIGNMENT) * _ALIGNMENT
-        if bucket < len(lengths) and at + member.numel > lengths[bucket]:
-            bucket, at = bucket + 1, 0
-        if bucket >= len(lengths) or at + member.numel > lengths[bucket]:
-            return None
-        out.append((member, bucket, at))
-        at += member.numel
-    return out if bucket == len(lengths) - 1 and at == lengths[bucket] else None
-
-
-def _bucket_runs(chunks: ChunkReader, stored: StoredTensor) -> list[_Run]:
-    out = []
-    for chunk in stored.chunks:
-        ref = chunks.open(stored, chunk)
-        if ref.numel:
-            out.append(_Run(chunk.lo[0], ref.numel, chunk.file, ref.byte_offset))
-    return sorted(out, key=lambda run: run.start)
-
-
-def _fragments(runs: Sequence[_Run], start: int, box: Box) -> Iterator[Fragment]:
-    """Elements `[start, start + volume)` of a bucket as boxes within a box."""
-    stop = start + box.volume
-    for run in runs:
-        lo, hi = max(run.start, start), min(run.start + run.numel, stop)
-        if lo >= hi:
-            continue
-        at = run.byte_offset + 4 * (lo - run.start)
-        for inner in flat_to_boxes(lo - start, hi - lo, box.size):
-            corner = tuple(a + b for a, b in zip(box.lo, inner.lo, strict=True))
-            yield Fragment(0, inner.volume, run.file, at, None, None, Box(corner, inner.size))
-            at += 4 * inner.volume
-
-
-def _fits(
-    places: Sequence[tuple[_Member, int, int]],
-    masters: Sequence[Sequence[_Run]],
-    params: Mapping[str, LocalTensor],
-    sampler: Sampler,
-) -> bool:
-    """Whether samples of every master round to its weight."""
-    for member, bucket, start in places:
-        at = start
-        weight = params[member.name]
-        by_box = {f.box or Box.whole(weight.shape): f for f in weight.fragments}
-        size = weight.dtype.itemsize
-        for box in member.boxes:
-            fragment = by_box[box]
-            for first, count in samples(prod(box.size)):
-                master = _sample(sampler, masters[bucket], at + first, count)
-                value = sampler.read(
-                    fragment.file, fragment.byte_offset + size * first, size * count
-                )
-                if master is not None and not rounds_to(master, value, weight.dtype):
-                    return False
-            at += box.volume
-    return True
-
-
-def _sample(sampler: Sampler, runs: Sequence[_Run], start: int, count: int) -> bytes | None:
-    for run in runs:
-        if run.start <= start and start + count <= run.start + run.numel:
-            return sampler.read(run.file, run.byte_offset + 4 * (start - run.start), 4 * count)
-    return None
-
-
-def _mismatch(folder: Path, why: str) -> ReshardError:
-    return source_error(
-        "buffer-mismatch",
-        f"how the parameters lie in the optimizer's buckets of {folder} could not be found",
-        notes=[why, "the flat buffers are checked against the weights, which they must round to"],
-        helps=["keep the weights with `--states weights`"],
-    )
+    def _mismatch(self, why: str) -> ReshardError:
+        return source_error(
+            "buffer-mismatch",
+            "how the parameters lie in the optimizer's buckets of "
+            f"{self._folder} could not be found",
+            notes=[
+                why,
+                "the flat buffers are checked against the weights, which they must round to",
+            ],
+            helps=["keep the weights with `--states weights`"],
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.chained import Part, share_parameters
+from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.distrib_optim import flat_states
 from reshard.formats.megatron.legacy import TIED, Chunk, is_tied
 from reshard.formats.megatron.optimizer_ids import GroupMembers, Parameter, check_shape
@@ -62,7 +63,7 @@ def states_of(
     if stored is None:
         return [], []
     parameters = [
-        Parameter(index, name, ref)
+        Parameter(index, name, ref, _checked(name, ref, rank, ranks))
         for index, chunk in enumerate(chunks)
         for name, ref in chunk.parameters.items()
     ]
@@ -84,6 +85,14 @@ def states_of(
     if flat is None and groups and not any(item.state != "step" for item in states):
         raise _lost(rank, folder)
     return states, groups
+
+
+def _checked(name: str, ref: TensorRef, rank: RankFile, ranks: Ranks) -> int:
+    """Elements of a weight that are no padding of the vocabulary; -1 for all."""
+    if not is_vocabulary(name):
+        return -1
+    rows = ranks.args.checked_rows(ref.shape[0] * ranks.tp) - rank.tp * ref.shape[0]
+    return max(0, min(rows, ref.shape[0])) * (ref.numel // max(1, ref.shape[0]))
 
 
 def _optimizers(stored: object) -> list[object]:

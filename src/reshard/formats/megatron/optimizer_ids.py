@@ -17,11 +17,15 @@ from reshard.storage.torch_file import TensorRef
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of one rank: the model chunk that it is in, its name, and its weight."""
+    """A parameter of one rank: the model chunk that it is in, its name, and its weight.
+
+    Args:  checked: elements that its master must round to; -1 for all.
+    """
 
     chunk: int
     name: str
     ref: TensorRef = field(compare=False)
+    checked: int = field(default=-1, compare=False)
 
     @property
     def numel(self) -> int:

@@ -12,7 +12,7 @@ from reshard.formats.megatron.arguments import Arguments, arguments_of
 from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups
-from reshard.formats.megatron.flat_dist import flat_tensors
+from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
@@ -64,9 +64,9 @@ def read_dist(folder: Path) -> Catalog:
                 continue
             tensor = _tensor(key, stored, metadata, chunks)
             (weights if key.state in ("param", "extra") else states).append(tensor)
-        check_masters(folder, [*weights, *states])
-        if flat:
-            states += flat_tensors(folder, metadata, flat, raw, args, chunks, weights)
+        check_masters(folder, [*weights, *states], args)
+        if flat or any(".param_state/" in name for name in raw):
+            states += flat_tensors(folder, flat, raw, args, chunks, weights)
         chunks.refuse_overlaps()
         groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states])
         states += steps
@@ -74,7 +74,12 @@ def read_dist(folder: Path) -> Catalog:
         if not {item.code for item in error.diagnostics} <= _OF_OPTIMIZER:
             raise
         withheld, states, groups = error.diagnostics, [], Groups()
-    objects = {name: to_json(value, tensor=small_tensor) for name, value in raw.items()}
+    objects = {
+        name: to_json(value, tensor=small_tensor)
+        for name, value in raw.items()
+        if ".param_state/" not in name
+    }
+    copies = 1 + max((index for t in states for _, index in t.coord), default=0)
     vocabulary = _vocabulary(weights, args)
     oddities = [*folder_oddities(folder, root.get("iteration"))]
     if not states and not withheld:
@@ -84,9 +89,9 @@ def read_dist(folder: Path) -> Catalog:
         format="megatron",
         version=str(root.get("checkpoint_version", "")),
         root=str(folder.resolve()),
-        mesh={},
+        mesh={COPY: copies} if copies > 1 else {},
         tensors=(*weights, *states),
-        layout=_layout([t.name for t in weights if t.state == "param"], vocabulary),
+        layout=_layout([t.name for t in weights if t.state == "param"], vocabulary, copies > 1),
         layout_name="megatron_dist",
         training=training_of(
             root, groups, [], {"form": "torch_dist", "saved_over": args.mesh(), "objects": objects}
@@ -123,11 +128,12 @@ def _vocabulary(weights: list[LocalTensor], args: Arguments) -> int | None:
     return true if true != rows else None
 
 
-def _layout(names: list[str], vocabulary: int | None) -> str:
+def _layout(names: list[str], vocabulary: int | None, is_copied: bool) -> str:
     """One rule for all tensors; more where the vocabulary is padded."""
     cut = [name for name in names if is_vocabulary(name)] if vocabulary is not None else []
+    text = LAYOUT.replace("{\n", f"{{\n    mesh {COPY}\n\n") if is_copied else LAYOUT
     if not cut:
-        return LAYOUT
+        return text
     heads = {name.partition(".")[0] for name in cut}
     rules = dict.fromkeys(cut, f"[rows truncated to {vocabulary}, ...]")
     for name in names:
@@ -135,7 +141,7 @@ def _layout(names: list[str], vocabulary: int | None) -> str:
         rules.setdefault(f"{head}.**" if dot and head not in heads else name, "[...]")
     width = max(map(len, rules)) + 2
     lines = [f"    {chr(34) + name + chr(34):<{width}} = {dims}" for name, dims in rules.items()]
-    return LAYOUT.split('    "**"')[0] + "\n".join(lines) + "\n}\n"
+    return text.split('    "**"')[0] + "\n".join(lines) + "\n}\n"
 
 
 def check_backend(folder: Path) -> None:

@@ -44,7 +44,9 @@ def _to_bf16(bits: int) -> int:
 
 
 def samples(numel: int) -> tuple[tuple[int, int], ...]:
-    """A few runs (start, count) of a tensor: its beginning, its middle, its end."""
+    """A few runs (start, count) of a tensor: its beginning, its middle, its end; none if empty."""
+    if not numel:
+        return ()
     count = min(_SAMPLES, numel)
     return tuple(
         dict.fromkeys((start, count) for start in (0, (numel - count) // 2, numel - count))

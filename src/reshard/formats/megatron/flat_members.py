@@ -1,0 +1,195 @@
+"""Which parameters a rank of a distributed checkpoint had, and in which order it registered them.
+
+The checkpoint lists its weights in the order of the module that saved them, layers and experts
+stacked. A rank's own parameters are boxes of these: those of its stage's layers, of its tensor
+parallel rank, and of its experts.
+Source: megatron/core/transformer/{transformer_block,mlp,moe/experts}.py `sharded_state_dict`
+(core 0.12 to 0.20).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reshard.algebra.box import Box
+from reshard.dtypes import DType
+from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT, is_buffer
+from reshard.formats.megatron.stacks import layer_of
+from reshard.plan.catalog import LocalTensor
+
+_STACKED = re.compile(r"^(?!mtp\.)(.*?layers\.)(?!\d)")
+_EXPERT = re.compile(r"(\.experts\.experts\.)(\d+)\.")
+_HALVES = ("_w", "_v")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A parameter of one rank: boxes of stored tensors, one behind the other.
+
+    Args:  parts: the name of the tensor, and the box.
+    """
+
+    name: str
+    parts: tuple[tuple[str, Box], ...]
+
+    @property
+    def numel(self) -> int:
+        """Its elements on this rank."""
+        return sum(box.volume for _, box in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank, and what of the model it has.
+
+    Args:  tp, tps: its rank among those that cut its tensors; for experts, those of experts.
+           ep, eps: its rank among those that share experts.
+           layers: of its chunk.  first, last: whether its chunk is the first, the last of all.
+           experts: whether the optimizer has experts alone, or none; None for both.
+           dtype: of the parameters.
+    """
+
+    tp: int
+    tps: int
+    ep: int
+    eps: int
+    layers: range
+    first: bool
+    last: bool
+    experts: bool | None
+    dtype: DType
+
+
+class Members:
+    """The weights of a checkpoint, as ranks had them.
+
+    Args:  tied: whether the last stage has a copy of the embedding.
+    """
+
+    def __init__(self, weights: Sequence[LocalTensor], *, tied: bool) -> None:
+        self.tensors = {t.name: t for t in weights if t.state == "param" and not is_buffer(t.name)}
+        self._tied = tied and OUTPUT not in self.tensors
+        self._index: dict[tuple[str, int], dict[tuple[int, ...], list[Box]]] = {}
+        self.layers = max((self._layers(t) for t in self.tensors.values()), default=0)
+
+    @staticmethod
+    def _layers(tensor: LocalTensor) -> int:
+        if _STACKED.match(tensor.name):
+            return tensor.shape[0]
+        found = layer_of(tensor.name)
+        return 0 if found is None else found[1] + 1
+
+    def orders(self, place: Place) -> Iterator[list[Member]]:
+        """The parameters of a rank in every order that is known: experts one by one, or matrix by
+        matrix.
+        """
+        for by_expert in (True, False):
+            yield list(self._members(place, by_expert))
+
+    def shared(self, place: Place) -> tuple[str, ...]:
+        """The parameters that have a bucket of their own, since another stage has a copy."""
+        return (EMBEDDING, OUTPUT) if self._tied and place.experts is not True else ()
+
+    def _members(self, place: Place, by_expert: bool) -> Iterator[Member]:
+        inside = [name for name in self.tensors if self._layers(self.tensors[name])]
+        outside = [name for name in self.tensors if name not in set(inside)]
+        if place.first:
+            for name in outside:
+                if name.startswith("embedding."):
+                    yield from self._one(name, (), place)
+        for layer in place.layers:
+            yield from self._layer(inside, layer, place, by_expert)
+        if place.last:
+            for name in outside:
+                if not name.startswith("embedding."):
+                    yield from self._one(name, (), place)
+        if place.last and not place.first and self._tied and EMBEDDING in self.tensors:
+            for member in self._one(EMBEDDING, (), place):
+                yield Member(OUTPUT, member.parts)
+
+    def _layer(
+        self, names: Sequence[str], layer: int, place: Place, by_expert: bool
+    ) -> Iterator[Member]:
+        """One layer: experts stand where the first of them is listed."""
+        experts: list[tuple[int, int, Member]] = []
+        plain: list[Member | None] = []
+        order: dict[str, int] = {}
+        for name in names:
+            found = layer_of(name)
+            if found is not None and found[1] != layer:
+                continue
+            lead = () if found is not None else (layer,)
+            if not is_expert(name):
+                plain += self._one(name, lead, place)
+                continue
+            if None not in plain:
+                plain.append(None)
+            matrix = order.setdefault(_EXPERT.sub(r"\1", name).removesuffix("_w"), len(order))
+            for expert, member in self._experts(name, lead, place):
+                experts.append((expert, matrix, member))
+        experts.sort(key=lambda item: item[:2] if by_expert else (item[1], item[0]))
+        for known in plain:
+            if known is None:
+                yield from (item[2] for item in experts)
+            else:
+                yield known
+
+    def _experts(
+        self, name: str, lead: tuple[int, ...], place: Place
+    ) -> Iterator[tuple[int, Member]]:
+        """The experts that a rank has of one name."""
+        single = _EXPERT.search(name)
+        if single is not None:
+            count = 1 + max(
+                int(m.group(2)) for m in map(_EXPERT.search, self.tensors) if m is not None
+            )
+            held = [int(single.group(2))]
+        else:
+            count = self.tensors[name].shape[len(lead)]
+            held = list(range(count))
+        own = range(place.ep * count // place.eps, (place.ep + 1) * count // place.eps)
+        for expert in held:
+            if expert in own:
+                inner = lead if single is not None else (*lead, expert)
+                for member in self._one(name, inner, place):
+                    yield expert, member
+
+    def _one(self, name: str, lead: tuple[int, ...], place: Place) -> Iterator[Member]:
+        """A parameter, unless the optimizer does not have it; halves of one are put together."""
+        tensor = self.tensors[name]
+        if tensor.dtype != place.dtype or (
+            name.endswith(_HALVES[1]) and _other(name) in self.tensors
+        ):
+            return
+        if place.experts is not None and place.experts != is_expert(name):
+            return
+        parts = [(name, box) for box in self._boxes(name, lead, place)]
+        second = name.removesuffix(_HALVES[0]) + _HALVES[1]
+        if name.endswith(_HALVES[0]) and second in self.tensors:
+            parts += [(second, box) for box in self._boxes(second, lead, place)]
+        if parts:
+            yield Member(name, tuple(parts))
+
+    def _boxes(self, name: str, lead: tuple[int, ...], place: Place) -> list[Box]:
+        """What one rank holds of a tensor: its chunks, which a copied tensor has only once.
+
+        Args:  lead: layer and expert, where the tensor stacks them.
+        """
+        key = (name, len(lead))
+        if key not in self._index:
+            table: dict[tuple[int, ...], list[Box]] = {}
+            for fragment in self.tensors[name].fragments:
+                box = fragment.box or Box.whole(self.tensors[name].shape)
+                table.setdefault(box.lo[: len(lead)], []).append(box)
+            for boxes in table.values():
+                boxes.sort(key=lambda box: box.lo)
+            self._index[key] = table
+        found = self._index[key].get(lead, [])
+        return found[place.tp :: place.tps] if len(found) >= place.tps else found
+
+
+def _other(name: str) -> str:
+    return name.removesuffix(_HALVES[1]) + _HALVES[0]
