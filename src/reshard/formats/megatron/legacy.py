@@ -107,9 +107,12 @@ def coords_of(chunk: Chunk, name: str, ranks: Ranks, vpp: int) -> tuple[Coord, .
     for tp, ep in ranks.places(rank, expert=expert):
         coord = [("vpp", chunk.vpp)] if vpp > 1 else []
         coord += [("pp", rank.pp)] if ranks.pp > 1 else []
-        coord += [("tp", tp)] if ranks.tp > 1 else []
+        if expert and ranks.etp not in (1, ranks.tp):
+            # Cut over etp; what is left of tp numbers the copies.
+            coord += [("tp", tp // ranks.etp), ("etp", tp % ranks.etp)]
+        else:
+            coord += [("tp", tp)] if ranks.tp > 1 else []
         coord += [("ep", ep)] if ranks.ep > 1 else []
-        coord += [("etp", tp % ranks.etp)] if expert and ranks.etp not in (1, ranks.tp) else []
         out.append(tuple(coord))
     return tuple(out)
 
