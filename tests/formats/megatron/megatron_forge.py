@@ -207,7 +207,7 @@ class Forge:
 
     def chunk(self, place: tuple[int, int, int], index: int) -> list[tuple[str, str, Kind]]:
         """Stored name, global name, and kind of what a rank's chunk holds, in order."""
-        tp, pp, ep = place
+        _, pp, ep = place
         number = index * self.pp + pp
         before, after = self.outside()
         out = [(kind.name, kind.name, kind) for kind in before] if number == 0 else []
