@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from reshard.errors import Label, ReshardError, layout_error
+from reshard.errors import Label, ReshardError, layout_error, source_error
 from reshard.language.layout import Rule
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.matching import Matched
@@ -42,10 +42,12 @@ def sort_states(
     """Those with the parameter's shape at their coordinate, and those that are one number.
 
     Args:  name: of the whole tensor.  scalars: as `scalar_states` found them.
-    Raises: ReshardError[state-shape].
+    Raises: ReshardError[state-shape | not-stored].
     """
     tensors = [item.tensor for item in items]
     shaped = tuple(t for t in tensors if t.shape or t.state not in scalars)
+    if not shaped:
+        raise _numbers_alone(name, tensors)
     by_coord = _references(shaped)
     for tensor in shaped:
         reference = by_coord[tensor.coord]
@@ -88,6 +90,16 @@ def _order(tensor: LocalTensor) -> tuple[int, int]:
     if tensor.state in _LIKE_PARAMETER:
         return _LIKE_PARAMETER.index(tensor.state), 0
     return len(_LIKE_PARAMETER), -len(tensor.shape)
+
+
+def _numbers_alone(name: str, tensors: Sequence[LocalTensor]) -> ReshardError:
+    states = ", ".join(f"`{state}`" for state in dict.fromkeys(t.state for t in tensors))
+    return source_error(
+        "not-stored",
+        f"of `{name}`, {states} and nothing else is stored",
+        notes=[f"one number in {tensors[0].file}; the parameter has a shape, which is not known"],
+        helps=["look for a file that is missing"],
+    )
 
 
 def _state_shape(name: str, reference: LocalTensor, tensor: LocalTensor) -> ReshardError:
