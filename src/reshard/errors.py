@@ -14,6 +14,12 @@ from typing import Literal
 
 Level = Literal["error", "warning", "note"]
 
+MAX_LINE = 160
+"""Characters of a line of a text that a message shows."""
+
+MAX_LENGTH = 2000
+"""Characters of a line of a message; no name is longer."""
+
 MAX_SHOWN = 20
 """Diagnostics printed for one phase; the rest are counted."""
 
@@ -111,7 +117,7 @@ class Diagnostic:
             lines += _render_spans(self.primary, self.secondary)
         lines += [f"  = note: {note}" for note in self.notes]
         lines += [f"  = help: {text}" for text in self.helps]
-        return "\n".join(map(visible, lines))
+        return "\n".join(_shortened(visible(line)) for line in lines)
 
     def to_json(self) -> dict[str, object]:
         """The same facts for machines (docs/cli.md, `diagnostics`)."""
@@ -150,14 +156,40 @@ def _render_spans(primary: Label, secondary: tuple[Label, ...]) -> list[str]:
         if previous is not None and span.line > previous + 1:
             out.append("...")
         text = span.source.line(span.line)
+        first = _window(labels, span.line, len(text))
         if span.line != previous:
-            out.append(f"{span.line:>{width}} | {text.replace(chr(9), ' ')}".rstrip())
+            shown = _one_wide(text[first : first + MAX_LINE])
+            out.append(f"{span.line:>{width}} | {shown}".rstrip())
         length = max(1, min(span.end - span.start, len(text) - span.column + 1))
-        line = f"{gutter} | {' ' * (span.column - 1)}{mark * length} {label.text}"
-        out.append(line.rstrip())
+        column = span.column - 1 - first
+        if 0 <= column <= MAX_LINE:
+            marks = mark * min(length, MAX_LINE - column + 1)
+            out.append(f"{gutter} | {' ' * column}{marks} {label.text}".rstrip())
+        else:
+            out.append(f"{gutter} | at column {span.column}: {label.text}".rstrip())
         previous = span.line
     out.append(f"{gutter} |")
     return out
+
+
+def _window(labels: list[tuple[Label, str]], line: int, length: int) -> int:
+    """From which character on a long line is shown: around what is marked first in it."""
+    if length <= MAX_LINE:
+        return 0
+    column = next(label.span.column for label, mark in labels if label.span.line == line)
+    return max(0, min(column - 1 - MAX_LINE // 4, length - MAX_LINE))
+
+
+def _one_wide(text: str) -> str:
+    """A line in which every character takes one column, so that marks stand under it."""
+    text = text.replace("\t", " ")
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= MAX_LENGTH:
+        return line
+    return f"{line[:MAX_LENGTH]}... and {len(line) - MAX_LENGTH} characters more"
 
 
 class ReshardError(Exception):

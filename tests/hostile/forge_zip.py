@@ -49,6 +49,8 @@ def zipped(
         entry.at = len(out)
         own = (entry.name if entry.local_name is None else entry.local_name).encode()
         stated = (zlib.crc32(entry.data), len(entry.data), len(entry.data))
+        if entry.flags & 8:  # said behind the data
+            stated = (0, 0, 0)
         out += struct.pack(
             "<4s5H3L2H", b"PK\x03\x04", 20, entry.flags, entry.method, 0, 0, *stated, len(own), 0
         )

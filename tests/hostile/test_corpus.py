@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cases_language
 import cases_pickle
+import cases_safetensors
+import cases_universal
+import cases_zip
 import pytest
 from corpus import CANARY, BadInput
 from expected_messages import Expected
 from limited import MEMORY_NBYTES, run_limited
 
-GROUPS = (cases_pickle.CORPUS,)
+GROUPS = (
+    cases_pickle.CORPUS,
+    cases_zip.CORPUS,
+    cases_safetensors.CORPUS,
+    cases_universal.CORPUS,
+    cases_language.CORPUS,
+)
 CASES = [case for corpus in GROUPS for case in corpus.cases]
 
 
@@ -48,6 +58,7 @@ def test_bad_input(case: BadInput, tmp_path: Path, expected: Expected, warm: Pat
     assert not (folder / CANARY).exists()
     assert not outside - {"logs"}
     assert before.keys() <= after.keys()
+    assert outcome.code >= 0, "it took too long"
     assert outcome.code not in (1, 99), said
     assert outcome.code == 0 or not (folder / "dst").exists()
     assert outcome.peak_nbytes < MEMORY_NBYTES

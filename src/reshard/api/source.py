@@ -14,6 +14,7 @@ from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import format_document, load_layout
 from reshard.language.layout import Layout
 from reshard.language.library import Family, families, shipped
+from reshard.language.parser import MAX_LENGTH
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
@@ -172,7 +173,8 @@ def read_layout_file(path: Path) -> str:
     Raises: ReshardError[layout-missing].
     """
     try:
-        return path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_LENGTH + 1)  # the language refuses what is longer
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or type(error).__name__
         raise _no_layout(path, reason.lower()) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -41,6 +42,14 @@ RESERVED = frozenset(
 MAX_DEPTH = 100
 """Levels of nesting of one term or expression."""
 
+MAX_LENGTH = 1 << 22
+"""Characters of one text."""
+
+MAX_BLOCKS = 1000
+"""Models and layouts of one text, which refer to each other."""
+
+_BLOCK = re.compile(r"(?:model|layout)[ \t\r\n\f]")
+
 MAX_INTEGER = 2**63 - 1
 
 
@@ -53,11 +62,29 @@ def parse(text: str, name: str = "<text>") -> tree.Document:
     from lark.exceptions import UnexpectedInput
 
     source = Source(name, text)
+    _refuse_large(source)
     try:
         root = grammar.parser().parse(text)
     except UnexpectedInput as error:
         raise syntax_error(error, source) from None
     return with_comments(_Builder(source).document(root))
+
+
+def _refuse_large(source: Source) -> None:
+    """Refuse what nobody writes, and would take long to read."""
+    if len(source.text) > MAX_LENGTH:
+        raise layout_error(
+            "syntax",
+            f"a text has {len(source.text)} characters; at most {MAX_LENGTH} are read",
+            primary=Label(Span.of(source, 0, 1), "the text begins here"),
+        )
+    blocks = len(_BLOCK.findall(source.text))
+    if blocks > MAX_BLOCKS:
+        raise layout_error(
+            "syntax",
+            f"a text has {blocks} models and layouts; at most {MAX_BLOCKS} are read",
+            primary=Label(Span.of(source, 0, 1), "the text begins here"),
+        )
 
 
 class _Builder:

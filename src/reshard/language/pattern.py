@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Label, ReshardError, Span, layout_error
+from reshard.language.matching import MAX_WILD, Part, match_runs, simple_length
+
+MAX_LENGTH = 10_000
+"""Characters of a pattern, and of a name that is matched."""
 
 _INDEX = "0|[1-9][0-9]{0,17}"
 _WORD = r"[A-Za-z][A-Za-z0-9_]*"
@@ -66,6 +70,7 @@ class NamePattern:
     text: str
     pieces: tuple[Piece, ...]
     _regex: re.Pattern[str] = field(compare=False, repr=False)
+    _simple_length: int = field(compare=False, repr=False)
 
     @staticmethod
     def parse(text: str, span: Span | None = None) -> NamePattern:
@@ -74,8 +79,27 @@ class NamePattern:
         Args:  span: of the whole string, quotes included, for messages.
         Raises: name-pattern.
         """
+        if len(text) > MAX_LENGTH:
+            raise _fault(
+                f"a name has {len(text)} characters; at most {MAX_LENGTH} can be matched",
+                "too long",
+                span,
+                0,
+                len(text),
+            )
         pieces = _pieces(text, span)
-        return NamePattern(text, pieces, re.compile(_expression(pieces), re.DOTALL))
+        wild = sum(not isinstance(piece, str) for piece in pieces)
+        if wild > MAX_WILD:
+            raise _fault(
+                f"a name has {wild} wildcards and indices; at most {MAX_WILD} can be matched",
+                "too many",
+                span,
+                0,
+                len(text),
+            )
+        return NamePattern(
+            text, pieces, re.compile(_expression(pieces), re.DOTALL), simple_length(_parts(pieces))
+        )
 
     @property
     def slots(self) -> tuple[IndexSlot, ...]:
@@ -89,13 +113,17 @@ class NamePattern:
 
     def match(self, name: str) -> Match | None:
         """What a whole name fills in, or None if it is not covered."""
-        found = self._regex.fullmatch(name)
-        if found is None:
+        if len(name) <= self._simple_length:
+            found = self._regex.fullmatch(name)
+            runs = None if found is None else found.groups()
+        else:
+            runs = match_runs(_parts(self.pieces), name)
+        if runs is None:
             return None
         indices: dict[str, int] = {}
         captures: list[str] = []
         fillers = (piece for piece in self.pieces if not isinstance(piece, str))
-        for piece, taken in zip(fillers, found.groups(), strict=True):
+        for piece, taken in zip(fillers, runs, strict=True):
             if isinstance(piece, Wildcard):
                 captures.append(taken)
             else:
@@ -127,6 +155,14 @@ def quoted(name: str) -> str:
 def unescaped(text: str) -> str:
     """Text between quotes without its backslashes."""
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _parts(pieces: tuple[Piece, ...]) -> tuple[Part, ...]:
+    """The pieces as `matching` has them."""
+    return tuple(
+        piece if isinstance(piece, str) else piece.dots if isinstance(piece, Wildcard) else None
+        for piece in pieces
+    )
 
 
 def _pieces(text: str, span: Span | None) -> tuple[Piece, ...]:

@@ -37,7 +37,9 @@ def environment(
 def _flatten(prefix: str, value: Mapping[str, object], env: dict[str, object]) -> None:
     for key, item in value.items():
         name = f"{prefix}{key}"
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and item.keys() == {"$int"}:
+            env[name] = int(str(item["$int"]))  # as `storage.objects` writes a large one
+        elif isinstance(item, Mapping):
             _flatten(f"{name}.", item, env)
         else:
             env[name] = item

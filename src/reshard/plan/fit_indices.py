@@ -15,6 +15,7 @@ from reshard.language.expression import evaluate, names
 from reshard.language.layout import Layout, Rule
 from reshard.plan.bind_model import global_indices, named_cuts
 from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import Matched, active_rules
 from reshard.plan.stored_names import StoredNames
 
@@ -79,6 +80,7 @@ def _seen(
     mesh = {**dict.fromkeys(layout.mesh, 1), **catalog.mesh}
     cuts = named_cuts(layout, model, [item for item, _ in items], mesh, env)
     size = cuts[axis].size if axis in cuts else _stacked(layout, [i for i, _ in items], axis)
+    refuse_many(axis, size)
     seen: Seen = {index: set() for index in range(size)}
     for item, found in items:
         if found <= rules.keys():

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from reshard.errors import Label, ReshardError, layout_error
 from reshard.language.expression import Expression, evaluate, to_text
 from reshard.language.layout import Layout, Rule
+from reshard.plan.index_limit import refuse_many
 
 
 class Held:
@@ -55,6 +56,7 @@ def held_indices(
 
     Raises: what evaluating the condition raises.
     """
+    refuse_many(along, size)
     return tuple(i for i in range(size) if evaluate(only, {**env, along: i}) is True)
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from reshard.errors import Diagnostic, Exit, Label, ReshardError
+from reshard.errors import Diagnostic, Exit, Label, ReshardError, source_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Rule
-from reshard.language.pattern import Match
+from reshard.language.pattern import MAX_LENGTH, Match
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.names import families, group_names, quantity
 
@@ -73,6 +73,8 @@ def match_tensors(
     used: set[int] = set()
     out: list[Matched] = []
     for tensor in tensors:
+        if len(tensor.name) > MAX_LENGTH:
+            raise _too_long(tensor)
         key = tensor.name, tensor.coord if staged else ()
         if key not in found:
             coord = dict(tensor.coord)
@@ -101,6 +103,15 @@ def match_tensors(
     if problems:
         raise ReshardError(problems, Exit.LAYOUT)
     return out
+
+
+def _too_long(tensor: LocalTensor) -> ReshardError:
+    return source_error(
+        "tensor-name",
+        f"a tensor has a name of {len(tensor.name)} characters",
+        notes=[f"it begins with `{tensor.name[:60]}`", f"at most {MAX_LENGTH} can be matched"],
+        helps=["rename it where the checkpoint is saved"],
+    )
 
 
 def _unmatched(

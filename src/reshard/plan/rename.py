@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice, product
+from math import prod
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece
@@ -22,6 +23,7 @@ from reshard.plan.fit import facts
 from reshard.plan.framework_config import can_be
 from reshard.plan.held import Held
 from reshard.plan.holders import Holders
+from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import active_rules
 from reshard.plan.model_values import model_values
 from reshard.plan.names import group_names, quantity
@@ -177,6 +179,7 @@ class _Renamer:
         slots = tuple(slot.axis for slot in rule.pattern.slots)
         used = dict.fromkeys((*slots, *(axis for axes in atom_axes.values() for axis in axes)))
         cuts = {axis: self._cut(axis) for axis in used}
+        refuse_many(" ".join(slots), prod(self._sizes[axis] for axis in slots))
         for position in product(*(held.get(axis, range(self._sizes[axis])) for axis in slots)):
             indices = dict(zip(slots, position, strict=True))
             name = rule.pattern.fill(indices, ())

@@ -52,7 +52,8 @@ def read_index(path: Path) -> Index:
     if not isinstance(metadata, dict):
         raise _bad(path, "its `metadata` is no object")
     for name, file in root["weight_map"].items():
-        if not isinstance(file, str) or Path(file).name != file or file in ("", ".", ".."):
+        plain = isinstance(file, str) and file.isprintable() and Path(file).name == file
+        if not plain or file in ("", ".", ".."):
             raise _bad(path, f"`{name}` is in file {file!r}, which is no plain name")
     return Index(root["weight_map"], metadata)
 

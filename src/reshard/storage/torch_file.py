@@ -148,9 +148,15 @@ def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
     folder = next((name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")), None)
     if folder is None:
         raise _missing(where, "data.pkl")
-    members = {
-        name.removeprefix(folder): item for name, item in found.items() if name.startswith(folder)
-    }
+    outside = next((name for name in found if not name.startswith(folder)), None)
+    if outside is not None:
+        raise source_error(
+            "bad-zip",
+            f"{where} is not a sound zip file",
+            notes=[f"member `{outside}` is not in the folder `{folder}` of its pickle"],
+            helps=["the file is damaged; copy it again"],
+        )
+    members = {name.removeprefix(folder): item for name, item in found.items()}
     byteorder = "little"
     if "byteorder" in members:
         byteorder = _pread(fd, where, members["byteorder"], 16).decode("ascii", "replace")

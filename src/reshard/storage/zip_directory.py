@@ -120,8 +120,10 @@ def _refuse_trailing(where: str, tail: bytes) -> None:
     """Refuse what follows the end record and is no comment of its length; zeros do no harm."""
     comment_nbytes = _END.unpack_from(tail)[7]
     rest = tail[_END.size + comment_nbytes :]
-    if len(tail) < _END.size + comment_nbytes or rest.strip(b"\0"):
-        raise _bad(where, f"{len(tail) - _END.size} bytes follow its end record")
+    if len(tail) < _END.size + comment_nbytes:
+        raise _bad(where, f"its comment of {comment_nbytes} bytes does not fit")
+    if rest.strip(b"\0"):
+        raise _bad(where, f"{len(rest)} bytes follow its end")
 
 
 def _directory(
