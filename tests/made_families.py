@@ -152,6 +152,10 @@ class MadeFamily:
         for rule in self.layout.rules:
             if not python(rule.when, self.env):
                 continue
+            along = range(sizes.get(rule.along, 0))
+            kept = [i for i in along if python(rule.only, {**self.env, rule.along: i})]
+            if rule.only is not None and not kept:
+                continue
             slots = {slot.axis: slot.local for slot in rule.pattern.slots}
             chunked = "layer" in slots or rule.stage is not None
             for position in product(*(range(self.mesh[a]) for a in used if chunked or a != "vpp")):
@@ -166,7 +170,7 @@ class MadeFamily:
                 extents.update(self._cut(coord, sizes))
                 if slots.get("layer"):
                     extents["layer"] = Extent(sum(layers[:stage]), layers[stage], layers[stage])
-                yield from self._named(rule, slots, coord, extents)
+                yield from self._named(rule, slots, coord, extents, kept)
 
     def _named(
         self,
@@ -174,21 +178,15 @@ class MadeFamily:
         slots: Mapping[str, bool],
         coord: dict[str, int],
         extents: Mapping[str, Extent],
+        kept: list[int],
     ) -> Iterator[tuple[Rule, str, dict[str, int], list[Any], tuple[int, ...]]]:
         held = [range(extents[axis].lo, extents[axis].lo + extents[axis].size) for axis in slots]
         for indices in product(*held):
             at = dict(zip(slots, indices, strict=True))
-            shaped = dict(extents)
-            if rule.only is not None:
-                kept = [
-                    i
-                    for i in range(self.sizes()[rule.along])
-                    if python(rule.only, {**self.env, rule.along: i})
-                ]
-                if not kept or (rule.along in at and at[rule.along] not in kept):
-                    continue
+            if rule.only is not None and at.get(rule.along, kept[0]) not in kept:
+                continue
             elements = tensor_elements(
-                rule.dims, {**shaped, **{axis: Extent(i, 1, 1) for axis, i in at.items()}}
+                rule.dims, {**extents, **{axis: Extent(i, 1, 1) for axis, i in at.items()}}
             )
             for item in elements:
                 if item is not None:

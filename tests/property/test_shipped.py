@@ -6,20 +6,24 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from brute_force import fill
 from made_families import NUMBERS, STATES, MadeFamily, Values, facts_of, python, stated
-from reshard.api.naming import rename_to
+from reshard.api.layouts import check_layout, format_layout
+from reshard.api.naming import find_model, rename_to
 from reshard.dtypes import DType
+from reshard.errors import ReshardError
 from reshard.language.expression import names as names_of
 from reshard.language.layout import Layout, Split
-from reshard.language.library import Family, shipped
+from reshard.language.library import Family, shipped, shipped_text
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.build import build_plan
+from reshard.plan.framework_config import can_be
 from reshard.plan.lay_out import lay_out
 from reshard.plan.output import PlacedSpec
 from reshard.plan.place import Placement
@@ -114,6 +118,15 @@ def some_pair(family: Family, rng: random.Random) -> tuple[MadeFamily, MadeFamil
             line = layout.config.get(name)
             if line is not None and set(names_of(line)) <= NUMBERS.keys() - {name}:
                 numbers[name] = python(line, {**NUMBERS, **numbers})
+    for layout in (one, other):
+        for name, line in layout.config.items():
+            if name in facts and names_of(line) and set(names_of(line)) <= facts.keys():
+                facts[name] = python(line, facts)
+    values = {**NUMBERS, **numbers, **facts}
+    if any(values.get(name, value) != value for name, value in said.items()):
+        return None
+    if not all(can_be(layout, values) for layout in (one, other)):
+        return None
     first, second = (
         MadeFamily(family, layout.name, mesh, facts, numbers, layers)
         for layout, (mesh, layers) in zip((one, other), meshes, strict=True)
@@ -121,6 +134,7 @@ def some_pair(family: Family, rng: random.Random) -> tuple[MadeFamily, MadeFamil
     return first, second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_layout_on_any_mesh_leads_to_any_other(name: str) -> None:
     family = FAMILIES[name]
@@ -145,3 +159,45 @@ def test_any_layout_on_any_mesh_leads_to_any_other(name: str) -> None:
             places=placements(target.layout, target.layers),
         )
         assert written(renamed, files, target.mesh) == target.values(), f"{source} {target}"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_model_of_any_layout_is_found_by_its_names_alone(name: str) -> None:
+    family = FAMILIES[name]
+    for seed, layout in enumerate(family.layouts.values()):
+        assert layout.model is not None
+        rng = random.Random(seed)
+        facts = {fact: rng.random() < 0.5 for fact in facts_of(layout.model, [layout])}
+        facts.update((fact, said) for fact, said in stated(layout).items() if fact in facts)
+        for fact, line in layout.config.items():
+            if fact in facts and names_of(line) and set(names_of(line)) <= facts.keys():
+                facts[fact] = python(line, facts)
+        if name == "qwen_moe":
+            facts["qk_norm"] = True
+        numbers = {"first_k_dense_replace": 0 if layout.name == "megatron_dist" else 1}
+        numbers.update((n, said) for n, said in stated(layout).items() if n in numbers)
+        made = MadeFamily(family, layout.name, {}, facts, numbers)
+        if not can_be(layout, made.env):
+            continue
+        catalog = replace(made.store()[0], config=None)
+        if layout.name == "olmo_core" and facts.get("qk_norm", True):
+            with pytest.raises(ReshardError, match="several-layouts-fit"):
+                find_model(catalog)  # the norms of queries and keys differ in their shapes alone
+        found = find_model(catalog, model=name if layout.name == "olmo_core" else None)
+        assert (found.family.name, found.layout.name) == (name, layout.name)
+        told = found.catalog.config
+        assert told is not None
+        tied = made.layout.name in ("torchtitan", "meta", "olmo_core")
+        for fact, value in told.items():
+            if not (tied and fact == "tie_word_embeddings"):
+                assert value == made.env[fact], fact
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shipped_layouts_are_proved_without_data(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.ucl"
+    path.write_text(shipped_text(name), encoding="utf-8")
+    checked = check_layout(path)
+    assert checked.warnings == ()
+    assert format_layout(path) == (path.read_text(encoding="utf-8"), True)
+    assert [item.name for item in checked.layouts] == list(FAMILIES[name].layout_names)

@@ -80,6 +80,8 @@ def find_model(
         found = fitting  # the user knows better
     if not found:
         raise _nothing_fits(catalog, known, asked, fitting, stored)
+    if any(item.fit.is_used for item in found):
+        found = [item for item in found if item.fit.is_used]  # no experts, no model with experts
     stated = [item for item in found if item.fit.agrees]
     exact = [item for item in found if item.fit.layout.name == catalog.layout_name]
     kindred = [item for item in found if item.fit.layout.name.startswith(catalog.layout_name)]

@@ -118,12 +118,39 @@ def evaluate(expression: Expression, env: Mapping[str, object]) -> Value:
            mappings. None means that a name is known to have no value.
     Raises: unknown-name, wrong-type, inexact-division.
     """
+    try:
+        return _value(expression, env)
+    except _NoValue as error:
+        raise _unknown(error.variable, env) from None
+
+
+def known_value(expression: Expression, env: Mapping[str, object]) -> Value | None:
+    """The value of an expression; None where it asks for a name that has none.
+
+    Args:  env: as for `evaluate`.
+    Raises: wrong-type, inexact-division.
+    """
+    try:
+        return _value(expression, env)
+    except _NoValue:
+        return None
+
+
+class _NoValue(Exception):  # noqa: N818 - not an error until somebody needs the value
+    """A name has no value."""
+
+    def __init__(self, variable: Variable) -> None:
+        super().__init__(variable.name)
+        self.variable = variable
+
+
+def _value(expression: Expression, env: Mapping[str, object]) -> Value:
     if isinstance(expression, (Integer, Text, Truth)):
         return expression.value
     if isinstance(expression, Variable):
         value = _look_up(expression.name, env)
         if value is None:
-            raise _unknown(expression, env)
+            raise _NoValue(expression)
         if not isinstance(value, (int, str, float)):
             raise layout_error(
                 "wrong-type",
@@ -132,16 +159,16 @@ def evaluate(expression: Expression, env: Mapping[str, object]) -> Value:
             )
         return value
     if isinstance(expression, Unary):
-        operand = evaluate(expression.operand, env)
+        operand = _value(expression.operand, env)
         if expression.operator == "not":
             return not _truth(expression.operand, operand, "not")
         return -_number(expression.operand, operand, "-")
     if expression.operator == "or":
         return _either(expression, env)
     if expression.operator == "and":
-        left = _truth(expression.left, evaluate(expression.left, env), "and")
-        return left and _truth(expression.right, evaluate(expression.right, env), "and")
-    return _operate(expression, evaluate(expression.left, env), evaluate(expression.right, env))
+        left = _truth(expression.left, _value(expression.left, env), "and")
+        return left and _truth(expression.right, _value(expression.right, env), "and")
+    return _operate(expression, _value(expression.left, env), _value(expression.right, env))
 
 
 def to_text(expression: Expression, least: int = 0) -> str:
@@ -171,12 +198,10 @@ def to_text(expression: Expression, least: int = 0) -> str:
 def _either(expression: Binary, env: Mapping[str, object]) -> Value:
     """`a or b`: b when a is not known, has no value, or is false."""
     try:
-        left = evaluate(expression.left, env)
-    except ReshardError as error:
-        if any(item.code != "unknown-name" for item in error.diagnostics):
-            raise
-        return evaluate(expression.right, env)
-    return evaluate(expression.right, env) if left is False else left
+        left = _value(expression.left, env)
+    except _NoValue:
+        return _value(expression.right, env)
+    return _value(expression.right, env) if left is False else left
 
 
 def _operate(expression: Binary, left: Value, right: Value) -> Value:

@@ -60,6 +60,12 @@ def shipped() -> tuple[Family, ...]:
     return tuple(found)
 
 
+def shipped_text(name: str) -> str:
+    """The UCL text of a family that comes with reshard."""
+    folder = resources.files("reshard").joinpath("layouts")
+    return folder.joinpath(f"{name}.ucl").read_text(encoding="utf-8")
+
+
 def families(text: str, file: str) -> tuple[Family, ...]:
     """The families of one text: its models that have layouts.
 

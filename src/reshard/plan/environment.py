@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reshard.errors import ReshardError
-from reshard.language.expression import Expression, evaluate
+from reshard.language.expression import Expression, known_value
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 
@@ -25,11 +24,9 @@ def environment(
     fixed = {**dict.fromkeys(layout.mesh, 1), **mesh, **settings}
     env.update(fixed)
     for name, expression in layout.config.items():
-        try:
-            env[name] = evaluate(expression, env)
-        except ReshardError as error:
-            if any(item.code != "unknown-name" for item in error.diagnostics):
-                raise
+        value = known_value(expression, env)
+        if value is not None:
+            env[name] = value
     env.update(fixed)
     return env
 
@@ -47,10 +44,4 @@ def _flatten(prefix: str, value: Mapping[str, object], env: dict[str, object]) -
 
 def is_known(expression: Expression, env: Mapping[str, object]) -> bool:
     """Whether an expression has a value; a size that has none is taken from the stored shapes."""
-    try:
-        evaluate(expression, env)
-    except ReshardError as error:
-        if all(item.code == "unknown-name" for item in error.diagnostics):
-            return False
-        raise
-    return True
+    return known_value(expression, env) is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from reshard.errors import ReshardError
-from reshard.language.expression import Expression, evaluate, names, operands
+from reshard.language.expression import Expression, known_value, names, operands
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
@@ -29,6 +29,7 @@ class Fit:
     """A layout whose rules are those of a checkpoint.
 
     Args:  facts: what the names told, by the name that the layout's conditions use.
+           is_used: whether every rule has a tensor, those of atoms that are nowhere included.
            agrees: whether the checkpoint's configuration is what the layout says it is of; None
                    if it does not tell.
     """
@@ -36,6 +37,7 @@ class Fit:
     layout: Layout
     facts: Mapping[str, int]
     agrees: bool | None
+    is_used: bool = True
 
 
 def fit(
@@ -63,7 +65,11 @@ def fit(
         return None
     if more is None:
         return None
-    return Fit(layout, {**chosen, **more}, holds(layout.when, {**env, **more}))
+    env.update(more)
+    used = {index for found in hits.values() for index in found}
+    left = (_active(layout, env) or frozenset()) - used
+    is_used = all(layout.rules[index].optional for index in left)
+    return Fit(layout, {**chosen, **more}, holds(layout.when, env), is_used)
 
 
 def _choose(
@@ -132,21 +138,24 @@ def holds(condition: Expression | None, env: Mapping[str, object]) -> bool | Non
                 return decides
             return None if None in found else not decides
     try:
-        return evaluate(condition, env) is True
-    except ReshardError as error:
-        unknown = all(item.code == "unknown-name" for item in error.diagnostics)
-        return None if unknown else False
+        value = known_value(condition, env)
+    except ReshardError:
+        return False
+    return None if value is None else value is True
 
 
 def _active(layout: Layout, env: Mapping[str, object]) -> frozenset[int] | None:
-    try:
-        return frozenset(
-            index
-            for index, rule in enumerate(layout.rules)
-            if rule.when is None or evaluate(rule.when, env)
-        )
-    except ReshardError:
-        return None
+    active = set()
+    for index, rule in enumerate(layout.rules):
+        try:
+            value = True if rule.when is None else known_value(rule.when, env)
+        except ReshardError:
+            value = None
+        if value is None:
+            return None
+        if value:
+            active.add(index)
+    return frozenset(active)
 
 
 def _explains(layout: Layout, active: frozenset[int], hits: Iterable[tuple[int, ...]]) -> bool:

@@ -14,7 +14,7 @@ from reshard.errors import ReshardError
 from reshard.language.expression import evaluate, names
 from reshard.language.layout import Layout, Rule
 from reshard.plan.bind_model import global_indices, named_cuts
-from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.plan.catalog import Catalog, Coord, LocalTensor
 from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import Matched, active_rules
 from reshard.plan.stored_names import StoredNames
@@ -71,7 +71,10 @@ def _seen(
     model = layout.model
     assert model is not None
     active = set(active_rules(layout, env))
-    tensors = {(t.name, t.coord): t for t in catalog.tensors if t.state != "extra"}
+    tensors: dict[tuple[str, Coord], LocalTensor] = {}
+    for tensor in catalog.tensors:
+        if tensor.state != "extra" and (tensor.shape or tensor.state == "param"):
+            tensors.setdefault((tensor.name, tensor.coord), tensor)
     items = [
         (item, frozenset(found))
         for tensor in tensors.values()
