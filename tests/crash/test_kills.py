@@ -60,13 +60,28 @@ def test_universal_in_place_of_another(tiny: Path, tmp_path: Path, tell: Tell) -
 @pytest.mark.slow
 def test_deepspeed_universal_in_place_of_another(tiny: Path, tmp_path: Path, tell: Tell) -> None:
     reshard.convert(tiny, tmp_path / "previous", "deepspeed-universal:tag=other")
-    kill(tmp_path / "work", tell, tiny, "deepspeed-universal", 5, previous=tmp_path / "previous")
+    kill(tmp_path / "work", tell, tiny, "deepspeed-universal", 9, previous=tmp_path / "previous")
 
 
 @pytest.mark.slow
-def test_deepspeed(fixture_checkpoint: Callable[[str], Path], tmp_path: Path, tell: Tell) -> None:
-    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
-    kill(tmp_path / "work", tell, source, "deepspeed:zero=1,dp=2", 5)
+@pytest.mark.parametrize(
+    ("case", "to", "step"),
+    [
+        ("z1_bf16_dp4_tied", "deepspeed:zero=1,dp=2", 10),
+        ("z1_bf16_dp4_tied", "dcp:dp=2", 80),
+        ("z1_bf16_dp4_tied", "hf", 5),
+        ("megatron_untied_tp2_pp2", "megatron:tp=1,pp=2", 12),
+    ],
+)
+def test_other_targets(
+    fixture_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    tell: Tell,
+    case: str,
+    to: str,
+    step: int,
+) -> None:
+    kill(tmp_path / "work", tell, fixture_checkpoint(case) / "ckpt", to, step)
 
 
 @pytest.mark.slow
