@@ -54,7 +54,7 @@ def test_universal(tiny: Path, tmp_path: Path, tell: Tell) -> None:
 @pytest.mark.slow
 def test_universal_in_place_of_another(tiny: Path, tmp_path: Path, tell: Tell) -> None:
     reshard.convert(tiny, tmp_path / "previous", "universal", states="weights")
-    kill(tmp_path / "work", tell, tiny, "universal", previous=tmp_path / "previous")
+    kill(tmp_path / "work", tell, tiny, "universal", 3, previous=tmp_path / "previous")
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_other_targets(
 @pytest.mark.slow
 def test_the_machine_goes_down(tiny: Path, tmp_path: Path, tell: Tell) -> None:
     reshard.convert(tiny, tmp_path / "previous", "universal", states="weights")
-    kill(tmp_path / "work", tell, tiny, "universal", how="power", previous=tmp_path / "previous")
+    kill(tmp_path / "work", tell, tiny, "universal", 3, how="power", previous=tmp_path / "previous")
 
 
 @pytest.mark.slow
