@@ -34,9 +34,7 @@ def save(path: Path, root: object) -> None:
 
     def convert(value: object) -> object:
         if isinstance(value, np.ndarray):
-            dtype = {4: DType.F32, 8: DType.I64}[value.dtype.itemsize]
-            if value.dtype == np.uint16:
-                dtype = DType.BF16
+            dtype = {"float32": DType.F32, "uint16": DType.BF16}[value.dtype.name]
             storage = NewStorage(dtype, value.size)
             data[id(storage)] = np.ascontiguousarray(value).tobytes()
             keep.append(storage)

@@ -19,12 +19,16 @@ class Gating:
     """Tells it of every MLP, by the shapes of its two layers.
 
     The first layer has twice as many rows as the second has columns exactly if it holds both.
-    Args:  shapes: on one rank, by name.
+    Args:  shapes: on one rank, by name.  strict: whether it must be as the arguments say.
     Raises: ReshardError[glu-mismatch | interleaved-glu].
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], args: Arguments) -> None:
-        self._stated = bool(args.get("swiglu") or args.get("gated_linear_unit"))
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], args: Arguments, *, strict: bool = True
+    ) -> None:
+        told = [args.get(name) for name in ("swiglu", "gated_linear_unit")]
+        is_told = strict and told != [None, None]
+        self._stated = any(told)
         self._known: dict[str, bool] = {}
         for name, shape in shapes.items():
             module = _module(name)
@@ -32,7 +36,7 @@ class Gating:
             if module is None or width is None:
                 continue
             rows = shape[-1] if name.endswith("experts.weight1") else shape[0]
-            if rows not in (width, 2 * width) or (rows == width) == self._stated:
+            if is_told and rows != (2 * width if self._stated else width):
                 raise source_error(
                     "glu-mismatch",
                     f"`{name}` has {rows} rows for {width} columns of the layer behind it",
@@ -45,7 +49,11 @@ class Gating:
                 )
             self._known[module] = rows == 2 * width
         block = args.get("moe_mlp_glu_interleave_size")
-        if block and any(".experts." in module for module, gated in self._known.items() if gated):
+        if (
+            strict
+            and block
+            and any(".experts." in module for module, gated in self._known.items() if gated)
+        ):
             raise source_error(
                 "interleaved-glu",
                 f"gate and up of the experts lie interleaved in blocks of {block}",

@@ -47,7 +47,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     ranks = read_ranks(folder, strict=strict)
     model = _Model.of(ranks)
     tensors = [t for chunks in model.chunks.values() for c in chunks for t in _weights(c, model)]
-    gating = Gating(model.shapes, ranks.args)
+    gating = Gating(model.shapes, ranks.args, strict=strict)
     states: list[LocalTensor] = []
     groups = Groups()
     withheld: tuple[Diagnostic, ...] = ()
