@@ -264,7 +264,8 @@ def test_layer_wise_optimizer_files(tmp_path: Path) -> None:
         "error[unsupported-optimizer]: .../iter_0000003/mp_rank_00 keeps its optimizer in a form "
         "that is not read",
         "  = note: found `layer_wise_optimizer_0.pt`",
-        "  = note: `layer_wise_optimizer_*.pt` and `optim.pt` hold the parts of data-parallel ranks",
+        "  = note: `layer_wise_optimizer_*.pt` and `optim.pt` hold the parts of data-parallel "
+        "ranks",
         "  = help: load it in Megatron, and save it as `torch_dist`",
         "  = help: or keep the weights with `--states weights`",
     ]
@@ -350,7 +351,8 @@ def test_states_that_are_in_no_file(tmp_path: Path) -> None:
     changed(Forge(), distributed).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
         "error[missing-file]: .../iter_0000003/mp_rank_00 has an optimizer without states",
-        "  = note: the states of a distributed optimizer are in `distrib_optim.pt` beside the model",
+        "  = note: the states of a distributed optimizer are in `distrib_optim.pt` beside the "
+        "model",
         "  = help: copy `distrib_optim.pt` of every rank",
         "  = help: or keep the weights with `--states weights`",
     ]
