@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Converted,
         Diff,
         Inspection,
+        Layouts,
         Loaded,
         PlanReport,
         RoundTrip,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         roundtrip,
         verify,
     )
+    from reshard.api import list_layouts as layouts
     from reshard.api import open_checkpoint as open  # noqa: A004
     from reshard.errors import Diagnostic, ReshardError
 
@@ -43,6 +45,7 @@ __all__ = [
     "Diagnostic",
     "Diff",
     "Inspection",
+    "Layouts",
     "Loaded",
     "PlanReport",
     "ReshardError",
@@ -51,6 +54,7 @@ __all__ = [
     "convert",
     "diff",
     "inspect",
+    "layouts",
     "load",
     "open",
     "plan",
@@ -59,6 +63,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "layouts": ("reshard.api", "list_layouts"),
     "open": ("reshard.api", "open_checkpoint"),
     "Diagnostic": ("reshard.errors", "Diagnostic"),
     "ReshardError": ("reshard.errors", "ReshardError"),

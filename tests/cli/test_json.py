@@ -18,6 +18,7 @@ COMMANDS = {
     "layout-show": ["layout", "show", "SRC"],
     "layout-check": ["layout", "check", "own.ucl"],
     "layout-fmt": ["layout", "fmt", "own.ucl"],
+    "layouts": ["layouts", "own.ucl"],
     "explain": ["explain", "syntax"],
 }
 KEYS = {
@@ -32,6 +33,7 @@ KEYS = {
     "layout-show": "layout",
     "layout-check": "path models layouts warnings",
     "layout-fmt": "text canonical",
+    "layouts": "families",
     "explain": "code page",
 }
 

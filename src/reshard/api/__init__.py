@@ -18,6 +18,7 @@ from reshard.api.report_file import write_report
 from reshard.api.roundtrip_junit import case_failure
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
 from reshard.api.roundtripping import roundtrip, roundtrip_cases
+from reshard.api.shipped import FamilyFacts, LayoutFacts, Layouts, list_layouts
 from reshard.api.training_facts import FactChange
 from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate
@@ -32,10 +33,13 @@ __all__ = [
     "Drifts",
     "Element",
     "FactChange",
+    "FamilyFacts",
     "Fate",
     "Held",
     "Inspection",
+    "LayoutFacts",
     "LayoutSummary",
+    "Layouts",
     "Loaded",
     "Lost",
     "Mismatch",
@@ -55,6 +59,7 @@ __all__ = [
     "explain",
     "format_layout",
     "inspect",
+    "list_layouts",
     "load",
     "open_checkpoint",
     "plan",

@@ -11,6 +11,7 @@ from reshard.cli.diff import diff
 from reshard.cli.explain import explain
 from reshard.cli.inspect import inspect
 from reshard.cli.layout import layout
+from reshard.cli.layouts import layouts
 from reshard.cli.plan import plan
 from reshard.cli.roundtrip import roundtrip
 from reshard.cli.verify import verify
@@ -54,4 +55,5 @@ app.command(short_help="Check a checkpoint, or compare two bit for bit.")(verify
 app.command(short_help="Say how two checkpoints differ, or the copies within one.")(diff)
 app.command(short_help="Prove that a conversion and back loses nothing.")(roundtrip)
 app.add_typer(layout, short_help="Show, check, or format layouts.")
+app.command(short_help="List the layouts that ship.")(layouts)
 app.command(short_help="Explain an error in full.")(explain)
