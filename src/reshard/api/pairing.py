@@ -34,9 +34,6 @@ def open_pair(
         return left, right
     try:
         one = find_model(left.catalog, settings=settings)
-        other = find_model(right.catalog, settings=settings)
-        if one.family.name != other.family.name:
-            return left, right
         family, common = one.family.name, one.layout.name
         return (
             open_source(a, settings=settings, model=family, names=common),

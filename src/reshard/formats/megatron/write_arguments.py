@@ -150,6 +150,7 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
         "position_embedding_type": "learned_absolute" if learned else "rope",
         "add_position_embedding": True,
         "use_rotary_position_embeddings": not learned,
+        "rotary_interleaved": False,
         "multi_latent_attention": any(".linear_kv_up_proj." in name for name in bound),
         "untie_embeddings_and_output_weights": _is_untied(arrangement),
         "num_experts": None,
