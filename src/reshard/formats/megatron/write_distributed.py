@@ -147,7 +147,7 @@ class Buffers:
             return key
         found = {self.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
         if len(found) > 1:
-            raise _mixed(found)
+            raise mixed_masters(found)
         return next(iter(found))
 
 
@@ -174,7 +174,8 @@ def _other_states(name: str, own: Sequence[str]) -> ReshardError:
     )
 
 
-def _mixed(found: Mapping[str, str]) -> ReshardError:
+def mixed_masters(found: Mapping[str, str]) -> ReshardError:
+    """The error for one buffer of weights with and without masters, one name for each state."""
     return target_error(
         "megatron-distributed",
         "some parameters have master weights, and others of the same type have none",
