@@ -20,13 +20,12 @@ from make_megatron import run_on_ranks
 from megatron_case import MegatronCase
 
 STEPS = 3
-AXES = ("tp", "pp", "vpp", "ep", "etp", "dp", "distributed")
+AXES = ("tp", "pp", "vpp", "ep", "etp", "dp", "distributed", "bucket_size")
 
 
 def resume(case: MegatronCase, folder: Path, report: Path, saved: Path) -> None:
     """Load `folder` at the layout of the case, save it, and train some steps."""
-    body = lambda: _on_rank(case, folder, report, saved)  # noqa: E731 - forked, not pickled
-    run_on_ranks(body, case.world_size)
+    run_on_ranks(lambda: _on_rank(case, folder, report, saved), case.world_size)
 
 
 def _on_rank(case: MegatronCase, folder: Path, report: Path, saved: Path) -> None:
@@ -35,8 +34,9 @@ def _on_rank(case: MegatronCase, folder: Path, report: Path, saved: Path) -> Non
     from megatron_run import Run
 
     run = Run(case)
-    for parameter in run.parameters() if hasattr(run, "parameters") else _parameters(run):
-        torch.nn.init.normal_(parameter.data)  # so that nothing can look restored by luck
+    for chunk in run.chunks:
+        for parameter in chunk.parameters():
+            torch.nn.init.normal_(parameter.data)  # so that nothing can look restored by luck
     if case.form == "torch":
         _load_ranks(run, folder / f"iter_{case.steps:07d}")
     else:
@@ -44,12 +44,9 @@ def _on_rank(case: MegatronCase, folder: Path, report: Path, saved: Path) -> Non
     run.case = dataclasses.replace(case, form="torch_dist", sharding="fully_reshardable")
     run.save(saved)
     losses = run.train(STEPS, case.steps)
-    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+    rank = parallel_state.get_tensor_and_data_parallel_group().rank()
+    if losses and rank == 0:
         report.write_text(json.dumps({"losses": losses}), encoding="utf-8")
-
-
-def _parameters(run: Any) -> list[Any]:
-    return [parameter for chunk in run.chunks for parameter in chunk.parameters()]
 
 
 def _load_ranks(run: Any, folder: Path) -> None:
