@@ -21,6 +21,7 @@ Fixture = Callable[[str], Path]
 def _convert(source: Path, target: Path, to: str) -> None:
     code = "from reshard.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "convert", str(source), str(target), "--to", to]
+    command += ["--set", "vocab_size=40"]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -28,24 +29,22 @@ def _convert(source: Path, target: Path, to: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "to", "run", "same_losses"),
+    ("name", "to", "run", "tolerance"),
     [
-        # Where the vocabulary is padded for the run, the padding takes part in the loss.
-        ("megatron_dist_untied", "megatron:tp=2,pp=2", "tp=2 pp=2", False),
-        ("megatron_lnbias_tp2", "megatron:tp=2,pp=2", "tp=2 pp=2", True),
-        ("megatron_untied_tp2_pp2", "megatron-dist", "pp=1 tp=1", False),
-        ("megatron_do_dp2_buckets", "megatron:pp=2", "pp=2 dp=1 bucket_size=0", False),
-        ("megatron_do_dp2_buckets", "megatron-dist", "tp=2 dp=1 bucket_size=0", False),
-        ("megatron_moe_ep2", "megatron:pp=2", "pp=2 ep=1 dp=1", True),
-        ("megatron_moe_ep2", "megatron-dist:ep=4", "ep=4 dp=4", True),
-        ("megatron_dist_moe_ep2", "megatron:tp=2,ep=2,etp=1", "tp=2 ep=2 etp=1 dp=1", False),
+        ("megatron_dist_untied", "megatron:tp=2,pp=2", "tp=2 pp=2 etp=1", None),
+        ("megatron_lnbias_tp2", "megatron:pp=2,adam=torch", "tp=1 etp=1 pp=2", 2e-5),
+        ("megatron_untied_tp2_pp2", "megatron-dist", "tp=1 etp=1 pp=1", 2e-5),
+        ("megatron_do_dp2_buckets", "megatron:pp=2", "pp=2 dp=1 bucket_size=0", 2e-2),
+        ("megatron_do_dp2_buckets", "megatron-dist", "tp=2 dp=1 bucket_size=0", None),
+        ("megatron_moe_ep2", "megatron:ep=4", "ep=4 dp=4", 2e-5),
+        ("megatron_moe_ep2", "megatron-dist:ep=1", "pp=2 ep=1 dp=1", 2e-5),
     ],
 )
 def test_megatron_resumes(
     name: str,
     to: str,
     run: str,
-    same_losses: bool,
+    tolerance: float | None,
     fixture_checkpoint: Fixture,
     interop_python: Path,
     tmp_path: Path,
@@ -60,9 +59,13 @@ def test_megatron_resumes(
         axis, _, size = item.partition("=")
         command += [f"--{axis}", size]
     run_framework(command, tmp_path)
-    found = api.verify(case / "ckpt", saved)  # of weights and optimizer states
+    found = api.verify(
+        case / "ckpt", saved, settings={"vocab_size": 38}
+    )  # of weights and optimizer states
     assert found.ok, found.to_text()
-    if same_losses:
+    # Rows that pad the vocabulary take part in the loss: as many as the original run had are
+    # there where tp is 1.
+    if tolerance is not None:
         losses = json.loads(report.read_text(encoding="utf-8"))["losses"]
         expected = json.loads((case / "losses.json").read_text(encoding="utf-8"))["next"]
-        assert losses == pytest.approx(expected, abs=2e-5)
+        assert losses == pytest.approx(expected, abs=tolerance)

@@ -83,6 +83,8 @@ class Arguments:
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):
             plain["num_query_groups"] = heads  # the argument is 1 where it is not used
+        if self.values and self.get("num_experts") is None:
+            plain["num_experts"] = 0  # None says that there are none
         hidden = self.integer("hidden_size")
         if heads and hidden and "kv_channels" not in plain:
             plain["kv_channels"] = hidden // heads

@@ -180,6 +180,8 @@ def _flat(
         root = flat[index]
     else:
         root = flat
+    if root is None and count > 1:
+        return  # the states of dense parameters are in the file of another expert-parallel rank
     shared = (*TIED, *TIED.values()) if is_tied(ranks) else ()
     for item in flat_states(
         root,

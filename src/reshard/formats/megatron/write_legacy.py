@@ -36,6 +36,8 @@ from reshard.storage.torch_output import TorchOutput
 
 _STATEFUL = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
 """Modules whose state dict has an entry `_extra_state`."""
+_LAST = "decoder.final_layernorm."
+"""What the last stage has before its output layer."""
 
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
@@ -149,6 +151,7 @@ class _Run:
         """A module's state dict: its tensors in order, and the entries that hold nothing."""
         entries: list[tuple[object, object]] = []
         modules = [tensor.name.rpartition(".")[0] for tensor in chunk]
+        chunk_names = {tensor.name for tensor in chunk}
         for index, tensor in enumerate(chunk):
             state, dtype = self._inventory.weights(tensor.whole)
             entries.append((tensor.name, self._output.tensor(_spec(tensor, state, dtype, rank))))
@@ -156,6 +159,8 @@ class _Run:
             last = index + 1 == len(chunk) or modules[index + 1] != module
             if last and module.rpartition(".")[2] in _STATEFUL:
                 entries.append((f"{module}._extra_state", None))
+        if any(tensor.name.startswith(_LAST) for tensor in chunk) and OUTPUT not in chunk_names:
+            entries.append((f"{OUTPUT.rpartition('.')[0]}._extra_state", None))  # tied
         return Record("collections", "OrderedDict", (), "reduce", [], entries)
 
     def _trained(self, chunk: Sequence[LaidTensor]) -> list[LaidTensor]:
