@@ -2,9 +2,10 @@
 
     PYTHON dcp_load.py JOB.json REPORT.json
 
-JOB: `folder`, `truth`, `world`, `shard` (as in make_dcp.py), `names`, `dtype`, `flat`, `tied`,
-`form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of ReshardReader),
-`shapes` (by name, instead of those of `names`), `groups` (whether matrices are one of their own).
+JOB: `folder`, `truth`, `world` (0: no process group), `shard` (as in make_dcp.py), `names`, `dtype`,
+`flat`, `tied`, `form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of
+ReshardReader), `shapes` (by name, instead of those of `names`), `groups` (whether matrices are one
+of their own).
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ def main() -> None:
             found = {"equal": equal, "different": different, "groups": groups, **counters}
             report.write_text(json.dumps(found), encoding="utf-8")
 
-    run_on_ranks(body, job["world"], init=_start_torch)
+    if job["world"]:
+        run_on_ranks(body, job["world"], init=_start_torch)
+    else:
+        body(0)
 
 
 def cut_model(job: dict[str, Any]) -> Any:
@@ -57,6 +61,8 @@ def cut_model(job: dict[str, Any]) -> Any:
     if "shapes" in job:
         shapes = {name: tuple(shape) for name, shape in job["shapes"].items()}
     tied = "lm_head.weight" if job.get("tied") else ""
+    if not job["world"]:
+        return build(shapes, getattr(torch, job["dtype"]), tied=tied)
     case = SimpleNamespace(world=job["world"], shard=job["shard"], names=job["names"])
     return shard(build(shapes, getattr(torch, job["dtype"]), tied=tied), case, add_odd_buffers)
 

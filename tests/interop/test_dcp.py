@@ -145,6 +145,14 @@ def test_a_reader_of_a_megatron_checkpoint_over_tensor_and_pipeline_ranks(
     _equal(found, len(truth))
 
 
+def test_a_reader_without_a_process_group(
+    fixture_checkpoint: Find, load: Load, tmp_path: Path
+) -> None:
+    case = fixture_checkpoint("dcp_tp2_dp2")
+    reshard.convert(case / "ckpt", tmp_path / "universal", "universal")
+    _equal(load(tmp_path / "universal", case, world=0, reader={}), 84)
+
+
 def test_a_reader_into_a_grid_of_ranks(fixture_checkpoint: Find, load: Load) -> None:
     case = fixture_checkpoint("dcp_dp2_flat")
     found = load(case / "ckpt", case, world=4, shard="tp+fsdp2", flat=True, reader={})

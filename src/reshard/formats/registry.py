@@ -147,7 +147,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
         "olmo-core": TargetFormat(
             "reshard.formats.dcp.write_olmo_core",
             "checkpoint of OLMo-core",
-            "OLMo-core loads it with `load_path: {dst}`",
+            "OLMo-core loads it with `load_path: {dst}/model_and_optim`",
             names="olmo_core",
             plain=frozenset({"dcp", "universal"}),
         ),

@@ -58,6 +58,6 @@ def _warnings(contents: Contents) -> list[Diagnostic]:
             "there is no state of OLMo-core's trainer to write",
             "warning",
             notes=(f"`{_TRAINER}` tells it the step and the data that were seen",),
-            helps=("load the checkpoint with `load_trainer_state=False`",),
+            helps=("give OLMo-core the folder `model_and_optim` inside of it as `load_path`",),
         )
     ]
