@@ -2,8 +2,8 @@
 
     PYTHON dcp_load.py JOB.json REPORT.json
 
-JOB: `folder`, `truth`, `world` (0: no process group), `shard` (as in make_dcp.py), `names`, `dtype`,
-`flat`, `tied`, `form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of
+JOB: `folder`, `truth`, `world` (0: no process group), `shard` (as in make_dcp.py), `names`,
+`dtype`, `flat`, `tied`, `form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of
 ReshardReader), `shapes` (by name, instead of those of `names`), `groups` (whether matrices are one
 of their own).
 """

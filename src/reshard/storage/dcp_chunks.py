@@ -16,6 +16,7 @@ from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import (
+    KnownTensors,
     TensorRef,
     open_torch_file,
     read_small,
@@ -35,6 +36,7 @@ class ChunkReader:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: dict[str, SourceFile] = {}
+        self._known: KnownTensors = {}
         self._read: set[tuple[str, int, int, str]] = set()
 
     def know(self, file: str) -> None:
@@ -63,7 +65,7 @@ class ChunkReader:
     def _blob(self, chunk: Chunk, path: Path) -> object:
         """The root of a file of `torch.save` within a file."""
         try:
-            return open_torch_file(path, chunk.byte_offset, chunk.nbytes).root
+            return open_torch_file(path, chunk.byte_offset, chunk.nbytes, self._known).root
         except ReshardError:
             if is_safetensors(path, chunk.byte_offset):
                 raise _safetensors(path) from None

@@ -20,6 +20,7 @@ from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_dtype
 from reshard.storage.regular_file import open_regular, unreadable
 from reshard.storage.tensor_ref import TensorRef
+from reshard.storage.window import Window
 from reshard.storage.zip_directory import Member, read_zip_directory
 
 __all__ = ["TensorRef", "TorchFile", "open_torch_file", "read_small", "walk"]
@@ -111,12 +112,23 @@ class TorchFile:
             )
 
 
+KnownTensors = dict[bytes, TensorRef]
+"""Tensors by the pickle that says how they are made; the same pickle makes the same tensor again,
+elsewhere."""
+
+_MOST_KNOWN = 4096
+
+
 def open_torch_file(
-    path: str | os.PathLike[str], byte_offset: int = 0, nbytes: int | None = None
+    path: str | os.PathLike[str],
+    byte_offset: int = 0,
+    nbytes: int | None = None,
+    known: KnownTensors | None = None,
 ) -> TorchFile:
     """Read the directory and the pickle of a file; tensors stay where they are.
 
     Args:  byte_offset, nbytes: the part of the file that `torch.save` wrote; all of it by default.
+           known: tensors of other files, of many that hold one tensor each; new ones are added.
     Raises: ReshardError[source-unreadable | not-a-torch-file | legacy-torch-file | truncated |
             unsupported-zip | bad-zip | big-endian | bad-pickle | tensor-out-of-bounds].
     """
@@ -135,16 +147,18 @@ def open_torch_file(
                 notes=[f"bytes {byte_offset} to {byte_offset + span} are wanted, it has {size}"],
                 helps=["the file was not copied or written whole; copy it again"],
             )
-        return _open(fd, where, byte_offset, span)
+        return _open(Window(fd), where, byte_offset, span, known)
     except OSError as error:
         raise unreadable(where, error) from None
     finally:
         os.close(fd)
 
 
-def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
-    _refuse_legacy(fd, where, byte_offset, nbytes)
-    found = read_zip_directory(fd, where, byte_offset, nbytes)
+def _open(
+    file: Window, where: str, byte_offset: int, nbytes: int, known: KnownTensors | None
+) -> TorchFile:
+    _refuse_legacy(file, where, byte_offset, nbytes)
+    found = read_zip_directory(file, where, byte_offset, nbytes)
     folder = next((name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")), None)
     if folder is None:
         raise _missing(where, "data.pkl")
@@ -159,7 +173,7 @@ def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
     members = {name.removeprefix(folder): item for name, item in found.items()}
     byteorder = "little"
     if "byteorder" in members:
-        byteorder = _pread(fd, where, members["byteorder"], 16).decode("ascii", "replace")
+        byteorder = _pread(file, where, members["byteorder"], 16).decode("ascii", "replace")
     if byteorder != "little":
         raise source_error(
             "big-endian",
@@ -168,9 +182,26 @@ def _open(fd: int, where: str, byte_offset: int, nbytes: int) -> TorchFile:
             helps=["load and save it again with torch on the machine that wrote it"],
         )
     reader = _Reader(where, members)
-    data = _pread(fd, where, members["data.pkl"], PickleLimits().nbytes)
+    data = _pread(file, where, members["data.pkl"], PickleLimits().nbytes)
+    again = None if known is None else _again(known.get(data), where, members)
+    if again is not None:
+        return TorchFile(again, where, members, byteorder)
     root = read_pickle(data, where, reader.storage, reader.constructors())
+    if known is not None and isinstance(root, TensorRef) and len(known) < _MOST_KNOWN:
+        known[data] = root
     return TorchFile(root, where, members, byteorder)
+
+
+def _again(ref: TensorRef | None, where: str, members: Mapping[str, Member]) -> TensorRef | None:
+    """A tensor that was made of the same pickle, over the storage of another file."""
+    member = None if ref is None else members.get(f"data/{ref.storage_key}")
+    if ref is None or member is None:
+        return None
+    size = ref.dtype.itemsize
+    if member.nbytes != ref.storage_numel * size:
+        return None
+    at = member.byte_offset + ref.storage_offset * size
+    return replace(ref, file=where, byte_offset=at)
 
 
 class _Reader:
@@ -383,8 +414,8 @@ def _loaded(state: object) -> bool:
     return bool(state)
 
 
-def _refuse_legacy(fd: int, where: str, byte_offset: int, nbytes: int) -> None:
-    head = os.pread(fd, min(nbytes, 512), byte_offset)
+def _refuse_legacy(file: Window, where: str, byte_offset: int, nbytes: int) -> None:
+    head = file.pread(min(nbytes, 512), byte_offset)
     if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
         raise source_error(
             "legacy-torch-file",
@@ -395,14 +426,14 @@ def _refuse_legacy(fd: int, where: str, byte_offset: int, nbytes: int) -> None:
         )
 
 
-def _pread(fd: int, where: str, member: Member, limit: int) -> bytes:
+def _pread(file: Window, where: str, member: Member, limit: int) -> bytes:
     if member.nbytes > limit:
         raise source_error(
             "bad-pickle",
             f"member `{member.name}` of {where} is too large",
             notes=[f"{member.nbytes} bytes; at most {limit} are read"],
         )
-    return os.pread(fd, member.nbytes, member.byte_offset)
+    return file.pread(member.nbytes, member.byte_offset)
 
 
 def _read(path: str, byte_offset: int, nbytes: int) -> bytes:

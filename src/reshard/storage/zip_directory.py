@@ -6,11 +6,11 @@ Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (centra
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
+from reshard.storage.window import NBYTES, Window
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")
@@ -38,19 +38,25 @@ class Member:
     header_at: int = 0
 
 
-def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> dict[str, Member]:
+def read_zip_directory(
+    file: Window, where: str, byte_offset: int, nbytes: int
+) -> dict[str, Member]:
     """Members by name, in the order of the directory.
 
-    Args:  fd: an open file.  where: what to call it in messages.
+    Args:  file: an open one.  where: what to call it in messages.
            byte_offset, nbytes: the part of the file that is the zip file.
     Raises: ReshardError[not-a-torch-file | truncated | unsupported-zip | bad-zip].
     """
     start, stop = byte_offset, byte_offset + nbytes
-    tail_nbytes = min(nbytes, 65557)
-    tail = os.pread(fd, tail_nbytes, stop - tail_nbytes)
+    tail_nbytes = min(nbytes, NBYTES)
+    tail = file.pread(tail_nbytes, stop - tail_nbytes)
     at = tail.rfind(b"PK\x05\x06")
+    if at < 0 and tail_nbytes < nbytes:  # a long comment may follow it
+        tail_nbytes = min(nbytes, _END.size + 0xFFFF)
+        tail = file.pread(tail_nbytes, stop - tail_nbytes)
+        at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
-        head = os.pread(fd, min(nbytes, 4), start)
+        head = file.pread(min(nbytes, 4), start)
         if head == b"PK\x03\x04":
             raise source_error(
                 "truncated",
@@ -65,12 +71,12 @@ def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> di
         )
     end_at = stop - tail_nbytes + at
     _refuse_trailing(where, tail[at:])
-    count, size, offset, directory_end = _directory(fd, where, tail[at:], end_at, start)
+    count, size, offset, directory_end = _directory(file, where, tail[at:], end_at, start)
     if offset + size != directory_end - start:
         raise _bad(where, f"its directory of {size} bytes at {offset} does not fit")
     if size > _MAX_NBYTES:
         raise _bad(where, f"its directory has {size} bytes; at most {_MAX_NBYTES} are read")
-    raw = os.pread(fd, size, start + offset)
+    raw = file.pread(size, start + offset)
     members: dict[str, Member] = {}
     position = 0
     for _ in range(count):
@@ -106,7 +112,7 @@ def read_zip_directory(fd: int, where: str, byte_offset: int, nbytes: int) -> di
         if name in members:
             raise _bad(where, f"member `{name}` is there twice")
         told = (flags & 1, method, crc, packed, unpacked)
-        data_at = _local_data(fd, where, name, name_raw, start + local, start + offset, told)
+        data_at = _local_data(file, where, name, name_raw, start + local, start + offset, told)
         if data_at + unpacked > start + offset:
             raise _bad(where, f"member `{name}` of {unpacked} bytes runs into the directory")
         members[name] = Member(name, data_at, unpacked, crc, start + local)
@@ -127,14 +133,14 @@ def _refuse_trailing(where: str, tail: bytes) -> None:
 
 
 def _directory(
-    fd: int, where: str, tail: bytes, end_at: int, start: int
+    file: Window, where: str, tail: bytes, end_at: int, start: int
 ) -> tuple[int, int, int, int]:
     """Records, bytes, and offset of the directory, and the absolute position where it must end.
 
     The 64-bit record, where there is one, has to say the same as the short one.
     """
     _, *short, _ = _END.unpack_from(tail)
-    long = _zip64(fd, where, end_at, start)
+    long = _zip64(file, where, end_at, start)
     if long is None:
         if 0xFFFF in short[:4] or 0xFFFFFFFF in short[4:]:
             raise _bad(where, "its 64-bit end record cannot be found")
@@ -151,14 +157,14 @@ def _directory(
     return count, size, offset, directory_end
 
 
-def _zip64(fd: int, where: str, end_at: int, start: int) -> tuple[list[int], int] | None:
+def _zip64(file: Window, where: str, end_at: int, start: int) -> tuple[list[int], int] | None:
     """What the 64-bit end record says, in the order of the short one, and where it begins."""
     locator_at = end_at - _LOCATOR64.size
-    raw = os.pread(fd, _LOCATOR64.size, locator_at) if locator_at >= start else b""
+    raw = file.pread(_LOCATOR64.size, locator_at) if locator_at >= start else b""
     if raw[:4] != b"PK\x06\x07":
         return None
     at = start + _LOCATOR64.unpack(raw)[2]
-    raw = os.pread(fd, _END64.size, at) if at + _END64.size <= locator_at else b""
+    raw = file.pread(_END64.size, at) if at + _END64.size <= locator_at else b""
     if len(raw) < _END64.size or raw[:4] != b"PK\x06\x06":
         raise _bad(where, "its 64-bit end record cannot be found")
     _, nbytes, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(raw)
@@ -192,7 +198,7 @@ def _wide(
 
 
 def _local_data(
-    fd: int,
+    file: Window,
     where: str,
     name: str,
     name_raw: bytes,
@@ -204,7 +210,7 @@ def _local_data(
 
     Args:  told: by the directory: encrypted, method, checksum, and sizes.
     """
-    raw = os.pread(fd, _LOCAL.size + len(name_raw), at) if 0 <= at < directory_at else b""
+    raw = file.pread(_LOCAL.size + len(name_raw), at) if 0 <= at < directory_at else b""
     if len(raw) < _LOCAL.size or raw[:4] != b"PK\x03\x04":
         raise _bad(where, f"member `{name}` is not where the directory says")
     _, _, flags, method, _, _, crc, packed, unpacked, name_nbytes, extra_nbytes = _LOCAL.unpack(
@@ -214,7 +220,7 @@ def _local_data(
         raise _bad(where, f"member `{name}` has another name in its own header")
     sizes = [packed, unpacked]
     if 0xFFFFFFFF in sizes and not flags & _DESCRIPTOR:
-        extra = os.pread(fd, extra_nbytes, at + len(raw))
+        extra = file.pread(extra_nbytes, at + len(raw))
         sizes = list(_wide(where, name, extra, packed, unpacked, 0)[:2])
     own = (flags & 1, method, crc, *sizes)
     unknown = (0, 0xFFFFFFFF) if flags & _DESCRIPTOR else ()

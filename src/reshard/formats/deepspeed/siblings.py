@@ -15,6 +15,7 @@ from reshard.errors import ReshardError
 from reshard.storage.inert import Record, Size
 from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef, open_torch_file
+from reshard.storage.window import Window
 from reshard.storage.zip_directory import Member, read_zip_directory
 
 _PICKLE = "data.pkl"
@@ -58,7 +59,7 @@ def _look(path: Path) -> tuple[bytes, dict[str, Member]]:
     """The bytes of a file's pickle, and its members without the name of the archive's folder."""
     fd = open_regular(path)
     try:
-        found = read_zip_directory(fd, str(path), 0, os.fstat(fd).st_size)
+        found = read_zip_directory(Window(fd), str(path), 0, os.fstat(fd).st_size)
         members = {name.partition("/")[2]: item for name, item in found.items()}
         own = members.get(_PICKLE)
         known = own is not None and own.nbytes <= _MOST_NBYTES
