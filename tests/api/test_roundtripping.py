@@ -216,3 +216,45 @@ def test_what_belongs_to_no_parameter_is_not_lost_in_silence(
         ("train_state.ntokens_seen", "extra"),
     }
     assert (found.ok, found.ways[0].mismatches) == (False, ())
+
+
+SIZES = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def test_what_no_reader_reads_is_taken_as_it_was_planned(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    """DeepSpeed's universal form joins the experts of its ranks, and does not tell of how many."""
+    source = fixture_checkpoint("moe_ep2_dp2_z1_fp32") / "ckpt"
+    way = reshard.roundtrip(source, ["deepspeed-universal"]).ways[0]
+    assert (way.ok, way.held[0].is_read, way.facts) == (True, False, ())
+    assert way.tensors == 152
+
+
+def test_a_target_of_other_names_comes_back_under_the_first_ones(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    """And a reader that holds tensors against each other at once is given them."""
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    found = reshard.roundtrip(source, ["megatron:tp=1", "megatron-dist"], settings=SIZES)
+    assert found.ok, found.to_text()
+    assert [way.tensors for way in found.ways] == [100, 100, 100]
+    assert [way.held[0].is_written for way in found.ways] == [True, False, True]
+
+
+def test_weights_that_others_tell_are_not_lost(fixture_checkpoint: Callable[[str], Path]) -> None:
+    """FSDP keeps fp32 weights alone: those of bf16 are these rounded."""
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    way = reshard.roundtrip(source, ["dcp:dp=2"]).ways[0]
+    assert way.ok, way.mismatches
+    assert way.lost
+    assert {item.state for item in way.lost} <= {"param", "master"}
+    assert all(item.derived for item in way.lost)
+
+
+def test_a_model_folder_holds_weights_alone(fixture_checkpoint: Callable[[str], Path]) -> None:
+    source = fixture_checkpoint("megatron_untied_tp2_pp2") / "ckpt"
+    found = reshard.roundtrip(source, ["hf"])
+    assert (found.ok, found.ways[0].mismatches) == (False, ())
+    assert {item.why for item in found.ways[0].missing} == {"a model folder holds weights only"}
+    assert reshard.roundtrip(source, ["hf"], states="weights").ok

@@ -1,4 +1,4 @@
-"""A target that no reader of ours knows, taken as its plan placed it."""
+"""A target that its reader does not read, taken as its plan placed it."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ def _held(stage: Stage) -> Held:
         len(source.arrangement.layout.rules),
         source.proof,
         0 if prepared is None else prepared.report.covered,
-        prepared is None or formats.TARGETS[prepared.target.format].is_read,
+        stage.is_read,
         stage.is_written,
     )
 

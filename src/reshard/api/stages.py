@@ -66,6 +66,7 @@ class Stage:
     Args:  title: what it is called in the report.  files: read its bytes; close them.
            prepared: the conversion that made it; None for the source.
            is_written: all of it is on disk.
+           is_read: a reader of its format read it; else it was taken as its plan placed it.
     """
 
     title: str
@@ -73,6 +74,7 @@ class Stage:
     files: SourceFiles
     prepared: Prepared | None = None
     is_written: bool = True
+    is_read: bool = True
 
 
 def first_stage(source: OpenedSource) -> Stage:
@@ -121,8 +123,7 @@ def next_stage(
 def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     """A stage in the names that a target has for its tensors, if it has its own."""
     form = formats.TARGETS[target.format]
-    made = before.prepared is None or formats.TARGETS[before.prepared.target.format].is_read
-    if not form.names or not made:
+    if not form.names or not before.is_read:
         return before.source
     return open_source(
         before.source.path,
@@ -142,9 +143,9 @@ def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage
     with OutputFolder.create(path) as folder:
         _, last = write_output(prepared, folder, before.files, work.on_progress)
         folder.commit(last)
-    opened = _read_back(before, prepared, path, work)
+    opened, is_read = _read_back(before, prepared, path, work)
     files = SourceFiles(opened.catalog.root, opened.catalog.files)
-    return Stage(str(prepared.target), opened, files, prepared)
+    return Stage(str(prepared.target), opened, files, prepared, is_read=is_read)
 
 
 def _planned(
@@ -156,7 +157,7 @@ def _planned(
 ) -> Stage:
     from reshard.engine.made_files import MadeFiles
 
-    opened = _read_back(before, prepared, path, work)
+    opened, is_read = _read_back(before, prepared, path, work)
     root = Path(opened.catalog.root)
     files = MadeFiles(
         prepared.plan,
@@ -166,26 +167,43 @@ def _planned(
         holes=holes,
         files=opened.catalog.files,
     )
-    return Stage(str(prepared.target), opened, files, prepared, is_written=False)
+    return Stage(str(prepared.target), opened, files, prepared, is_written=False, is_read=is_read)
 
 
-def _read_back(before: Stage, prepared: Prepared, path: Path, work: Work) -> OpenedSource:
-    """What was made, in the names of the stage that it was made of."""
+def _read_back(
+    before: Stage, prepared: Prepared, path: Path, work: Work
+) -> tuple[OpenedSource, bool]:
+    """What was made, and whether a reader of its format read it.
+
+    A form of which a reader says that it does not read it is taken as its plan placed it.
+    """
     try:
-        if not formats.TARGETS[prepared.target.format].is_read:
-            return placed_source(prepared, path)
         opened = open_source(path)
         if opened.catalog.withheld:
             raise ReshardError(opened.catalog.withheld, Exit.SOURCE)
     except ReshardError as error:
+        if any(not item.code.startswith("unsupported-") for item in error.diagnostics):
+            raise ReadBackError(error) from error
+    else:
+        return _named(before, prepared, path, opened, work), True
+    try:
+        return placed_source(prepared, path), False
+    except ReshardError as error:
         raise ReadBackError(error) from error
-    family, own = prepared.source.family, before.source.catalog.layout_name
+
+
+def _named(
+    before: Stage, prepared: Prepared, path: Path, opened: OpenedSource, work: Work
+) -> OpenedSource:
+    """What was made, in the names of the stage that it was made of."""
+    settings, model = work.settings, work.model
+    family, own = prepared.source.family, before.source.arrangement.layout.name
     if family is None or own not in family.layout_names or same_names(before.source, opened):
-        return in_names_of(before.source, path, opened, settings=work.settings, model=work.model)
-    settings = {**_sizes(before.source, family.layout(own)), **(work.settings or {})}
-    for model in (work.model, family.name):  # some models are alike to their names
+        return in_names_of(before.source, path, opened, settings=settings, model=model)
+    sizes = {**_sizes(before.source, family.layout(own)), **(settings or {})}
+    for name in (model, family.name):  # some models are alike to their names
         with contextlib.suppress(ReshardError):
-            return open_source(path, settings=settings, model=model, names=own)
+            return open_source(path, settings=sizes, model=name, names=own)
     return opened
 
 

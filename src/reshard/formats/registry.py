@@ -90,7 +90,6 @@ class TargetFormat:
 
     Args:  module: has `prepare(arrangement, target, ...)`.  title: for people.
            next_step: what to do with the folder, with `{src}` and `{dst}`.
-           is_read: whether it is a source too.
            names: the layout of a model whose names the target's tensors have, or the beginning of
                   one; empty where the target keeps the names of the source.
            plain: layouts of sources whose own names will do where no model is known.
@@ -107,7 +106,6 @@ class TargetFormat:
     plain: frozenset[str] = frozenset()
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
-    is_read: bool = True
     carries_files: bool = False
 
     def mesh_of(self, target: Target) -> dict[str, int]:
@@ -160,7 +158,6 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard.formats.deepspeed.write_universal",
             "folder in DeepSpeed's universal form",
             'DeepSpeed loads it with "checkpoint": {{"load_universal": true}} in its config',
-            is_read=False,
         ),
         "megatron": TargetFormat(
             "reshard.formats.megatron.write_legacy",
