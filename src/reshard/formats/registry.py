@@ -72,6 +72,12 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "checkpoint version ",
             "a `checkpoint_metadata.json` beside a folder `model`",
         ),
+        "accelerate": SourceFormat(
+            "reshard.formats.accelerate",
+            "FSDP checkpoint of accelerate",
+            "accelerate ",
+            "`pytorch_model_fsdp.bin` or `pytorch_model_fsdp_0_rank0.bin`",
+        ),
         "hf": SourceFormat(
             "reshard.formats.hf",
             "Hugging Face model",
@@ -179,7 +185,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "Hugging Face model",
             "transformers loads it with `from_pretrained('{dst}')`",
             names="hf",
-            plain=frozenset({"hf", "deepspeed", "dcp", "universal"}),
+            plain=frozenset({"hf", "accelerate", "deepspeed", "dcp", "universal"}),
             carries_files=True,
         ),
         "megatron-dist": TargetFormat(
