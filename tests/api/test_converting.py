@@ -146,3 +146,19 @@ def test_the_function_and_the_package_plan_live_together() -> None:
 def test_an_unknown_name_of_the_package() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'opne'"):
         reshard.opne  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_an_fp32_run_may_keep_its_master_weights_as_its_weights(
+    fixture_checkpoint: Fixture, tmp_path: Path
+) -> None:
+    """The plain optimizer of fp32 has no master weights apart; ZeRO has."""
+    source = fixture_checkpoint("z0_fp32_dp2") / "ckpt"
+    reshard.convert(source, tmp_path / "out", "deepspeed:zero=2,dp=3")
+    assert "master" not in reshard.open(source).states
+    assert "master" in reshard.open(tmp_path / "out").states
+    assert reshard.verify(source, tmp_path / "out").ok
+    assert reshard.verify(tmp_path / "out", source).ok
+    bf16 = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    reshard.convert(bf16, tmp_path / "weights", "universal", states="weights")
+    found = reshard.verify(bf16, tmp_path / "weights")
+    assert {item.state for item in found.mismatches} == {"master", "exp_avg", "exp_avg_sq", "step"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from reshard.algebra.box import Box
 from reshard.api.source import OpenedSource
 from reshard.api.states import select_states
+from reshard.dtypes import DType
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.slice import slice_spec
@@ -131,7 +132,11 @@ def pair_tensors(
     left: OpenedSource, right: OpenedSource, states: str | Iterable[str] = "all"
 ) -> list[Pair]:
     """Tensors of both sides by name and state, in the order of the left; what only the right has
-    comes last."""
+    comes last.
+
+    Master weights that one side does not keep apart, because it computes in their type, are held
+    against its weights.
+    """
     sides = [
         {(w.name, w.state): w for w in select_states(side, states).arrangement.wholes}
         for side in (left, right)
@@ -144,11 +149,19 @@ def pair_tensors(
         if key not in sides[1]:
             key = (aliases[1].get(name, name), state)
         used.add(key)
-        pairs.append((whole, sides[1].get(key)))
+        pairs.append((whole, sides[1].get(key) or _as_weights(sides[1], key)))
     for (name, state), whole in sides[1].items():
         if (name, state) not in used:
-            pairs.append((sides[0].get((aliases[0].get(name, name), state)), whole))
+            key = (aliases[0].get(name, name), state)
+            pairs.append((sides[0].get(key) or _as_weights(sides[0], key), whole))
     return pairs
+
+
+def _as_weights(side: Mapping[tuple[str, str], Whole], key: tuple[str, str]) -> Whole | None:
+    """The weights that are their own master weights."""
+    name, state = key
+    weights = side.get((name, "param")) if state == "master" else None
+    return weights if weights is not None and weights.dtype == DType.F32 else None
 
 
 def compare_tensors(
