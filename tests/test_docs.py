@@ -28,6 +28,7 @@ CODES = sorted(path.stem for path in DOCS.glob("errors/*.md") if path.stem != "R
 
 _CONSOLE = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.M | re.S)
 _PYCON = re.compile(r"(?<=^```pycon\n).*?(?=^```$)", re.M | re.S)
+_FILE = re.compile(r"^```ucl file=(\S+)\n(.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 Say = Callable[[str], str]
@@ -73,6 +74,8 @@ def test_a_console_shows_what_the_tool_says(
     page: Path, say: Say, request: pytest.FixtureRequest
 ) -> None:
     text = page.read_text(encoding="utf-8")
+    for name, content in _FILE.findall(text):
+        Path(name).write_text(content, encoding="utf-8")
 
     def replay(found: re.Match[str]) -> str:
         commands = [line[2:] for line in found[0].split("\n") if line.startswith("$ ")]

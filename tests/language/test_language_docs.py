@@ -39,7 +39,9 @@ CODES = [
     "wrong-type",
 ]
 
-_BLOCK = re.compile(r"^```ucl(?: error=(?P<code>[a-z-]+))?\n(?P<text>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^```ucl(?: error=(?P<code>[a-z-]+)| file=\S+)?\n(?P<text>.*?)^```$", re.M | re.S
+)
 
 
 def message(text: str) -> str:
@@ -70,8 +72,9 @@ def test_error_page(code: str) -> None:
 
 
 def _blocks() -> list[tuple[str | None, str]]:
-    page = (DOCS / "language.md").read_text(encoding="utf-8")
-    return [(found["code"], found["text"]) for found in _BLOCK.finditer(page)]
+    pages = ("language.md", "building-a-layout.md", "adding-a-model.md")
+    text = "".join((DOCS / name).read_text(encoding="utf-8") for name in pages)
+    return [(found["code"], found["text"]) for found in _BLOCK.finditer(text)]
 
 
 @pytest.mark.parametrize(("code", "text"), _blocks())
