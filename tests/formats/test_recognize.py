@@ -120,3 +120,21 @@ def test_two_formats_at_once(tmp_path: Path) -> None:
         "  = note: it has the marks of a universal checkpoint and a DeepSpeed checkpoint",
         "  = help: move one of them into a folder of its own",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (
+            ["common.pt", "x.txt"],
+            "it has Megatron's `common.pt`, but no `metadata.json`, which is written last: the "
+            "save did not end",
+        ),
+        (
+            ["mp_rank_00/"],
+            "it has Megatron's `mp_rank_*` folders, but no `model_optim_rng.pt` in them",
+        ),
+    ],
+)
+def test_parts_of_a_megatron_checkpoint(names: list[str], note: str, tmp_path: Path) -> None:
+    assert f"  = note: {note}" in _message(_touch(tmp_path, *names), tmp_path)

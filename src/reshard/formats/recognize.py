@@ -104,8 +104,13 @@ def _unknown(path: Path) -> ReshardError:
 
 def _resembles(names: set[str], path: Path) -> str:
     """What a folder is instead, where that can be told from its names."""
-    if "latest_checkpointed_iteration.txt" in names:
-        return "it looks like a Megatron checkpoint, which cannot be read yet"
+    if "common.pt" in names and "metadata.json" not in names:
+        return (
+            "it has Megatron's `common.pt`, but no `metadata.json`, which is written last: "
+            "the save did not end"
+        )
+    if any(name.startswith("mp_rank_") for name in names):
+        return "it has Megatron's `mp_rank_*` folders, but no `model_optim_rng.pt` in them"
     if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):
         return (
             "it has files of optimizer states as a universal checkpoint has them, but no "

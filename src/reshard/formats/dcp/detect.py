@@ -6,9 +6,13 @@ from pathlib import Path
 
 from reshard.formats.dcp.folders import find, is_incomplete, steps
 
+_MEGATRON = "latest_checkpointed_iteration.txt"
+
 
 def detect(path: Path) -> bool:
     """Whether a folder is one, was to become one, or holds those of several steps."""
     if not path.is_dir() or (path / "metadata.json").exists():
         return False
+    if any((folder / _MEGATRON).exists() for folder in (path, path.absolute().parent)):
+        return False  # what it holds is Megatron's, in whichever of its forms
     return find(path) is not None or is_incomplete(path) or bool(steps(path))

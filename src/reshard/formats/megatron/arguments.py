@@ -91,17 +91,24 @@ class Arguments:
         return {"args": plain}
 
 
+def arguments_in(value: object, file: str) -> Arguments | None:
+    """The arguments that an object is; None if it is none."""
+    if isinstance(value, Record):
+        return Arguments({str(k): _plain(v) for k, v in value.attributes.items()}, file)
+    if isinstance(value, dict):
+        return Arguments({str(k): _plain(v) for k, v in value.items()}, file)
+    return None
+
+
 def arguments_of(opened: TorchFile) -> Arguments:
     """The arguments in a file's root.
 
     Raises: ReshardError[no-arguments].
     """
     root = opened.root
-    args = root.get("args") if isinstance(root, dict) else None
-    if isinstance(args, Record):
-        return Arguments({str(k): _plain(v) for k, v in args.attributes.items()}, opened.path)
-    if isinstance(args, dict):
-        return Arguments({str(k): _plain(v) for k, v in args.items()}, opened.path)
+    found = arguments_in(root.get("args") if isinstance(root, dict) else None, opened.path)
+    if found is not None:
+        return found
     raise source_error(
         "no-arguments",
         f"{opened.path} has no `args`",

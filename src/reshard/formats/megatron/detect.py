@@ -5,19 +5,21 @@ Source: Megatron-LM, megatron/training/checkpointing.py `read_metadata`, `_get_c
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.storage.regular_file import read_note
 
 TRACKER = "latest_checkpointed_iteration.txt"
+_ITERATION = re.compile(r"iter_\d{7,}|release")
 
 
 def detect(path: Path) -> bool:
     """Whether a folder has the tracker file, rank folders, or a `torch_dist` folder's files."""
     if not path.is_dir():
         return False
-    return (path / TRACKER).exists() or is_legacy(path) or is_dist(path)
+    return (path / TRACKER).exists() or is_legacy(path) or is_dist(path) or is_plain(path)
 
 
 def is_legacy(folder: Path) -> bool:
@@ -30,13 +32,20 @@ def is_dist(folder: Path) -> bool:
     return (folder / "metadata.json").exists() and (folder / "common.pt").exists()
 
 
+def is_plain(folder: Path) -> bool:
+    """Whether an iteration's folder is a plain distributed checkpoint: of FSDP."""
+    if not (folder / ".metadata").exists() or (folder / "metadata.json").exists():
+        return False
+    return (folder.parent / TRACKER).exists() and _ITERATION.fullmatch(folder.name) is not None
+
+
 def find_folder(path: Path, step: str | None) -> Path:
     """The folder of one iteration.
 
     Args:  path: it, or the folder with the tracker file.  step: its number, or its folder's name.
     Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron].
     """
-    if step is None and (is_legacy(path) or is_dist(path)):
+    if step is None and (is_legacy(path) or is_dist(path) or is_plain(path)):
         return path
     wanted = step
     tracker = path / TRACKER
@@ -56,6 +65,8 @@ def find_folder(path: Path, step: str | None) -> Path:
                 helps=["write the number of an iteration into it, or choose one with `--step`"],
             )
     folder = path / (f"iter_{int(wanted):07d}" if wanted.isdecimal() else wanted)
+    if step is not None and not tracker.exists() and path.name == folder.name:
+        folder = path
     if not folder.is_dir():
         there = sorted(p.name for p in path.glob("iter_*") if p.is_dir())
         raise source_error(
@@ -64,7 +75,7 @@ def find_folder(path: Path, step: str | None) -> Path:
             notes=[f"there are: {', '.join(there[-5:]) or 'none'}"],
             helps=["choose one of them with `--step`"],
         )
-    if not is_legacy(folder) and not is_dist(folder):
+    if not is_legacy(folder) and not is_dist(folder) and not is_plain(folder):
         raise source_error(
             "incomplete-megatron",
             f"{folder} is not a whole Megatron checkpoint",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reshard.formats.megatron.detect import find_folder, is_dist
+from reshard.formats.megatron.detect import find_folder, is_dist, is_plain
 from reshard.formats.megatron.read_dist import read_dist
+from reshard.formats.megatron.read_fsdp import read_fsdp
 from reshard.formats.megatron.read_legacy import read_legacy
 from reshard.plan.catalog import Catalog
 
@@ -19,4 +20,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     Raises: what `find_folder`, `read_legacy`, and `read_dist` raise.
     """
     folder = find_folder(path, step)
-    return read_dist(folder) if is_dist(folder) else read_legacy(folder, strict=strict_layout)
+    if is_dist(folder):
+        return read_dist(folder)
+    return read_fsdp(folder) if is_plain(folder) else read_legacy(folder, strict=strict_layout)

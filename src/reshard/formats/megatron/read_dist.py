@@ -5,8 +5,11 @@ Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_of
 from reshard.formats.megatron.cuts import is_vocabulary
@@ -18,6 +21,7 @@ from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
 from reshard.formats.megatron.training import Groups, small_tensor, training_of
+from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
@@ -39,41 +43,29 @@ layout megatron_dist {
 def read_dist(folder: Path) -> Catalog:
     """The catalog of a folder with `metadata.json`.
 
-    Raises: ReshardError[unsupported-backend | no-arguments], and what `read_metadata` and
-            `ChunkReader` raise. What is wrong with the optimizer alone is kept in the catalog.
+    Raises: ReshardError[unsupported-backend | no-arguments | bad-zarr], and what `read_metadata`
+            and `ChunkReader` raise. What is wrong with the optimizer alone is kept in the catalog.
     """
-    check_backend(folder)
-    metadata = read_metadata(folder)
+    backend = backend_of(folder)
     chunks = ChunkReader(folder)
-    for file in (".metadata", "metadata.json", "common.pt"):
+    for file in ("metadata.json", "common.pt"):
         chunks.know(file)
     common = open_torch_file(folder / "common.pt")
     root = common.root if isinstance(common.root, dict) else {}
     args = arguments_of(common) if "args" in root else Arguments({}, common.path)
-    weights: list[LocalTensor] = []
+    content = (_zarr if backend == "zarr" else _torch_dist)(folder, args, chunks)
+    weights, raw = content.weights, content.objects
     states: list[LocalTensor] = []
-    flat: list[tuple[FlatKey, StoredTensor]] = []
-    withheld: tuple[Diagnostic, ...] = ()
-    raw = {item.name: chunks.object_of(item) for item in metadata.objects}
     groups = Groups()
+    withheld: tuple[Diagnostic, ...] = ()
     try:
-        for stored in metadata.tensors:
-            key = key_of(stored.name)
-            if isinstance(key, FlatKey):
-                flat.append((key, stored))
-                continue
-            tensor = _tensor(key, stored, metadata, chunks)
-            (weights if key.state in ("param", "extra") else states).append(tensor)
-        check_masters(folder, [*weights, *states], args)
-        if flat or any(".param_state/" in name for name in raw):
-            states += flat_tensors(folder, flat, raw, args, chunks, weights)
-        chunks.refuse_overlaps()
+        states = content.states()
         groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states])
-        states += steps
+        states = [*states, *steps]
     except ReshardError as error:
         if not {item.code for item in error.diagnostics} <= _OF_OPTIMIZER:
             raise
-        withheld, states, groups = error.diagnostics, [], Groups()
+        withheld, states = error.diagnostics, []
     objects = {
         name: to_json(value, tensor=small_tensor)
         for name, value in raw.items()
@@ -94,7 +86,7 @@ def read_dist(folder: Path) -> Catalog:
         layout=_layout([t.name for t in weights if t.state == "param"], vocabulary, copies > 1),
         layout_name="megatron_dist",
         training=training_of(
-            root, groups, [], {"form": "torch_dist", "saved_over": args.mesh(), "objects": objects}
+            root, groups, [], {"form": backend, "saved_over": args.mesh(), "objects": objects}
         ),
         config=args.config(),
         buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
@@ -103,6 +95,68 @@ def read_dist(folder: Path) -> Catalog:
         withheld=withheld,
     )
 
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is stored beside `common.pt`.
+
+    Args:  states: makes the tensors of the optimizer, and says what is wrong with them.
+           objects: pickled ones, by key.
+    """
+
+    weights: list[LocalTensor]
+    states: Callable[[], list[LocalTensor]]
+    objects: Mapping[str, object]
+
+
+def _torch_dist(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
+    chunks.know(".metadata")
+    metadata = read_metadata(folder)
+    objects = {item.name: chunks.object_of(item) for item in metadata.objects}
+    keys = [(key_of(stored.name), stored) for stored in metadata.tensors]
+    flat = [(key, stored) for key, stored in keys if isinstance(key, FlatKey)]
+    named = [(key, stored) for key, stored in keys if isinstance(key, StateKey)]
+    weights = [_tensor(k, s, metadata, chunks) for k, s in named if k.state in _WEIGHTS]
+
+    def states() -> list[LocalTensor]:
+        found = [_tensor(k, s, metadata, chunks) for k, s in named if k.state not in _WEIGHTS]
+        check_masters(folder, [*weights, *found], args)
+        if flat or any(".param_state/" in name for name in objects):
+            found += flat_tensors(folder, flat, objects, args, chunks, weights)
+        chunks.refuse_overlaps()
+        return found
+
+    return _Content(weights, states, objects)
+
+
+def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
+    half = DType.BF16 if args.get("bf16") else DType.F16 if args.get("fp16") else None
+    tensors = []
+    for key, array in zarr_arrays(folder, half):
+        fragments = array.fragments()
+        chunks.files.update({file.path: file for file in array.files})
+        tensors.append(LocalTensor(key.name, key.state, (), array.shape, array.dtype, fragments))
+    weights = [t for t in tensors if t.state in _WEIGHTS]
+    shapes = {t.name: t.shape for t in weights if t.state == "param"}
+
+    def states() -> list[LocalTensor]:
+        found = [t for t in tensors if t.state not in _WEIGHTS]
+        for tensor in found:
+            if shapes.get(tensor.name, tensor.shape) != tensor.shape and tensor.shape:
+                raise source_error(
+                    "bad-model-space",
+                    f"`{tensor.name}` ({tensor.state}) of shape {list(tensor.shape)} is not "
+                    f"{list(shapes[tensor.name])} in blocks",
+                    notes=["states of `zarr` are read where they have their parameter's shape"],
+                    helps=["keep the weights with `--states weights`"],
+                )
+        check_masters(folder, [*weights, *found], args)
+        return found
+
+    return _Content(weights, states, zarr_objects(folder, chunks))
+
+
+_WEIGHTS = ("param", "extra")
 
 _OF_OPTIMIZER = frozenset(
     ("shifted-optimizer", "buffer-mismatch", "bad-model-space", "ambiguous-optimizer-ids")
@@ -144,7 +198,11 @@ def _layout(names: list[str], vocabulary: int | None, is_copied: bool) -> str:
     return text.split('    "**"')[0] + "\n".join(lines) + "\n}\n"
 
 
-def check_backend(folder: Path) -> None:
+def backend_of(folder: Path) -> str:
+    """What stores the tensors: `torch_dist`, or `zarr`.
+
+    Raises: ReshardError[unsupported-backend | source-unreadable].
+    """
     try:
         stated = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
         backend = stated.get("sharded_backend") if isinstance(stated, dict) else None
@@ -152,10 +210,11 @@ def check_backend(folder: Path) -> None:
         raise unreadable(folder / "metadata.json", error) from None
     except ValueError:
         backend = None
-    if backend != "torch_dist":
+    if backend not in ("torch_dist", "zarr"):
         raise source_error(
             "unsupported-backend",
             f"{folder} is stored by backend `{backend}`",
-            notes=["`torch_dist` is read; `zarr` was removed from Megatron-core in 0.16"],
+            notes=["`torch_dist` and `zarr` are read"],
             helps=["convert it with the Megatron that wrote it"],
         )
+    return str(backend)
