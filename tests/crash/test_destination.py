@@ -15,6 +15,7 @@ from folders import attempt, codes, tree
 from test_resume import stopped
 
 import reshard
+from reshard.storage.journal import Record
 from reshard.storage.lock import Lock
 from reshard.storage.output import OutputFolder
 
@@ -342,4 +343,28 @@ def test_a_lock_whose_file_was_removed_locks_nobody_out(tiny: Path, tmp_path: Pa
         assert codes(error) == ["output-busy"]
         folder.abort()
         assert attempt(tiny, tmp_path / "out", "universal")[1] is None
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_nothing_is_gone_on_from_where_nothing_says_what_is_made(tmp_path: Path) -> None:
+    """Whoever writes without a plan starts anew, after a kill as after an interrupt."""
+    killed = OutputFolder.create(tmp_path / "out")
+    killed.open_file("a", 3)
+    killed.note([Record(0, "digest")], 3)
+    killed._finish()
+    assert (tmp_path / ".out.reshard-partial" / "data" / "a").exists()
+    with (
+        pytest.raises(KeyboardInterrupt) as caught,
+        OutputFolder.create(tmp_path / "out") as folder,
+    ):
+        folder.open_file("b", 3)
+        folder.note([Record(0, "digest")], 3)
+        raise KeyboardInterrupt
+    assert str(caught.value) == ""
+    assert os.listdir(tmp_path) == []
+    with OutputFolder.create(tmp_path / "out") as folder:
+        folder.open_file("a", 3)
+        folder.write("a", 0, b"abc")
+        folder.commit()
+    assert tree(tmp_path / "out") == {"a": b"abc"}
     assert os.listdir(tmp_path) == ["out"]

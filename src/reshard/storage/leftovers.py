@@ -16,6 +16,8 @@ def reason_against(notes: Notes, making: Making) -> str:
     """Why a run cannot go on from these notes; empty if it can."""
     if notes.making is None or notes.fault:
         return notes.fault
+    if not making.plan:
+        return "nothing says what it was to become"
     return notes.making.difference(making)
 
 

@@ -325,6 +325,8 @@ class OutputFolder:
     def _is_worth_keeping(self, error: BaseException) -> bool:
         if not (self.claims if self._journal is None else self._journal.nbytes_done):
             return False
+        if not self._making.plan:  # no run could go on from it
+            return False
         if isinstance(error, KeyboardInterrupt):
             return True
         return isinstance(error, ReshardError) and all(
