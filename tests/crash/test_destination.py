@@ -353,13 +353,15 @@ def test_nothing_is_gone_on_from_where_nothing_says_what_is_made(tmp_path: Path)
     killed.note([Record(0, "digest")], 3)
     killed._finish()
     assert (tmp_path / ".out.reshard-partial" / "data" / "a").exists()
-    with (
-        pytest.raises(KeyboardInterrupt) as caught,
-        OutputFolder.create(tmp_path / "out") as folder,
-    ):
-        folder.open_file("b", 3)
-        folder.note([Record(0, "digest")], 3)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with OutputFolder.create(tmp_path / "out") as folder:
+            folder.open_file("b", 3)
+            folder.note([Record(0, "digest")], 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
     assert str(caught.value) == ""
     assert os.listdir(tmp_path) == []
     with OutputFolder.create(tmp_path / "out") as folder:
