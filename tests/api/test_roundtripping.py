@@ -258,3 +258,12 @@ def test_a_model_folder_holds_weights_alone(fixture_checkpoint: Callable[[str], 
     assert (found.ok, found.ways[0].mismatches) == (False, ())
     assert {item.why for item in found.ways[0].missing} == {"a model folder holds weights only"}
     assert reshard.roundtrip(source, ["hf"], states="weights").ok
+
+
+def test_layers_that_a_target_stacks_come_back_one_by_one(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    source = fixture_checkpoint("megatron_dist_layers") / "ckpt"
+    found = reshard.roundtrip(source, ["megatron-dist"])
+    assert found.ok, found.to_text()
+    assert found.ways[0].tensors == 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -201,9 +202,13 @@ def _named(
     if family is None or own not in family.layout_names or same_names(before.source, opened):
         return in_names_of(before.source, path, opened, settings=settings, model=model)
     sizes = {**_sizes(before.source, family.layout(own)), **(settings or {})}
-    for name in (model, family.name):  # some models are alike to their names
+    kindred = [name for name in family.layout_names if name.startswith(f"{own}_")]
+    # Some models are alike to their names, and some layouts differ in how layers are stacked.
+    for names, name in product((own, *kindred), (model, family.name)):
         with contextlib.suppress(ReshardError):
-            return open_source(path, settings=sizes, model=name, names=own)
+            found = open_source(path, settings=sizes, model=name, names=names)
+            if same_names(before.source, found):
+                return found
     return opened
 
 

@@ -56,8 +56,7 @@ def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
 def facts_of(catalog: Catalog) -> dict[str, object]:
     """Single values by path.
 
-    Param groups are counted by those that have parameters; of others only the number counts, since
-    no tensor hangs on them.
+    Param groups are counted by those that have parameters; on others no tensor hangs.
     """
     training = catalog.training
     groups = training.param_groups
@@ -65,12 +64,11 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         "training": {
             "iteration": training.iteration,
             "param_groups": [_group(group) for group in groups if group.get("params")],
-            "empty_param_groups": sum(not group.get("params") for group in groups) or None,
             "state": dict(training.state or {}),
         },
         "aliases": dict(catalog.aliases or {}),
-        "buffers": sorted(catalog.buffers),
-        "frozen": sorted(catalog.frozen),
+        "buffers": dict.fromkeys(sorted(catalog.buffers), "in it"),
+        "frozen": dict.fromkeys(sorted(catalog.frozen), "in it"),
         "side_files": {
             name: _digest(catalog, name)
             for name in sorted(catalog.side_files)
