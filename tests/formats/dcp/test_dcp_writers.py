@@ -11,6 +11,7 @@ import pytest
 import reshard
 from formats.dcp.dcp_forge import Forge, blob, counted, made, tensor_pickle
 from reshard.errors import ReshardError
+from reshard.formats.recognize import recognize
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.inert import Global, Record
 from reshard.storage.pickle_writer import write_pickle
@@ -186,6 +187,16 @@ def test_the_last_whole_step_of_a_run_is_read(tmp_path: Path) -> None:
     )
     assert reshard.open(tmp_path, step="3").read("w")[0] == 3
     assert reshard.open(tmp_path, step="step-1").read("w")[0] == 1
+
+
+def test_a_trained_model_beside_its_steps_is_what_its_folder_is(tmp_path: Path) -> None:
+    Forge(tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0").tensor("w", counted(2)).write()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+    assert recognize(tmp_path) == "dcp"
+    assert reshard.open(tmp_path).training.iteration == 5
+    (tmp_path / "model.safetensors").touch()
+    assert recognize(tmp_path) == "hf"
+    assert recognize(tmp_path / "checkpoint-5") == "dcp"
 
 
 def test_what_lies_beside_is_no_part_of_it(tmp_path: Path) -> None:

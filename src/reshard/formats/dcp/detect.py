@@ -15,4 +15,14 @@ def detect(path: Path) -> bool:
         return False
     if any((folder / _MEGATRON).exists() for folder in (path, path.absolute().parent)):
         return False  # what it holds is Megatron's, in whichever of its forms
-    return find(path) is not None or is_incomplete(path) or bool(steps(path))
+    if find(path) is not None or is_incomplete(path):
+        return True
+    return not _has_weights(path) and bool(steps(path))
+
+
+def _has_weights(path: Path) -> bool:
+    """Whether a folder is a model itself, beside the steps that it was trained in."""
+    return any(
+        next(path.glob(pattern), None) is not None
+        for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+    )

@@ -28,7 +28,8 @@ class SideFiles:
     """What they are.
 
     Args:  kept: by name, their bytes as tagged JSON.  config: the model's, where there is one.
-           iteration: of OLMo-core's trainer.  scheduler: of accelerate, as tagged JSON.
+           iteration: of the trainer of OLMo-core or transformers.
+           scheduler: of accelerate, as tagged JSON.
     """
 
     kept: dict[str, object] = field(default_factory=dict)
@@ -55,6 +56,9 @@ def read_side_files(folder: Folder, chunks: ChunkReader) -> SideFiles:
         out.kept[name] = {"$bytes": base64.b64encode(data).decode("ascii")}
         if name == "config.json":
             out.config = _json(data)
+        elif name == "trainer_state.json":
+            step = (_json(data) or {}).get("global_step")
+            out.iteration = step if isinstance(step, int) else None
         elif name == "train/rank0.pt":
             step = _torch(path).get("global_step")
             out.iteration = step if isinstance(step, int) else None
