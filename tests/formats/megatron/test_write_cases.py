@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from megatron_targets import arguments, assert_same, converted, files
+from megatron_targets import LLAMA, arguments, assert_same, converted, files
 
 from reshard import api
 from reshard.errors import ReshardError
@@ -140,3 +141,23 @@ error[uneven-target]: axis `e` of `decoder.layers.0.mlp.experts.local_experts.0.
   = note: the source cuts it into 4
   = help: choose a size of ep that divides 4"""
     )
+
+
+@pytest.mark.parametrize("name", ["z1_fp32_dp2_untied", "z1_bf16_dp4_tied"])
+def test_from_deepspeed_and_back(name: str, fixture_checkpoint: Fixture, tmp_path: Path) -> None:
+    source = fixture_checkpoint(name) / "ckpt"
+    there = converted(source, tmp_path / "there", "megatron:pp=2", settings=LLAMA)
+    back = converted(there, tmp_path / "back", "deepspeed:zero=1,dp=2", names="hf")
+    found = api.verify(source, back)
+    assert found.ok, found.to_text()
+
+
+def test_from_hugging_face_and_back(fixture_checkpoint: Fixture, tmp_path: Path) -> None:
+    source = fixture_checkpoint("megatron_dist_untied") / "ckpt"
+    model = converted(source, tmp_path / "model", "hf", states="weights")
+    there = converted(model, tmp_path / "there", "megatron:tp=2,pp=2")
+    back = converted(there, tmp_path / "back", "hf")
+    (name,) = model.glob("*.safetensors")
+    assert (back / name.name).read_bytes() == name.read_bytes()
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (model, back))
+    assert after == before
