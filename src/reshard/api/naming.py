@@ -13,6 +13,7 @@ from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.fit import Fit, fit, read_alike, unmatched
+from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 from reshard.plan.stored_names import StoredNames
@@ -164,7 +165,7 @@ def _as_stated(layout: Layout, own: Layout) -> Layout:
         known = places.get(axis)
         if split.rule == "sizes" and known is not None and known.rule == "even":
             places[axis] = replace(known, rule="sizes", sizes=split.sizes)
-    return replace(layout, places=places)
+    return over_own_axes(replace(layout, places=places), own)
 
 
 def rename_to(
