@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
+from reshard.storage.regular_file import open_regular
 from reshard.storage.window import NBYTES, Window
 
 _END = struct.Struct("<4s4H2LH")
@@ -19,6 +20,7 @@ _CENTRAL = struct.Struct("<4s4B4H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _MAX_NBYTES = 1 << 27
 """Of a directory; about a million members."""
+_MAX_NAME = 1024
 _DESCRIPTOR = 8
 """Flag of a local header: sizes and checksum stand behind the data."""
 
@@ -120,6 +122,19 @@ def read_zip_directory(
         raise _bad(where, f"its directory has {len(raw) - position} bytes more than its members")
     _refuse_overlap(where, members)
     return members
+
+
+def archive_name(path: str | os.PathLike[str]) -> str:
+    """The folder that the first member of a zip file is in; empty where there is none."""
+    fd = open_regular(path)
+    try:
+        head = os.pread(fd, _LOCAL.size + _MAX_NAME, 0)
+    finally:
+        os.close(fd)
+    if len(head) < _LOCAL.size or head[:4] != b"PK\x03\x04":
+        return ""
+    name = head[_LOCAL.size :][: _LOCAL.unpack_from(head)[9]]
+    return name.decode("utf-8", "replace").rpartition("/")[0]
 
 
 def _refuse_trailing(where: str, tail: bytes) -> None:

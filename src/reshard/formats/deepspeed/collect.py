@@ -75,8 +75,7 @@ def collect(source: Source) -> Collected:
         own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
         missing = missing_layers(out.tensors, own)
         if missing:
-            names = [f"layer_{int(layer):02d}-*" for layer in missing]
-            raise missing_files(names, len(source.folder.layers) + len(missing), "`param_shapes`")
+            raise missing_files(missing, len(source.folder.layers) + len(missing), "`param_shapes`")
     for mp_rank in source.grid.mp_ranks:
         if source.shards:
             out.tensors += _zero_states(source, mp_rank, out.groups)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from reshard.errors import source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.siblings import Siblings
 from reshard.plan.catalog import SourceFile
+from reshard.storage.zip_directory import archive_name
+
+_RANK = "_states"
+"""What the names of all ranks' files end with, before their suffix."""
 
 
 class Files:
@@ -22,9 +27,13 @@ class Files:
         self._seen: dict[str, SourceFile] = {}
 
     def root_of(self, name: str) -> Node:
-        """The object tree of a file.  Raises: what `storage.torch_file` raises."""
+        """The object tree of a file.
+
+        Raises: ReshardError[renamed-file], and what `storage.torch_file` raises.
+        """
         path = self.root / name
         root = self._siblings.root_of(path)
+        _refuse_renamed(path)
         status = os.stat(path)
         self._seen[name] = SourceFile(name, status.st_size, status.st_mtime_ns)
         return Node(root, name)
@@ -33,3 +42,22 @@ class Files:
     def seen(self) -> tuple[SourceFile, ...]:
         """Every file that was opened, by name."""
         return tuple(self._seen[name] for name in sorted(self._seen))
+
+
+def _refuse_renamed(path: Path) -> None:
+    """Refuse a file that was written as that of another rank, layer, or expert.
+
+    Source: torch/serialization.py `_open_zipfile_writer_file`: a file's name without its suffix is
+    the name of the archive in it.
+    """
+    name = archive_name(path)
+    if name.endswith(_RANK) and name != path.stem:
+        raise source_error(
+            "renamed-file",
+            f"{path.name} was written as {name}.pt",
+            notes=[
+                "the name of a rank's file tells which part of the model it holds",
+                f"in {path.parent}",
+            ],
+            helps=["give it its own name again, or copy the checkpoint again"],
+        )

@@ -130,6 +130,33 @@ class FlatGroup:
                         helps=["the model file and the optimizer files may be of different runs"],
                     )
 
+        for partition, shard in enumerate(self.shards):
+            self._check_slice_names(partition, shard, runs)
+
+    def _check_slice_names(
+        self, partition: int, shard: GroupShard, runs: Sequence[tuple[Run, ...]]
+    ) -> None:
+        """Refuse a file that was written by another rank: it holds other parameters."""
+        if not shard.slices:
+            return
+        held = {
+            name
+            for name, own in zip(self.shapes, runs, strict=True)
+            if any(run.partition == partition and run.numel for run in own)
+        }
+        said = {name for name, (_, numel) in shard.slices.items() if numel}
+        if held != said:
+            foreign, missing = sorted(said - held), sorted(held - said)
+            own = f"{shard.file} holds" if foreign else f"{shard.file} does not hold"
+            other = "does not" if foreign else "does"
+            raise source_error(
+                "partition-mismatch",
+                f"{own} `{(foreign or missing)[0]}`, "
+                f"and partition {partition} of group {self.index} {other}",
+                notes=[f"by its `param_slice_mappings`, and by `param_shapes` in {self.told_by}"],
+                helps=["the file may be that of another rank or run; copy it again"],
+            )
+
     # What is stored.
 
     def _states(self) -> dict[str, list[TensorRef]]:

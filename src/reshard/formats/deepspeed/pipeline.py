@@ -138,13 +138,18 @@ class Pipeline:
 
 
 def missing_layers(tensors: Sequence[LocalTensor], models: Mapping[int, ModelFile]) -> list[str]:
-    """Layers that have trained parameters but no file."""
+    """Files of layers that have trained parameters, and are not there."""
     have = {tensor.name for tensor in tensors}
     out: dict[str, None] = {}
     for model in models.values():
         for shapes in model.param_shapes or ():
             for name in shapes:
                 head = name.split(".", 1)[0]
-                if head.isdecimal() and name not in have:
-                    out[head] = None
+                if name in have:
+                    continue
+                if head.isdecimal():
+                    out[f"layer_{int(head):02d}-*"] = None
+                elif name.startswith(TIED):
+                    key = name[len(TIED) :].partition(".")[0]
+                    out[f"the layer_*-* of `{TIED}{key}`"] = None
     return list(out)
