@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reshard import convert
+from reshard import convert, plan
 from reshard.errors import ReshardError
 
 Open = Callable[[str], Path]
@@ -57,8 +57,11 @@ class Trial:
         found = (path for path in self.source.rglob("*") if path.is_file())
         return sorted(path.relative_to(self.source) for path in found)
 
-    def of(self, change: Callable[[Path], None]) -> str | None:
-        """What a conversion of the changed copy says; None if it gives the same."""
+    def of(self, change: Callable[[Path], None], *, whole: bool = True) -> str | None:
+        """What a conversion of the changed copy says; None if it gives the same.
+
+        Args:  whole: whether that goes for what is carried along as it is, too.
+        """
         copy, out = self.folder / "copy", self.folder / "out"
         for path in (copy, out):
             shutil.rmtree(path, ignore_errors=True)
@@ -69,7 +72,9 @@ class Trial:
         except ReshardError as error:
             assert not out.exists()
             return str(error)
-        assert _facts(out) == self.right, "accepted, and the result is another"
+        found = _facts(out)
+        assert found[0] == self.right[0], "accepted, and tensors are others"
+        assert found == self.right or not whole, "accepted, and the result is another"
         return None
 
 
@@ -97,7 +102,8 @@ def _matters(file: Path) -> bool:
 
 def test_a_lost_file_is_missed(trial: Trial) -> None:
     for file in trial.files:
-        said = trial.of(lambda root, file=file: (root / file).unlink())  # type: ignore[misc]
+        change = lambda root, file=file: (root / file).unlink()  # noqa: E731
+        said = trial.of(change, whole=_matters(file))
         assert said is None or any(f"error[{code}" in said for code in LOST), said
         assert said is not None or not _matters(file), file
 
@@ -106,7 +112,8 @@ def test_half_a_file_is_none(trial: Trial) -> None:
     for file in trial.files:
         data = (trial.source / file).read_bytes()
         for part in (data[: len(data) // 2], b""):
-            said = trial.of(lambda root, f=file, p=part: (root / f).write_bytes(p))  # type: ignore[misc]
+            change = lambda root, f=file, p=part: (root / f).write_bytes(p)  # noqa: E731
+            said = trial.of(change, whole=_matters(file))
             assert said is not None or not _matters(file)
             assert said is None or file.name in said, said
 
@@ -120,6 +127,42 @@ def test_exchanged_files_are_noticed(trial: Trial) -> None:
             (root / b).write_bytes(one)
 
         trial.of(exchange)
+
+
+def test_a_file_under_the_name_of_another(fixture_checkpoint: Open, tmp_path: Path) -> None:
+    shutil.copytree(fixture_checkpoint("toytp_tp2_dp2_z1_fp32") / "ckpt", tmp_path / "ckpt")
+    step = tmp_path / "ckpt" / "global_step3"
+    shutil.copy(step / "mp_rank_01_model_states.pt", step / "mp_rank_00_model_states.pt")
+    with pytest.raises(ReshardError) as failed:
+        plan(tmp_path / "ckpt", "universal")
+    assert str(failed.value) == (
+        "error[renamed-file]: mp_rank_00_model_states.pt was written as "
+        "mp_rank_01_model_states.pt\n"
+        "  = note: the name of a rank's file tells which part of the model it holds\n"
+        f"  = note: in {step}\n"
+        "  = help: give it its own name again, or copy the checkpoint again"
+    )
+
+
+def test_the_partition_of_another_rank(fixture_checkpoint: Open, tmp_path: Path) -> None:
+    shutil.copytree(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", tmp_path / "ckpt")
+    step = tmp_path / "ckpt" / "global_step3"
+    first, third = (
+        step / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 2)
+    )
+    one, two = first.read_bytes(), third.read_bytes()
+    # Under their own names within, as a writer without file names leaves them.
+    first.write_bytes(two.replace(b"pp_rank_2_mp", b"pp_rank_0_mp"))
+    third.write_bytes(one.replace(b"pp_rank_0_mp", b"pp_rank_2_mp"))
+    with pytest.raises(ReshardError) as failed:
+        plan(tmp_path / "ckpt", "universal")
+    assert str(failed.value) == (
+        "error[partition-mismatch]: bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt holds "
+        "`model.layers.0.mlp.down_proj.weight`, and partition 0 of group 0 does not\n"
+        "  = note: by its `param_slice_mappings`, and by `param_shapes` in "
+        "mp_rank_00_model_states.pt\n"
+        "  = help: the file may be that of another rank or run; copy it again"
+    )
 
 
 def _alike(files: list[Path]) -> Iterator[tuple[Path, Path]]:

@@ -138,7 +138,11 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
 
 
 def _checked(found: Folder) -> Folder:
-    """Refuse several models; warn where OLMo-core's mark is missing."""
+    """Refuse several models, and parts that are not whole; warn of OLMo-core's missing mark."""
+    if found.kind != "dcp":
+        for item in sorted(found.root.iterdir()):
+            if item.is_dir() and is_incomplete(item) and not metadata_files(item):
+                raise incomplete(item)
     models = [part for part in found.parts if part.path.name.startswith("pytorch_model_fsdp_")]
     if found.kind == "accelerate" and max(len(models), len(found.parts) - len(models)) > 1:
         listed = ", ".join(f"`{part.path.name}`" for part in found.parts)

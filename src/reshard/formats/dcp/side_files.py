@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reshard.errors import Diagnostic, ReshardError
+from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader, small_tensor
@@ -143,8 +143,5 @@ def _json(data: bytes) -> Mapping[str, object] | None:
 
 def _torch(path: Path) -> dict[str, object]:
     """The dict in a file of `torch.save`; an empty one where it is something else."""
-    try:
-        root = open_torch_file(path).root
-    except ReshardError:
-        return {}
+    root = open_torch_file(path).root
     return {str(key): value for key, value in root.items()} if isinstance(root, dict) else {}
