@@ -6,6 +6,7 @@ Source: PKWARE APPNOTE.TXT 6.3.10, sections 4.3.7 (local header), 4.3.12 (centra
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 
