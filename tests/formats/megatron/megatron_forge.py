@@ -29,6 +29,12 @@ EXPERTS = "mlp.experts.local_experts."
 
 def save(path: Path, root: object) -> None:
     """What `torch.save(root, path)` writes, with arrays in place of tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image_bytes(root, path.stem))
+
+
+def image_bytes(root: object, stem: str = "archive") -> bytes:
+    """The same as bytes."""
     data: dict[int, bytes] = {}
     keep: list[object] = []
 
@@ -45,7 +51,7 @@ def save(path: Path, root: object) -> None:
             return type(value)(convert(item) for item in value)
         return value
 
-    image = plan_torch_file(convert(root), path.stem)
+    image = plan_torch_file(convert(root), stem)
     out = bytearray(image.nbytes)
     for at, raw in image.head:
         out[at : at + len(raw)] = raw
@@ -56,8 +62,7 @@ def save(path: Path, root: object) -> None:
         crcs[slot.key] = zlib.crc32(raw)
     for at, raw in image.tail(crcs):
         out[at : at + len(raw)] = raw
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(out)
+    return bytes(out)
 
 
 def namespace(**values: object) -> Record:

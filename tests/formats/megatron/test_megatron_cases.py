@@ -169,3 +169,26 @@ SHIFTED = [
     "  = help: keep the weights with `--states weights`, and go on without these states",
     "  = help: or go back to a checkpoint in another format of the same run",
 ]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("megatron_untied_tp2_pp2", "megatron_dist_untied", "megatron_dist_layers"),
+        ("megatron_moe_ep2", "megatron_dist_moe_ep2"),
+    ],
+    ids=lambda cases: cases[0],
+)
+def test_every_form_of_a_run_gives_the_same_bytes(
+    cases: tuple[str, ...], fixture_checkpoint: Open, tmp_path: Path
+) -> None:
+    written = []
+    for case in cases:
+        reshard.convert(
+            fixture_checkpoint(case) / "ckpt", tmp_path / case, "universal", names="megatron"
+        )
+        files = sorted((tmp_path / case).glob("*.safetensors*"))
+        written.append({file.name: file.read_bytes() for file in files})
+    assert len(written[0]) > 4
+    for other in written[1:]:
+        assert other == written[0]

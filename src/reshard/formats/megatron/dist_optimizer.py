@@ -43,7 +43,7 @@ def dist_groups(
     names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
     names = names or dict.fromkeys(t.name for t in tensors if t.state not in ("param", "extra"))
     dims = {t.name: _dims(t) for t in tensors if t.state == "param"}
-    known = [(name, dims[name]) for name in names if name in dims]
+    known = [(name, count) for name, count in dims.items() if name in names]
     out = Groups()
     steps: dict[str, tuple[DType, bytes]] = {}
     clashing: set[str] = set()
