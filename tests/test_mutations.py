@@ -13,7 +13,7 @@ import pytest
 import mutations
 import reshard
 
-COUNT = 60
+COUNT = 40
 SEED = 2
 
 

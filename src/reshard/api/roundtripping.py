@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from
-from reshard.api.comparing import Mismatch, pair_tensors
+from reshard.api.comparing import Mismatch, Pair, pair_tensors
 from reshard.api.remaking import remake
 from reshard.api.roundtrip_junit import case_names
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
@@ -221,7 +221,7 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
     lost: list[Lost] = []
     same: list[Whole] = []
     chosen = None if start.sample is None else set(start.sample)
-    for one, other in pair_tensors(start.universal.source, last.source):
+    for one, other in map(_of_one_state, pair_tensors(start.universal.source, last.source)):
         here = one or other
         assert here is not None
         if chosen is not None and (here.name, here.state) not in chosen:
@@ -270,6 +270,14 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
         allow_loss=start.allow_loss,
         strict=start.strict,
     )
+
+
+def _of_one_state(pair: Pair) -> Pair:
+    """A pair without the side that only stands in for master weights which it does not store."""
+    one, other = pair
+    if one is None or other is None or one.state == other.state:
+        return pair
+    return (one, None) if one.state == "master" else (None, other)
 
 
 def _reasons(stages: Iterable[Stage]) -> dict[Key, str]:
