@@ -192,6 +192,7 @@ def test_the_last_whole_step_of_a_run_is_read(tmp_path: Path) -> None:
 def test_a_trained_model_beside_its_steps_is_what_its_folder_is(tmp_path: Path) -> None:
     Forge(tmp_path / "checkpoint-5" / "pytorch_model_fsdp_0").tensor("w", counted(2)).write()
     (tmp_path / "checkpoint-5" / "trainer_state.json").write_text('{"global_step": 5}')
+    (tmp_path / "notes.safetensors").touch()
     assert recognize(tmp_path) == "dcp"
     assert reshard.open(tmp_path).training.iteration == 5
     (tmp_path / "model.safetensors").touch()

@@ -21,8 +21,8 @@ def detect(path: Path) -> bool:
 
 
 def _has_weights(path: Path) -> bool:
-    """Whether a folder is a model itself, beside the steps that it was trained in."""
+    """Whether a folder is a model itself, as transformers saves it beside its steps."""
     return any(
         next(path.glob(pattern), None) is not None
-        for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+        for pattern in ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
     )
