@@ -63,7 +63,7 @@ def global_indices(
     coord = dict(item.tensor.coord)
     local = {slot.axis for slot in layout.rules[item.rule].pattern.slots if slot.local}
     return {
-        axis: cuts[axis].extent(coord, mesh).lo + index if axis in local else index
+        axis: cuts[axis].extent(coord, mesh).lo + index if axis in local & cuts.keys() else index
         for axis, index in item.match.indices.items()
     }
 
@@ -146,9 +146,11 @@ def named_cuts(
     matched: Sequence[Matched],
     mesh: Mapping[str, int],
     env: Mapping[str, object],
+    axes: Collection[str] | None = None,
 ) -> dict[str, AxisCut]:
     """The cut of every axis that is counted in names.
 
+    Args:  axes: only of these.
     Raises: ReshardError[uneven-split | bad-size], and what evaluating a size raises.
     """
     counts: dict[str, dict[int | None, int]] = {}
@@ -156,6 +158,8 @@ def named_cuts(
     for item in matched:
         coord = dict(item.tensor.coord)
         for slot in layout.rules[item.rule].pattern.slots:
+            if axes is not None and slot.axis not in axes:
+                continue
             block = None
             if slot.local:
                 over = layout.places.get(slot.axis, Split()).over

@@ -6,7 +6,7 @@ before the first of them. A configuration that does not tell these leaves the na
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 from reshard.algebra.term import Leaf
@@ -14,7 +14,7 @@ from reshard.errors import ReshardError
 from reshard.language.expression import evaluate, names
 from reshard.language.layout import Layout, Rule
 from reshard.plan.bind_model import global_indices, named_cuts
-from reshard.plan.catalog import Catalog, Coord, LocalTensor
+from reshard.plan.catalog import Catalog
 from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import Matched, active_rules
 from reshard.plan.stored_names import StoredNames
@@ -71,41 +71,29 @@ def _seen(
     model = layout.model
     assert model is not None
     active = set(active_rules(layout, env))
-    tensors: dict[tuple[str, Coord], LocalTensor] = {}
+    chosen = {name: [index for index in found if index in active] for name, found in hits.items()}
+    known: dict[object, tuple[Matched, frozenset[int]]] = {}
     for tensor in catalog.tensors:
-        if tensor.state != "extra" and (tensor.shape or tensor.state == "param"):
-            tensors.setdefault((tensor.name, tensor.coord), tensor)
-    items = [
-        (item, frozenset(found))
-        for tensor in tensors.values()
-        for item, found in _matched(layout, tensor, stored, hits, active)
-    ]
+        if tensor.state == "extra" or not (tensor.shape or tensor.state == "param"):
+            continue
+        found = chosen.get(tensor.name) or chosen[stored.every[tensor.name]]
+        match = layout.rules[found[0]].pattern.match(tensor.name)
+        if match is not None:  # of many experts of a layer, one tells where all of them are
+            key = (*found, tensor.coord, match.indices.get(axis))
+            known.setdefault(key, (Matched(tensor, found[0], match), frozenset(found)))
+    items = list(known.values())
     mesh = {**dict.fromkeys(layout.mesh, 1), **catalog.mesh}
-    cuts = named_cuts(layout, model, [item for item, _ in items], mesh, env)
+    cuts = named_cuts(layout, model, [item for item, _ in items], mesh, env, (axis,))
     size = cuts[axis].size if axis in cuts else _stacked(layout, [i for i, _ in items], axis)
     refuse_many(axis, size)
     seen: Seen = {index: set() for index in range(size)}
-    for item, found in items:
-        if found <= rules.keys():
+    for item, followed in items:
+        if followed <= rules.keys():
             whole = axis not in item.match.indices
             indices = range(size) if whole else [global_indices(layout, item, cuts, mesh)[axis]]
             for index in indices:
-                seen[index].add(found)
+                seen[index].add(followed)
     return seen, size
-
-
-def _matched(
-    layout: Layout,
-    tensor: LocalTensor,
-    stored: StoredNames,
-    hits: Mapping[str, tuple[int, ...]],
-    active: set[int],
-) -> Iterator[tuple[Matched, list[int]]]:
-    found = hits.get(tensor.name) or hits[stored.every[tensor.name]]
-    chosen = [index for index in found if index in active]
-    match = layout.rules[chosen[0]].pattern.match(tensor.name)
-    if match is not None:
-        yield Matched(tensor, chosen[0], match), chosen
 
 
 def _stacked(layout: Layout, items: Sequence[Matched], axis: str) -> int:
