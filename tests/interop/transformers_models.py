@@ -1,6 +1,7 @@
 """Run by the interpreter that has transformers: makes tiny random models, and loads folders.
 
     transformers_models.py make DIR FAMILY[+tied] ...
+    transformers_models.py truth DIR CONFIG_DIR TRUTH.safetensors
     transformers_models.py check REPORT.json FOLDER=REFERENCE ...
 
 `check` loads both folders with `from_pretrained`; the report says for each folder what transformers
@@ -19,6 +20,7 @@ warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 transformers.logging.set_verbosity_error()
@@ -86,30 +88,52 @@ def make(folder: Path, names: list[str]) -> None:
         model.save_pretrained(folder / name, max_shard_size="40KB")
 
 
+def save_truth(folder: Path, config: str, truth: str) -> None:
+    """Save a model of a configuration with the weights `NAME/fp32` of a file."""
+    model = AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(config))
+    weights = {
+        name.removesuffix("/fp32"): value
+        for name, value in load_file(truth).items()
+        if name.endswith("/fp32")
+    }
+    model.load_state_dict(weights)
+    model.save_pretrained(folder)
+
+
 def check(report: Path, pairs: list[str]) -> None:
     """Load each pair of folders and compare them."""
     known: dict[str, Any] = {}
     tokens = torch.arange(24).reshape(2, 12) * 7 % 90
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         folder, _, reference = pair.partition("=")
-        if reference not in known:
-            known[reference] = AutoModelForCausalLM.from_pretrained(reference).eval()
-        model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-        wanted, got = known[reference].state_dict(), model.eval().state_dict()
-        with torch.no_grad():
-            logits = [item(tokens).logits for item in (known[reference], model)]
-        found[folder] = {
-            "missing": sorted(info["missing_keys"]),
-            "unexpected": sorted(info["unexpected_keys"]),
-            "different": [
-                name
-                for name in sorted({*wanted, *got})
-                if name not in wanted or name not in got or not same(wanted[name], got[name])
-            ],
-            "logits": bool(torch.equal(logits[0], logits[1])),
-        }
+        try:
+            found[folder] = compared(folder, reference, known, tokens)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            found[folder] = {"failed": f"{type(error).__name__}: {error}"}
     report.write_text(json.dumps(found), encoding="utf-8")
+
+
+def compared(
+    folder: str, reference: str, known: dict[str, Any], tokens: torch.Tensor
+) -> dict[str, Any]:
+    """What transformers finds in a folder, beside another one."""
+    if reference not in known:
+        known[reference] = AutoModelForCausalLM.from_pretrained(reference).eval()
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    wanted, got = known[reference].state_dict(), model.eval().state_dict()
+    with torch.no_grad():
+        logits = [item(tokens).logits for item in (known[reference], model)]
+    return {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(info["unexpected_keys"]),
+        "different": [
+            name
+            for name in sorted({*wanted, *got})
+            if name not in wanted or name not in got or not same(wanted[name], got[name])
+        ],
+        "logits": bool(torch.equal(logits[0], logits[1])),
+    }
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -123,5 +147,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(Path(sys.argv[2]), sys.argv[3:])
+    elif sys.argv[1] == "truth":
+        save_truth(Path(sys.argv[2]), sys.argv[3], sys.argv[4])
     else:
         check(Path(sys.argv[2]), sys.argv[3:])
