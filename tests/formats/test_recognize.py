@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,3 +139,12 @@ def test_two_formats_at_once(tmp_path: Path) -> None:
 )
 def test_parts_of_a_megatron_checkpoint(names: list[str], note: str, tmp_path: Path) -> None:
     assert f"  = note: {note}" in _message(_touch(tmp_path, *names), tmp_path)
+
+
+def test_megatron_deepspeed_leaves_both_trackers(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", run)
+    (run / "latest_checkpointed_iteration.txt").write_text("3")
+    assert recognize(run) == "deepspeed"

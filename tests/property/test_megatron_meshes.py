@@ -45,7 +45,7 @@ def forges(draw: st.DrawFn) -> Forge:
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(forges())
 def test_what_is_read_is_what_was_cut(forge: Forge) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -19,7 +19,16 @@ def detect(path: Path) -> bool:
     """Whether a folder has the tracker file, rank folders, or a `torch_dist` folder's files."""
     if not path.is_dir():
         return False
-    return (path / TRACKER).exists() or is_legacy(path) or is_dist(path) or is_plain(path)
+    return _is_tracked(path) or is_legacy(path) or is_dist(path) or is_plain(path)
+
+
+def _is_tracked(path: Path) -> bool:
+    """Whether a folder has the tracker file of its own; Megatron-DeepSpeed writes one, too, beside
+    the `latest` file of DeepSpeed and the folders that this one names.
+    """
+    if not (path / TRACKER).exists():
+        return False
+    return not (path / "latest").exists() or any(path.glob("iter_*"))
 
 
 def is_legacy(folder: Path) -> bool:
