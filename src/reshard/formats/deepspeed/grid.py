@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.folder import Folder, Rank
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.plan.catalog import Coord
+
+MAX_RANKS = 1 << 20
+"""Ranks of a run; more are a damaged number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,16 @@ def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
 
 
 def _complete(
-    found: Mapping[Rank, str], dp_ranks: Iterable[int], grid: Grid, pattern: str, first: ModelFile
+    found: Mapping[Rank, str], dp_ranks: range, grid: Grid, pattern: str, first: ModelFile
 ) -> None:
+    count = dp_ranks.stop * grid.pp * grid.tp
+    if count > MAX_RANKS:
+        raise source_error(
+            "missing-rank-file",
+            f"{count} ranks have not written {len(found)} files",
+            notes=[f"the sizes are read from {first.file}"],
+            helps=["the file is damaged; copy it again"],
+        )
     wanted = dict.fromkeys((dp, mp) for dp in dp_ranks for mp in grid.mp_ranks)
     missing = [rank for rank in wanted if rank not in found]
     extra = [name for rank, name in found.items() if rank not in wanted]

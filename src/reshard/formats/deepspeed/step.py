@@ -96,12 +96,13 @@ def _checked(path: Path) -> Path:
 
 
 def _number(name: str) -> int | None:
-    digits = re.search(r"(\d+)$", name)
+    digits = re.search(r"([0-9]{1,18})$", name)
     return int(digits[1]) if digits else None
 
 
 def _means(name: str, step: str) -> bool:
-    return name == step or (step.isdecimal() and _number(name) == int(step))
+    number = step.isascii() and step.isdecimal() and len(step) < 20
+    return name == step or (number and _number(name) == int(step))
 
 
 def _listed(found: list[str]) -> str:

@@ -32,6 +32,8 @@ from reshard.storage.torch_output import TorchOutput
 OPTIONS = ("ep", "tag")
 LATEST = "latest_universal"
 
+_MAX_NAME = 255  # bytes, of a folder on every file system
+
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder as arrays with their places.
@@ -130,7 +132,9 @@ class _Names:
 
 
 def _folder_name(name: str) -> str:
-    if not name or "/" in name or "\0" in name or name in (".", "..", "optimizer_state.pt"):
+    encoded = name.encode("utf-8", "replace")
+    unfit = encoded.decode() != name or len(encoded) > _MAX_NAME or "/" in name or "\0" in name
+    if unfit or name in ("", ".", "..", "optimizer_state.pt"):
         raise target_error(
             "deepspeed-name",
             f"the parameter `{name}` cannot be written, because its name cannot name a folder",

@@ -18,6 +18,7 @@ MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
 DISTRIBUTED = "distrib_optim.pt"
 """The states of the distributed optimizer, beside the model's file."""
 
+MAX_RANKS = 1 << 20
 _NAME = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?$")
 
 
@@ -249,6 +250,13 @@ def _check_complete(
     of tp and ep rank hold nothing that others do not hold too, and are not written.
     """
     tp, pp, ep = sizes
+    if not 0 < pp * max(tp, ep * etp) <= MAX_RANKS or min(tp, pp, ep) < 1:
+        raise source_error(
+            "missing-ranks",
+            f"{folder} is not of a run with tp={tp}, pp={pp}, ep={ep}",
+            notes=[f"{len(files)} rank folders were found"],
+            helps=["the arguments in its files are damaged; copy them again"],
+        )
     dense = {(f.tp, f.pp) for f in files}
     experts = {(f.tp % etp, f.ep, f.pp) for f in files}
     missing = [f"tp={t}, pp={p}" for p in range(pp) for t in range(tp) if (t, p) not in dense]
