@@ -40,6 +40,10 @@ _LAST = "decoder.final_layernorm."
 """What the last stage has before its output layer."""
 
 
+Place = tuple[int, ...]
+Numbered = tuple[int, LaidTensor]
+
+
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder as arrays with their places.
 
@@ -92,6 +96,7 @@ class _Run:
             arrangement = _experts_apart(arrangement)
             mesh["etp"] = options.etp
         self._laid = lay_out(arrangement, mesh)
+        self._places = _by_place(self._laid)
         self._stages = self._count_layers()
         self._tied = any(t.whole == OUTPUT for t in self._laid) and self._is_tied()
         self.has_optimizer = inventory.is_trained and bool(resume.groups)
@@ -170,11 +175,10 @@ class _Run:
 
     def _held(self, coord: Mapping[str, int]) -> list[LaidTensor]:
         """The tensors of one model chunk of one rank, in Megatron's order as far as it is known."""
-        found = [
-            tensor
-            for tensor in self._laid
-            if all(coord.get(axis, 0) == index for axis, index in tensor.coord)
-        ]
+        held: list[tuple[int, LaidTensor]] = []
+        for axes, table in self._places.items():
+            held += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
+        found = [tensor for _, tensor in sorted(held, key=lambda item: item[0])]
         if all(is_known(tensor.name) for tensor in found):
             by_name = {tensor.name: tensor for tensor in found}
             found = [by_name[name] for name in sort_parameters(list(by_name))]
@@ -224,6 +228,16 @@ class _Run:
         """Whether the output layer of the last stage is a copy of the embedding."""
         atoms = [set(self._arrangement.bound[name].atoms.values()) for name in (OUTPUT, EMBEDDING)]
         return atoms[0] == atoms[1]
+
+
+def _by_place(laid: Sequence[LaidTensor]) -> dict[tuple[str, ...], dict[Place, list[Numbered]]]:
+    """Tensors with their numbers, by the mesh axes of their coordinates, and by their places."""
+    out: dict[tuple[str, ...], dict[Place, list[Numbered]]] = {}
+    for number, tensor in enumerate(laid):
+        axes = tuple(axis for axis, _ in tensor.coord)
+        place = tuple(index for _, index in tensor.coord)
+        out.setdefault(axes, {}).setdefault(place, []).append((number, tensor))
+    return out
 
 
 def _experts_apart(arrangement: Arrangement) -> Arrangement:
