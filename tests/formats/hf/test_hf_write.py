@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from model_folders import counted, safetensors, sharded
-from torch_files import save
 
 import reshard
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError
 from reshard.storage.torch_writer import NewStorage, NewTensor
+from torch_files import save
 
 Fixture = Callable[[str], Path]
 Read = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -341,3 +341,16 @@ def test_a_source_without_weights(fixture_checkpoint: Fixture) -> None:
         "error[no-weights]: the source stores no weights, and a model folder holds nothing else\n"
         "  = note: read from .../model"
     )
+
+
+def test_a_target_without_a_place_for_files_tells_which_are_left(
+    fixture_checkpoint: Fixture,
+) -> None:
+    reshard.convert(fixture_checkpoint("nanotron_tp1_z0") / "ckpt", "model", "hf")
+    Path("model/tokenizer.json").write_text("{}", encoding="utf-8")
+    report = reshard.plan("model", "megatron:tp=2")
+    assert [item.render() for item in report.warnings if item.code == "side-file-left"] == [
+        "warning[side-file-left]: 3 of the files beside the weights are not carried along\n"
+        "  = note: in model: `config.json`, `config.yaml`, `tokenizer.json`\n"
+        "  = help: copy them yourself if they are wanted"
+    ]
