@@ -33,6 +33,7 @@ MODELS = (
     "qwen2_moe",
     "qwen3_moe",
     "deepseek_v3",
+    "moonlight",
 )
 NO_MEGATRON = ("olmo2", "bloom", "bloom+tied")
 """Models that Megatron does not have: norms behind the layers, a norm behind the embedding."""

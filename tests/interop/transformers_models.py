@@ -35,6 +35,20 @@ SIZES: dict[str, Any] = {
 }
 GROUPED = {**SIZES, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LATENT = {
+    **SIZES,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {**GROUPED, "rope_theta": 5000.0, "rms_norm_eps": 1e-5}),
     "mistral": ("Mistral", {**GROUPED, "head_dim": 16, "sliding_window": None}),
@@ -50,24 +64,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2_moe": ("Qwen2Moe", {**GROUPED, **EXPERTS, "shared_expert_intermediate_size": 40}),
     "qwen3_moe": ("Qwen3Moe", {**GROUPED, **EXPERTS, "head_dim": 16}),
-    "deepseek_v3": (
-        "DeepseekV3",
-        {
-            **SIZES,
-            "num_key_value_heads": 4,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24,
-            "n_group": 2,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-            "kv_lora_rank": 16,
-            "q_lora_rank": 24,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 8,
-        },
-    ),
+    "deepseek_v3": ("DeepseekV3", {**LATENT, "q_lora_rank": 24}),
+    "moonlight": ("DeepseekV3", {**LATENT, "q_lora_rank": None}),
 }
 
 

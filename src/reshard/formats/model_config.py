@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.language.expression import names
+from reshard.language.expression import Variable, names
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
@@ -89,14 +89,30 @@ def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
     dtype = _TORCH_NAMES.get(_main_dtype(weights))
     if dtype is not None:
         told["torch_dtype"] = dtype
-    missing = [
-        next(iter(names(expression)), name)
-        for name, expression in layout.config.items()
-        if values.get(name) is None
-    ]
+    without = _sizes_of_nothing(arrangement)
+    missing = []
+    for name, expression in layout.config.items():
+        if values.get(name) is None:
+            key = next(iter(names(expression)), name)
+            if name in without and "." not in key:
+                told[key] = None  # transformers' own way to say that a model goes without
+            else:
+                missing.append(key)
     ordered = {"model_type": told.pop("model_type"), **dict(sorted(told.items()))}
     warnings = (_unknown(missing),) if missing else ()
     return ModelConfig(_json(from_json(ordered, lambda tensor: tensor)), warnings)
+
+
+def _sizes_of_nothing(arrangement: Arrangement) -> set[str]:
+    """Names of sizes that no tensor of this model has: `q_lora_rank` where queries have no such."""
+    model = arrangement.layout.model
+    assert model is not None
+    used = {axis for atom in arrangement.atoms.values() for axis in atom.axes}
+    return {
+        axis.size.name
+        for axis in model.axes.values()
+        if axis.name not in used and isinstance(axis.size, Variable)
+    }
 
 
 def _is_converted(arrangement: Arrangement, whole: Whole) -> bool:
