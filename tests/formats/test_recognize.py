@@ -20,6 +20,14 @@ def _message(path: Path, here: Path) -> list[str]:
     return str(caught.value).replace(str(here), "...").split("\n")
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """A folder whose parent is this test's own, too: messages look at it."""
+    made = tmp_path / "here"
+    made.mkdir()
+    return made
+
+
 def _touch(folder: Path, *names: str) -> Path:
     for name in names:
         path = folder / name
