@@ -17,6 +17,7 @@ from reshard.api import stages
 from reshard.api.source import open_source
 from reshard.api.training_facts import compare_facts
 from reshard.engine.made_files import MadeFiles
+from reshard.errors import source_error
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.output import PlacedSpec
@@ -267,3 +268,20 @@ def test_layers_that_a_target_stacks_come_back_one_by_one(
     found = reshard.roundtrip(source, ["megatron-dist"])
     assert found.ok, found.to_text()
     assert found.ways[0].tensors == 60
+
+
+def test_a_target_that_cannot_be_read_is_a_failure_of_the_way(
+    fixture_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source is sound: exit code 6, not 4."""
+
+    def broken(*_: object) -> str:
+        raise source_error("replica-mismatch", "copies of `x` (param) differ")
+
+    source = fixture_checkpoint("z1_fp32_dp2_untied") / "ckpt"
+    monkeypatch.setattr("reshard.engine.compare.compare", broken)
+    found = reshard.roundtrip(source, ["deepspeed:zero=1,dp=3"])
+    assert not found.ok
+    assert [item.code for item in found.ways[0].faults] == ["replica-mismatch"]
+    assert "via deepspeed:zero=1,dp=3: cannot be read back" in found.to_text()
+    assert found.to_junit().count("<failure") == 2

@@ -197,11 +197,7 @@ def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> Wa
             for number, target in enumerate(targets, 1):
                 before = next_stage(before, target, f"{folder}/{number}", how)
                 stages.append(_entered(stack, before))
-            last = next_stage(
-                before, Target(UNIVERSAL, {}), f"{folder}/back", how, digests=start.sample is None
-            )
-            _entered(stack, last)
-            return _proof(start, via, stages, last)
+            return _back(start, via, stages, how, folder, stack)
         except ReadBackError as error:
             held = tuple(_held(stage) for stage in stages)
             return WayProof(
@@ -211,6 +207,33 @@ def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> Wa
                 allow_loss=start.allow_loss,
                 strict=start.strict,
             )
+
+
+_OF_THE_SOURCE = {"source-changed", "source-truncated", "source-unreadable"}
+
+
+def _back(
+    start: _Start,
+    via: tuple[str, ...],
+    stages: Sequence[Stage],
+    how: Work,
+    folder: str,
+    stack: ExitStack,
+) -> WayProof:
+    """From the last target to the universal form, and what is the same there.
+
+    Raises: ReadBackError; ReshardError where the source is at fault, or the work folder.
+    """
+    universal = Target(UNIVERSAL, {})
+    try:
+        digests = start.sample is None
+        last = next_stage(stages[-1], universal, f"{folder}/back", how, digests=digests)
+        return _proof(start, via, stages, _entered(stack, last))
+    except ReshardError as error:
+        mine = any(item.code in _OF_THE_SOURCE for item in error.diagnostics)
+        if mine or error.exit_code == Exit.OUTPUT:
+            raise
+        raise ReadBackError(error) from error
 
 
 def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: Stage) -> WayProof:
