@@ -191,23 +191,31 @@ def device_as_a_file(folder: Path) -> None:
 
 
 SHAPES = {
-    "model.embed_tokens.weight": [8, 4],
-    "model.layers.0.input_layernorm.weight": [4],
-    "model.layers.0.self_attn.q_proj.weight": [4, 4],
-    "model.layers.0.self_attn.k_proj.weight": [2, 4],
-    "model.layers.0.self_attn.v_proj.weight": [2, 4],
-    "model.layers.0.self_attn.o_proj.weight": [4, 4],
-    "model.layers.0.post_attention_layernorm.weight": [4],
-    "model.layers.0.mlp.gate_proj.weight": [8, 4],
-    "model.layers.0.mlp.up_proj.weight": [8, 4],
-    "model.layers.0.mlp.down_proj.weight": [4, 8],
-    "model.norm.weight": [4],
-    "lm_head.weight": [8, 4],
+    "layers.0.norm.weight": [4],
+    "layers.0.q_proj.weight": [4, 4],
+    "norm.weight": [4],
 }
+OWN = """\
+model tiny {
+    axis layer = num_hidden_layers
+    axis kv = num_key_value_heads
+    axis q = num_attention_heads / num_key_value_heads
+    axis d
+    axis h = hidden_size
+    tensor wq [layer, kv, q, d, h]
+    tensor norm1 [layer, h]
+    tensor norm [h]
+}
+layout tiny of tiny {
+    "layers.{layer}.q_proj.weight" = wq[kv q d, h]
+    "layers.{layer}.norm.weight" = norm1[h]
+    "norm.weight" = norm[h]
+}
+"""
 
 
 def configured(case: str, config: object) -> None:
-    """One case: a model whose `config.json` says this, wanted in the names of another framework."""
+    """One case: a model whose `config.json` says this, read through a layout of its sizes."""
 
     def build(folder: Path) -> None:
         root = folder / "src"
@@ -220,7 +228,9 @@ def configured(case: str, config: object) -> None:
             head[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
         (root / "model.safetensors").write_bytes(image(head, bytes(end)))
 
-    CORPUS.add(case, build, *CONVERT, "--names", "megatron")
+        (folder / "own.ucl").write_text(OWN, encoding="utf-8")
+
+    CORPUS.add(case, build, *CONVERT, "--layout", "own.ucl#tiny")
 
 
 LLAMA: dict[str, object] = {
