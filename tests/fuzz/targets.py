@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mutations import (
+from byte_changes import (
     closed,
     mutate_bytes,
     mutate_json,

@@ -24,7 +24,8 @@ SECONDS = 10
 class Outcome:
     """How a command ended.
 
-    Args:  code: its exit code, or minus the signal that ended it.  peak_nbytes: resident memory.
+    Args:  code: its exit code, or minus the signal that ended it.
+           peak_nbytes: memory that it took.
     """
 
     code: int
@@ -49,6 +50,7 @@ def warm_up(folder: Path) -> None:
 
 def run_limited(words: Sequence[str], folder: Path, logs: Path) -> Outcome:
     """Run `reshard WORDS` in a folder; its output goes to files in `logs`."""
+    shared = _resident_nbytes()
     child = os.fork()
     if not child:
         _run(list(words), folder, logs)
@@ -57,8 +59,14 @@ def run_limited(words: Sequence[str], folder: Path, logs: Path) -> Outcome:
         os.waitstatus_to_exitcode(status),
         (logs / "out").read_text(encoding="utf-8"),
         (logs / "err").read_text(encoding="utf-8"),
-        usage.ru_maxrss * 1024,
+        max(0, usage.ru_maxrss * 1024 - shared),
     )
+
+
+def _resident_nbytes() -> int:
+    """What this process has in memory, which one that is forked from it begins with."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _run(words: list[str], folder: Path, logs: Path) -> None:

@@ -17,7 +17,8 @@ from reshard.storage.dcp_metadata import metadata_files
 Role = Literal["all", "model", "optimizer"]
 Kind = Literal["dcp", "olmo-core", "accelerate", "bytecheckpoint"]
 
-_NUMBER = re.compile(r"(\d+)$")
+_NUMBER = re.compile(r"(?:.*(?:step|iter|iteration|epoch|checkpoint|ckpt|save)[-_.]?)?(\d+)", re.I)
+"""Names of the folders of steps: a number, or one behind a word for what it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def steps(path: Path) -> dict[str, int]:
     """The folders of the steps of a run with their numbers, in ascending order."""
     found = {}
     for item in path.iterdir():
-        number = _NUMBER.search(item.name)
+        number = _NUMBER.fullmatch(item.name)
         ours = item.is_dir() and not (item / "metadata.json").exists()
         if number and ours and find(item) is not None:
             found[item.name] = int(number[1])
@@ -94,7 +95,7 @@ def find_step(path: Path, step: str | None) -> Folder:
     if found is None and is_incomplete(path):
         raise incomplete(path)
     if found is not None:
-        number = _NUMBER.search(path.name)
+        number = _NUMBER.fullmatch(path.name)
         if step is not None and step not in (path.name, number[1] if number else ""):
             raise source_error(
                 "unknown-step",
@@ -124,7 +125,7 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     """Later steps that are not whole."""
     out = []
     for item in sorted(path.iterdir()):
-        found = _NUMBER.search(item.name)
+        found = _NUMBER.fullmatch(item.name)
         if found and int(found[1]) > number and item.is_dir() and is_incomplete(item):
             out.append(
                 Diagnostic(
