@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -42,6 +43,19 @@ def tell(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """A function `(what, counts)`: a line of the summary that pytest prints at its end."""
     told = request.config.stash.setdefault(_TOLD, {})
     return told.__setitem__
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand what tests have counted to the process that prints it, where that is another one."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["told"] = session.config.stash.get(_TOLD, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what the tests of another process have counted (pytest-xdist)."""
+    told = getattr(node, "workeroutput", {}).get("told", {})
+    node.config.stash.setdefault(_TOLD, {}).update(told)
 
 
 def pytest_terminal_summary(

@@ -57,7 +57,7 @@ if [ "$part" != interop ]; then
     say "lint-imports"
     .venv/bin/lint-imports --no-logo
     say "pytest"
-    .venv/bin/pytest -q
+    .venv/bin/pytest -q -n auto
 fi
 
 [ "$part" = unit ] && exit 0
@@ -89,4 +89,4 @@ if [ ! -e "$complete" ]; then
     [ "$complete" = "$venv/bin/python" ] || : >"$complete"
 fi
 say "pytest -m interop, with the frameworks of $venv"
-RESHARD_INTEROP_VENV=$venv .venv/bin/pytest -q -m interop
+RESHARD_INTEROP_VENV=$venv .venv/bin/pytest -q -n 2 --dist loadfile -m interop
