@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_folders import counted, framed, safetensors, sharded, torch_shard
-from torch_files import save
 
 import reshard
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError
 from reshard.formats.hf.read import read
 from reshard.storage.torch_writer import NewStorage, NewTensor
+from torch_files import save
 
 A, B = counted(3, 4), counted(5, start=100)
 ONE = "model-00001-of-00001.safetensors"
