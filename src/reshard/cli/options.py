@@ -77,7 +77,8 @@ To = Annotated[
         "--to",
         metavar="TARGET",
         show_default=False,
-        help="FORMAT[:KEY=VALUE,...]: universal, deepspeed:zero=2,dp=4, deepspeed-universal.",
+        help="FORMAT[:KEY=VALUE,...]: universal, hf, deepspeed:zero=2,dp=4, "
+        "megatron:tp=2,pp=2, megatron-dist, dcp:dp=4, ... (docs/cli.md).",
     ),
 ]
 Step = Annotated[
@@ -160,7 +161,7 @@ MaxFileSize = Annotated[
         "--max-file-size",
         parser=parse_nbytes,
         metavar="SIZE",
-        help="Size of the files of a universal target; 5GB if not given.",
+        help="Size of the files of a universal or hf target; 5GB if not given.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
