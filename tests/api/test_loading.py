@@ -185,3 +185,17 @@ def test_a_rank_loads_what_convert_writes_for_it(
 ) -> None:
     to = "megatron:" + ",".join(f"{axis}={size}" for axis, size in mesh.items())
     assert _agrees(fixture_checkpoint(name) / "ckpt", tmp_path, to, mesh) > 40
+
+
+def test_weights_are_rounded_as_convert_rounds_them(
+    fixture_checkpoint: Fixture, tmp_path: Path
+) -> None:
+    """ZeRO-3 has no weights but those that are made of the master weights."""
+    folder = fixture_checkpoint("z3_bf16_dp3_untied") / "ckpt"
+    mine = reshard.load(folder, states="weights", dtype="bf16", framework="numpy")
+    reshard.convert(folder, tmp_path / "out", "universal", states="weights", dtype="bf16")
+    written = reshard.open(tmp_path / "out")
+    assert set(mine.tensors) == {"param"}
+    assert len(mine.tensors["param"]) == len(written.parameters) == 21
+    for name, array in mine.tensors["param"].items():
+        assert array.tobytes() == written.read(name).tobytes()

@@ -11,6 +11,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -49,7 +50,7 @@ from reshard.storage.torch_writer import NewStorage, NewTensor, plan_torch_file
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
 
-class Fuzzed:
+class Fuzzed(ABC):
     """One target.  A subclass makes its seeds in a folder of its own."""
 
     name = ""
@@ -57,13 +58,13 @@ class Fuzzed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @abstractmethod
     def mutated(self, random: Random) -> bytes:
         """A new input."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, data: bytes) -> None:
         """Read an input.  Raises: ReshardError, and whatever is a bug."""
-        raise NotImplementedError
 
 
 class Tensor:

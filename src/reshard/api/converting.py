@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.drifting import settle
-from reshard.api.dtypes import parse_dtypes
 from reshard.api.memory import fit_memory
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
+from reshard.api.target_source import open_for_target
 from reshard.errors import Diagnostic, output_error, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
@@ -20,7 +20,6 @@ from reshard.plan.fate import fates
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
-from reshard.plan.recast import recast
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.target import Target, parse_target
 from reshard.plan.text import show_count, show_nbytes
@@ -253,23 +252,19 @@ def _prepare(
     max_file_size: int | None,
 ) -> Prepared:
     target = parse_target(to, formats.TARGETS)
-    form = formats.TARGETS[target.format]
-    dtypes = parse_dtypes(dtype)
-    source = open_source(
+    source = open_for_target(
         src,
+        target,
         step=step,
         layout=layout,
         layout_name=layout_name,
         settings=settings,
         model=model,
-        names=names or form.names or None,
-        mesh=form.mesh_of(target),
-        plain=form.plain if names is None else (names,),
+        names=names,
         places=places,
+        dtype=dtype,
         check=check,
     )
-    if dtypes:
-        source = replace(source, arrangement=recast(source.arrangement, dtypes))
     return prepare_source(
         source,
         target,

@@ -9,9 +9,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from reshard import formats
-from reshard.api.dtypes import parse_dtypes
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import select_states
+from reshard.api.target_source import open_for_target
 from reshard.errors import ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import EXTRA
@@ -19,7 +19,6 @@ from reshard.plan.build import Builder, OnDrift
 from reshard.plan.catalog import Training
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
-from reshard.plan.recast import recast
 from reshard.plan.target import parse_target
 
 if TYPE_CHECKING:
@@ -76,22 +75,19 @@ def load(
     """
     target = parse_target(to, formats.TARGETS)
     form = formats.TARGETS[target.format]
-    dtypes = parse_dtypes(dtype)
-    source = open_source(
+    source = open_for_target(
         path,
+        target,
         step=step,
         layout=layout,
         layout_name=layout_name,
         settings=settings,
         model=model,
-        names=names or form.names or None,
-        mesh=form.mesh_of(target),
-        plain=form.plain if names is None else (),
+        names=names,
         places=places,
+        dtype=dtype,
     )
     arrangement = select_states(source, states).arrangement
-    if dtypes:
-        arrangement = recast(arrangement, dtypes)
     specs = formats.local_specs(arrangement, target, rank or {})
     if specs is None:
         mesh = form.mesh_of(target)

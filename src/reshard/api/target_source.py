@@ -1,0 +1,52 @@
+"""A source opened for a target: in the target's names, on its mesh, and in the types asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from reshard import formats
+from reshard.api.dtypes import parse_dtypes
+from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.plan.recast import recast
+from reshard.plan.target import Target
+
+
+def open_for_target(
+    path: PathLike,
+    target: Target,
+    *,
+    step: str | None = None,
+    layout: PathLike | None = None,
+    layout_name: str | None = None,
+    settings: Mapping[str, int] | None = None,
+    model: str | None = None,
+    names: str | None = None,
+    places: Iterable[str] = (),
+    dtype: str | None = None,
+    check: bool = False,
+) -> OpenedSource:
+    """The source as a target wants it.
+
+    Args:  names: the user's choice, which goes before the names that the target has of its own.
+           Others as for `open_source` and `convert`.
+    Raises: ReshardError[bad-dtype | bad-option], and what `open_source` and `recast` raise.
+    """
+    form = formats.TARGETS[target.format]
+    dtypes = parse_dtypes(dtype)
+    source = open_source(
+        path,
+        step=step,
+        layout=layout,
+        layout_name=layout_name,
+        settings=settings,
+        model=model,
+        names=names or form.names or None,
+        mesh=form.mesh_of(target),
+        plain=form.plain if names is None else (names,),
+        places=places,
+        check=check,
+    )
+    if not dtypes:
+        return source
+    return replace(source, arrangement=recast(source.arrangement, dtypes))
