@@ -23,10 +23,11 @@ COMMANDS = {
 }
 KEYS = {
     "inspect": "path root format version mesh files nbytes states tensors aliases training layout "
-    "proof oddities",
-    "plan": "source target tensors files nbytes_read nbytes_written peak_nbytes proof warnings",
+    "proof left oddities",
+    "plan": "source target tensors files nbytes_read nbytes_written peak_nbytes proof left "
+    "warnings",
     "convert": "path dry_run seconds resumed source target tensors files nbytes_read "
-    "nbytes_written peak_nbytes proof warnings",
+    "nbytes_written peak_nbytes proof left warnings",
     "verify": "a b tensors nbytes files mismatches faults checksums",
     "diff": "a b tensors nbytes mismatches facts copied drift",
     "roundtrip": "source states left_out sample materialized on_drift ways",

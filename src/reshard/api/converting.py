@@ -16,7 +16,9 @@ from reshard.api.target_source import open_for_target
 from reshard.errors import Diagnostic, output_error, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
+from reshard.plan.catalog import Left
 from reshard.plan.fate import fates
+from reshard.plan.left_text import left_warnings
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
@@ -298,6 +300,7 @@ def prepare_source(
     work = fit_memory(made, threads=threads, max_nbytes=max_memory)
     files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
+    left = _left(source, target)
     title = formats.SOURCES[source.catalog.format].title
     report = PlanReport(
         SourceFacts.of(source.catalog, title, str(source.path)),
@@ -315,25 +318,17 @@ def prepare_source(
         work.peak_nbytes,
         source.proof,
         prove_target(arrangement, output.placed, excused),
-        (*source.catalog.oddities, *output.warnings, *_left_files(source, target)),
+        (*source.catalog.oddities, *output.warnings, *left_warnings(left)),
+        left,
     )
     return Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
 
 
-def _left_files(source: OpenedSource, target: Target) -> tuple[Diagnostic, ...]:
-    """A warning of the small files beside the weights that a target has no place for."""
-    files = source.catalog.side_files
-    if not files or formats.TARGETS[target.format].carries_files:
-        return ()
-    return (
-        Diagnostic(
-            "side-file-left",
-            f"{len(files)} of the files beside the weights are not carried along",
-            level="warning",
-            notes=(f"in {source.path}: {', '.join(f'`{name}`' for name in files[:5])}",),
-            helps=("copy them yourself if they are wanted",),
-        ),
-    )
+def _left(source: OpenedSource, target: Target) -> tuple[Left, ...]:
+    """What of the source does not reach the target, tensors aside."""
+    catalog, carries = source.catalog, formats.TARGETS[target.format].carries_files
+    files = () if carries else catalog.side_files
+    return (*catalog.left, *(Left(file, "", "the target has no use for it") for file in files))
 
 
 def _output(

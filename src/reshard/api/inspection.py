@@ -15,7 +15,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement, Bound, Whole
 from reshard.plan.bind import EXTRA
-from reshard.plan.catalog import Training
+from reshard.plan.catalog import Left, Training
 from reshard.plan.prove import Proof
 
 Role = Literal["parameter", "frozen", "buffer", "extra"]
@@ -82,6 +82,7 @@ class Inspection:
            version: of what wrote it.  files, nbytes: what was found on disk.
            layout: UCL through which it was read.  aliases: other name -> stored name.
            proof: that it stores everything that it claims to.
+           left: files and keys that are neither read nor kept, with the reason of each.
            oddities: what is unusual, with its consequence.
     """
 
@@ -99,6 +100,7 @@ class Inspection:
     training: Training
     layout: str
     proof: Proof
+    left: tuple[Left, ...]
     oddities: tuple[Diagnostic, ...]
 
     def to_json(self) -> dict[str, object]:
@@ -128,6 +130,7 @@ class Inspection:
                 "runs": self.proof.parts,
                 "copies": self.proof.copies,
             },
+            "left": [item.to_json() for item in self.left],
             "oddities": [item.to_json() for item in self.oddities],
         }
 
@@ -176,6 +179,7 @@ def inspect_source(source: OpenedSource) -> Inspection:
         catalog.training,
         source.layout_text,
         source.proof,
+        catalog.left,
         catalog.oddities,
     )
 

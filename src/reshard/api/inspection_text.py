@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.report import show_mesh
 from reshard.plan.text import facts, show_count, show_nbytes, table
@@ -45,6 +46,8 @@ def inspection_text(found: Inspection) -> str:
         f"whole: each of {proof.elements:,} elements is stored, in {show_count(proof.parts, 'run')}"
     )
     lines += ["", whole]
+    if found.left:
+        lines += ["", *left_lines(found.left)]
     if found.oddities:
         lines += ["", "odd"]
         for item in found.oddities:

@@ -88,6 +88,24 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Left:
+    """Something of the source that is neither read nor kept.
+
+    Args:  file: path relative to the root; it may begin with `..`, for what lies above.
+           key: which entry of the file, its parts joined by dots; "" is the whole file.
+           why: the reason, as a sentence that follows a colon.
+    """
+
+    file: str
+    key: str
+    why: str
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values."""
+        return {"file": self.file, "key": self.key, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """What a checkpoint knows besides tensors, as JSON values (see docs/universal-format.md).
 
@@ -121,6 +139,7 @@ class Catalog:
            frozen: names of parameters that are not trained.
            files: everything that was read.
            side_files: those of `files` that go along as they are (a tokenizer).
+           left: files, and keys in files, that are neither read nor kept, with the reason of each.
            oddities: warnings found on the way.
            withheld: why states other than the weights are not listed, though they are stored; an
                      error for everyone who asks for more than the weights.
@@ -140,5 +159,6 @@ class Catalog:
     frozen: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
     side_files: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
     oddities: tuple[Diagnostic, ...] = ()
     withheld: tuple[Diagnostic, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import Diagnostic
-from reshard.plan.catalog import Catalog
+from reshard.plan.catalog import Catalog, Left
 from reshard.plan.fate import Fate
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
@@ -29,6 +29,7 @@ class PlanReport:
            peak_nbytes: an upper estimate of resident memory, the interpreter included.
            proof: that the source stores all that it claims to.
            covered: (tensor, state) pairs of which every element has a place in the target.
+           left: files and keys of the source that do not reach the target, with their reasons.
            warnings: what the target cannot carry, or its loader will not restore.
     """
 
@@ -42,6 +43,7 @@ class PlanReport:
     proof: Proof
     covered: int
     warnings: tuple[Diagnostic, ...]
+    left: tuple[Left, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values (docs/cli.md)."""
@@ -60,6 +62,7 @@ class PlanReport:
                 "copies": self.proof.copies,
                 "placed": self.covered,
             },
+            "left": [item.to_json() for item in self.left],
             "warnings": [item.to_json() for item in self.warnings],
         }
 

@@ -182,11 +182,12 @@ def test_whole_state_dicts() -> None:
         ("w", "step"): step.tobytes(),
         ("w", "exp_avg"): (weight + 1).tobytes(),
     }
-    assert [item.render() for item in read(Path("ckpt")).oddities] == [
-        "warning[side-file-left]: 1 of the files beside the weights are not carried along\n"
-        "  = note: in ckpt\n"
-        "  = note: `scheduler.bin`\n"
-        "  = help: copy them yourself if they are wanted"
+    assert reshard.inspect("ckpt").to_json()["left"] == [
+        {
+            "file": "scheduler.bin",
+            "key": "",
+            "why": "it holds no weights and no optimizer states",
+        }
     ]
     reshard.convert("ckpt", "out", "hf")
     assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["model.safetensors"]

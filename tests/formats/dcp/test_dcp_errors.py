@@ -328,12 +328,9 @@ def test_raw_bytes_that_end_too_early(tmp_path: Path) -> None:
 def test_a_large_file_beside_it_is_told(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reshard.formats.dcp.side_files.MAX_NBYTES", 4)
     (forge.write() / "tokenizer.model").write_bytes(bytes(5))
-    [oddity] = reshard.open(forge.folder).inspect().oddities
-    assert oddity.render() == (
-        "warning[side-file-left]: what lies beside the checkpoint in 1 file is not carried along\n"
-        "  = note: `tokenizer.model` has 5 bytes\n"
-        "  = help: copy what you need of them yourself"
-    )
+    [left] = reshard.inspect(forge.folder).left
+    assert (left.file, left.key) == ("tokenizer.model", "")
+    assert left.why == "it has 5 bytes: it is too large to go along"
 
 
 def test_every_flipped_byte_of_a_tensor_is_seen(forge: Forge) -> None:

@@ -125,15 +125,28 @@ def test_what_is_not_carried_along_is_told() -> None:
     folder = sharded(Path("model"), {"model-00001-of-00001.safetensors": {"a": A}})
     for name in ("optimizer.pt", "model.gguf", "manifest.json", "bad\nname.txt"):
         (folder / name).write_bytes(b"{}")
-    assert [item.render() for item in read(folder).oddities] == [
-        "warning[side-file-left]: 4 of the files beside the weights are not carried along\n"
-        "  = note: in model\n"
-        "  = note: `bad\\nname.txt`: its name has characters that a path here may not have\n"
-        "  = note: `manifest.json`: its name is taken in a universal checkpoint\n"
-        "  = note: `model.gguf`: it looks like a file of other tensors, or their index\n"
-        "  = note: `optimizer.pt`: it looks like a file of other tensors, or their index\n"
+    found = reshard.inspect(folder)
+    assert found.to_text().split("\n\n")[-1] == (
+        "not read: 4 files\n"
+        "  its name has characters that a path here may not have\n"
+        "      bad\\nname.txt\n"
+        "  its name is taken in a universal checkpoint\n"
+        "      manifest.json\n"
+        "  it looks like a file of other tensors, or their index\n"
+        "      model.gguf\n"
+        "      optimizer.pt"
+    )
+    [warning] = reshard.convert(folder, "out", "universal").report.warnings
+    assert warning.render() == (
+        "warning[side-file-left]: 4 files of the source are not carried along\n"
+        "  = note: its name has characters that a path here may not have: `bad\\nname.txt`\n"
+        "  = note: its name is taken in a universal checkpoint: `manifest.json`\n"
+        "  = note: it looks like a file of other tensors, or their index: "
+        "`model.gguf`, `optimizer.pt`\n"
         "  = help: copy them yourself if they are wanted"
-    ]
+    )
+    record = json.loads(Path("out/manifest.json").read_text(encoding="ascii"))["provenance"][0]
+    assert [item["file"] for item in record["left"]] == [item.file for item in found.left]
 
 
 def test_links_of_the_hubs_cache_are_followed() -> None:

@@ -6,11 +6,11 @@ import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.errors import ReshardError, source_error
 from reshard.formats.accelerate import COPY, NAME
 from reshard.formats.accelerate.detect import Files, find_files
 from reshard.formats.accelerate.dtensor import DTensorError, RankTensor, rank_tensor
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor, SourceFile, Training
+from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Training
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
 from reshard.storage.tensor_ref import TensorRef
@@ -65,7 +65,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
             framework={"name": NAME},
         ),
         files=tuple(reader.files),
-        oddities=tuple(_left(path, known)),
+        left=tuple(_left(path, known)),
     )
 
 
@@ -186,21 +186,11 @@ def _fragment(file: str, part: RankTensor) -> Fragment:
     )
 
 
-def _left(root: Path, known: set[str]) -> Iterator[Diagnostic]:
-    """A warning of the files that are not read."""
-    others = sorted(
-        item.name for item in root.iterdir() if item.is_file() and item.name not in known
-    )
-    others = [name for name in others if not name.startswith(".")]
-    if others:
-        more = [f"and {len(others) - 5} more"] if len(others) > 5 else []
-        yield Diagnostic(
-            "side-file-left",
-            f"{len(others)} of the files beside the weights are not carried along",
-            level="warning",
-            notes=(f"in {root}", *(f"`{name}`" for name in others[:5]), *more),
-            helps=("copy them yourself if they are wanted",),
-        )
+def _left(root: Path, known: set[str]) -> Iterator[Left]:
+    """The files that are not read."""
+    for item in sorted(root.iterdir()):
+        if item.is_file() and item.name not in known and not item.name.startswith("."):
+            yield Left(item.name, "", "it holds no weights and no optimizer states")
 
 
 def _tensor(ref: TensorRef) -> object:

@@ -49,5 +49,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=found.buffers,
         frozen=found.frozen,
         files=tuple(chunks.files.values()),
-        oddities=(*folder.oddities, *files.oddities, *stale),
+        left=tuple(files.left),
+        oddities=(*folder.oddities, *stale),
     )

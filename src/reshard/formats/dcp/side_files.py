@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder
+from reshard.plan.catalog import Left
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader, small_tensor
 from reshard.storage.objects import to_json
@@ -36,19 +37,18 @@ class SideFiles:
     config: Mapping[str, object] | None = None
     iteration: int | None = None
     scheduler: dict[str, object] | None = None
-    oddities: tuple[Diagnostic, ...] = ()
+    left: list[Left] = field(default_factory=list)
 
 
 def read_side_files(folder: Folder, chunks: ChunkReader) -> SideFiles:
     """Everything beside the data files; what is too large is named in a warning."""
     out = SideFiles()
-    left: list[tuple[str, int]] = []
     room = MAX_ALL_NBYTES
     for name in _names(folder):
         path = folder.root / name
         nbytes = _nbytes(path)
         if nbytes > min(MAX_NBYTES, room):
-            left.append((name, nbytes))
+            out.left.append(Left(name, "", f"it has {nbytes} bytes: it is too large to go along"))
             continue
         room -= nbytes
         chunks.know(name)
@@ -65,17 +65,6 @@ def read_side_files(folder: Folder, chunks: ChunkReader) -> SideFiles:
         elif name in ("scheduler.bin", "scheduler.pt"):
             kept = to_json(_torch(path), tensor=small_tensor)
             out.scheduler = kept if isinstance(kept, dict) else None
-    if left:
-        out.oddities = (
-            Diagnostic(
-                "side-file-left",
-                f"what lies beside the checkpoint in {show_count(len(left), 'file')} "
-                "is not carried along",
-                "warning",
-                notes=tuple(f"`{name}` has {nbytes} bytes" for name, nbytes in left[:8]),
-                helps=("copy what you need of them yourself",),
-            ),
-        )
     return out
 
 

@@ -65,7 +65,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         aliases=aliases,
         files=(*files, *beside.carried),
         side_files=tuple(item.path for item in beside.carried),
-        oddities=(*oddities, *beside.warnings(path)),
+        left=beside.left,
+        oddities=oddities,
     )
 
 

@@ -8,16 +8,15 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reshard.errors import Diagnostic
 from reshard.formats.hf.links import known_file
-from reshard.plan.catalog import SourceFile
+from reshard.plan.catalog import Left, SourceFile
 from reshard.storage.owned import RECEIPT
 
 MAX_NBYTES = 64 << 20
 """Of all the files that go along; a larger one is no part of a tokenizer."""
 
-_SHOWN = 5
 _MAX_FILES = 1000
+_BEYOND = f"beyond {MAX_NBYTES >> 20} MiB or {_MAX_FILES} files in all"
 _WEIGHTS = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|ot|distcp|index\.json)"
 )
@@ -27,32 +26,10 @@ _RESERVED = re.compile(r"manifest\.json|layout\.ucl|extra(/.*)?")
 
 @dataclass(frozen=True, slots=True)
 class SideFiles:
-    """What goes along with the weights, and what does not.
-
-    Args:  left: with the reason of each.
-    """
+    """What goes along with the weights, and what does not."""
 
     carried: tuple[SourceFile, ...]
-    left: tuple[tuple[str, str], ...]
-
-    def warnings(self, root: Path) -> tuple[Diagnostic, ...]:
-        """One warning of all that is left."""
-        if not self.left:
-            return ()
-        more = [f"and {len(self.left) - _SHOWN} more"] if len(self.left) > _SHOWN else []
-        return (
-            Diagnostic(
-                "side-file-left",
-                f"{len(self.left)} of the files beside the weights are not carried along",
-                level="warning",
-                notes=(
-                    f"in {root}",
-                    *(f"`{name}`: {why}" for name, why in self.left[:_SHOWN]),
-                    *more,
-                ),
-                helps=("copy them yourself if they are wanted",),
-            ),
-        )
+    left: tuple[Left, ...]
 
 
 def find_side_files(root: Path, weights: Collection[str]) -> SideFiles:
@@ -62,22 +39,22 @@ def find_side_files(root: Path, weights: Collection[str]) -> SideFiles:
     Raises: ReshardError[outside-link].
     """
     carried: list[SourceFile] = []
-    left: list[tuple[str, str]] = []
+    left: list[Left] = []
     total = 0
     for name in _walk(root):
         if name in weights:
             continue
         if _WEIGHTS.fullmatch(name):
-            left.append((name, "it looks like a file of other tensors, or their index"))
+            left.append(Left(name, "", "it looks like a file of other tensors, or their index"))
         elif _RESERVED.fullmatch(name):
-            left.append((name, "its name is taken in a universal checkpoint"))
+            left.append(Left(name, "", "its name is taken in a universal checkpoint"))
         elif not _is_plain(name):
             shown = repr(name)[1:-1][:200]
-            left.append((shown, "its name has characters that a path here may not have"))
+            left.append(Left(shown, "", "its name has characters that a path here may not have"))
         else:
             found = known_file(root, name, "the folder")
             if total + found.nbytes > MAX_NBYTES or len(carried) == _MAX_FILES:
-                left.append((name, f"beyond {MAX_NBYTES >> 20} MiB or {_MAX_FILES} files in all"))
+                left.append(Left(name, "", _BEYOND))
             else:
                 total += found.nbytes
                 carried.append(found)

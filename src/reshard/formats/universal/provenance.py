@@ -36,6 +36,8 @@ def provenance(
         "files": [[item.path, item.nbytes, item.mtime_ns] for item in catalog.files],
     }
     casts = _casts(arrangement)
+    if catalog.left:
+        record["left"] = [item.to_json() for item in catalog.left]
     if casts:
         record["casts"] = casts
     return (*before, record)
