@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +113,54 @@ def test_source_and_target_are_apart(
         "  = note: a source is never changed\n"
         "  = help: choose a folder beside it"
     )
+
+
+def test_a_source_that_is_linked_from_the_target_stays(
+    fixture_checkpoint: Fixture, tmp_path: Path
+) -> None:
+    dst, src = tmp_path / "D", tmp_path / "S"
+    reshard.convert(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", dst, "deepspeed:zero=1,dp=2")
+    reshard.convert(dst, tmp_path / "U", "universal")
+
+    def refused(source: Path, how: str) -> None:
+        with pytest.raises(reshard.ReshardError) as caught:
+            reshard.convert(source, dst, "hf", states="weights", force=True)
+        assert str(caught.value) == (
+            f"error[output-overlap]: the target `{dst}` {how}\n"
+            "  = note: a source is never changed\n"
+            "  = help: choose a folder beside it"
+        )
+        assert reshard.verify(tmp_path / "U", dst).ok
+
+    def fresh() -> Path:
+        shutil.rmtree(src, ignore_errors=True)
+        src.mkdir()
+        return src
+
+    fresh()  # the folder of a step
+    (src / "latest").write_text("global_step3")
+    (src / "global_step3").symlink_to(dst / "global_step3")
+    refused(src, f"holds what the source reads as `{src}/global_step3`")
+    fresh()  # every file, and those through a link that leads to a link
+    (src / "global_step3").mkdir()
+    (tmp_path / "between").mkdir(exist_ok=True)
+    for file in (dst / "global_step3").iterdir():
+        (tmp_path / "between" / file.name).unlink(missing_ok=True)
+        (tmp_path / "between" / file.name).symlink_to(file)
+        (src / "global_step3" / file.name).symlink_to(tmp_path / "between" / file.name)
+    (src / "latest").write_text("global_step3")
+    with pytest.raises(reshard.ReshardError, match="output-overlap"):
+        reshard.convert(src, dst, "hf", states="weights", force=True)
+    fresh()  # a folder of links, which the source's own link leads to
+    (src / "latest").write_text("global_step3")
+    (src / "global_step3").symlink_to(tmp_path / "between")
+    with pytest.raises(reshard.ReshardError, match=r"output-overlap.*the source reads as"):
+        reshard.convert(src, dst, "hf", states="weights", force=True)
+    # The same without links in the way: through one in the target's path.
+    (tmp_path / "alias").symlink_to(tmp_path)
+    with pytest.raises(reshard.ReshardError, match="is the source itself"):
+        reshard.convert(dst, tmp_path / "alias" / "D", "hf", states="weights", force=True)
+    assert reshard.verify(tmp_path / "U", dst).ok
 
 
 def test_values_are_plain_json(fixture_checkpoint: Fixture, tmp_path: Path) -> None:

@@ -225,6 +225,62 @@ def test_another_source_is_not_gone_on_from(
     assert reshard.verify(copied, tmp_path / "out").ok
 
 
+def test_what_a_damaged_source_gave_is_written_again(
+    tiny: Path, expected: dict[str, bytes], tmp_path: Path, copied: Path
+) -> None:
+    (file,) = copied.glob("model-*.safetensors")
+    found, good = file.stat(), file.read_bytes()
+    header = 8 + int.from_bytes(good[:8], "little")
+
+    def put(content: bytes) -> None:
+        """As `rsync -a` does: size and time of writing stay."""
+        (tmp_path / "new").write_bytes(content)
+        os.utime(tmp_path / "new", ns=(found.st_atime_ns, found.st_mtime_ns))
+        (tmp_path / "new").replace(file)
+
+    # Both ends of the file are sound: the damage is in the second tensor.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("reshard.engine.fingerprint.ENDS_NBYTES", 16)
+    try:
+        put(good[: header + 44] + bytes(4) + good[header + 48 :])
+        stopped(copied, tmp_path / "out", after=4)
+        put(good)
+        done = reshard.convert(copied, tmp_path / "out", "universal")
+    finally:
+        monkeypatch.undo()
+    assert done.resumed.arrays == 3
+    assert done.report.warnings == ()
+    assert reshard.verify(copied, tmp_path / "out").ok
+    assert data_of(tree(tmp_path / "out")) == data_of(expected)
+
+
+def test_a_target_of_a_damaged_source_is_not_taken_for_complete(
+    tiny: Path, tmp_path: Path, copied: Path
+) -> None:
+    """The run was stopped when all was in place, and only its journal not removed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reshard.storage.output.OutputFolder._clean", lambda _: None)
+        reshard.convert(copied, tmp_path / "out", "universal")
+    assert reshard.convert(copied, tmp_path / "out", "universal").resumed.arrays == 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("reshard.storage.output.OutputFolder._clean", lambda _: None)
+        reshard.convert(copied, tmp_path / "out", "universal", force=True)
+    (file,) = copied.glob("model-*.safetensors")
+    found = file.stat()
+    (tmp_path / "new").write_bytes(file.read_bytes())
+    os.utime(tmp_path / "new", ns=(found.st_atime_ns, found.st_mtime_ns))
+    (tmp_path / "new").replace(file)
+    with pytest.raises(reshard.ReshardError, match="output-exists"):
+        reshard.convert(copied, tmp_path / "out", "universal")
+    assert reshard.convert(copied, tmp_path / "out", "universal", force=True).resumed.arrays == 0
+    assert reshard.verify(copied, tmp_path / "out").ok
+
+
+def data_of(files: dict[str, bytes]) -> dict[str, bytes]:
+    """All but the manifest, which says where the source was."""
+    return {name: content for name, content in files.items() if name != "manifest.json"}
+
+
 def test_a_source_that_was_away_is_gone_on_from(
     tiny: Path, expected: dict[str, bytes], tmp_path: Path, copied: Path
 ) -> None:

@@ -75,6 +75,26 @@ def test_a_file_that_is_written_again_is_found_at_the_end(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.parametrize("how", ["replaced", "written"])
+def test_a_change_that_keeps_size_and_time_is_found_at_the_end(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bytes(10))
+    found = path.stat()
+    with SourceFiles(tmp_path, [_catalogued(path)]) as files:
+        _read(files, "a.bin", 0, 4)
+        new = path if how == "written" else tmp_path / "new"
+        new.write_bytes(b"0123456789")
+        os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
+        new.replace(path)
+        with pytest.raises(ReshardError) as caught:
+            files.check_unchanged()
+    assert str(caught.value) == (
+        f"error[source-changed]: `{tmp_path}/a.bin` changed while it was read\n"
+        "  = note: it was replaced, or its time of writing, permissions, or links were changed\n"
+        "  = help: wait until nothing writes to the source, then run the command again"
+    )
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with SourceFiles(tmp_path) as files, pytest.raises(ReshardError) as caught:
         _read(files, "a.bin", 0, 4)

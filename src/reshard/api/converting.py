@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
+from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.drifting import settle
 from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
 from reshard.api.target_source import open_for_target
-from reshard.errors import Diagnostic, output_error, target_error
+from reshard.errors import Diagnostic, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.catalog import Left
@@ -202,7 +203,7 @@ def convert(
 
     start = perf_counter()
     target_path = Path(dst)
-    _check_apart(Path(src), target_path)
+    check_apart(Path(src), target_path, files=() if layout is None else (Path(layout),))
     check_beforehand(target_path, force)
     prepared = _prepare(
         src,
@@ -222,6 +223,8 @@ def convert(
         max_memory,
         max_file_size,
     )
+    catalog = prepared.source.catalog
+    check_files_apart(target_path, catalog.root, (file.path for file in catalog.files))
     report, resumed = prepared.report, Resumed(0, 0)
     if not dry_run:
         files, resumed, notes = _write(prepared, target_path, force, on_progress)
@@ -366,7 +369,7 @@ def _write(
 
     Returns: every file with its size in bytes, what was there already, and what to tell of it.
     """
-    from reshard.engine.fingerprint import fingerprint
+    from reshard.engine.fingerprint import fingerprint, identities
     from reshard.engine.resume import go_on
     from reshard.engine.source_files import SourceFiles
     from reshard.storage.journal import Making
@@ -377,12 +380,13 @@ def _write(
     sizes = file_sizes(prepared.output)
     with SourceFiles(catalog.root, catalog.files) as files:
         digest = fingerprint(made, prepared.output.head, files)
-        making = Making(program(), str(prepared.target), digest, sizes)
+        sources = identities(made, files)
+        making = Making(program(), str(prepared.target), digest, sizes, sources)
         with OutputFolder.create(dst, force, making) as folder:
             if folder.is_in_place:
                 folder.close()
                 return folder.sizes(), Resumed(len(made.placed), made.bytes_written), ()
-            done = go_on(made, folder, sizes, prepared.threads) if folder.claims else {}
+            done = go_on(made, folder, sizes, prepared.threads, files) if folder.claims else {}
             sizes, last = write_output(prepared, folder, files, on_progress, done=done)
             folder.commit(last, receipt=prepared.target.format != "universal")
     resumed = Resumed(len(done), sum(item.placed.array.spec.nbytes for item in done.values()))
@@ -456,25 +460,3 @@ def _sizes(items: Iterable[FileBytes]) -> dict[str, int]:
     for item in items:
         sizes[item.file] = max(sizes.get(item.file, 0), item.byte_offset + len(item.data))
     return sizes
-
-
-def _check_apart(src: Path, dst: Path) -> None:
-    """Refuse a target that is the source, or that lies inside of it, or the other way round.
-
-    Raises: ReshardError[output-overlap].
-    """
-    here, there = src.resolve(), dst.resolve()
-    if here == there:
-        how = "is the source itself"
-    elif there.is_relative_to(here):
-        how = f"lies inside the source `{src}`"
-    elif here.is_relative_to(there):
-        how = f"holds the source `{src}`"
-    else:
-        return
-    raise output_error(
-        "output-overlap",
-        f"the target `{dst}` {how}",
-        notes=["a source is never changed"],
-        helps=["choose a folder beside it"],
-    )

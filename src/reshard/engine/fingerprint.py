@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from reshard.engine.source_files import SourceFiles
 from reshard.plan.output import FileBytes
@@ -14,27 +14,44 @@ ENDS_NBYTES = 64 << 10
 the checksums of all that it holds at its end."""
 
 
+def identities(plan: Plan, files: SourceFiles) -> dict[str, str]:
+    """Every file that the catalog lists or the plan reads, with what tells whether it is the same.
+
+    Raises: ReshardError[source-changed | source-unreadable].
+    """
+    names = dict.fromkeys((*files.known, *_files(plan)))
+    return {name: files.identity(name) for name in names}
+
+
 def fingerprint(plan: Plan, head: Iterable[FileBytes], files: SourceFiles) -> str:
     """A digest of a plan and of the files that it reads.
 
-    A file of the source is taken for the same if its name, size, time of change, and both its ends
-    are.
+    A file of the source may be the same if its name, size, time of writing, and both its ends are;
+    `identities` tells whether it is.
 
     Raises: ReshardError[source-truncated | source-changed | source-unreadable].
     """
     digest = new_digest()
-    names: dict[str, None] = {}
     for placed in plan.placed:
         digest.update(repr(_placed(placed)).encode())
-        for copy in placed.array.copies:
-            for origin in copy.origins:
-                if origin.literal is None:
-                    names[origin.file] = None
     for item in head:
         digest.update(repr((item.file, item.byte_offset, digest_bytes(item.data))).encode())
-    for name in names:
+    for name in _files(plan):
         digest.update(repr((name, *_file(name, files))).encode())
     return digest.text()
+
+
+def _files(plan: Plan) -> dict[str, None]:
+    """The files that a plan reads, in its order."""
+    return {name: None for placed in plan.placed for name in files_of(placed)}
+
+
+def files_of(placed: Placed) -> Iterator[str]:
+    """The files that an array is made from."""
+    for copy in placed.array.copies:
+        for origin in copy.origins:
+            if origin.literal is None:
+                yield origin.file
 
 
 def _placed(placed: Placed) -> tuple[object, ...]:

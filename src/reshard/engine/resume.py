@@ -1,4 +1,7 @@
-"""Proves what an earlier run has written: its bytes are read again, and their digests taken."""
+"""Proves what an earlier run has written: its bytes are read again, and their digests taken.
+
+Where a file of the source was replaced or written since, so are the bytes that it gives now.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from reshard.engine.compare import digest_array
+from reshard.engine.fingerprint import files_of
+from reshard.engine.source_files import SourceFiles
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
 from reshard.storage.digest import new_digest
@@ -17,14 +23,18 @@ _CHUNK = 1 << 20
 
 
 def go_on(
-    plan: Plan, folder: OutputFolder, sizes: Mapping[str, int], threads: int
+    plan: Plan,
+    folder: OutputFolder,
+    sizes: Mapping[str, int],
+    threads: int,
+    source: SourceFiles,
 ) -> dict[int, Written]:
     """What need not be written again, by position in the plan; the folder goes on from there.
 
     Between arrays, a file is made zero again, so that it is what it would be in a new one.
 
     Args:  sizes: of all files that are known beforehand, in bytes.
-    Raises: ReshardError[output-foreign | output-unwritable | disk-full].
+    Raises: ReshardError[output-foreign | output-unwritable | disk-full], and as `digest_array`.
     """
     claims = [
         (record, plan.placed[index])
@@ -33,7 +43,10 @@ def go_on(
     ]
     fds = {name: folder.kept_file(name, sizes[name]) for name in {p.file for _, p in claims}}
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        found = pool.map(lambda claim: _written(claim[0], claim[1], fds[claim[1].file]), claims)
+        found = pool.map(
+            lambda claim: _written(claim[0], claim[1], fds[claim[1].file], source, folder.changed),
+            claims,
+        )
         proved = {
             record.index: (record, written)
             for (record, _), written in zip(claims, found, strict=True)
@@ -49,8 +62,17 @@ def go_on(
     return {index: written for index, (_, written) in proved.items()}
 
 
-def _written(record: Record, placed: Placed, fd: int | None) -> Written | None:
-    """What is known of an array whose bytes are there; bytes that cannot be read are not."""
+def _written(
+    record: Record,
+    placed: Placed,
+    fd: int | None,
+    source: SourceFiles,
+    changed: Collection[str],
+) -> Written | None:
+    """What is known of an array whose bytes are there; bytes that cannot be read are not.
+
+    Args:  changed: files of the source; an array that is made of one is made once more to prove it.
+    """
     if fd is None:
         return None
     digest, crc = new_digest(), 0
@@ -68,6 +90,9 @@ def _written(record: Record, placed: Placed, fd: int | None) -> Written | None:
             crc = zlib.crc32(buffer[:got], crc)
         at += got
     if digest.text() != record.digest:
+        return None
+    is_doubtful = changed and any(name in changed for name in files_of(placed))
+    if is_doubtful and digest_array(placed.array, source) != record.digest:
         return None
     return Written(placed, record.digest if placed.digest else None, crc if placed.crc else None)
 

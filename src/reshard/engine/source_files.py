@@ -26,6 +26,18 @@ class _Open:
     users: int
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a file cannot be given again once it was replaced, or written and its time put back."""
+
+    inode: int
+    ctime_ns: int
+
+    @staticmethod
+    def of(found: os.stat_result) -> _State:
+        return _State(found.st_ino, found.st_ctime_ns)
+
+
 class SourceFiles:
     """Reads ranges of a source's files; safe to use from several threads.
 
@@ -38,6 +50,7 @@ class SourceFiles:
         self.root = Path(root)
         self._known = {file.path: file for file in files}
         self._seen: dict[str, SourceFile] = {}
+        self._states: dict[str, _State] = {}
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -58,6 +71,11 @@ class SourceFiles:
             for item in self._open.values():
                 _close(item.fd)
             self._open.clear()
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The files that the catalog lists."""
+        return tuple(self._known)
 
     def pread_into(self, file: str, byte_offset: int, out: memoryview) -> None:
         """Fill `out` with the bytes of a file from `byte_offset` on.
@@ -83,7 +101,7 @@ class SourceFiles:
     def hold(self, file: str) -> tuple[int, int]:
         """Hold a file to what it is now, or was when it was catalogued, to the end of the run.
 
-        Returns: its size in bytes, and its time of change in nanoseconds.
+        Returns: its size in bytes, and its time of writing in nanoseconds.
         Raises: ReshardError[source-changed | source-unreadable].
         """
         item = self._acquire(file)
@@ -91,6 +109,15 @@ class SourceFiles:
             item.users -= 1
             seen = self._seen[file]
         return seen.nbytes, seen.mtime_ns
+
+    def identity(self, file: str) -> str:
+        """What changes when a file is replaced or written, even if its size and time are kept.
+
+        Raises: as `hold`.
+        """
+        nbytes, mtime_ns = self.hold(file)
+        state = self._states[file]
+        return f"{state.inode}:{nbytes}:{mtime_ns}:{state.ctime_ns}"
 
     def check_unchanged(self) -> None:
         """Prove that no file that was read has changed since it was catalogued.
@@ -105,7 +132,7 @@ class SourceFiles:
             except OSError as error:
                 problems += unreadable(path, error).diagnostics
             else:
-                problems += _changes(path, seen, found)
+                problems += _changes(path, seen, found, self._states[file])
         if problems:
             raise ReshardError(problems, Exit.SOURCE)
 
@@ -135,7 +162,8 @@ class SourceFiles:
         if seen is None:
             seen = SourceFile(file, found.st_size, found.st_mtime_ns)
         self._seen[file] = seen
-        problems = _changes(path, seen, found)
+        state = self._states.setdefault(file, _State.of(found))
+        problems = _changes(path, seen, found, state)
         if problems:
             _close(fd)
             raise ReshardError(problems, Exit.SOURCE)
@@ -151,11 +179,16 @@ class SourceFiles:
             _close(self._open.pop(idle).fd)
 
 
-def _changes(path: Path, seen: SourceFile, found: os.stat_result) -> list[Diagnostic]:
-    if (found.st_size, found.st_mtime_ns) == (seen.nbytes, seen.mtime_ns):
-        return []
+def _changes(
+    path: Path, seen: SourceFile, found: os.stat_result, state: _State
+) -> list[Diagnostic]:
+    # Some file systems give a file another inode when it is opened again; its ctime they keep.
     if found.st_size != seen.nbytes:
         what = f"it had {seen.nbytes} bytes and has {found.st_size} now"
+    elif found.st_mtime_ns == seen.mtime_ns:
+        if found.st_ctime_ns == state.ctime_ns:
+            return []
+        what = "it was replaced, or its time of writing, permissions, or links were changed"
     else:
         what = f"it has {found.st_size} bytes as before, but was written again"
     return [

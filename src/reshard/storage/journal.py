@@ -15,7 +15,7 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FORMAT = 1
@@ -33,12 +33,21 @@ class Making:
     Args:  program: with its version.  target: as `--to` said it.
            plan: a digest of it and of the source's files.
            files: that are known beforehand, with their sizes in bytes.
+           sources: files of the source, with what changes when one is replaced or written.  Where
+                    it is not equal, what was made of that file has to be proved by the file.
     """
 
     program: str
     target: str
     plan: str
     files: Mapping[str, int]
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def changed(self, wanted: Making) -> frozenset[str]:
+        """The files of the source that may not be what they were."""
+        return frozenset(
+            name for name, found in wanted.sources.items() if self.sources.get(name) != found
+        )
 
     def difference(self, wanted: Making) -> str:
         """Why this is not what is wanted, in words; empty if it is."""
@@ -103,8 +112,13 @@ class Journal:
         new = path.with_name(NEW)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
-        head = {"journal": FORMAT, "program": making.program, "target": making.target}
-        text = _line(head | {"plan": making.plan, "files": dict(making.files)})
+        head: dict[str, object] = {
+            "journal": FORMAT,
+            "program": making.program,
+            "target": making.target,
+        }
+        head |= {"plan": making.plan, "files": dict(making.files)}
+        text = _line(head | {"sources": dict(making.sources)})
         listed = [_value(item) for item in records]
         if listed:
             text += _line({"done": listed})
@@ -248,14 +262,16 @@ def _document(line: bytes) -> dict[str, object] | None:
 
 def _making(head: Mapping[str, object]) -> Making | None:
     texts = [head.get(key) for key in ("program", "target", "plan")]
-    files = head.get("files")
+    files, sources = head.get("files"), head.get("sources")
     if head.get("journal") != FORMAT or not isinstance(files, dict):
         return None
     if not all(isinstance(text, str) for text in texts):
         return None
     if not all(isinstance(nbytes, int) for nbytes in files.values()):
         return None
-    return Making(str(texts[0]), str(texts[1]), str(texts[2]), files)
+    if not isinstance(sources, dict):
+        sources = {}
+    return Making(str(texts[0]), str(texts[1]), str(texts[2]), files, sources)
 
 
 def _value(record: Record) -> tuple[int, str]:

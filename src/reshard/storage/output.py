@@ -37,7 +37,8 @@ SYNC_NBYTES = 1 << 30
 class OutputFolder:
     """A destination that is being written; it appears when it is committed, and not before.
 
-    Args:  claims: what an earlier run noted, to be proved.  restarted: why an earlier run cannot
+    Args:  claims: what an earlier run noted, to be proved.  changed: files of the source that may
+           not be what they were for it.  restarted: why an earlier run cannot
            be gone on from, in words.  is_in_place: an earlier run had ended but for its last word;
            there is nothing to do but `close`.
     """
@@ -50,11 +51,13 @@ class OutputFolder:
         *,
         force: bool = False,
         claims: Mapping[int, Record] | None = None,
+        changed: Iterable[str] = (),
         restarted: str = "",
         is_in_place: bool = False,
     ) -> None:
         self.path = places.dst
         self.claims = claims or {}
+        self.changed = frozenset(changed)
         self.restarted = restarted
         self.is_in_place = is_in_place
         self._places = places
@@ -399,14 +402,17 @@ def _begin(places: Places, lock: Lock, making: Making, force: bool) -> OutputFol
     is_in_place = places.is_in_place(notes)
     settle(places, is_in_place)
     reason = "" if notes is None else reason_against(notes, making)
-    if is_in_place and not reason:
+    was = notes.making if notes is not None else None
+    changed = was.changed(making) if was is not None else frozenset()
+    if is_in_place and not reason and not changed:
         return OutputFolder(places, lock, making, is_in_place=True)
     check_destination(places.dst, force)
     names = {*making.files, *(notes.files if notes is not None else ())}
     if places.partial.exists():
         check_partial(places, names)
     if notes is not None and notes.records and not reason:
-        return OutputFolder(places, lock, making, force=force, claims=notes.records)
+        claims = notes.records
+        return OutputFolder(places, lock, making, force=force, claims=claims, changed=changed)
     if places.partial.exists():
         remove_partial(places, names)
     restarted = reason if notes is not None and (notes.records or notes.making is None) else ""

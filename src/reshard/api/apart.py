@@ -1,0 +1,73 @@
+"""A source and a target that share nothing, whatever links lie between them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from reshard.errors import ReshardError, output_error
+
+
+def check_apart(src: Path, dst: Path, files: Iterable[Path] = ()) -> None:
+    """Refuse a target that is the source, lies inside of it, holds it, or holds what it links to.
+
+    Args:  files: that are read besides the source.
+    Raises: ReshardError[output-overlap].
+    """
+    _check_folder(src, dst)
+    if os.path.lexists(dst):  # something of it may be replaced
+        _check_files((*_links(src.resolve()), *files), dst)
+
+
+def check_files_apart(dst: Path, root: str, files: Iterable[str]) -> None:
+    """Refuse a target that holds a file that the source reads, or lies in the folder of these.
+
+    Args:  root: that the names of files start from.
+    Raises: ReshardError[output-overlap].
+    """
+    _check_folder(Path(root), dst)
+    if os.path.lexists(dst):
+        _check_files((Path(root, file) for file in files), dst)
+
+
+def _check_folder(src: Path, dst: Path) -> None:
+    here, there = src.resolve(), dst.resolve()
+    if here == there:
+        raise _overlap(dst, "is the source itself")
+    if there.is_relative_to(here):
+        raise _overlap(dst, f"lies inside the source `{src}`")
+    if here.is_relative_to(there):
+        raise _overlap(dst, f"holds the source `{src}`")
+
+
+def _check_files(files: Iterable[Path], dst: Path) -> None:
+    there = dst.resolve()
+    folders: dict[Path, Path] = {}
+    for file in files:
+        folder = folders.get(file.parent)
+        if folder is None:
+            folder = folders[file.parent] = file.parent.resolve()
+        path = folder / file.name
+        if path.is_symlink():
+            path = path.resolve()
+        if path.is_relative_to(there):
+            raise _overlap(dst, f"holds what the source reads as `{file}`")
+
+
+def _links(root: Path) -> Iterator[Path]:
+    """Every link below a folder."""
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                yield path
+
+
+def _overlap(dst: Path, how: str) -> ReshardError:
+    return output_error(
+        "output-overlap",
+        f"the target `{dst}` {how}",
+        notes=["a source is never changed"],
+        helps=["choose a folder beside it"],
+    )
