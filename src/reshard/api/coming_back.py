@@ -71,6 +71,7 @@ def made_from(
            state: of the other stage; that of the other weights if None.
     Returns: the state; None if there are no such weights, or others.
     """
+    from reshard.engine.cast import is_rounded
     from reshard.engine.compare import compare
 
     state = state or WEIGHTS.get(whole.state)
@@ -80,6 +81,8 @@ def made_from(
     else:
         return None
     assert state is not None
+    if not (is_rounded(whole.dtype) and is_rounded(base.dtype)):
+        return None  # what is no real number has no masters: a mask that became floats is another
     made = ArraySpec(whole.name, state, whole.dtype, prod(whole.shape), base.segments, whole.shape)
     here = slice_spec(whole, Box.whole(whole.shape))
     try:

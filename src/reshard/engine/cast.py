@@ -47,7 +47,7 @@ def find_cast(src: DType, dst: DType) -> Cast | None:
     back unchanged is converted.
 
     Raises: CastError, here if no value can be converted, and by the function returned if some
-            finite value would overflow or an exact conversion is not.
+            finite value would overflow, an infinity has no equal, or an exact conversion is not.
     """
     if src == dst:
         return None
@@ -63,7 +63,7 @@ def find_cast(src: DType, dst: DType) -> Cast | None:
 def round_float64(data: Elements, dst: DType) -> Elements:
     """Float64 (or complex128) numbers rounded once to a floating point type.
 
-    Raises: CastError if a finite number overflows.
+    Raises: CastError if a finite number overflows, or an infinity has no equal.
     """
     return _rounded(data, dst)
 
@@ -80,12 +80,30 @@ def _rounded(data: Elements, dst: DType) -> Elements:
         out = data.astype(wanted) if direct else _to_float32(data).astype(wanted)
         if out.dtype.itemsize > data.dtype.itemsize and dst in _WIDE:
             return out  # holds every value of any smaller type
-        odd = _is_not_finite(out, dst)
-        lost = odd & np.isfinite(data) if np.any(odd) else odd
-    if np.any(lost):
-        example = show_element(data[lost][:1])
-        raise CastError(f"a finite value exceeds {dst}: {example}")
+        lost = _lost(data, out, dst) if np.any(_is_not_finite(out, dst)) else None
+    if lost is not None and np.any(lost):
+        example = data[lost][:1]
+        text = show_element(example)
+        if np.all(np.isfinite(example)):
+            raise CastError(f"a finite value exceeds {dst}: {text}")
+        raise CastError(f"{dst} has no infinity: {text}")
     return out
+
+
+def _lost(data: Elements, out: Elements, dst: DType) -> Elements:
+    """Which elements are infinite or no numbers, and were not."""
+    if dst in _COMPLEX:
+        wide = widened(data).view(np.float64).reshape(-1, 2)
+        parts = out.reshape(-1).view(f"f{out.dtype.itemsize // 2}").reshape(-1, 2)
+        found: Elements = np.any(_changed(wide, parts), axis=1).reshape(out.shape)
+        return found
+    return _changed(data, out)
+
+
+def _changed(data: Elements, out: Elements) -> Elements:
+    became_nan = np.isnan(out) & ~np.isnan(data)
+    found: Elements = became_nan | (np.isinf(out) & np.isfinite(data))
+    return found
 
 
 def _is_not_finite(data: Elements, dtype: DType) -> Elements:
@@ -119,18 +137,26 @@ def _exact(data: Elements, src: DType, dst: DType) -> Elements:
     with np.errstate(all="ignore"):
         out = data.astype(numpy_dtype(dst))
         kept = out.astype(data.dtype).view(bits) == data.view(bits)
-        # A number just past an integer type's range may come back the same where processors clamp.
-        kept &= _below(data, dst) & _below(out, src)
+        # What wraps around, or is clamped by the processor, may come back the same.
+        kept &= _within(data, dst) & _within(out, src)
     if not np.all(kept):
         example = show_element(data[~kept][:1])
         raise CastError(f"a value of {src} has no equal in {dst}: {example}")
     return out
 
 
-def _below(data: Elements, integer: DType) -> Elements | bool:
-    """Whether numbers are below the end of an integer type's range; true of any other type."""
+def _within(data: Elements, integer: DType) -> Elements | bool:
+    """Whether numbers are in an integer type's range; true of any other type."""
     wanted = numpy_dtype(integer)
-    if wanted.kind not in "iu" or data.dtype.kind in "iub":
+    if wanted.kind not in "iu":
         return True
-    below: Elements = widened(data) < 2.0 ** (8 * wanted.itemsize - (wanted.kind == "i"))
-    return below
+    limits = np.iinfo(wanted)
+    if data.dtype.kind == "b":
+        return True
+    if data.dtype.kind in "iu":
+        own = np.iinfo(data.dtype)
+        inside: Elements = (data >= max(limits.min, own.min)) & (data <= min(limits.max, own.max))
+        return inside
+    wide = widened(data)
+    found: Elements = (wide >= float(limits.min)) & (wide < 2.0 * (limits.max // 2 + 1))
+    return found
