@@ -74,7 +74,7 @@ class _Writer:
 
     def _other(self, value: object) -> None:
         if isinstance(value, Global):
-            self.out += b"c" + f"{value.module}\n{value.name}\n".encode()
+            self._global(value)
         elif isinstance(value, Record):
             self._record(value)
         elif isinstance(value, Persistent):
@@ -95,6 +95,13 @@ class _Writer:
             if reduced is None:
                 raise TypeError(f"a {type(value).__name__} cannot be written into a pickle")
             self._call(*reduced)
+
+    def _global(self, value: Global) -> None:
+        owner, dot, name = value.name.rpartition(".")
+        if dot:  # protocol 2 names no attributes of classes
+            self._call(Global("builtins", "getattr"), (Global(value.module, owner), name))
+        else:
+            self.out += b"c" + f"{value.module}\n{value.name}\n".encode()
 
     def _call(self, function: Global, args: tuple[object, ...]) -> None:
         self.write(function)

@@ -138,7 +138,7 @@ def test_an_iteration_that_did_not_end(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     assert message(tmp_path, tmp_path) == [
         "error[incomplete-megatron]: .../iter_0000003 is not a whole Megatron checkpoint",
-        "  = note: it has neither rank folders nor `metadata.json` beside `common.pt`",
+        "  = note: it has neither rank folders nor a `metadata.json`",
         "  = help: `metadata.json` is written last; without it the save did not end",
     ]
 

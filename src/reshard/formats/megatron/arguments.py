@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reshard.errors import source_error
+from reshard.errors import ReshardError, source_error
 from reshard.storage.inert import Global, Record
 from reshard.storage.torch_file import TorchFile
 
@@ -18,6 +18,10 @@ _SIZES = {
     "ep": ("expert_model_parallel_size",),
     "dp": ("data_parallel_size",),
 }
+
+
+_WITH_AN_ENTRY_MORE = ("NullTokenizer", "NullMultimodalTokenizer")
+"""Source: megatron/training/tokenizer/tokenizer.py `_NullTokenizer`, megatron/core/tokenizers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,20 @@ class Arguments:
         Args:  padded: rows that are stored, if not as the arguments say. A size from which they
                        do not follow is none.
         """
-        stated = self.integer("vocab_size")
+        stated = self._entries()
         rows = padded or self.integer("padded_vocab_size")
         multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
         if stated is None or rows is None or not 0 < stated <= rows or rows - stated >= multiple:
             return None
         return stated
+
+    def _entries(self) -> int | None:
+        """Entries that the tokenizer has: those that stand in for one add an end of document to
+        `vocab_size` of their own.
+        """
+        stated = self.integer("vocab_size")
+        own = self.get("tokenizer_type") in _WITH_AN_ENTRY_MORE
+        return stated + 1 if stated is not None and own else stated
 
     def checked_rows(self, rows: int) -> int:
         """Rows of a stored vocabulary that are no padding for certain: Megatron may leave other
@@ -78,7 +90,10 @@ class Arguments:
     def config(self) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
-        if self.integer("padded_vocab_size") is not None and self.true_vocabulary() is None:
+        true = self.true_vocabulary()
+        if true is not None:
+            plain["vocab_size"] = true
+        elif self.integer("padded_vocab_size") is not None:
             plain.pop("vocab_size", None)
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):
@@ -109,9 +124,14 @@ def arguments_of(opened: TorchFile) -> Arguments:
     found = arguments_in(root.get("args") if isinstance(root, dict) else None, opened.path)
     if found is not None:
         return found
-    raise source_error(
+    raise no_arguments(opened.path)
+
+
+def no_arguments(path: str) -> ReshardError:
+    """The error for a file that should hold arguments."""
+    return source_error(
         "no-arguments",
-        f"{opened.path} has no `args`",
+        f"{path} has no `args`",
         notes=["they say how the run was cut: nothing is guessed without them"],
         helps=["give a layout of your own with `--layout`, or save with Megatron's arguments"],
     )

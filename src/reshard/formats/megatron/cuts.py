@@ -12,15 +12,19 @@ from dataclasses import dataclass
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.stacks import LAYER
 
-__all__ = ["LAYER", "Cut", "cut_of", "is_expert", "is_vocabulary"]
+__all__ = ["LAYER", "Cut", "cut_of", "is_expert", "is_language", "is_vocabulary"]
 
+_ATTENTION_OUT = r".*\.(self_attention|attention|inter_attention)\.dense\."
 _COPIED = (
     r".*norm\d*\.(weight|bias)",
     r".*layer_?norm_?(weight|bias)?",
     r".*layer_norm_(weight|bias)",
     r".*position_embeddings\.weight",
     r".*tokentype_embeddings\.weight",
-    r".*\.(linear_proj|linear_fc2|dense|dense_4h_to_h|out_proj)\.bias\d*",
+    r".*\.(linear_proj|linear_fc2|dense_4h_to_h|out_proj)\.bias\d*",
+    _ATTENTION_OUT + r"bias",
+    r"(.*\.)?(lm_head|pooler)\.dense\.(weight|bias)",  # plain linear layers, whole on every rank
+    r"(.*\.)?binary_head\.(weight|bias)",
     r".*\.router\.(weight|bias|expert_bias|local_tokens_per_expert)",
     r".*shared_experts\.gate_weight",
     r".*\.(rotary_pos_emb\.inv_freq|inv_freq)",
@@ -28,6 +32,7 @@ _COPIED = (
 _ROWS = (
     r".*word_embeddings(_for_head)?\.weight",
     r"(.*\.)?output_layer\.(weight|bias)",
+    r"(.*\.)?lm_head\.bias",
     r".*\.(linear_qkv|query_key_value|linear_q|linear_kv|query|key_value)\.(weight|bias)",
     r".*\.(linear_q_proj|linear_q_up_proj|linear_kv_up_proj)\.(weight|bias)",
     r".*\.eh_proj\.weight",
@@ -38,8 +43,12 @@ _ROWS = (
 _VOCABULARY = (
     r".*word_embeddings(_for_head)?\.weight",
     r"(.*\.)?output_layer\.(weight|bias)",
+    r"(.*\.)?lm_head\.bias",
 )
-_COLUMNS = (r".*\.(linear_proj|linear_fc2|dense|dense_4h_to_h|out_proj)\.weight\d*",)
+_COLUMNS = (
+    r".*\.(linear_proj|linear_fc2|dense_4h_to_h|out_proj)\.weight\d*",
+    _ATTENTION_OUT + r"weight",
+)
 _GATED = r".*\.(linear_fc1|dense_h_to_4h)\.(weight|bias)\d*"
 _DOWN = r".*\.(linear_q_down_proj|linear_kv_down_proj)\.weight"
 _MAMBA_IN = r".*\.mixer\.in_proj\.weight"
@@ -51,14 +60,22 @@ class Cut:
     """How a tensor lies over the tensor-parallel ranks.
 
     Args:  dims: UCL terms, with `{tp}` where the mesh axis goes.
+           unsure: the name does not tell whether it is cut at all.
     """
 
     dims: str
+    unsure: bool = False
 
     @property
     def copied(self) -> bool:
         """Whether every rank holds all of it."""
         return "{tp}" not in self.dims
+
+    @property
+    def dimension(self) -> int:
+        """The dimension that is cut."""
+        before = self.dims[: self.dims.index("{tp}")]
+        return before.partition("(")[0].count(",")
 
 
 def cut_of(name: str, shape: tuple[int, ...], args: Arguments, *, gated: bool) -> Cut | None:
@@ -97,6 +114,13 @@ def is_expert(name: str) -> bool:
     return ".experts." in name
 
 
+def is_language(name: str) -> bool:
+    """Whether a parameter is of the language model, which the arguments are about: not of a vision
+    tower, nor of what projects its outputs.
+    """
+    return not re.match(r"(.*\.)?(vision|image|audio|sound|video)_", name)
+
+
 def is_vocabulary(name: str) -> bool:
     """Whether the rows of a parameter are those of the vocabulary, padded."""
     return any(re.fullmatch(p, name) for p in _VOCABULARY)
@@ -110,7 +134,7 @@ def _down(name: str, shape: tuple[int, ...], args: Arguments) -> Cut | None:
         rank, rope = args.integer("kv_lora_rank"), args.integer("qk_pos_emb_head_dim")
         whole = None if rank is None or rope is None else rank + rope
     if whole is None:
-        return None
+        return Cut("[rows over {tp}, ...]", unsure=True)
     if shape[0] == whole:
         return Cut("[...]")
     return Cut("[rows over {tp}, ...]") if shape[0] * args.size("tp") == whole else None

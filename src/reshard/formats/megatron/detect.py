@@ -37,8 +37,11 @@ def is_legacy(folder: Path) -> bool:
 
 
 def is_dist(folder: Path) -> bool:
-    """Whether a folder is a `torch_dist` (or `zarr`) checkpoint."""
-    return (folder / "metadata.json").exists() and (folder / "common.pt").exists()
+    """Whether a folder is a `torch_dist` (or `zarr`) checkpoint; since core 0.17 without a
+    `common.pt`.
+    """
+    beside = (folder / "common.pt").exists() or (folder / ".metadata").exists()
+    return (folder / "metadata.json").exists() and beside
 
 
 def is_plain(folder: Path) -> bool:
@@ -52,10 +55,10 @@ def find_folder(path: Path, step: str | None) -> Path:
     """The folder of one iteration.
 
     Args:  path: it, or the folder with the tracker file.  step: its number, or its folder's name.
-    Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron].
+    Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron | mixed-source].
     """
     if step is None and (is_legacy(path) or is_dist(path) or is_plain(path)):
-        return path
+        return _of_one_form(path)
     wanted = step
     tracker = path / TRACKER
     if wanted is None:
@@ -63,7 +66,7 @@ def find_folder(path: Path, step: str | None) -> Path:
             raise source_error(
                 "incomplete-megatron",
                 f"{path} is not a whole Megatron checkpoint",
-                notes=["it has neither rank folders nor `metadata.json` beside `common.pt`"],
+                notes=["it has neither rank folders nor a `metadata.json`"],
                 helps=["`metadata.json` is written last; without it the save did not end"],
             )
         wanted = read_note(tracker)
@@ -88,7 +91,26 @@ def find_folder(path: Path, step: str | None) -> Path:
         raise source_error(
             "incomplete-megatron",
             f"{folder} is not a whole Megatron checkpoint",
-            notes=["it has neither rank folders nor `metadata.json` beside `common.pt`"],
+            notes=["it has neither rank folders nor a `metadata.json`"],
             helps=["`metadata.json` is written last; without it the save did not end"],
+        )
+    return _of_one_form(folder)
+
+
+def _of_one_form(folder: Path) -> Path:
+    """The folder, unless two saves left their files in it.
+
+    Raises: ReshardError[mixed-source].
+    """
+    if is_legacy(folder) and (is_dist(folder) or (folder / ".metadata").exists()):
+        dist = next(name for name in ("metadata.json", ".metadata") if (folder / name).exists())
+        raise source_error(
+            "mixed-source",
+            f"{folder} holds two checkpoints: files of ranks, and a distributed one",
+            notes=[
+                f"it has `mp_rank_*` folders and `{dist}`",
+                "Megatron would load the distributed one, whichever is the newer",
+            ],
+            helps=["move one of them into a folder of its own"],
         )
     return folder

@@ -32,12 +32,13 @@ class _Optimizer:
 
 
 def dist_groups(
-    common: object, objects: Mapping[str, object], tensors: Sequence[LocalTensor]
+    common: object, objects: Mapping[str, object], tensors: Sequence[LocalTensor], file: str
 ) -> tuple[Groups, list[LocalTensor]]:
     """The param groups with the names of their parameters, and every parameter's step.
 
-    Args:  common: the optimizer in `common.pt`.  objects: pickled ones by key, as they were found;
-           some optimizers keep their groups there, once for each rank.
+    Args:  common: the optimizer in the common state, which is in `file`.
+           objects: pickled ones by key, as they were found; some optimizers keep their groups
+                    there, once for each rank.
     """
     found = [*_optimizers(common), *_of_objects(objects)]
     names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
@@ -57,7 +58,7 @@ def dist_groups(
                     clashing.add(name)
     stated = {t.name for t in tensors if t.state == "step"}
     numbers = [
-        LocalTensor(name, "step", (), (), dtype, (Fragment(0, 1, "common.pt", 0, None, data),))
+        LocalTensor(name, "step", (), (), dtype, (Fragment(0, 1, file, 0, None, data),))
         for name, (dtype, data) in steps.items()
         if name not in stated and name not in clashing
     ]

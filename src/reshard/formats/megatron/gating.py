@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.cuts import is_language
 
 _FIRST = re.compile(r"(.*\.)(linear_fc1|dense_h_to_4h)\.(weight|bias)(\d*)")
 _SECOND = {"linear_fc1": "linear_fc2", "dense_h_to_4h": "dense_4h_to_h"}
@@ -18,7 +19,8 @@ _SECOND = {"linear_fc1": "linear_fc2", "dense_h_to_4h": "dense_4h_to_h"}
 class Gating:
     """Tells it of every MLP, by the shapes of its two layers.
 
-    The first layer has twice as many rows as the second has columns exactly if it holds both.
+    The first layer has twice as many rows as the second has columns exactly if it holds both. The
+    arguments speak of the language model alone, not of towers beside it.
     Args:  shapes: on one rank, by name.  strict: whether it must be as the arguments say.
     Raises: ReshardError[glu-mismatch | interleaved-glu].
     """
@@ -36,6 +38,9 @@ class Gating:
             if module is None or width is None:
                 continue
             rows = shape[-1] if name.endswith("experts.weight1") else shape[0]
+            if not is_language(name):
+                self._known[module] = rows == 2 * width
+                continue
             if is_told and rows != (2 * width if self._stated else width):
                 raise source_error(
                     "glu-mismatch",
@@ -64,7 +69,7 @@ class Gating:
     def is_gated(self, name: str) -> bool:
         """Whether a parameter is a first layer that holds gate and up."""
         module = _module(name)
-        return module is not None and self._known.get(module, self._stated)
+        return module is not None and self._known.get(module, self._stated and is_language(name))
 
 
 def _module(name: str) -> str | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.cuts import cut_of, is_expert, is_vocabulary
+from reshard.formats.megatron.established import established
 from reshard.formats.megatron.gating import Gating
 from reshard.formats.megatron.ranks import Ranks
 from reshard.formats.megatron.stacks import Stack, layer_of
 from reshard.plan.names import group_names, quantity
+from reshard.storage.torch_file import TensorRef
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _TAIL = re.compile(r"(?<=[a-z])\d+$")
@@ -25,12 +27,14 @@ def layout_text(
     vpp: int,
     gating: Gating,
     vocabulary: int | None,
+    pieces: Mapping[str, Sequence[TensorRef]],
     *,
     strict: bool = True,
 ) -> str:
     """The layout of a legacy checkpoint, without a model.
 
     Args:  shapes: one local shape for each stored name.  vocabulary: its true size, if it is known.
+           pieces: by stored name, what the tensor-parallel ranks hold of it.
            strict: whether every name must be known; else what is not is taken for a copy.
     Raises: ReshardError[uncovered-parameter] when a name is not known, and tp or ep > 1.
     """
@@ -43,6 +47,9 @@ def layout_text(
         cut = cut_of(name, shape, args, gated=gating.is_gated(name))
         if cut is None and not one:
             unknown.append(name)
+        if cut is not None:
+            count = ranks.etp if is_expert(name) else ranks.tp
+            cut = established(name, shape, cut, count, args, pieces.get(name, ()))
         dims = cut.dims if cut is not None else "[...]"
         axis = "etp" if is_expert(name) and ranks.etp != ranks.tp else "tp"
         dims = dims.replace("{tp}", axis)

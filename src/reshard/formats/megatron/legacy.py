@@ -14,6 +14,7 @@ from reshard.formats.megatron.cuts import is_expert
 from reshard.formats.megatron.fused_order import RowOrder
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef
 
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -33,13 +34,15 @@ class Chunk:
     """One model chunk of one rank file: a stage, or a virtual stage of it.
 
     Args:  vpp: number of the chunk on its rank.  tensors: by stored name, in order.
-           objects: what else the state dict holds, by name.
+           streams: the bytes of what modules keep besides tensors, by name.
+           objects: names of what else the state dict holds, with what it is.
     """
 
     rank: RankFile
     vpp: int
     tensors: Mapping[str, TensorRef]
-    objects: Mapping[str, object]
+    streams: Mapping[str, bytes]
+    objects: Mapping[str, str]
 
     @cached_property
     def parameters(self) -> dict[str, TensorRef]:
@@ -73,14 +76,41 @@ def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
         if not isinstance(tree, dict):
             raise _no_model(rank, f"its keys are {', '.join(map(str, rank.root))}")
         tensors: dict[str, TensorRef] = {}
-        objects: dict[str, object] = {}
+        streams: dict[str, bytes] = {}
+        objects: dict[str, str] = {}
         for name, value in _flatten("", tree):
+            stream = _stream(value)
             if isinstance(value, TensorRef):
                 tensors[name] = value
-            elif value is not None:
-                objects[name] = value
-        out.append(Chunk(rank, index, tensors, objects))
+            elif stream:
+                streams[name] = stream
+            elif isinstance(value, Record) and "Tensor" in value.name:
+                raise _subclass(rank, name, value)
+            elif value is not None and stream is None:
+                objects[name] = str(value) if isinstance(value, Record) else type(value).__name__
+        out.append(Chunk(rank, index, tensors, streams, objects))
     return tuple(out)
+
+
+def _stream(value: object) -> bytes | None:
+    """The bytes of an `io.BytesIO`, in which Transformer Engine kept its states until 1.13."""
+    if not isinstance(value, Record) or (value.module, value.name) != ("_io", "BytesIO"):
+        return None
+    parts = next((state for state in value.state if isinstance(state, tuple)), value.args)
+    return bytes(parts[0]) if parts and isinstance(parts[0], (bytes, bytearray)) else b""
+
+
+def _subclass(rank: RankFile, name: str, value: Record) -> Exception:
+    kind = next(part for part in value.name.split(".") if "Tensor" in part)
+    return source_error(
+        "tensor-subclass",
+        f"`{name}` is a `{kind}`, which is not read",
+        notes=[
+            f"in {rank.file}; the class is of `{value.module}`",
+            "its numbers are made of several tensors, in a way that only the class knows",
+        ],
+        helps=["load it in Megatron, and save it as `torch_dist`, which stores plain tensors"],
+    )
 
 
 def _no_model(rank: RankFile, why: str) -> Exception:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from reshard.errors import Diagnostic, ReshardError
+from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.detect import TRACKER
 from reshard.formats.megatron.ranks import Ranks
 from reshard.storage.regular_file import read_note
@@ -28,7 +29,7 @@ def legacy_oddities(
     found = list(folder_oddities(folder, ranks.files[0].root.get("iteration")))
     if not has_optimizer:
         found.append(without_optimizer(folder))
-    found += vocabulary_oddity(ranks.args.integer("padded_vocab_size"), vocabulary)
+    found += vocabulary_oddity(ranks.args, vocabulary)
     return tuple(found)
 
 
@@ -68,15 +69,19 @@ def without_optimizer(folder: Path) -> Diagnostic:
     )
 
 
-def vocabulary_oddity(padded: int | None, vocabulary: int | None) -> Iterator[Diagnostic]:
+def vocabulary_oddity(args: Arguments, vocabulary: int | None) -> Iterator[Diagnostic]:
     """Rows that pad the vocabulary are left out."""
+    padded = args.integer("padded_vocab_size")
+    extra = vocabulary != args.integer("vocab_size")
+    more = f", to which `{args.get('tokenizer_type')}` adds one" if extra else ""
     if vocabulary is not None and padded is not None and padded > vocabulary:
         yield Diagnostic(
             "padded-vocabulary",
             f"{padded - vocabulary} of {padded} rows of the vocabulary are padding",
             "warning",
             notes=(
-                f"the arguments say `vocab_size={vocabulary}`; the rows behind it are left out",
+                f"the arguments say `vocab_size={args.integer('vocab_size')}`{more}; "
+                "the rows behind it are left out",
                 "how many there are depends on tp, and they belong to no token",
             ),
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_of
+from reshard.formats.megatron.arguments import Arguments, arguments_in, arguments_of
 from reshard.storage.torch_file import TorchFile, open_torch_file
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
@@ -103,7 +103,7 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     """Open every rank file of an iteration's folder.
 
     Args:  strict: whether the arguments must be there; else the folders' names say the sizes.
-    Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments |
+    Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | renamed-file |
             unsupported-expert-tp], and what `open_torch_file` raises.
     """
     found = [_open(path) for path in _rank_folders(folder)]
@@ -126,6 +126,7 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
             )
         name = f"{item.path.name}/{item.file}"
         files.append(RankFile(*place, name, root, item.opened, item.strange))
+    _check_own_ranks(folder, files, sizes)
     etp = args.expert_tp if args.integer("num_experts") else sizes[0]
     _check_expert_tp(etp, sizes)
     _check_complete(folder, files, sizes, etp)
@@ -226,6 +227,40 @@ def _place(numbers: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, 
     if not more:
         return tp, 0, 0
     return (tp, more[0], 0) if sizes[1] > 1 else (tp, 0, more[0])
+
+
+def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: tuple[int, int, int]) -> None:
+    """Refuse files that were exchanged: a run notes in each which rank of all wrote it.
+
+    Tensor-parallel ranks are neighbours, and stages follow each other. Files that all tell of one
+    rank tell nothing: other tools write them so.
+    Source: megatron/core/parallel_state.py `RankGenerator`.
+    """
+    stated = {file.file: _global_rank(file) for file in files}
+    if len(set(stated.values())) == 1 or None in stated.values():
+        return
+    ranks = {name: rank for name, rank in stated.items() if rank is not None}
+    for file in files:
+        before = [f for f in files if (f.tp, f.ep, f.pp + 1) == (file.tp, file.ep, file.pp)]
+        wrong = f"tp={ranks[file.file] % sizes[0]}"
+        if ranks[file.file] % sizes[0] == file.tp:
+            if not any(ranks[other.file] >= ranks[file.file] for other in before):
+                continue
+            wrong = f"an earlier stage than that of rank {ranks[before[0].file]}"
+        raise source_error(
+            "renamed-file",
+            f"{folder / file.file} was written by rank {ranks[file.file]}, which has {wrong}",
+            notes=[
+                f"its folder's name says tp={file.tp}, pp={file.pp}, ep={file.ep}",
+                "`rank` in its arguments; the name tells which part of the model a file holds",
+            ],
+            helps=["give the folders their own names again, or copy the checkpoint again"],
+        )
+
+
+def _global_rank(file: RankFile) -> int | None:
+    args = arguments_in(file.root.get("args"), file.file)
+    return None if args is None else args.integer("rank")
 
 
 def _check_expert_tp(etp: int, sizes: tuple[int, int, int]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_of
+from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.common_state import COMMON, common_state
 from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups
@@ -28,7 +29,6 @@ from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
-from reshard.storage.torch_file import open_torch_file
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 
@@ -43,16 +43,15 @@ layout megatron_dist {
 def read_dist(folder: Path) -> Catalog:
     """The catalog of a folder with `metadata.json`.
 
-    Raises: ReshardError[unsupported-backend | no-arguments | bad-zarr], and what `read_metadata`
-            and `ChunkReader` raise. What is wrong with the optimizer alone is kept in the catalog.
+    Raises: ReshardError[unsupported-backend | no-arguments | bad-zarr | incomplete-megatron], and
+            what `read_metadata` and `ChunkReader` raise. What is wrong with the optimizer alone is
+            kept in the catalog.
     """
     backend = backend_of(folder)
     chunks = ChunkReader(folder)
-    for file in ("metadata.json", "common.pt"):
-        chunks.know(file)
-    common = open_torch_file(folder / "common.pt")
-    root = common.root if isinstance(common.root, dict) else {}
-    args = arguments_of(common) if "args" in root else Arguments({}, common.path)
+    chunks.know("metadata.json")
+    common = common_state(folder, chunks, backend)
+    root, args = common.root, common.args
     content = (_zarr if backend == "zarr" else _torch_dist)(folder, args, chunks)
     weights, raw = content.weights, content.objects
     states: list[LocalTensor] = []
@@ -60,7 +59,7 @@ def read_dist(folder: Path) -> Catalog:
     withheld: tuple[Diagnostic, ...] = ()
     try:
         states = content.states()
-        groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states])
+        groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states], common.file)
         states = [*states, *steps]
     except ReshardError as error:
         if not {item.code for item in error.diagnostics} <= _OF_OPTIMIZER:
@@ -69,14 +68,14 @@ def read_dist(folder: Path) -> Catalog:
     objects = {
         name: to_json(value, tensor=small_tensor)
         for name, value in raw.items()
-        if ".param_state/" not in name
+        if ".param_state/" not in name and not name.startswith(COMMON)
     }
     copies = 1 + max((index for t in states for _, index in t.coord), default=0)
     vocabulary = _vocabulary(weights, args)
     oddities = [*folder_oddities(folder, root.get("iteration"))]
     if not states and not withheld:
         oddities.append(without_optimizer(folder))
-    oddities += vocabulary_oddity(args.integer("padded_vocab_size"), vocabulary)
+    oddities += vocabulary_oddity(args, vocabulary)
     return Catalog(
         format="megatron",
         version=str(root.get("checkpoint_version", "")),
@@ -93,12 +92,13 @@ def read_dist(folder: Path) -> Catalog:
         files=tuple(chunks.files.values()),
         oddities=tuple(oddities),
         withheld=withheld,
+        left=common.left,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What is stored beside `common.pt`.
+    """What is stored beside the common state.
 
     Args:  states: makes the tensors of the optimizer, and says what is wrong with them.
            objects: pickled ones, by key.

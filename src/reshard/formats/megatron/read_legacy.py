@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard.algebra.piece import row_major
+from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
+from reshard.formats.megatron.cuts import is_expert
 from reshard.formats.megatron.fused_order import row_order
 from reshard.formats.megatron.gating import Gating
 from reshard.formats.megatron.layout_text import layout_text
@@ -30,7 +32,8 @@ from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.formats.megatron.training import Groups, training_of
-from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, SourceFile
+from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile
+from reshard.storage.torch_file import TensorRef
 
 _EXPERT = ".local_experts."
 
@@ -72,7 +75,14 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         mesh=_mesh(model),
         tensors=(*tensors, *states),
         layout=layout_text(
-            model.shapes, ranks, model.stacks, model.vpp, gating, vocabulary, strict=strict
+            model.shapes,
+            ranks,
+            model.stacks,
+            model.vpp,
+            gating,
+            vocabulary,
+            model.pieces(),
+            strict=strict,
         ),
         layout_name="megatron",
         training=training_of(
@@ -84,6 +94,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         files=_files(folder, ranks),
         oddities=legacy_oddities(folder, ranks, config, bool(states) or bool(withheld), vocabulary),
         withheld=withheld,
+        left=_left(model),
     )
 
 
@@ -135,6 +146,19 @@ class _Model:
         shift = chunk.rank.ep * (experts // self.ranks.ep)
         return f"{head}{found}{int(number) + shift}{dot}{rest}"
 
+    def pieces(self) -> dict[str, list[TensorRef]]:
+        """By known name, what the tensor-parallel ranks of one stage hold of a tensor."""
+        out: dict[str, dict[tuple[int, ...], dict[int, TensorRef]]] = {}
+        for chunk in (chunk for items in self.chunks.values() for chunk in items):
+            rank = chunk.rank
+            for name, ref in chunk.tensors.items():
+                expert = is_expert(name)
+                place = (chunk.vpp, rank.pp, rank.ep if expert else 0)
+                number = rank.tp % self.ranks.etp if expert else rank.tp
+                found = out.setdefault(known_name(name, self.tied), {})
+                found.setdefault(place, {}).setdefault(number, ref)
+        return {name: list(next(iter(found.values())).values()) for name, found in out.items()}
+
     def buffers(self) -> tuple[str, ...]:
         """Global names of the tensors that are no parameters."""
         return tuple(
@@ -149,6 +173,10 @@ class _Model:
 
 def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
     ranks = model.ranks
+    for name, stream in chunk.streams.items():
+        whole = f"{chunk.rank.file}:{chunk.vpp}:{name}"
+        bytes_ = Fragment(0, len(stream), chunk.rank.file, 0, None, stream)
+        yield LocalTensor(whole, "extra", (), (len(stream),), DType.U8, (bytes_,))
     for name, ref in chunk.tensors.items():
         if name.endswith(EXTRA):
             whole = f"{chunk.rank.file}:{chunk.vpp}:{name}"
@@ -203,6 +231,16 @@ def _aliases(model: _Model) -> dict[str, str] | None:
     stored = {name for items in model.chunks.values() for c in items for name in c.tensors}
     found = {copy: name for copy, name in TIED.items() if copy in stored}
     return found if model.tied and found else None
+
+
+def _left(model: _Model) -> tuple[Left, ...]:
+    """What the state dicts hold that is no tensor."""
+    return tuple(
+        Left(rank, f"model.{name}", f"it is no tensor but a `{kind}`")
+        for rank, chunks in model.chunks.items()
+        for chunk in chunks
+        for name, kind in chunk.objects.items()
+    )
 
 
 def _vocabulary(model: _Model) -> int | None:

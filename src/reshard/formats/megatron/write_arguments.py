@@ -44,10 +44,11 @@ def namespace(
     dtype: DType,
     has_optimizer: bool,
     has_rng: bool,
+    rank: int = 0,
 ) -> Record:
     """The arguments as an object.
 
-    Args:  form: `torch` or `torch_dist`.
+    Args:  form: `torch` or `torch_dist`.  rank: the one that writes them, of all.
            stages: layers of every virtual stage, chunk major; () where they are even.
            padded_vocabulary: rows of the embedding; None where it is not padded for the run.
            dtype: of the weights.
@@ -70,8 +71,8 @@ def namespace(
         "context_parallel_size": 1,
         "account_for_embedding_in_pipeline_split": False,
         "account_for_loss_in_pipeline_split": False,
-        "rank": 0,
-        "local_rank": 0,
+        "rank": rank,
+        "local_rank": rank,
     }
     if_needed: dict[str, object] = {
         "decoder_first_pipeline_num_layers": None,

@@ -128,7 +128,7 @@ class _Run:
         place = {"tp": tp, "pp": pp, "ep": ep, "etp": tp % options.etp}
         chunks = [self._held({**place, "vpp": vpp}) for vpp in range(options.vpp)]
         root: dict[str, object] = {
-            "args": self._args(),
+            "args": self._args(options.rank(tp, pp, ep)),
             "checkpoint_version": 3.0,
             "iteration": options.iteration or 0,
         }
@@ -190,7 +190,7 @@ class _Run:
         resting = self._inventory.resting
         return [Parameter(name, dims) for name, dims in found.items() if name not in resting]
 
-    def _args(self) -> Record:
+    def _args(self, rank: int) -> Record:
         rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
         return namespace(
             self._arrangement,
@@ -202,6 +202,7 @@ class _Run:
             dtype=self._dtype(),
             has_optimizer=self.has_optimizer,
             has_rng=self.has_rng,
+            rank=rank,
         )
 
     def _dtype(self) -> DType:

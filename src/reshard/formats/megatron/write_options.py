@@ -71,6 +71,11 @@ class WriteOptions:
         }
         return sorted(found)
 
+    def rank(self, tp: int, pp: int, ep: int) -> int:
+        """The first of all ranks that has a place on the mesh: the one that writes its files."""
+        inner = (r for r in range(tp, self.tp * self.dp, self.tp) if r // self.etp % self.ep == ep)
+        return next(inner, tp) + self.tp * self.dp * pp
+
     def first_expert_rank(self, tp_rank: int) -> int:
         """The expert-parallel rank of the first data-parallel rank."""
         return tp_rank // self.etp % self.ep

@@ -1,0 +1,227 @@
+"""How tensors lie over tensor-parallel ranks follows from sizes, and from what the ranks hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from megatron_forge import Forge, Kind, image_bytes, namespace, save
+from megatron_targets import arguments
+from test_megatron_errors import message
+
+import reshard
+from reshard.storage.inert import Global, Record
+
+
+@dataclass(frozen=True)
+class Model(Forge):
+    """A model with further tensors."""
+
+    more: tuple[Kind, ...] = ()
+
+    def outside(self) -> tuple[list[Kind], list[Kind]]:
+        """With the further ones at the end."""
+        before, after = super().outside()
+        return before, [*after, *self.more]
+
+
+BERT = (
+    Kind("lm_head.dense.weight", (8, 8)),
+    Kind("lm_head.dense.bias", (8,)),
+    Kind("lm_head.layer_norm.weight", (8,)),
+    Kind("pooler.dense.weight", (8, 8)),
+    Kind("pooler.dense.bias", (8,)),
+    Kind("binary_head.weight", (2, 8)),
+    Kind("binary_head.bias", (2,)),
+    Kind("output_layer.bias", (24,), "rows"),
+)
+
+
+def assert_whole(run: Forge, root: Path) -> None:
+    """Every tensor of a run comes out as it was."""
+    found = reshard.open(run.write(root))
+    for (name, state), value in run.whole().items():
+        assert np.array_equal(np.asarray(found.read(name, state)), value), (name, state)
+
+
+def test_linear_layers_of_the_heads_are_whole_on_every_rank(tmp_path: Path) -> None:
+    run = Model(tp=2, more=BERT, bias=False)
+    assert_whole(run, tmp_path / "run")
+    found = reshard.open(tmp_path / "run")
+    assert found.tensors["pooler.dense.weight"].shape == (8, 8)
+    assert found.tensors["lm_head.dense.weight"].shape == (8, 8)
+
+
+@pytest.mark.parametrize("cut", ["copy", "rows"])
+def test_a_tower_may_be_cut_or_be_whole_on_every_rank(cut: str, tmp_path: Path) -> None:
+    tower = "vision_model.decoder.layers.0."
+    columns = "columns" if cut == "rows" else "copy"
+    more = (
+        Kind(f"{tower}self_attention.linear_qkv.weight", (18, 6), cut),
+        Kind(f"{tower}self_attention.linear_qkv.bias", (18,), cut),
+        Kind(f"{tower}self_attention.linear_proj.weight", (6, 6), columns),
+        Kind(f"{tower}mlp.linear_fc1.weight", (10, 6), cut),
+        Kind(f"{tower}mlp.linear_fc2.weight", (6, 10), columns),
+    )
+    assert_whole(Model(tp=2, more=more, bias=False), tmp_path)
+
+
+def test_a_tower_without_gates_beside_a_gated_model(tmp_path: Path) -> None:
+    more = (
+        Kind("vision_projection.encoder.linear_fc1.weight", (10, 6), "rows"),
+        Kind("vision_projection.encoder.linear_fc2.weight", (6, 10), "columns"),
+    )
+    assert_whole(Model(tp=2, more=more, gated=True), tmp_path)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["copied", "cut"])
+def test_a_down_projection_by_either_implementation(whole: bool, tmp_path: Path) -> None:
+    name = "decoder.layers.0.self_attention.linear_q_down_proj.weight"
+    more = (Kind(name, (6, 8), "copy" if whole else "rows"),)
+    assert_whole(Model(tp=2, more=more), tmp_path)
+
+
+def test_equal_pieces_of_the_stated_size_are_pieces(tmp_path: Path) -> None:
+    run = Forge(tp=2, args={"ffn_hidden_size": 12})
+    whole = run.whole()
+    name = "decoder.layers.0.mlp.linear_fc2.weight"
+    whole[name, "param"][:, 6:] = whole[name, "param"][:, :6]
+
+    class Same(Forge):
+        def whole(self) -> Any:
+            return whole
+
+    assert_whole(Same(tp=2, args={"ffn_hidden_size": 12}), tmp_path)
+
+
+def test_the_entry_that_a_null_tokenizer_adds_is_kept(tmp_path: Path) -> None:
+    args = {"vocab_size": 20, "tokenizer_type": "NullTokenizer", "make_vocab_size_divisible_by": 4}
+    run = Forge(tp=2, bias=False, args={**args, "normalization": "RMSNorm"})
+    run.write(tmp_path / "run")
+    for target in ("megatron:tp=1", "megatron-dist", "universal"):
+        out = tmp_path / target.replace(":", "-")
+        reshard.convert(tmp_path / "run", out, target)
+        found = reshard.open(out)
+        for state in ("param", "exp_avg"):
+            whole = run.whole()["embedding.word_embeddings.weight", state]
+            got = np.asarray(found.read("embedding.word_embeddings.weight", state))
+            assert np.array_equal(got, whole[:21]), (target, state)
+    (oddity,) = [o for o in reshard.inspect(tmp_path / "run").oddities if "padding" in o.headline]
+    assert oddity.headline == "3 of 24 rows of the vocabulary are padding"
+    assert oddity.notes[0] == (
+        "the arguments say `vocab_size=20`, to which `NullTokenizer` adds one; "
+        "the rows behind it are left out"
+    )
+
+
+def test_a_stated_vocabulary_that_fills_its_rows_has_no_further_entry(tmp_path: Path) -> None:
+    args = {"vocab_size": 24, "tokenizer_type": "NullTokenizer"}
+    run = Forge(tp=2, args=args)
+    assert_whole(run, tmp_path)
+
+
+# Values of a state dict that are no plain tensors.
+
+
+def stream(data: bytes) -> Record:
+    """An `io.BytesIO`."""
+    return Record("_io", "BytesIO", (), "newobj", [(data, 0, None)])
+
+
+def test_states_of_modules_in_streams_are_kept(tmp_path: Path) -> None:
+    data = image_bytes({"recipe": "delayed"})
+    name = "decoder.layers.0.mlp.linear_fc1._extra_state"
+
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        tree["model"][name] = stream(data)
+        tree["model"]["decoder.layers.0.mlp.linear_fc2._extra_state"] = stream(b"")
+        tree["model"]["decoder.layers.0.count"] = 3
+
+    Forge(change=change).write(tmp_path / "run")
+    key = f"mp_rank_00/model_optim_rng.pt:0:{name}"
+    reshard.convert(tmp_path / "run", tmp_path / "out", "universal")
+    for folder in ("run", "out"):
+        kept = np.asarray(reshard.open(tmp_path / folder).read(key, "extra"))
+        assert kept.tobytes() == data
+    assert [str(item.key) for item in reshard.inspect(tmp_path / "run").left] == [
+        "model.decoder.layers.0.count"
+    ]
+
+
+def test_a_tensor_of_a_class_of_its_own(tmp_path: Path) -> None:
+    module = "transformer_engine.pytorch.tensor.float8_tensor"
+    make = Global(module, "Float8Tensor._make_in_reduce_ex")
+
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        name = "decoder.layers.0.mlp.linear_fc2.weight"
+        tree["model"][name] = Record(make.module, make.name, ((8, 12),))
+
+    Forge(change=change).write(tmp_path)
+    assert message(tmp_path, tmp_path) == [
+        "error[tensor-subclass]: `decoder.layers.0.mlp.linear_fc2.weight` is a `Float8Tensor`, "
+        "which is not read",
+        "  = note: in mp_rank_00/model_optim_rng.pt; the class is of "
+        "`transformer_engine.pytorch.tensor.float8_tensor`",
+        "  = note: its numbers are made of several tensors, in a way that only the class knows",
+        "  = help: load it in Megatron, and save it as `torch_dist`, which stores plain tensors",
+    ]
+
+
+# Which rank wrote a file.
+
+
+def by_rank(order: dict[tuple[int, int, int], int]) -> Forge:
+    """A run whose files tell which rank of all wrote them."""
+
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        more = {"normalization": "RMSNorm", "rank": order[place]}
+        args = {**tree["args"].attributes, **more}
+        tree["args"] = namespace(**args)
+
+    return Forge(tp=2, pp=2, stages=(1, 1), bias=False, change=change)
+
+
+def test_files_of_ranks_that_were_exchanged(tmp_path: Path) -> None:
+    by_rank({(0, 0, 0): 1, (1, 0, 0): 0, (0, 1, 0): 4, (1, 1, 0): 5}).write(tmp_path)
+    assert message(tmp_path, tmp_path) == [
+        "error[renamed-file]: .../iter_0000003/mp_rank_00_000/model_optim_rng.pt was written by "
+        "rank 1, which has tp=1",
+        "  = note: its folder's name says tp=0, pp=0, ep=0",
+        "  = note: `rank` in its arguments; the name tells which part of the model a file holds",
+        "  = help: give the folders their own names again, or copy the checkpoint again",
+    ]
+
+
+def test_files_of_stages_that_were_exchanged(tmp_path: Path) -> None:
+    by_rank({(0, 0, 0): 4, (1, 0, 0): 5, (0, 1, 0): 0, (1, 1, 0): 1}).write(tmp_path)
+    assert message(tmp_path, tmp_path)[0] == (
+        "error[renamed-file]: .../iter_0000003/mp_rank_00_001/model_optim_rng.pt was written by "
+        "rank 0, which has an earlier stage than that of rank 4"
+    )
+
+
+def test_files_that_tell_their_ranks(tmp_path: Path) -> None:
+    run = by_rank({(0, 0, 0): 0, (1, 0, 0): 1, (0, 1, 0): 4, (1, 1, 0): 5})
+    assert_whole(run, tmp_path / "run")
+    reshard.convert(tmp_path / "run", tmp_path / "out", "megatron:tp=2,pp=2,dp=3")
+    told = {}
+    for folder in sorted((tmp_path / "out" / "iter_0000003").iterdir()):
+        told[folder.name] = arguments(tmp_path / "out", folder.name)["rank"]
+    assert list(told.values()) == [0, 6, 1, 7]
+
+
+def test_files_of_ranks_beside_a_distributed_checkpoint(tmp_path: Path) -> None:
+    Forge().write(tmp_path)
+    folder = tmp_path / "iter_0000003"
+    (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    save(folder / "common.pt", {"iteration": 3})
+    assert message(tmp_path, tmp_path) == [
+        "error[mixed-source]: .../iter_0000003 holds two checkpoints: files of ranks, and a "
+        "distributed one",
+        "  = note: it has `mp_rank_*` folders and `metadata.json`",
+        "  = note: Megatron would load the distributed one, whichever is the newer",
+        "  = help: move one of them into a folder of its own",
+    ]
