@@ -23,7 +23,7 @@ COMMANDS = {
 }
 KEYS = {
     "inspect": "path root format version mesh files nbytes states tensors aliases training layout "
-    "proof left oddities",
+    "proof side_files nearby left oddities",
     "plan": "source target tensors files nbytes_read nbytes_written peak_nbytes proof left "
     "warnings",
     "convert": "path dry_run seconds resumed source target tensors files nbytes_read "

@@ -17,7 +17,6 @@ from reshard.api.target_source import open_for_target
 from reshard.errors import Diagnostic, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
-from reshard.plan.catalog import Left
 from reshard.plan.fate import fates
 from reshard.plan.left_text import left_warnings
 from reshard.plan.output import FileBytes, Output, Written
@@ -303,7 +302,7 @@ def prepare_source(
     work = fit_memory(made, threads=threads, max_nbytes=max_memory)
     files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
-    left = _left(source, target)
+    left = formats.left_by(target.format, source.catalog)
     title = formats.SOURCES[source.catalog.format].title
     report = PlanReport(
         SourceFacts.of(source.catalog, title, str(source.path)),
@@ -325,13 +324,6 @@ def prepare_source(
         left,
     )
     return Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
-
-
-def _left(source: OpenedSource, target: Target) -> tuple[Left, ...]:
-    """What of the source does not reach the target, tensors aside."""
-    catalog, carries = source.catalog, formats.TARGETS[target.format].carries_files
-    files = () if carries else catalog.side_files
-    return (*catalog.left, *(Left(file, "", "the target has no use for it") for file in files))
 
 
 def _output(

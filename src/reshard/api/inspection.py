@@ -82,6 +82,8 @@ class Inspection:
            version: of what wrote it.  files, nbytes: what was found on disk.
            layout: UCL through which it was read.  aliases: other name -> stored name.
            proof: that it stores everything that it claims to.
+           side_files: names of the small files that go along as they are.
+           nearby: what else lies there, in a few words: `other steps`, `logs`.
            left: files and keys that are neither read nor kept, with the reason of each.
            oddities: what is unusual, with its consequence.
     """
@@ -100,6 +102,8 @@ class Inspection:
     training: Training
     layout: str
     proof: Proof
+    side_files: tuple[str, ...]
+    nearby: Mapping[str, tuple[str, ...]]
     left: tuple[Left, ...]
     oddities: tuple[Diagnostic, ...]
 
@@ -130,6 +134,8 @@ class Inspection:
                 "runs": self.proof.parts,
                 "copies": self.proof.copies,
             },
+            "side_files": list(self.side_files),
+            "nearby": {what: list(names) for what, names in self.nearby.items()},
             "left": [item.to_json() for item in self.left],
             "oddities": [item.to_json() for item in self.oddities],
         }
@@ -179,6 +185,8 @@ def inspect_source(source: OpenedSource) -> Inspection:
         catalog.training,
         source.layout_text,
         source.proof,
+        tuple(catalog.side_files),
+        dict(catalog.nearby),
         catalog.left,
         catalog.oddities,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from reshard.errors import visible
 from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.report import show_mesh
@@ -21,6 +22,9 @@ _SECTIONS = {
 }
 
 
+_MAX_NAMES = 12
+
+
 def inspection_text(found: Inspection) -> str:
     """The answer of `reshard inspect`, 80 columns wide."""
     files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
@@ -30,8 +34,10 @@ def inspection_text(found: Inspection) -> str:
             ("folder", found.root),
             ("written by", _writer(found)),
             ("files", files),
+            ("side files", _listed(found.side_files)),
             ("mesh", show_mesh(found.mesh)),
             *_training(found),
+            *((what, _listed(names)) for what, names in found.nearby.items()),
         ]
     )
     lines += ["", *_states(found)]
@@ -78,6 +84,11 @@ def _training(found: Inspection) -> list[tuple[str, str]]:
     if isinstance(client, Mapping):
         out.append(("client state", ", ".join(map(str, client))))
     return out
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(map(visible, names[:_MAX_NAMES])) + more
 
 
 def _group(group: Mapping[str, object]) -> str:

@@ -50,7 +50,7 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
         format=prepared.target.format.partition("-")[0],  # the framework of `deepspeed-universal`
         root=str(path),
         tensors=(),
-        side_files=(),
+        side_files={},
         files=tuple(_file(path, name) for name in dict(prepared.report.files)),
     )
     arrangement = replace(whole, catalog=catalog, parts=found, wholes=tuple(wholes), averaged={})

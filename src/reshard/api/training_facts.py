@@ -70,8 +70,8 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         "buffers": dict.fromkeys(sorted(catalog.buffers), "in it"),
         "frozen": dict.fromkeys(sorted(catalog.frozen), "in it"),
         "side_files": {
-            name: _digest(catalog, name)
-            for name in sorted(catalog.side_files)
+            name: _digest(catalog, path)
+            for name, path in sorted(catalog.side_files.items())
             if name != "config.json"
         },
     }
@@ -85,9 +85,9 @@ def _group(group: Mapping[str, object]) -> dict[str, object]:
     return {**group, "params": dict.fromkeys(map(str, names), "in it")}
 
 
-def _digest(catalog: Catalog, name: str) -> str:
-    nbytes = next((file.nbytes for file in catalog.files if file.path == name), 0)
-    return digest_file_range(Path(catalog.root) / name, 0, nbytes)
+def _digest(catalog: Catalog, path: str) -> str:
+    nbytes = next((file.nbytes for file in catalog.files if file.path == path), 0)
+    return digest_file_range(Path(catalog.root) / path, 0, nbytes)
 
 
 def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:

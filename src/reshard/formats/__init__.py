@@ -5,6 +5,7 @@ A format is a package of its own, imported when it is asked; importing this one 
 
 from __future__ import annotations
 
+from reshard.formats.preparing import left_by, prepare
 from reshard.formats.recognize import recognize
 from reshard.formats.registry import (
     SOURCES,
@@ -12,7 +13,6 @@ from reshard.formats.registry import (
     check_bytes,
     has_checksums,
     local_specs,
-    prepare,
     read,
 )
 
@@ -21,6 +21,7 @@ __all__ = [
     "TARGETS",
     "check_bytes",
     "has_checksums",
+    "left_by",
     "local_specs",
     "prepare",
     "read",

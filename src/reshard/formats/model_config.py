@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
+from reshard.formats.model_json import is_model_config
 from reshard.language.expression import Variable, names
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
@@ -51,8 +52,9 @@ def model_config(arrangement: Arrangement, weights: Iterable[Whole]) -> ModelCon
     weights = tuple(weights)
     catalog = arrangement.catalog
     if CONFIG in catalog.side_files:
-        data = read_side_files(catalog.root, (CONFIG,))[CONFIG]
-        return ModelConfig(_with_dtype(data, arrangement, weights))
+        data = read_side_files(catalog, (CONFIG,))[CONFIG]
+        if is_model_config(json.loads(data)):
+            return ModelConfig(_with_dtype(data, arrangement, weights))
     if has_hf_names(arrangement) and arrangement.layout.model is not None:
         return _made(arrangement, weights)
     return ModelConfig(None, (_absent(arrangement),))

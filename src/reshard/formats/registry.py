@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any
 
 from reshard.errors import Diagnostic
+from reshard.formats.run_files import with_run_files
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
-from reshard.plan.output import Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.storage.source_error import as_source_error
@@ -135,11 +135,13 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "DeepSpeed checkpoint",
             "reshard verify {src} {dst}",
             kept_mesh=("pp", "tp", "ep"),
+            carries_files=True,
         ),
         "dcp": TargetFormat(
             "reshard.formats.dcp.write",
             "PyTorch distributed checkpoint",
             "torch.distributed.checkpoint.load(state_dict, checkpoint_id='{dst}')",
+            carries_files=True,
         ),
         "torchtitan": TargetFormat(
             "reshard.formats.dcp.write_torchtitan",
@@ -147,6 +149,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "torchtitan resumes from it with `--checkpoint.folder={dst}`",
             names="torchtitan",
             plain=frozenset({"dcp", "universal"}),
+            carries_files=True,
         ),
         "olmo-core": TargetFormat(
             "reshard.formats.dcp.write_olmo_core",
@@ -154,11 +157,13 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "OLMo-core loads it with `load_path: {dst}/model_and_optim`",
             names="olmo_core",
             plain=frozenset({"dcp", "universal"}),
+            carries_files=True,
         ),
         "accelerate": TargetFormat(
             "reshard.formats.dcp.write_accelerate",
             "checkpoint of FSDP for accelerate",
             "accelerate loads it with `accelerator.load_state('{dst}')`",
+            carries_files=True,
         ),
         "deepspeed-universal": TargetFormat(
             "reshard.formats.deepspeed.write_universal",
@@ -208,7 +213,7 @@ def formats_of(path: Path) -> tuple[str, ...]:
 
 def is_source(name: str, path: Path) -> bool:
     """Whether a folder looks like one of a format; cheap, nothing is parsed."""
-    return bool(_module(f"{SOURCES[name].package}.detect").detect(path))
+    return bool(module_of(f"{SOURCES[name].package}.detect").detect(path))
 
 
 def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
@@ -218,24 +223,11 @@ def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool 
            where the user brings a layout.
     Raises: everything that the format finds wrong.
     """
-    module = _module(f"{SOURCES[name].package}.read")
+    module = module_of(f"{SOURCES[name].package}.read")
     with as_source_error(path):
         catalog = module.read(path, step=step, strict_layout=strict_layout)
     assert isinstance(catalog, Catalog)
-    return catalog
-
-
-def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, object]) -> Output:
-    """What a target wants of an arrangement.
-
-    Args:  settings: keyword arguments of the target's own (`max_file_nbytes` of universal).
-    Raises: everything that makes the target impossible.
-    """
-    module = _module(TARGETS[target.format].module)
-    with as_source_error(Path(arrangement.catalog.root)):
-        output = module.prepare(arrangement, target, **settings)
-    assert isinstance(output, Output)
-    return output
+    return catalog if name == "universal" else with_run_files(path, catalog)
 
 
 def local_specs(
@@ -245,7 +237,7 @@ def local_specs(
 
     Raises: what the module finds wrong.
     """
-    module = _module(TARGETS[target.format].module)
+    module = module_of(TARGETS[target.format].module)
     if not hasattr(module, "local_specs"):
         return None
     specs = module.local_specs(arrangement, target, rank)
@@ -265,10 +257,11 @@ def check_bytes(name: str, catalog: Catalog) -> tuple[Diagnostic, ...]:
 
     Args:  name: of a format that has checksums.
     """
-    found = _module(f"{SOURCES[name].package}.verify").check_bytes(catalog)
+    found = module_of(f"{SOURCES[name].package}.verify").check_bytes(catalog)
     assert isinstance(found, tuple)
     return found
 
 
-def _module(name: str) -> Any:
+def module_of(name: str) -> Any:
+    """A module of a format, imported when it is asked for."""
     return import_module(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.algebra.box import Box
@@ -138,7 +138,9 @@ class Catalog:
            buffers: names of `param` tensors that are buffers, not parameters.
            frozen: names of parameters that are not trained.
            files: everything that was read.
-           side_files: those of `files` that go along as they are (a tokenizer).
+           side_files: those of `files` that go along as they are (a tokenizer): the name under
+                       which each does, and its path.
+           nearby: what lies around and is no part of it, in a few words: logs, other steps.
            left: files, and keys in files, that are neither read nor kept, with the reason of each.
            oddities: warnings found on the way.
            withheld: why states other than the weights are not listed, though they are stored; an
@@ -158,7 +160,8 @@ class Catalog:
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
-    side_files: tuple[str, ...] = ()
+    side_files: Mapping[str, str] = field(default_factory=dict)
+    nearby: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
     oddities: tuple[Diagnostic, ...] = ()
     withheld: tuple[Diagnostic, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from reshard.errors import Diagnostic, visible
@@ -87,9 +88,22 @@ def _by_reason(left: Iterable[Left]) -> list[tuple[str, list[str]]]:
         names: list[str] = []
         for keys_of, same in alike.items():
             if keys_of == ("",):
-                names += [visible(file) for file in same]
+                names += _files(same)
                 continue
             more = f" and {show_count(len(same) - 1, 'file')} more" if len(same) > 1 else ""
             names += [f"{key} in {visible(same[0])}{more}" for key in keys_of]
         out.append((why, names))
+    return out
+
+
+def _files(files: Sequence[str]) -> list[str]:
+    """Files whose names differ in their numbers alone, once."""
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(re.sub("[0-9]+", "#", file), []).append(file)
+    out = []
+    for same in alike.values():
+        few = same if len(same) < 3 else same[:1]
+        more = "" if len(few) == len(same) else f" and {len(same) - 1:,} like it"
+        out += [f"{visible(file)}{more}" for file in few]
     return out

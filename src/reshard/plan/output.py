@@ -53,6 +53,9 @@ class Output:
                    written last and marks the folder as complete.
            warnings: what the target cannot carry or its loader will not restore, with the remedy.
            dropped: (name, state, why) of every source tensor that the target has no place for.
+           beside: the folder of the target, ending with `/` or empty, where side files of the
+                   source go as they are; None if the target has them among its own files.
+           made_last: names of the files of `finish` that a side file might have.
            folded: (name, state, as what) of every source tensor that is in the target, but has no
                    array of its own: a number that several parameters share.
     """
@@ -64,3 +67,5 @@ class Output:
     warnings: tuple[Diagnostic, ...] = ()
     dropped: tuple[tuple[str, str, str], ...] = ()
     folded: tuple[tuple[str, str, str], ...] = ()
+    beside: str | None = None
+    made_last: tuple[str, ...] = ()

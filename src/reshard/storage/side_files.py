@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from reshard.plan.catalog import Catalog
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 
 MAX_NBYTES = 1 << 28
 """Of each."""
 
 
-def read_side_files(root: str, paths: Iterable[str]) -> dict[str, bytes]:
-    """The bytes of each file, by path.
+def read_side_files(catalog: Catalog, names: Iterable[str] | None = None) -> dict[str, bytes]:
+    """The bytes of side files, by the names under which they go along.
 
-    Args:  root: the folder that paths start from.
+    Args:  names: which; all by default.
     Raises: ReshardError[source-unreadable].
     """
     out: dict[str, bytes] = {}
-    for path in paths:
+    for name in catalog.side_files if names is None else names:
+        path = Path(catalog.root) / catalog.side_files[name]
         try:
-            out[path] = read_regular(Path(root) / path, MAX_NBYTES)
+            out[name] = read_regular(path, MAX_NBYTES)
         except (OSError, FileTooLargeError) as error:
-            raise unreadable(Path(root) / path, error) from None
+            raise unreadable(path, error) from None
     return out

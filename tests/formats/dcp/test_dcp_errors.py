@@ -326,11 +326,11 @@ def test_raw_bytes_that_end_too_early(tmp_path: Path) -> None:
 
 
 def test_a_large_file_beside_it_is_told(forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reshard.formats.dcp.side_files.MAX_NBYTES", 4)
+    monkeypatch.setattr("reshard.formats.run_files.MAX_NBYTES", 4)
     (forge.write() / "tokenizer.model").write_bytes(bytes(5))
     [left] = reshard.inspect(forge.folder).left
     assert (left.file, left.key) == ("tokenizer.model", "")
-    assert left.why == "it has 5 bytes: it is too large to go along"
+    assert left.why == "beyond 64 MiB or 1000 files in all"
 
 
 def test_every_flipped_byte_of_a_tensor_is_seen(forge: Forge) -> None:

@@ -49,10 +49,9 @@ def test_olmo_core_pickles_a_class_of_its_own(tmp_path: Path) -> None:
     assert np.array_equal(checkpoint.read("w", "exp_avg"), counted(4, 3))
     assert checkpoint.training.iteration == 12
     assert checkpoint.training.param_groups == ({"lr": 0.5, "params": ["w"]},)
-    framework = checkpoint.training.framework
-    assert framework is not None
-    assert set(framework["files"]) == {".metadata.json", "config.json", "train/rank0.pt"}  # type: ignore[call-overload]
-    assert checkpoint.inspect().oddities == ()
+    found = checkpoint.inspect()
+    assert set(found.side_files) == {".metadata.json", "config.json", "train/rank0.pt"}
+    assert (found.left, found.oddities) == ((), ())
 
 
 def test_bytecheckpoint_stores_bytes_alone(tmp_path: Path) -> None:
@@ -73,9 +72,7 @@ def test_bytecheckpoint_stores_bytes_alone(tmp_path: Path) -> None:
     assert np.array_equal(checkpoint.read("w", "exp_avg"), counted(4, 3))
     assert checkpoint.read("w", "step") == 0
     assert checkpoint.training.param_groups == ({"lr": 0.5},)
-    framework = checkpoint.training.framework
-    assert framework is not None
-    assert list(framework["files"]) == ["extra_state/extra_state_rank_0.pt"]  # type: ignore[call-overload]
+    assert checkpoint.inspect().side_files == ("extra_state/extra_state_rank_0.pt",)
 
 
 def test_columns_first_is_read_as_it_is_meant(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from deepspeed_oracle import arrange, wholes
 
 from reshard import api
 from reshard.errors import Diagnostic
+from reshard.formats import TARGETS, prepare
 from reshard.formats.deepspeed import read
-from reshard.formats.registry import TARGETS, prepare
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Training
 from reshard.plan.output import Output

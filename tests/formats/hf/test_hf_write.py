@@ -350,7 +350,7 @@ def test_a_target_without_a_place_for_files_tells_which_are_left(
     Path("model/tokenizer.json").write_text("{}", encoding="utf-8")
     report = reshard.plan("model", "megatron:tp=2")
     assert [item.render() for item in report.warnings if item.code == "side-file-left"] == [
-        "warning[side-file-left]: 3 files of the source are not carried along\n"
-        "  = note: the target has no use for it: `config.json`, `config.yaml`, `tokenizer.json`\n"
+        "warning[side-file-left]: 2 files of the source are not carried along\n"
+        "  = note: a Megatron checkpoint has no place for it: `config.json`, `tokenizer.json`\n"
         "  = help: copy them yourself if they are wanted"
     ]

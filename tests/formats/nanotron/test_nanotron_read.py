@@ -72,7 +72,6 @@ def test_what_is_known_besides(fixture_checkpoint: Fixture) -> None:
     assert len(training.framework["objects"]) == 16  # type: ignore[arg-type]
     assert catalog.config is not None
     assert catalog.config["rope_interleaved"] is False
-    assert catalog.side_files == ("config.yaml",)
 
 
 def test_names_of_other_layouts(fixture_checkpoint: Fixture, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -12,7 +11,6 @@ from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Training
-from reshard.plan.output import FileBytes
 
 MASTER = "master"
 
@@ -25,7 +23,6 @@ class Contents:
            states: of the optimizer, by name and kind.
            extras: tensors of no parameter, with their paths.
            objects: as tagged JSON, with their paths.
-           files: beside the tensors, by name.
            aliases: other names of weights, which are stored once more.
            iteration: optimizer steps done.
     """
@@ -35,7 +32,6 @@ class Contents:
     states: dict[str, dict[str, Whole]] = field(default_factory=dict)
     extras: list[tuple[Path, Whole]] = field(default_factory=list)
     objects: list[tuple[Path, object]] = field(default_factory=list)
-    files: dict[str, object] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     settings: Settings = field(default_factory=lambda: Settings((), {}))
     iteration: int | None = None
@@ -62,14 +58,6 @@ class Contents:
     def warnings(self) -> tuple[Diagnostic, ...]:
         """For `Output.warnings`."""
         return (*self.settings.warning(), *self.warned)
-
-    def side_files(self) -> tuple[FileBytes, ...]:
-        """Files that go back to where they were."""
-        return tuple(
-            FileBytes(name, 0, base64.b64decode(str(told["$bytes"])))
-            for name, told in self.files.items()
-            if isinstance(told, dict) and "$bytes" in told
-        )
 
 
 def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None = None) -> Contents:
@@ -138,11 +126,9 @@ def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> Non
 
 def _sort_objects(out: Contents, framework: Mapping[str, object], *, mine: bool) -> None:
     training = out.arrangement.catalog.training
-    objects, files = framework.get("objects"), framework.get("files")
+    objects = framework.get("objects")
     if mine and isinstance(objects, dict):
         out.objects += [(_path(framework, key), value) for key, value in objects.items()]
-    if mine and isinstance(files, dict):
-        out.files = dict(files)
     schedule = None if mine else (training.state or {}).get("lr_scheduler")
     if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
         out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reshard.formats.dcp.collect import Collected, collect
 from reshard.formats.dcp.folders import find_step
-from reshard.formats.dcp.side_files import config_of, read_side_files, stale_files
+from reshard.formats.dcp.side_files import read_side_files, stale_files
 from reshard.formats.dcp.training import read_training
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
@@ -33,7 +33,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     chunks = ChunkReader(folder.root)
     found: Collected = collect(folder, chunks)
     chunks.refuse_overlaps()
-    files = read_side_files(folder, chunks)
+    files = read_side_files(folder)
     stale = stale_files(folder, chunks)
     return Catalog(
         format="dcp",
@@ -44,11 +44,9 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         layout=LAYOUT,
         layout_name="dcp",
         training=read_training(folder, found, files),
-        config=config_of(files),
         aliases=found.aliases or None,
         buffers=found.buffers,
         frozen=found.frozen,
         files=tuple(chunks.files.values()),
-        left=tuple(files.left),
         oddities=(*folder.oddities, *stale),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from reshard.dtypes import DType
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
-from reshard.formats.dcp.side_files import SideFiles
+from reshard.formats.dcp.side_files import Told
 from reshard.plan.catalog import LocalTensor, Training
 from reshard.storage.dcp_chunks import small_tensor
 from reshard.storage.objects import to_json
@@ -29,7 +29,7 @@ _FORMATS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
 
-def read_training(folder: Folder, found: Collected, files: SideFiles) -> Training:
+def read_training(folder: Folder, found: Collected, files: Told) -> Training:
     """The state of training.
 
     Args:  files: what lies beside the folders of the checkpoint.
@@ -47,8 +47,6 @@ def read_training(folder: Folder, found: Collected, files: SideFiles) -> Trainin
     }
     if found.rank_objects:
         framework["rank_objects"] = found.rank_objects
-    if files.kept:
-        framework["files"] = files.kept
     return Training(
         iteration=_iteration(folder, found, files),
         param_groups=_param_groups(found),
@@ -78,7 +76,7 @@ def _schedule(found: Collected) -> dict[str, object]:
     return out
 
 
-def _iteration(folder: Folder, found: Collected, files: SideFiles) -> int | None:
+def _iteration(folder: Folder, found: Collected, files: Told) -> int | None:
     if files.iteration is not None:
         return files.iteration
     for key in _COUNTERS:

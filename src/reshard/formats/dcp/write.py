@@ -36,11 +36,15 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
 
 
 def output_of(
-    contents: Contents, folders: Sequence[RankFiles], last: Sequence[FileBytes] = ()
+    contents: Contents,
+    folders: Sequence[RankFiles],
+    last: Sequence[FileBytes] = (),
+    beside: str = "",
 ) -> Output:
     """The output of one or several folders with `.metadata`.
 
     Args:  last: files that are written after everything else.
+           beside: see Output.
     """
     counts = [len(folder.writer.placed) for folder in folders]
     metadata = [folder.metadata() for folder in folders]
@@ -56,9 +60,11 @@ def output_of(
     return Output(
         tuple(item for folder in folders for item in folder.writer.placed),
         {name: size for folder in folders for name, size in folder.writer.files.items()},
-        (*(item for folder in folders for item in folder.writer.head), *contents.side_files()),
+        tuple(item for folder in folders for item in folder.writer.head),
         finish,
         contents.warnings(),
         contents.dropped(),
         contents.folded(),
+        beside,
+        tuple(item.file for item in last),
     )

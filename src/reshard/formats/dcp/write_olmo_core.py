@@ -5,17 +5,18 @@ Source: OLMo-core train/checkpoint.py `Checkpointer`, distributed/checkpoint/__i
 
 from __future__ import annotations
 
-import base64
 import json
 
 from reshard.errors import Diagnostic
-from reshard.formats.dcp.contents import Contents, contents_of
+from reshard.formats.dcp.contents import contents_of
 from reshard.formats.dcp.form import Form
 from reshard.formats.dcp.rank_files import RankFiles, grid_of
 from reshard.formats.dcp.write import output_of
 from reshard.plan.arrangement import Arrangement
+from reshard.plan.catalog import Catalog
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
+from reshard.storage.side_files import read_side_files
 
 OPTIONS = ("dp", "tp", "flatten")
 _MARK = ".metadata.json"
@@ -35,22 +36,21 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     files = RankFiles(arrangement, grid, "model_and_optim/")
     files.add_weights(contents, form)
     files.add_optimizer(contents, form)
-    mark = contents.files.pop(_MARK, None)
-    contents.warned += _warnings(contents)
+    catalog = arrangement.catalog
+    mark = read_side_files(catalog, [_MARK])[_MARK] if _MARK in catalog.side_files else None
+    contents.warned += _warnings(catalog)
     files.add_rest(contents)
     return output_of(contents, [files], last=[_mark(mark)])
 
 
-def _mark(told: object) -> FileBytes:
+def _mark(data: bytes | None) -> FileBytes:
     """The file that is written last; OLMo-core takes a folder without it for incomplete."""
-    data = json.dumps({"version": "2.0"}).encode()
-    if isinstance(told, dict) and "$bytes" in told:
-        data = base64.b64decode(str(told["$bytes"]))
-    return FileBytes(_MARK, 0, data)
+    made = json.dumps({"version": "2.0"}).encode()
+    return FileBytes(_MARK, 0, made if data is None else data)
 
 
-def _warnings(contents: Contents) -> list[Diagnostic]:
-    if _TRAINER in contents.files:
+def _warnings(catalog: Catalog) -> list[Diagnostic]:
+    if _TRAINER in catalog.side_files:
         return []
     return [
         Diagnostic(

@@ -38,7 +38,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     assumed = _add_counters(files, contents, step)
     has_loader = any(path[0] == "dataloader" for path, _ in contents.objects)
     contents.warned += _warnings(assumed, has_loader=has_loader)
-    return output_of(contents, [files])
+    return output_of(contents, [files], beside=f"step-{step}/")
 
 
 def _add_counters(files: RankFiles, contents: Contents, step: int) -> Mapping[str, int]:

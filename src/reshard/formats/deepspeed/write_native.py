@@ -58,6 +58,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         native_warnings(inventory, resume, options, run.unused_ranks()),
         inventory.dropped(),
         inventory.folded_tensors(),
+        beside="",
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
+from reshard.formats.hf.links import known_file
 from reshard.formats.hf.model_config import read_config
 from reshard.formats.hf.safetensors_set import read_set
-from reshard.formats.hf.side_files import find_side_files
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
 from reshard.plan.catalog import Catalog, LocalTensor, SourceFile, Training
@@ -51,7 +51,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     else:
         tensors, files = read_set(path, weights)
     index = (weights.index,) if weights.index else ()
-    beside = find_side_files(path, {*weights.files, *index})
     return Catalog(
         format=NAME,
         version=_version(config),
@@ -63,9 +62,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         training=Training(),
         config=config,
         aliases=aliases,
-        files=(*files, *beside.carried),
-        side_files=tuple(item.path for item in beside.carried),
-        left=beside.left,
+        files=(*files, *(known_file(path, name, "the folder") for name in index)),
         oddities=oddities,
     )
 

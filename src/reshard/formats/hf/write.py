@@ -45,9 +45,8 @@ def prepare(
     if len(files) == 1:
         files = (replace(files[0], path=SINGLE),)
     last = [] if len(files) == 1 else [FileBytes(group.index_path, 0, group.index())]
-    small = read_side_files(
-        arrangement.catalog.root, (p for p in arrangement.catalog.side_files if p != CONFIG)
-    )
+    catalog = arrangement.catalog
+    small = read_side_files(catalog, (name for name in catalog.side_files if name != CONFIG))
     if made.data is not None:
         small[CONFIG] = made.data
 

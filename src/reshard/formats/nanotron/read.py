@@ -51,8 +51,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     weights, weight_files = read_weights(root)
     states = read_states(root, weights)
     others = _others(root, files)
-    side = [name for name in ("config.yaml",) if (root / name).is_file()]
-    files += [_known(root, name) for name in side]
     return Catalog(
         format=NAME,
         version=str(metadata.get("version", "")),
@@ -64,7 +62,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         training=_training(metadata, config, states, others),
         config=config,
         files=(*files, *weight_files, *states.files),
-        side_files=tuple(side),
         oddities=_oddities(root, weights, states),
     )
 

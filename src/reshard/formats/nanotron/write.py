@@ -26,7 +26,6 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
 from reshard.storage.safetensors import layout_header
-from reshard.storage.side_files import read_side_files
 from reshard.storage.torch_output import TorchOutput
 
 OPTIONS = ("tp", "pp", "dp", "zero")
@@ -56,6 +55,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         finish,
         training_warnings(arrangement, has_states=run.has_states),
         tuple(run.dropped()),
+        beside=f"{run.tag}/",
     )
 
 
@@ -101,8 +101,6 @@ class _Run:
                 self.output.add(f"{self.tag}/optimizer/optimizer_{suffix}", root)
                 for content in schedulers(arrangement, self.output):
                     self.output.add(f"{self.tag}/lr_scheduler/lr_scheduler_{suffix}", content)
-        beside = read_side_files(arrangement.catalog.root, arrangement.catalog.side_files)
-        self.output.head += [FileBytes(f"{self.tag}/{k}", 0, v) for k, v in beside.items()]
         for name, value in files.items():
             data = json.dumps(value, indent=2).encode()
             self.output.head.append(FileBytes(f"{self.tag}/{name}", 0, data))

@@ -49,7 +49,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=manifest.buffers,
         frozen=manifest.frozen,
         files=tuple(_source_file(path, name) for name in listed),
-        side_files=tuple(item.path for item in manifest.files if is_side_file(item)),
+        side_files={item.path: item.path for item in manifest.files if is_side_file(item)},
     )
 
 

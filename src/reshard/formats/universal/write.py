@@ -180,7 +180,7 @@ def _small_files(
         total = sum(nbytes(item) for item in weights.values())
         small[stem_of("param") + SUFFIX] = write_index(index, {"total_size": total})
     catalog = arrangement.catalog
-    small.update(read_side_files(catalog.root, catalog.side_files))
+    small.update(read_side_files(catalog))
     if catalog.training.framework is not None:
         small[FRAMEWORK] = json_bytes(catalog.training.framework)
     return tuple(state for state in _WEIGHTS if state in used), small

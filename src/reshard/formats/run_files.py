@@ -1,0 +1,286 @@
+"""Files of a run that hold no tensors: configuration, tokenizer, states of trainers, logs.
+
+Inside the folder that a user gives every file is accounted for: it is read by the format, goes
+along as a side file, is told of in a few words (logs, other steps), or is left with the reason.
+Above it only files with the names that runs use are looked for, and only if the folder is one step
+of a run, or one part of a step.
+
+Sources: transformers/trainer.py `_save_checkpoint`; accelerate/checkpointing.py; DeepSpeed
+runtime/engine.py `_copy_recovery_script`; Megatron-Bridge training/utils/checkpoint_utils.py;
+NeMo lightning/io/mixin.py; OLMo-core train/checkpoint.py; modelopt torch/opt/plugins.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from stat import S_ISREG
+
+from reshard.errors import ReshardError
+from reshard.formats.model_json import model_config_of
+from reshard.plan.catalog import Catalog, Left, SourceFile
+from reshard.storage.links import refuse_outside
+from reshard.storage.owned import RECEIPT
+
+MAX_NBYTES = 64 << 20
+"""Of all the files that go along; a larger one is no part of a tokenizer."""
+
+_MAX_FILES = 1000
+_MAX_ENTRIES = 200_000
+_MAX_DEPTH = 6
+_MAX_SHOWN = 8
+
+_MODEL = re.compile(
+    r"(.*/)?("
+    r"config\.json|\w+_config\.json|params\.json|model_args\.json|modules\.json"
+    r"|tokenizer\.\w+|tokenizer_config\.json|tokenizer[-_]\w+\.\w+|vocab\.\w+|merges\.txt"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template\.\w+|\w+\.(jinja|tiktoken|spm)"
+    r"|(sentencepiece|spiece|source|target)\S*\.(model|spm)|normalizer\.json"
+    r")|(tokenizer|additional_chat_templates)/.*"
+)
+"""What belongs to the model, whoever trained it."""
+
+_TRAINING = re.compile(
+    r"(.*/)?("
+    r"trainer_state\.json|rng_state\w*\.pth|random_states_\d+\.pkl|training_args\.(bin|json)"
+    r"|scheduler\w*\.(pt|bin)|scaler\w*\.(pt|bin)|sampler\w*\.bin|dl_state_dict\w*\.bin"
+    r"|custom_checkpoint_\d+\.pkl|run_config\.yaml|(latest_)?train_state\.pt"
+    r"|modelopt_\w+(\.\w+)?|zero_to_(fp32|torch)\.py|\.metadata\.json|io\.json|model\.yaml"
+    r"|transformer_config\.json|metadata|data_loader\w*\.\w+|dataloader\w*\.\w+"
+    r"|config\.yaml|optimizer_config\.json"
+    r")|(train|context|modelopt_state|random|lr_scheduler|extra_state|loader_ckpt)/.*"
+)
+"""What belongs to the run, and is of use to who goes on with it."""
+
+_TRACKERS = re.compile(
+    r"latest|latest\.txt|latest_universal|latest_checkpointed_iteration\.txt"
+    r"|latest_wandb_artifact_path\.txt"
+)
+"""Files that name a step; a reader follows them, and a target has its own."""
+
+_TENSORS = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|onnx|ot|distcp|pkl|npz|npy|index\.json)"
+    r"(\.\w{1,8}|~)?"
+)
+_RESERVED = re.compile(r"manifest\.json|layout\.ucl|extra(/.*)?")
+"""Names that a universal checkpoint has a meaning for."""
+
+_LOGS = re.compile(
+    r".*\.(log|out|err)|events\.out\.tfevents\S*|progress\.txt|(wandb|runs|tensorboard|tb|logs?"
+    r"|tb_logs|lightning_logs|mlruns)/"
+)
+_STEP = re.compile(
+    r"((.*[-_.=])?(step|iter|iteration|global_step|epoch|checkpoint|ckpt)s?[-_.=]?\d+\S*|\d+"
+    r"|release)/"
+)
+"""The folder of a step."""
+_PART = frozenset({"weights", "model_and_optim", "model", "checkpoint", "universal"})
+"""Names of folders that are one part of a step."""
+
+_STEPS, _LOG = "other steps", "logs"
+_OTHER_TENSORS = "it looks like a file of other tensors, or their index"
+_BEYOND = f"beyond {MAX_NBYTES >> 20} MiB or {_MAX_FILES} files in all"
+
+
+def with_run_files(path: Path, catalog: Catalog) -> Catalog:
+    """A catalog with everything that lies around what its format has read.
+
+    Args:  path: as the user gave it: the folder of a run, or of one of its steps.
+    """
+    root = Path(catalog.root)
+    found = _Found(root, frozenset(file.path for file in catalog.files))
+    given, real = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    found.look_into(root, "", is_run=False)
+    above, prefix = real, ""
+    while above != given and given in above.parents:
+        above, prefix = above.parent, f"{prefix}../"
+        found.look_into(Path(os.path.normpath(root / prefix)), prefix, is_run=True)
+    while above.name in _PART or _STEP.fullmatch(f"{above.name}/"):
+        is_part = above.name in _PART
+        above, prefix = above.parent, f"{prefix}../"
+        found.look_for_known(root / prefix, prefix)
+        if not is_part:
+            break
+    return found.added_to(catalog)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found so far.
+
+    Args:  read: paths that the format has read.
+           wanted: by the name under which a file goes along, where it lies; the nearest one wins.
+    """
+
+    root: Path
+    read: frozenset[str]
+    wanted: dict[str, SourceFile] = field(default_factory=dict)
+    left: list[Left] = field(default_factory=list)
+    nearby: dict[str, list[str]] = field(default_factory=dict)
+    entries: int = 0
+    _folders: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._folders = {
+            f"{parent}/" for path in self.read for parent in PurePosixPath(path).parents
+        }
+
+    def look_into(self, folder: Path, prefix: str, *, is_run: bool) -> None:
+        """Account for every entry of a folder.
+
+        Args:  prefix: the folder's path from the root.
+               is_run: it holds the folders of steps; folders of no known use are not entered.
+        """
+        for name in self._entries(folder, prefix, "", 0, is_run=is_run):
+            self._file(prefix, name)
+
+    def look_for_known(self, folder: Path, prefix: str) -> None:
+        """Take the files of a folder that have the names of a run's files, and no others."""
+        try:
+            names = sorted(os.listdir(folder))[:_MAX_ENTRIES]
+        except OSError:
+            return
+        for name in names:
+            known = _MODEL.fullmatch(name) or _TRAINING.fullmatch(name)
+            if known and (folder / name).is_file() and not _TRACKERS.fullmatch(name):
+                self._take(f"{prefix}{name}", name)
+            elif name in ("tokenizer", "context") and (folder / name).is_dir():
+                for inner in self._entries(folder / name, prefix, f"{name}/", 1, is_run=False):
+                    self._file(prefix, inner)
+
+    def added_to(self, catalog: Catalog) -> Catalog:
+        """The catalog with all of it, and with the configuration of the model where that was
+        found beside it.
+        """
+        side: dict[str, str] = {}
+        files = {file.path: file for file in catalog.files}
+        total = 0
+        for name in sorted(self.wanted, key=lambda name: (not _MODEL.fullmatch(name), name)):
+            file = self.wanted[name]
+            if total + file.nbytes > MAX_NBYTES or len(side) == _MAX_FILES:
+                self.left.append(Left(file.path, "", _BEYOND))
+                continue
+            total += file.nbytes
+            side[name] = file.path
+            files[file.path] = file
+        side |= catalog.side_files
+        config = catalog.config
+        if config is None and "config.json" in side:
+            config = model_config_of(self.root / side["config.json"])
+        told = {(item.file, item.key) for item in catalog.left}
+        return replace(
+            catalog,
+            config=config,
+            files=tuple(files.values()),
+            side_files=side,
+            nearby={what: tuple(names) for what, names in self.nearby.items()},
+            left=(*catalog.left, *(x for x in self.left if (x.file, x.key) not in told)),
+        )
+
+    def _entries(
+        self, folder: Path, prefix: str, inner: str, depth: int, *, is_run: bool
+    ) -> Iterator[str]:
+        """Names of files below a folder; what is not entered is noted."""
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.left.append(Left(f"{prefix}{inner}", "", f"it cannot be read: {error.strerror}"))
+            return
+        for entry in found:
+            name = f"{inner}{entry.name}"
+            self.entries += 1
+            if self.entries > _MAX_ENTRIES:
+                self.left.append(Left(f"{prefix}{name}", "", "there are too many files"))
+                return
+            if not entry.is_dir(follow_symlinks=False):
+                yield name
+            elif self._is_entered(entry, prefix, name, is_run=is_run):
+                if depth == _MAX_DEPTH and not self._has_read(f"{prefix}{name}/"):
+                    self.left.append(Left(f"{prefix}{name}/", "", "it lies too deep"))
+                    continue
+                yield from self._entries(
+                    folder / entry.name, prefix, f"{name}/", depth + 1, is_run=False
+                )
+
+    def _is_entered(self, entry: os.DirEntry[str], prefix: str, name: str, *, is_run: bool) -> bool:
+        shown = f"{entry.name}/"
+        if self._has_read(f"{prefix}{name}/"):
+            return True
+        if is_run and Path(entry.path) in (self.root, *self.root.parents):
+            return False  # it holds what was read
+        if entry.name.startswith("."):
+            self.left.append(Left(f"{prefix}{name}/", "", "it is a hidden folder"))
+        elif _LOGS.fullmatch(shown):
+            self._near(_LOG, shown)
+        elif _STEP.fullmatch(shown):
+            self._near(_STEPS, entry.name)
+        elif is_run and not (_MODEL.fullmatch(shown) or _TRAINING.fullmatch(shown)):
+            self.left.append(Left(f"{prefix}{name}/", "", "it is no part of this step"))
+        else:
+            return True
+        return False
+
+    def _has_read(self, folder: str) -> bool:
+        return folder in self._folders
+
+    def _near(self, what: str, name: str) -> None:
+        names = self.nearby.setdefault(what, [])
+        if name not in names:
+            names.append(name)
+
+    def _file(self, prefix: str, name: str) -> None:
+        path = f"{prefix}{name}"
+        base = name.rpartition("/")[2]
+        is_known = _MODEL.fullmatch(name) or _TRAINING.fullmatch(name)
+        if path in self.read or base == RECEIPT or _TRACKERS.fullmatch(name):
+            return
+        if _LOGS.fullmatch(base):
+            self._near(_LOG, base)
+        elif not is_known and _TENSORS.fullmatch(base):
+            if not self._is_empty(path):  # a rank that had nothing to write
+                self.left.append(Left(path, "", _OTHER_TENSORS))
+        elif _RESERVED.fullmatch(name):
+            self.left.append(Left(path, "", "its name is taken in a universal checkpoint"))
+        elif not name.isprintable() or "\\" in name or len(name) > 250:
+            shown = repr(path)[1:-1][:200]
+            why = "its name has characters that a path here may not have"
+            self.left.append(Left(shown, "", why))
+        elif base.startswith(".") and not is_known:
+            self.left.append(Left(path, "", "it is a hidden file"))
+        else:
+            self._take(path, name)
+
+    def _is_empty(self, path: str) -> bool:
+        try:
+            status = (self.root / path).stat()
+        except OSError:
+            return False
+        return S_ISREG(status.st_mode) and not status.st_size
+
+    def _take(self, path: str, name: str) -> None:
+        """Let a file go along, if it is one, and if no nearer one has its name."""
+        nearer = self.wanted.get(name)
+        if nearer is not None:
+            self.left.append(Left(path, "", f"`{nearer.path}` has its name, and lies nearer"))
+            return
+        try:
+            refuse_outside(self.root / path.removesuffix(name), self.root / path)
+            if not (self.root / path).is_file():
+                self.left.append(Left(path, "", "it is no ordinary file"))
+                return
+            status = (self.root / path).stat()
+        except ReshardError:
+            self.left.append(Left(path, "", "it is a link that leads out of the folder"))
+        except OSError as error:
+            self.left.append(Left(path, "", f"it cannot be read: {error.strerror}"))
+        else:
+            self.wanted[name] = SourceFile(path, status.st_size, status.st_mtime_ns)
+
+
+def is_of_training(name: str) -> bool:
+    """Whether a side file belongs to a run, and not to its model."""
+    return _TRAINING.fullmatch(name) is not None
