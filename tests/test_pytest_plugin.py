@@ -82,15 +82,11 @@ def test_what_is_lost_fails_its_own_test(pytester: pytest.Pytester, source: str)
         (("--via", "universal"), "a round trip needs --reshard SRC too"),
         (("--reshard", "SRC"), "a round trip needs --via TARGET too"),
         (
-            ("--reshard", "nowhere", "--via", "universal"),
-            "error[[]source-missing[]]: there is no folder `nowhere`",
-        ),
-        (
             ("--reshard", "SRC", "--via", "univers"),
             "error[[]unknown-target[]]: there is no target format `univers`",
         ),
     ],
-    ids=["no-source", "no-target", "missing", "unknown"],
+    ids=["no-source", "no-target", "unknown"],
 )
 def test_a_wrong_command_line_is_explained(
     words: tuple[str, ...], said: str, pytester: pytest.Pytester, source: str
@@ -99,6 +95,24 @@ def test_a_wrong_command_line_is_explained(
     result = run(pytester, *words)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: {said}"])
+
+
+def test_a_source_that_cannot_be_read_fails_and_the_others_go_on(
+    pytester: pytest.Pytester, source: str
+) -> None:
+    words = ("--reshard", "nowhere", "--reshard", source, "--via", "universal")
+    result = run(pytester, *words)
+    result.assert_outcomes(passed=7, failed=1)
+    result.stdout.fnmatch_lines(["error[[]source-missing[]]: there is no folder `nowhere`"])
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_target_that_is_not_possible_fails_once_and_the_others_go_on(
+    pytester: pytest.Pytester, source: str
+) -> None:
+    words = ("--reshard", source, "--via", "megatron:tp=3,pp=9", "--via", "universal")
+    result = run(pytester, *words)
+    result.assert_outcomes(passed=7, failed=1, skipped=13)
 
 
 def test_without_options_nothing_is_added(pytester: pytest.Pytester) -> None:

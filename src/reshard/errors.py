@@ -207,6 +207,31 @@ class ReshardError(Exception):
         self.exit_code = exit_code
         super().__init__(render_all(self.diagnostics))
 
+    def to_json(self) -> dict[str, object]:
+        """The same facts for machines (docs/cli.md, `error`)."""
+        return {
+            "exit_code": int(self.exit_code),
+            "diagnostics": [item.to_json() for item in self.diagnostics],
+        }
+
+
+def as_bug(error: Exception) -> ReshardError:
+    """What the command line says of an exception that is no `ReshardError`: a bug of ours."""
+    import traceback
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    return ReshardError(
+        Diagnostic(
+            "bug",
+            f"this is a bug in reshard: {text}",
+            notes=(f"at {where}, in `{frame.name}`", "no output was left behind"),
+            helps=("run it again with RESHARD_DEBUG=1 for the traceback, and report that, please",),
+        ),
+        Exit.BUG,
+    )
+
 
 def render_all(diagnostics: Iterable[Diagnostic]) -> str:
     """Several messages, a blank line between them, at most MAX_SHOWN and a count of the rest."""

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from _pytest._code.code import TerminalRepr
 
     from reshard.api import RoundTrip, WayProof
+    from reshard.errors import ReshardError
+
+READ_BACK = "read back"
+"""The first test of every way."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,24 +84,35 @@ class SourceCollector(pytest.Collector):
         self._via = via
 
     def collect(self) -> Iterator[RoundTripItem]:
-        """The tests; the source is looked at, and no tensor of it is read."""
+        """The tests; the source is looked at, and no tensor of it is read.
+
+        A source that cannot be read is one test, which fails.
+        """
         from reshard.api import roundtrip_cases
-        from reshard.errors import ReshardError
+        from reshard.errors import Exit, ReshardError
 
         try:
             cases = roundtrip_cases(
                 self._source, self._via, states=self.config.getoption("--reshard-states")
             )
         except ReshardError as error:
-            raise pytest.UsageError(str(error)) from None
+            if error.exit_code == Exit.TARGET:
+                raise pytest.UsageError(str(error)) from None  # the text of a target is wrong
+            item = RoundTripItem.from_parent(self, name="read")
+            item.begin(0, "read", error)
+            yield item
+            return
         for way, (title, names) in enumerate(cases):
             for case in names:
                 item = RoundTripItem.from_parent(self, name=f"via {title}: {case}")
                 item.begin(way, case)
                 yield item
 
-    def way(self, number: int) -> WayProof:
-        """One way, proved; the first that is asked for proves all."""
+    def way(self, number: int) -> WayProof | None:
+        """One way, proved; the first that is asked for proves all.
+
+        None is the way through all targets, where one of them is not possible.
+        """
         if self._found is None:
             from reshard.api import roundtrip
 
@@ -109,8 +124,10 @@ class SourceCollector(pytest.Collector):
                 sample=option("--reshard-sample"),
                 allow_loss=option("--reshard-allow-loss"),
                 strict=option("--reshard-strict"),
+                keep_going=True,
             )
-        return self._found.ways[number]
+        ways = self._found.ways
+        return ways[number] if number < len(ways) else None
 
 
 class RoundTripItem(pytest.Item):
@@ -118,18 +135,32 @@ class RoundTripItem(pytest.Item):
 
     _way: int
     _case: str
+    _error: ReshardError | None = None
 
-    def begin(self, way: int, case: str) -> None:
-        """Say what is tested."""
+    def begin(self, way: int, case: str, error: ReshardError | None = None) -> None:
+        """Say what is tested, or why it cannot be."""
         self._way = way
         self._case = case
+        self._error = error
 
     def runtest(self) -> None:
-        """Fail if something did not come back."""
+        """Fail if something did not come back.
+
+        A target that is not possible fails the first of its tests, and the others are skipped.
+        """
         from reshard.api import case_failure
 
+        if self._error is not None:
+            raise self._error
         assert isinstance(self.parent, SourceCollector)
-        failure = case_failure(self.parent.way(self._way), self._case)
+        way = self.parent.way(self._way)
+        if way is None:
+            pytest.skip("a target of this way is not possible")
+        if way.error is not None:
+            if self._case != READ_BACK:
+                pytest.skip("the target is not possible")
+            raise way.error
+        failure = case_failure(way, self._case)
         if failure is not None:
             raise NotTheSameError("\n\n".join(filter(None, failure)))
 

@@ -30,7 +30,7 @@ KEYS = {
     "nbytes_written peak_nbytes proof left warnings",
     "verify": "a b tensors nbytes files mismatches faults checksums",
     "diff": "a b tensors nbytes mismatches facts copied drift",
-    "roundtrip": "source states left_out sample materialized on_drift ways",
+    "roundtrip": "source states left_out sample materialized on_drift ways seconds",
     "layout-show": "layout",
     "layout-check": "path models layouts warnings",
     "layout-fmt": "text canonical",

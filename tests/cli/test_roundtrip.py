@@ -38,6 +38,7 @@ def test_a_report_for_continuous_integration(run: Run, case: Case, here: Path) -
     said = run("roundtrip", case("z1_bf16_dp4_tied"), *WAYS, "--junit", "report.xml")
     assert said.code == 0
     root = ElementTree.parse(here / "report.xml").getroot()
+    assert float(root.attrib.pop("time")) > 0
     assert root.attrib == {
         "name": "reshard roundtrip",
         "tests": "21",

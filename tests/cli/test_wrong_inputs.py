@@ -53,7 +53,6 @@ WRONG = {
     "plan-file-size": (5, "plan z1_bf16_dp4_tied --to deepspeed:zero=2,dp=2 --max-file-size 1GB"),
     "verify-missing": (4, "verify z1_bf16_dp4_tied elsewhere"),
     "verify-state": (2, "verify z1_bf16_dp4_tied --states momentum"),
-    "verify-three": (2, "verify z1_bf16_dp4_tied full empty"),
     "diff-missing": (4, "diff z1_bf16_dp4_tied elsewhere"),
     "diff-state": (2, "diff z1_bf16_dp4_tied --states momentum"),
     "diff-three": (2, "diff z1_bf16_dp4_tied full empty"),

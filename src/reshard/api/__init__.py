@@ -6,6 +6,7 @@ The names are those of `reshard` itself, but for `open_checkpoint`, which is `re
 from __future__ import annotations
 
 from reshard.api.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from reshard.api.checks import Check, Report, check
 from reshard.api.comparing import Element, Mismatch
 from reshard.api.converting import Converted, convert, plan
 from reshard.api.differing import Diff, diff
@@ -15,8 +16,8 @@ from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
 from reshard.api.layouts import CheckedLayouts, LayoutSummary, check_layout, format_layout
 from reshard.api.loading import Loaded, load
 from reshard.api.report_file import write_report
-from reshard.api.roundtrip_junit import case_failure
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
+from reshard.api.roundtrip_suites import case_failure
 from reshard.api.roundtripping import roundtrip, roundtrip_cases
 from reshard.api.shipped import FamilyFacts, LayoutFacts, Layouts, list_layouts
 from reshard.api.training_facts import FactChange
@@ -25,6 +26,7 @@ from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport
 
 __all__ = [
+    "Check",
     "CheckedLayouts",
     "Checkpoint",
     "Converted",
@@ -44,6 +46,7 @@ __all__ = [
     "Lost",
     "Mismatch",
     "PlanReport",
+    "Report",
     "RoundTrip",
     "StateFacts",
     "StateProof",
@@ -52,6 +55,7 @@ __all__ = [
     "Verification",
     "WayProof",
     "case_failure",
+    "check",
     "check_layout",
     "convert",
     "diff",

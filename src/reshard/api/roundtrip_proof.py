@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.api.comparing import Mismatch
+from reshard.api.junit import Suite
 from reshard.api.training_facts import FactChange
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.prove import Proof
 
 
@@ -110,6 +111,8 @@ class WayProof:
            faults: why the target could not be read back, if so.
            warnings: of the targets.
            allow_loss: what is lost is no failure.  strict: values that are not kept are one.
+           error: why this way could not be tried at all: its target is impossible, say.
+           seconds: what it took.
     """
 
     via: tuple[str, ...]
@@ -126,6 +129,8 @@ class WayProof:
     warnings: tuple[Diagnostic, ...] = ()
     allow_loss: bool = False
     strict: bool = False
+    error: ReshardError | None = None
+    seconds: float = 0.0
 
     @property
     def title(self) -> str:
@@ -146,7 +151,7 @@ class WayProof:
     @property
     def ok(self) -> bool:
         """Everything came back, bit for bit; or is lost and may be."""
-        bad = self.faults or self.mismatches or self.back or self.wrong_facts
+        bad = self.error or self.faults or self.mismatches or self.back or self.wrong_facts
         return not bad and (self.allow_loss or not self.missing)
 
     @property
@@ -186,6 +191,8 @@ class WayProof:
             "facts": [item.to_json() for item in self.facts],
             "faults": [item.to_json() for item in self.faults],
             "warnings": [item.to_json() for item in self.warnings],
+            "seconds": round(self.seconds, 3),
+            **({} if self.error is None else {"error": self.error.to_json()}),
         }
 
 
@@ -200,6 +207,7 @@ class RoundTrip:
            materialized: the targets were written to disk and read from there.
            drift: what became of copies that differ: "error", "average", "first".
            ways: each target alone, then all of them in order.
+           seconds: what all of it took.
     """
 
     path: str
@@ -212,11 +220,19 @@ class RoundTrip:
     materialized: bool
     drift: str
     ways: tuple[WayProof, ...]
+    seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
         """Every way leads back."""
         return all(way.ok for way in self.ways)
+
+    @property
+    def exit_code(self) -> Exit:
+        """6 if anything differs or is lost; else the code of the first way that failed; else 0."""
+        if any(not way.ok and way.error is None for way in self.ways):
+            return Exit.DIFFERENCE
+        return next((way.error.exit_code for way in self.ways if way.error is not None), Exit.OK)
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values (docs/cli.md)."""
@@ -234,6 +250,7 @@ class RoundTrip:
             "materialized": self.materialized,
             "on_drift": self.drift,
             "ways": [way.to_json() for way in self.ways],
+            "seconds": round(self.seconds, 3),
         }
 
     def to_text(self) -> str:
@@ -244,6 +261,12 @@ class RoundTrip:
 
     def to_junit(self) -> str:
         """For continuous integration: one test case for each way and kind of state."""
-        from reshard.api.roundtrip_junit import roundtrip_junit
+        from reshard.api.junit import junit
 
-        return roundtrip_junit(self)
+        return junit("reshard roundtrip", self.suites())
+
+    def suites(self, seconds: float = 0.0) -> tuple[Suite, ...]:
+        """For continuous integration: a suite for each way; each knows what it took itself."""
+        from reshard.api.roundtrip_suites import roundtrip_suites
+
+        return roundtrip_suites(self)

@@ -41,7 +41,9 @@ def roundtrip_text(found: RoundTrip) -> str:
         lines += ["", *_way(way, found.materialized)]
     failed = [way for way in found.ways if not way.ok]
     if failed:
+        impossible = sum(way.error is not None for way in failed)
         end = f"failed: {len(failed)} of {_ways(found)}"
+        end += f", {impossible} of them not possible" if impossible else ""
     elif any(way.missing for way in found.ways):
         end = f"proved: {_ways(found)}, all that a target holds comes back"
     else:
@@ -55,7 +57,9 @@ def _ways(found: RoundTrip) -> str:
 
 
 def _way(way: WayProof, materialized: bool) -> list[str]:
-    if way.faults:
+    if way.error is not None:
+        head = "not possible"
+    elif way.faults:
         head = "cannot be read back"
     elif way.ok:
         head = "equal bit for bit"
@@ -68,6 +72,8 @@ def _way(way: WayProof, materialized: bool) -> list[str]:
             parts.append(f"{show_count(len(way.wrong_facts), 'value')} changed or not kept")
         head = ", ".join(parts)
     lines = wrap(f"via {way.title}: {head}", WIDTH, indent="    ")
+    if way.error is not None:
+        return [*lines, "", str(way.error)]
     if way.faults:
         return [*lines, "", render_all(way.faults)]
     pairs = []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,8 @@ from reshard import formats
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from
 from reshard.api.comparing import Mismatch, Pair, pair_tensors
 from reshard.api.remaking import remake
-from reshard.api.roundtrip_junit import case_names
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
+from reshard.api.roundtrip_suites import case_names
 from reshard.api.source import PathLike, open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
 from reshard.api.states import select_states
@@ -65,6 +66,7 @@ def roundtrip(
     threads: int | None = None,
     max_memory: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    keep_going: bool = False,
 ) -> RoundTrip:
     """Prove, bit for bit, that a checkpoint comes back from other forms as it was.
 
@@ -83,14 +85,17 @@ def roundtrip(
            work: a folder for what is written; one for temporary files if not given.  What is
                  written is removed.
            threads, max_memory, on_progress: as for `convert`.
+           keep_going: a target that is not possible is the `error` of its way in the result, and
+                       the other ways are tried.
     Raises: ReshardError when the source cannot be read, or a target is not possible; what does not
             come back is in the result.
     """
-    targets = [parse_target(text, formats.TARGETS) for text in via]
-    if not targets:
+    if not via:
         raise _no_target()
+    targets = [parse_target(text, formats.TARGETS) for text in via]
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be at least 1, not {sample}")
+    began = time.monotonic()
     source = open_source(
         src, step=step, layout=layout, layout_name=layout_name, settings=settings, model=model
     )
@@ -114,11 +119,11 @@ def roundtrip(
             )
             start = _Start(first, universal, chosen, on_drift, allow_loss, strict)
             ways = [
-                _way(start, [target], how, f"way-{number}")
+                _tried(start, [target], how, f"way-{number}", keep_going)
                 for number, target in enumerate(targets, 1)
             ]
-            if len(targets) > 1:
-                ways.append(_way(start, targets, how, "chain"))
+            if len(targets) > 1 and not any(way.error for way in ways):
+                ways.append(_tried(start, targets, how, "chain", keep_going))
             first.files.check_unchanged()
     return RoundTrip(
         str(source.path),
@@ -131,6 +136,7 @@ def roundtrip(
         materialize,
         on_drift,
         tuple(ways),
+        time.monotonic() - began,
     )
 
 
@@ -139,7 +145,7 @@ def roundtrip_cases(
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The title of each way of a round trip with its test cases, before it is made.
 
-    Raises: ReshardError, as `roundtrip` before any tensor is read.
+    Raises: ReshardError[unknown-target], and where the source cannot be read.
     """
     targets = [str(parse_target(text, formats.TARGETS)) for text in via]
     selected = select_states(open_source(src), states)
@@ -185,6 +191,20 @@ def _sample(keys: Sequence[Key], count: int | None) -> tuple[Key, ...] | None:
         return None
     count = min(count, len(keys))
     return tuple(keys[number * len(keys) // count] for number in range(count))
+
+
+def _tried(
+    start: _Start, targets: Sequence[Target], how: Work, folder: str, keep_going: bool
+) -> WayProof:
+    """One way; what makes it impossible is in its proof, where the others are to be tried too."""
+    began = time.monotonic()
+    try:
+        way = _way(start, targets, how, folder)
+    except ReshardError as error:
+        if not keep_going:
+            raise
+        way = WayProof(tuple(map(str, targets)), error=error)
+    return replace(way, seconds=time.monotonic() - began)
 
 
 def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> WayProof:

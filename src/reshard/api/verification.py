@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from reshard import formats
 from reshard.algebra.box import Box
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
+from reshard.api.junit import Case, Suite
 from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
-from reshard.errors import Diagnostic, ReshardError
+from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder
 from reshard.plan.plan import ArraySpec
@@ -48,6 +49,23 @@ class Verification:
     def ok(self) -> bool:
         """Nothing differs."""
         return not self.mismatches and not self.faults
+
+    @property
+    def exit_code(self) -> Exit:
+        """6 if anything differs, else 0."""
+        return Exit.OK if self.ok else Exit.DIFFERENCE
+
+    @property
+    def title(self) -> str:
+        """What was verified."""
+        return self.left if self.right is None else f"{self.left} and {self.right}"
+
+    def suites(self, seconds: float) -> tuple[Suite, ...]:
+        """For continuous integration: one test case."""
+        name = "as it was written" if self.right is None else "equal bit for bit"
+        head, _, rest = self.to_text().partition("\n")
+        failure = None if self.ok else (head, rest)
+        return (Suite(self.title, self.left, (Case(name, failure),), seconds),)
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values (docs/cli.md)."""

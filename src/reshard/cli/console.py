@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
-from reshard.errors import Diagnostic, ReshardError, render_all, visible
+from reshard.errors import MAX_SHOWN, Diagnostic, ReshardError, render_all, visible
 
 SCHEMA = 1
 """Version of the JSON documents; within it keys are only added."""
@@ -63,19 +63,50 @@ def _json_escape(found: re.Match[str]) -> str:
 
 def print_diagnostics(items: Iterable[Diagnostic], *, color: bool = True) -> None:
     """Warnings and notes, a blank line between them."""
+    items = list(items)
     text = render_all(items)
     if text:
         print_message(text, color=color)
+    annotate(items)
+
+
+def print_error(error: ReshardError, *, color: bool = True) -> None:
+    """Why something could not be done."""
+    print_message(str(error), color=color)
+    annotate(error.diagnostics)
+
+
+def annotate(items: Iterable[Diagnostic]) -> None:
+    """Say it to GitHub too, where this is one of its workflows: it shows it next to the change."""
+    for item in list(items)[:MAX_SHOWN]:
+        where = {}
+        if item.primary is not None:
+            span = item.primary.span
+            where = {"file": span.source.name, "line": str(span.line), "col": str(span.column)}
+        level = "notice" if item.level == "note" else item.level
+        annotation(level, item.code, "\n".join([item.headline, *item.notes, *item.helps]), where)
+
+
+def annotation(level: str, title: str, text: str, where: Mapping[str, str] | None = None) -> None:
+    """One workflow command of GitHub, which reads them from either stream; else nothing."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        properties = {**(where or {}), "title": f"reshard: {title}"}
+        listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+        _write(sys.stderr, f"::{level} {listed}::{_data(text)}")
+
+
+def _data(text: str) -> str:
+    text = visible(text, "\n")
+    return text.replace("%", "%25").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def error_document(error: ReshardError) -> dict[str, object]:
     """A failure for machines."""
-    return {
-        "error": {
-            "exit_code": int(error.exit_code),
-            "diagnostics": [item.to_json() for item in error.diagnostics],
-        }
-    }
+    return {"error": error.to_json()}
 
 
 def wants_color(stream: TextIO) -> bool:

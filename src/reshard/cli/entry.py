@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import typer
 
-from reshard.cli.console import error_document, print_json, print_message
-from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.cli.console import error_document, print_error, print_json, print_message
+from reshard.errors import Diagnostic, Exit, ReshardError, as_bug
 
 # The base of every complaint about the command line; typer does not export it by name.
 _UsageFault: type[Exception] = next(
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = words[: words.index("--")] if "--" in words else words
     as_json, color = "--json" in before, "--no-color" not in before
     try:
-        code = _run(words)
+        code = _run(words, before)
         sys.stdout.flush()
         return code
     except ReshardError as error:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(Exit.BUG)
 
 
-def _run(words: list[str]) -> int:
+def _run(words: list[str], before: list[str]) -> int:
     from typer.main import get_command
 
     from reshard.cli.app import app
@@ -63,8 +63,24 @@ def _run(words: list[str]) -> int:
     except typer.Exit as end:
         return int(Exit.USAGE) if not words else end.exit_code
     except _UsageFault as fault:
-        raise _usage_error(fault) from None
+        wrong = _usage_error(fault)
+        report = _value_of("--junit", before)
+        if report is not None:
+            from reshard.cli.checks import write_failure
+
+            write_failure(" ".join(["reshard", *words[:1]]), report, [], wrong)
+        raise wrong from None
     return code if isinstance(code, int) else int(Exit.OK)
+
+
+def _value_of(option: str, words: Sequence[str]) -> str | None:
+    """What an option says in a command line that is wrong elsewhere."""
+    for number, word in enumerate(words):
+        if word == option and number + 1 < len(words):
+            return words[number + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
 
 
 def _usage_error(fault: Exception) -> ReshardError:
@@ -89,7 +105,7 @@ def _report(error: ReshardError, as_json: bool, color: bool) -> None:
         print_json(error_document(error), ok=False)
         sys.stdout.flush()
     else:
-        print_message(str(error), color=color)
+        print_error(error, color=color)
 
 
 def _report_interrupt(text: str, as_json: bool) -> None:
@@ -102,20 +118,4 @@ def _report_interrupt(text: str, as_json: bool) -> None:
 
 
 def _report_bug(error: Exception, as_json: bool) -> None:
-    import traceback
-
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-    text = f"{type(error).__name__}: {error}".strip().rstrip(":")
-    bug = Diagnostic(
-        "bug",
-        f"this is a bug in reshard: {text}",
-        notes=(f"at {where}, in `{frame.name}`", "no output was left behind"),
-        helps=("run it again with RESHARD_DEBUG=1 for the traceback, and report that, please",),
-    )
-    if as_json:
-        document = {"error": {"exit_code": int(Exit.BUG), "diagnostics": [bug.to_json()]}}
-        print_json(document, ok=False)
-        sys.stdout.flush()
-    else:
-        print_message(bug.render())
+    _report(as_bug(error), as_json, True)

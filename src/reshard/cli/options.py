@@ -71,6 +71,14 @@ Source = Annotated[
         metavar="SRC", show_default=False, help="Folder of a run, or of one of its steps."
     ),
 ]
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SRC",
+        show_default=False,
+        help="Folder of a run, or of one of its steps; several are tried one by one.",
+    ),
+]
 To = Annotated[
     str,
     typer.Option(
@@ -163,6 +171,9 @@ MaxFileSize = Annotated[
         metavar="SIZE",
         help="Size of the files of a universal or hf target; 5GB if not given.",
     ),
+]
+JUnit = Annotated[
+    str | None, typer.Option("--junit", metavar="FILE", help="Also write a report in JUnit's XML.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -9,13 +10,14 @@ import typer
 from reshard.cli.options import (
     Drift,
     Json,
+    JUnit,
     LayoutFile,
     MaxMemory,
     ModelName,
     NoColor,
     Quiet,
     Settings,
-    Source,
+    Sources,
     States,
     Step,
     Threads,
@@ -53,13 +55,10 @@ WorkFolder = Annotated[
         "--work", metavar="DIR", help="A folder for what is written for a while, then removed."
     ),
 ]
-JUnit = Annotated[
-    str | None, typer.Option("--junit", metavar="FILE", help="Also write a report in JUnit's XML.")
-]
 
 
 def roundtrip(
-    source: Source,
+    sources: Sources,
     via: Via,
     sample: Sample = None,
     allow_loss: AllowLoss = False,
@@ -84,40 +83,45 @@ def roundtrip(
     For each target: source to universal, to the target, to universal, and from there every stored
     piece of the source again. Several targets are tried one by one, then one after the other.
     Nothing but what readers look at is written to disk, unless --materialize is given. Exit code 6
-    if anything differs, or is lost and neither --states nor --allow-loss says that it may be.
+    if anything differs, or is lost and neither --states nor --allow-loss says that it may be; else
+    that of the first source or target that is not possible, while the others go on.
     """
     from reshard import api
-    from reshard.cli.console import print_answer, print_diagnostics, print_json
+    from reshard.cli.checks import answer, reported
+    from reshard.cli.console import print_diagnostics
     from reshard.cli.progress import show_progress
-    from reshard.errors import Exit
 
     file, name = split_layout(layout)
-    with show_progress("roundtrip", quiet=quiet, color=not no_color) as on_progress:
-        found = api.roundtrip(
-            source,
-            via,
-            step=step,
-            layout=file,
-            layout_name=name,
-            settings=parse_settings(settings),
-            model=model,
-            states=states,
-            on_drift="error" if on_drift is None else on_drift.value,
-            sample=sample,
-            allow_loss=allow_loss,
-            strict=strict,
-            materialize=materialize,
-            work=work,
-            threads=threads,
-            max_memory=max_memory,
-            on_progress=on_progress,
-        )
-    if junit is not None:
-        api.write_report(junit, found.to_junit())
-    if as_json:
-        print_json(found.to_json(), ok=found.ok)
-    elif not (quiet and found.ok):
-        print_answer(found.to_text(), color=not no_color)
-        warnings = dict.fromkeys(item for way in found.ways for item in way.warnings)
-        print_diagnostics(warnings, color=not no_color)
-    return int(Exit.OK if found.ok else Exit.DIFFERENCE)
+
+    def proved(source: str) -> api.RoundTrip:
+        with show_progress("roundtrip", quiet=quiet, color=not no_color) as on_progress:
+            return api.roundtrip(
+                source,
+                via,
+                step=step,
+                layout=file,
+                layout_name=name,
+                settings=parse_settings(settings),
+                model=model,
+                states=states,
+                on_drift="error" if on_drift is None else on_drift.value,
+                sample=sample,
+                allow_loss=allow_loss,
+                strict=strict,
+                materialize=materialize,
+                work=work,
+                threads=threads,
+                max_memory=max_memory,
+                on_progress=on_progress,
+                keep_going=True,
+            )
+
+    with reported("reshard roundtrip", junit) as checks:
+        for source in sources:
+            checks.append(api.check(source, partial(proved, source)))
+    report = api.Report("reshard roundtrip", tuple(checks))
+    if not (as_json or quiet):
+        trips = [item.result for item in checks if isinstance(item.result, api.RoundTrip)]
+        warnings = (item for trip in trips for way in trip.ways for item in way.warnings)
+        print_diagnostics(dict.fromkeys(warnings), color=not no_color)
+    return answer(report, as_json=as_json, quiet=quiet, color=not no_color)

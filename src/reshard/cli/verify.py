@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from reshard.cli.options import (
     Json,
+    JUnit,
     LayoutFile,
     ModelName,
     Names,
@@ -22,15 +24,20 @@ from reshard.cli.options import (
 First = Annotated[
     str, typer.Argument(metavar="A", show_default=False, help="A checkpoint of any format.")
 ]
-Second = Annotated[
-    str | None,
-    typer.Argument(metavar="B", show_default=False, help="Another one, to compare it with."),
+Others = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="B", show_default=False, help="Others; each is compared with A."),
+]
+Each = Annotated[
+    bool, typer.Option("--each", help="Check each of several by itself; compare none.")
 ]
 
 
 def verify(
     first: First,
-    second: Second = None,
+    others: Others = None,
+    each: Each = False,
+    junit: JUnit = None,
     layout: LayoutFile = None,
     settings: Settings = None,
     model: ModelName = None,
@@ -40,27 +47,36 @@ def verify(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> int:
-    """Check the digests of A; or compare A and B bit for bit, whatever their formats."""
+    """Check the digests of A; or compare A and B bit for bit, whatever their formats.
+
+    Of several checks, one that cannot be made is reported, and the others go on. The exit code is
+    6 if anything differs, else that of the first check that could not be made.
+    """
     from reshard import api
-    from reshard.cli.console import print_answer, print_json
+    from reshard.cli.checks import answer, reported
     from reshard.cli.progress import show_progress
-    from reshard.errors import Exit
 
     file, name = split_layout(layout)
-    with show_progress("verify", quiet=quiet, color=not no_color) as on_progress:
-        found = api.verify(
-            first,
-            second,
-            states=states,
-            layout=file,
-            layout_name=name,
-            settings=parse_settings(settings),
-            model=model,
-            names=names,
-            on_progress=on_progress,
-        )
-    if as_json:
-        print_json(found.to_json(), ok=found.ok)
-    elif not (quiet and found.ok):
-        print_answer(found.to_text(), color=not no_color)
-    return int(Exit.OK if found.ok else Exit.DIFFERENCE)
+    pairs: list[tuple[str, str | None]] = [(first, other) for other in others or ()]
+    if each or not pairs:
+        pairs = [(item, None) for item in (first, *(others or ()))]
+
+    def verified(one: str, other: str | None) -> api.Verification:
+        with show_progress("verify", quiet=quiet, color=not no_color) as on_progress:
+            return api.verify(
+                one,
+                other,
+                states=states,
+                layout=file,
+                layout_name=name,
+                settings=parse_settings(settings),
+                model=model,
+                names=names,
+                on_progress=on_progress,
+            )
+
+    with reported("reshard verify", junit) as checks:
+        for one, other in pairs:
+            checks.append(api.check(other or one, partial(verified, one, other)))
+    report = api.Report("reshard verify", tuple(checks))
+    return answer(report, as_json=as_json, quiet=quiet, color=not no_color)

@@ -1,14 +1,16 @@
-"""What a round trip proved, as JUnit XML: one test case for each way and kind of state."""
+"""What a round trip proved, as test cases: one for each way and kind of state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from reshard.api.comparing import Mismatch
+from reshard.api.junit import Case, Suite
 from reshard.api.mismatch_text import mismatch_lines
 from reshard.api.roundtrip_proof import Lost, RoundTrip, WayProof
 from reshard.errors import render_all
 
+TARGET = "target"
 READ_BACK = "read back"
 VALUES = "training state"
 
@@ -40,38 +42,19 @@ def case_failure(way: WayProof, case: str) -> tuple[str, str] | None:
     return ", ".join(parts), "\n".join([*lines, *mismatch_lines(different)]).strip("\n")
 
 
-def roundtrip_junit(found: RoundTrip) -> str:
-    """The whole document."""
-    from xml.sax.saxutils import escape, quoteattr  # it imports what speaks to the network
-
-    out = ['<?xml version="1.0" encoding="utf-8"?>']
-    total, failures = 0, 0
-    suites = []
-    for way in found.ways:
-        cases = []
-        failed = 0
-        for case in case_names(_states(way)):
-            failure = case_failure(way, case)
-            head = f"<testcase classname={quoteattr(found.path)} name={quoteattr(case)}"
-            if failure is None:
-                cases.append(f"    {head}/>")
-                continue
-            failed += 1
-            cases += [
-                f"    {head}>",
-                f"      <failure message={quoteattr(_clean(failure[0]))}>"
-                f"{escape(_clean(failure[1]))}</failure>",
-                "    </testcase>",
-            ]
-        counts = f'tests="{len(case_names(_states(way)))}" failures="{failed}" errors="0"'
-        suites += [f"  <testsuite name={quoteattr(f'via {way.title}')} {counts}>", *cases]
-        suites.append("  </testsuite>")
-        total += len(case_names(_states(way)))
-        failures += failed
-    out.append(
-        f'<testsuites name="reshard roundtrip" tests="{total}" failures="{failures}" errors="0">'
+def roundtrip_suites(found: RoundTrip) -> tuple[Suite, ...]:
+    """A suite for each way; one that could not be tried has a single case, its target."""
+    return tuple(
+        Suite(f"via {way.title}", found.path, tuple(_cases(way)), way.seconds) for way in found.ways
     )
-    return "\n".join([*out, *suites, "</testsuites>", ""])
+
+
+def _cases(way: WayProof) -> Iterator[Case]:
+    if way.error is not None:
+        yield Case(TARGET, error=way.error)
+        return
+    for case in case_names(_states(way)):
+        yield Case(case, case_failure(way, case))
 
 
 def _states(way: WayProof) -> tuple[str, ...]:
@@ -80,8 +63,3 @@ def _states(way: WayProof) -> tuple[str, ...]:
     states += [item.state for item in (*way.mismatches, *way.back)]
     states += [item.state for item in way.lost]
     return tuple(dict.fromkeys(states))
-
-
-def _clean(text: str) -> str:
-    """Without the characters that XML has no form for."""
-    return "".join(char for char in text if char in "\n\t" or char >= " ")
