@@ -102,4 +102,4 @@ def _place(origin: Origin, index: tuple[int, ...]) -> Place:
     at = origin.move.src_offset + sum(
         i * step for i, step in zip(index, origin.move.src_strides, strict=True)
     )
-    return Place(origin.file, origin.byte_offset + at * origin.dtype.itemsize, origin.where)
+    return Place(origin.file, origin.byte_offset + at * origin.itemsize, origin.where)

@@ -50,8 +50,7 @@ def files_of(placed: Placed) -> Iterator[str]:
     """The files that an array is made from."""
     for copy in placed.array.copies:
         for origin in copy.origins:
-            if origin.literal is None:
-                yield origin.file
+            yield from origin.files
 
 
 def _placed(placed: Placed) -> tuple[object, ...]:
@@ -69,6 +68,7 @@ def _copy(copy: Copy) -> tuple[object, ...]:
         *(
             (
                 *(origin.file, origin.byte_offset, origin.literal, origin.dtype.value),
+                origin.upper,
                 *(origin.move.shape, origin.move.src_offset, origin.move.src_strides),
                 *(origin.move.dst_offset, origin.move.dst_strides),
             )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from reshard.engine.elements import Elements
+from reshard.engine.join import read_joined
 from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Origin
 
@@ -59,7 +60,7 @@ class Gatherer:
         if run and origin.literal is None:
             start = dst[0] * nbytes
             stop = start + (shape[0] if shape else 1) * nbytes
-            self._files.pread_into(origin.file, at, out[start:stop])
+            self._pread(origin, at, out[start:stop])
             return
         target = _view(out, dtype, dst[0] * nbytes, shape, dst_steps)
         rows = shape and steps[-1] == dst_steps[-1] == 1 and shape[-1] * nbytes >= ROW_NBYTES
@@ -70,7 +71,7 @@ class Gatherer:
         for index in product(*map(range, shape[:-1])):
             here = at + nbytes * sum(i * s for i, s in zip(index, steps, strict=False))
             start = nbytes * (dst[0] + sum(i * s for i, s in zip(index, dst_steps, strict=False)))
-            self._files.pread_into(origin.file, here, out[start : start + width])
+            self._pread(origin, here, out[start : start + width])
 
     def visit(
         self,
@@ -117,7 +118,7 @@ class Gatherer:
             for step, width in zip(steps, reversed(widths), strict=True)
         )
         if span <= limit and not sparse:
-            deliver(target, self._span(origin.file, at, dtype, span, shape, steps))
+            deliver(target, self._span(origin, at, dtype, span, shape, steps))
             return
         step = steps[0]
         count = 1 if sparse else max(1, (limit - widths[-1]) // step + 1)
@@ -131,7 +132,7 @@ class Gatherer:
 
     def _span(
         self,
-        file: str,
+        origin: Origin,
         at: int,
         dtype: np.dtype[Any],
         span: int,
@@ -141,8 +142,15 @@ class Gatherer:
         if self._scratch is None:
             self._scratch = np.empty(SCRATCH_NBYTES, np.uint8)
         scratch = self._scratch.data
-        self._files.pread_into(file, at, scratch[: span * dtype.itemsize])
+        self._pread(origin, at, scratch[: span * dtype.itemsize])
         return _view(scratch, dtype, 0, shape, steps)
+
+    def _pread(self, origin: Origin, at: int, out: memoryview) -> None:
+        """Bytes of an origin from `at` on, as if its elements lay in its file as what they are."""
+        if origin.upper is None:
+            self._files.pread_into(origin.file, at, out)
+        else:
+            read_joined(origin, origin.upper, at, out, self._files)
 
 
 def _store(target: Elements, data: Elements) -> None:

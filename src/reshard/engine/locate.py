@@ -45,7 +45,7 @@ def locate(array: Array, index: int) -> Place | None:
         at = origin.move.src_offset + sum(
             i * step for i, step in zip(inside, origin.move.src_strides, strict=True)
         )
-        return Place(origin.file, origin.byte_offset + at * origin.dtype.itemsize, origin.where)
+        return Place(origin.file, origin.byte_offset + at * origin.itemsize, origin.where)
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from reshard.algebra.piece import Move, Piece, moves
+from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.arrangement import SCALAR, Arrangement, AtomState
 from reshard.plan.catalog import Coord, Fragment, show_coord
@@ -13,6 +14,9 @@ from reshard.plan.holders import Holders
 from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import Array, ArraySpec, Copy, Mode, Origin, Placed, Plan
 from reshard.plan.runs import FragmentRuns, place_moves
+
+REMAINDER = "remainder"
+"""The state of an array of the lower halves of master weights, as numbers from -32768 to 32767."""
 
 OnDrift = Literal["error", "average", "first"]
 
@@ -85,7 +89,7 @@ class Builder:
             ends = [(part.dtype, self._name(part.coord)) for part in parts]
             for places in place_moves(runs, lowered):
                 origins = tuple(
-                    Origin(run.file, run.byte_offset, run.literal, dtype, move, where)
+                    _origin(run, dtype, move, where, spec.state)
                     for (run, move), (dtype, where) in zip(places, ends, strict=True)
                 )
                 copies.append(Copy(origins, how, key))
@@ -127,7 +131,8 @@ class Builder:
     def _held(self, key: str, state: str) -> Holders:
         known = self._holders.get((key, state))
         if known is None:
-            parts = self._arrangement.parts.get((key, state), ())
+            stored = "master" if state == REMAINDER else state
+            parts = self._arrangement.parts.get((key, stored), ())
             averaged = self._arrangement.averaged.get(key, ())
             known = self._holders[key, state] = Holders(key, parts, averaged)
         return known
@@ -143,6 +148,25 @@ class Builder:
         if known is None:
             known = self._where[coord] = show_coord(coord)
         return known
+
+
+def has_remainders(arrangement: Arrangement, keys: Iterable[str]) -> bool:
+    """Whether the source stores the lower halves of all master weights of some atoms by themselves,
+    so that an array of the state `REMAINDER` can be made of them.
+    """
+    found = [
+        fragment.upper is not None
+        for key in keys
+        for part in arrangement.parts.get((key, "master"), ())
+        for fragment in part.fragments
+    ]
+    return bool(found) and all(found)
+
+
+def _origin(run: Fragment, dtype: DType, move: Move, where: str, state: str) -> Origin:
+    if state == REMAINDER and run.upper is not None:
+        return Origin(run.file, run.byte_offset, None, run.upper.dtype, move, where)
+    return Origin(run.file, run.byte_offset, run.literal, dtype, move, where, run.upper)
 
 
 def _not_stored(key: str, spec: ArraySpec, held: int, wanted: int) -> ReshardError:

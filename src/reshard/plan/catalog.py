@@ -20,6 +20,22 @@ def show_coord(coord: Coord) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Upper:
+    """The upper halves of fp32 numbers of which a fragment holds the lower ones: bf16 weights.
+
+    A weight is the upper 16 bits of its master, and one more where the lower ones, taken as a
+    signed number, are negative.
+
+    Args:  file, byte_offset: of the weight of the fragment's first element.
+           dtype: in which the lower halves are stored: int16, or fp32 numbers of the same values.
+    """
+
+    file: str
+    byte_offset: int
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
 class Fragment:
     """A run of a local tensor's elements as it lies in a file.
 
@@ -33,6 +49,7 @@ class Fragment:
                     number in a pickle); byte_offset is then 0.
            box: not a run but this box of the local tensor, by itself: row-major, or with `strides`
                 of the box; start is then 0 and numel the volume of the box.
+           upper: what each element is joined with; both are then dense and in one order.
     """
 
     start: int
@@ -42,6 +59,7 @@ class Fragment:
     strides: tuple[int, ...] | None = None
     literal: bytes | None = None
     box: Box | None = None
+    upper: Upper | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from reshard.algebra.piece import Move, Piece
 from reshard.dtypes import DType
+from reshard.plan.catalog import Upper
 
 Mode = Literal["agree", "first", "mean"]
 """What becomes of several places that hold the same elements."""
@@ -21,6 +22,7 @@ class Origin:
            move: strides and offsets from there to the array that is made.
            dtype: as stored; the engine casts if the array's differs.
            where: for messages, e.g. `tp=0`.
+           upper: what each element is joined with; `dtype` is that of what becomes of both.
     """
 
     file: str
@@ -29,6 +31,19 @@ class Origin:
     dtype: DType
     move: Move
     where: str
+    upper: Upper | None = None
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes from one element of the file to the next."""
+        return self.dtype.itemsize if self.upper is None else self.upper.dtype.itemsize
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that are read for it."""
+        if self.literal is not None:
+            return ()
+        return (self.file,) if self.upper is None else (self.file, self.upper.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +141,7 @@ class Plan:
     def bytes_read(self) -> int:
         """Tensor bytes that are taken from the source, every copy of a replica included."""
         return sum(
-            copy.numel * origin.dtype.itemsize
+            copy.numel * (origin.itemsize + (0 if origin.upper is None else 2))
             for item in self.placed
             for copy in item.array.copies
             for origin in (copy.origins if copy.mode != "first" else copy.origins[:1])

@@ -23,7 +23,13 @@ FILESYSTEM = "torch.distributed.checkpoint.filesystem"
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 
-_STORAGES = {"float32": "FloatStorage", "int64": "LongStorage", "int32": "IntStorage"}
+_STORAGES = {
+    "float32": "FloatStorage",
+    "bfloat16": "BFloat16Storage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "int16": "ShortStorage",
+}
 
 
 def counted(*shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:

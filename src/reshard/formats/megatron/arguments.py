@@ -53,6 +53,11 @@ class Arguments:
         """Ranks that share one expert; Megatron's default is the tensor-parallel size."""
         return self.integer("expert_tensor_parallel_size") or self.size("tp")
 
+    @property
+    def is_precise(self) -> bool:
+        """Whether the optimizer may keep of its masters what the weights do not have."""
+        return self.get("use_precision_aware_optimizer") is True
+
     def mesh(self) -> str:
         """The axes of the run that have several ranks, for people."""
         sizes = {"pp": self.size("pp"), "tp": self.size("tp"), "ep": self.size("ep")}

@@ -15,7 +15,13 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import Geometry, Placed, lay_buffer
 from reshard.formats.megatron.optimizer_ids import Parameter
-from reshard.formats.megatron.self_check import Sampler, rounds_to, samples
+from reshard.formats.megatron.self_check import (
+    Sampler,
+    are_remainders,
+    rounds_to,
+    samples,
+    spread,
+)
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.torch_file import TensorRef
 
@@ -29,12 +35,16 @@ STATES = {"param": "master"}
 
 @dataclass(frozen=True, slots=True)
 class FlatState:
-    """One state of one parameter: a run of a flat tensor."""
+    """One state of one parameter: a run of a flat tensor.
+
+    Args:  is_lower: the elements are the lower halves of masters, the upper ones are the weights.
+    """
 
     parameter: Parameter
     state: str
     ref: TensorRef
     start: int
+    is_lower: bool = False
 
 
 def flat_states(
@@ -105,11 +115,12 @@ def _buffer(
     shape = lengths.pop()
     numel = sum(p.numel for p in members)
     sizes = bucket_sizes(args, first_stage and members[0].chunk == 0, numel)
+    lower = _holds_lower(flats.get("param"), members, args, file, sampler)
     fitting: dict[tuple[tuple[int, int], ...], Geometry[Parameter]] = {}
     for bucket_size, aligned in product(sizes, (True, False)):
         geometry = lay_buffer(members, bucket_size, data_parallel(args), shared, aligned=aligned)
-        if _is_long(geometry, shape, coalesced=_is_coalesced(flats)) and _fits(
-            geometry, flats, file, weights_file, sampler
+        if _is_long(geometry, shape, coalesced=_is_coalesced(flats)) and (
+            lower or _fits(geometry, flats, file, weights_file, sampler)
         ):
             places = ((place.bucket, place.start) for place in geometry.placed)
             fitting.setdefault(tuple(places), geometry)
@@ -124,7 +135,8 @@ def _buffer(
         assert flat is not None
         for place in found.placed:
             ref, start = flat.locate(place)
-            yield FlatState(place.parameter, STATES.get(name, name), ref, start)
+            apart = lower and name == "param"
+            yield FlatState(place.parameter, STATES.get(name, name), ref, start, apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +229,32 @@ def _fits(
             if not rounds_to(master, value, weight.dtype):
                 return False
     return True
+
+
+def _holds_lower(
+    masters: _Flat | None,
+    members: Sequence[Parameter],
+    args: Arguments,
+    file: str,
+    sampler: Sampler,
+) -> bool:
+    """Whether a buffer of masters holds the lower half of each: as int16, or as those numbers."""
+    if masters is None or any(
+        p.ref.dtype != DType.BF16 or not p.ref.is_contiguous for p in members
+    ):
+        return False
+    kinds = {ref.dtype for ref in masters.runs}
+    if kinds == {DType.I16}:
+        return True
+    return (
+        args.is_precise
+        and kinds == {DType.F32}
+        and all(
+            are_remainders(sampler.read(file, ref.byte_offset + 4 * start, 4 * count))
+            for ref in masters.runs
+            for start, count in spread(ref.numel)
+        )
+    )
 
 
 def _mismatch(file: str, why: str) -> ReshardError:

@@ -9,7 +9,8 @@ Source: megatron/core/optimizer/distrib_optimizer.py `sharded_param_state_dp_res
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.algebra.box import Box
@@ -20,7 +21,14 @@ from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey
 from reshard.formats.megatron.flat_buffers import Buffer, buffers_of
 from reshard.formats.megatron.flat_members import Member, Members, Place
-from reshard.formats.megatron.self_check import Sampler, rounds_to, samples
+from reshard.formats.megatron.remainders import joined
+from reshard.formats.megatron.self_check import (
+    Sampler,
+    are_remainders,
+    rounds_to,
+    samples,
+    spread,
+)
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import StoredTensor
@@ -145,20 +153,49 @@ class _Reader:
 
     def _take(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> None:
         for state, by_bucket in buffer.states.items():
-            self.dtypes[state] = by_bucket[0].dtype
+            dtype = by_bucket[0].dtype
+            lower = state == "master" and self._holds_lower(buffer)
+            self.dtypes[state] = DType.F32 if lower else dtype
             for member, bucket, start in places:
                 at = start
                 for name, box in member.parts:
                     copy = self._copies.get((name, state, box), 0)
                     self._copies[name, state, box] = copy + 1
-                    known = self.found.setdefault((name, state, copy), [])
-                    known += by_bucket[bucket].fragments(at, box)
+                    runs = by_bucket[bucket].fragments(at, box)
+                    found = self._joined(name, box, dtype, runs) if lower else tuple(runs)
+                    self.found.setdefault((name, state, copy), []).extend(found)
                     at += box.volume
+
+    def _joined(
+        self, name: str, box: Box, dtype: DType, found: Iterable[Fragment]
+    ) -> tuple[Fragment, ...]:
+        weight = self.members.tensors[name]
+        runs = (self._fragment(weight, box),)
+        lower = LocalTensor(name, "master", (), weight.shape, dtype, tuple(found))
+        return joined(replace(weight, fragments=runs), lower).fragments
+
+    def _holds_lower(self, buffer: Buffer) -> bool:
+        """Whether the masters of a buffer are lower halves: as int16, or as those numbers."""
+        masters = buffer.states.get("master", ())
+        if buffer.dtype != DType.BF16 or not masters:
+            return False
+        if masters[0].dtype == DType.I16:
+            return True
+        return (
+            self._args.is_precise
+            and masters[0].dtype == DType.F32
+            and all(
+                are_remainders(self._sampler.read(run.file, run.byte_offset + 4 * at, 4 * count))
+                for bucket in masters
+                for run in bucket.runs
+                for at, count in spread(run.numel)
+            )
+        )
 
     def _rounds(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> bool:
         """Whether samples of every master round to its weight."""
         masters = buffer.states.get("master")
-        if masters is None:
+        if masters is None or self._holds_lower(buffer):
             return True
         for member, bucket, start in places:
             at = start

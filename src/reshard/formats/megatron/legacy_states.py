@@ -28,6 +28,7 @@ class State:
 
     Args:  start: first element in the tensor of `ref`; the state has the parameter's shape.
            value: a number that the file keeps itself, instead of a tensor.
+           is_lower: the elements are the lower halves of masters.
     """
 
     parameter: Parameter
@@ -36,6 +37,7 @@ class State:
     start: int
     file: str
     value: float | int | None = None
+    is_lower: bool = False
 
 
 def states_of(
@@ -193,7 +195,7 @@ def _flat(
         first_stage=rank.pp == 0,
         shared=shared,
     ):
-        yield State(item.parameter, item.state, item.ref, item.start, file)
+        yield State(item.parameter, item.state, item.ref, item.start, file, is_lower=item.is_lower)
 
 
 def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:

@@ -26,7 +26,11 @@ def check_masters(folder: Path, tensors: Iterable[LocalTensor], args: Arguments)
     Raises: ReshardError[shifted-optimizer].
     """
     weights = {t.name: t for t in tensors if t.state == "param"}
-    masters = [t for t in tensors if t.state == "master" and t.name in weights]
+    masters = [
+        t
+        for t in tensors
+        if t.state == "master" and t.name in weights and not any(f.upper for f in t.fragments)
+    ]
     wrong: list[str] = []
     sampler = Sampler(folder)
     try:

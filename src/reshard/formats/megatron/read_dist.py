@@ -21,6 +21,7 @@ from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
+from reshard.formats.megatron.remainders import join_masters
 from reshard.formats.megatron.training import Groups, small_tensor, training_of
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
@@ -120,6 +121,7 @@ def _torch_dist(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
 
     def states() -> list[LocalTensor]:
         found = [_tensor(k, s, metadata, chunks) for k, s in named if k.state not in _WEIGHTS]
+        found = join_masters(folder, weights, found, args)
         check_masters(folder, [*weights, *found], args)
         if flat or any(".param_state/" in name for name in objects):
             found += flat_tensors(folder, flat, objects, args, chunks, weights)

@@ -32,7 +32,7 @@ from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.formats.megatron.training import Groups, training_of
-from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile
+from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
 from reshard.storage.torch_file import TensorRef
 
 _EXPERT = ".local_experts."
@@ -192,10 +192,10 @@ def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
 def _state(item: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
     """An optimizer state, where its parameter is."""
     for coord in coords_of(chunk, item.parameter.name, model.ranks, model.vpp):
-        yield _state_at(coord, item, model)
+        yield _state_at(coord, item, model, chunk.rank.file)
 
 
-def _state_at(coord: Coord, item: State, model: _Model) -> LocalTensor:
+def _state_at(coord: Coord, item: State, model: _Model, weights_file: str) -> LocalTensor:
     ranks, parameter = model.ranks, item.parameter
     name = parameter.name
     if item.ref is None:
@@ -207,6 +207,11 @@ def _state_at(coord: Coord, item: State, model: _Model) -> LocalTensor:
     own = parameter.ref.shape
     shape = stored_shape(name, parameter.ref, ranks)
     order = row_order(name, own, ranks.version, ranks.args)
+    if item.is_lower:
+        at = ref.byte_offset + item.start * ref.dtype.itemsize
+        upper = Upper(weights_file, parameter.ref.byte_offset, ref.dtype)
+        run = Fragment(0, parameter.ref.numel, item.file, at, upper=upper)
+        return LocalTensor(name, item.state, coord, shape, DType.F32, (run,))
     if ref.shape == own:
         return local_tensor(name, item.state, coord, ref, item.file, shape, order)
     size = ref.dtype.itemsize

@@ -1,7 +1,7 @@
 """Whether fp32 masters are those of the weights beside them: the check of a guessed geometry.
 
-A weight in bf16 or fp16 is its master rounded to nearest, ties to even; samples of every parameter
-must be.
+A weight in bf16 or fp16 is its master rounded to nearest; samples of every parameter must be. Ties
+go to even, but upwards where an optimizer keeps both halves of a master apart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
     if dtype != DType.BF16:
         return True
     bits = struct.unpack(f"<{count}I", master[: 4 * count])
-    return struct.unpack(f"<{count}H", weight) == tuple(_to_bf16(value) for value in bits)
+    weights = struct.unpack(f"<{count}H", weight)
+    return all(
+        value == _to_bf16(master) or (master & 0xFFFF == 0x8000 and value == (master >> 16) + 1)
+        for value, master in zip(weights, bits, strict=True)
+    )
 
 
 def _to_fp16(value: float) -> bytes:
@@ -51,6 +55,19 @@ def samples(numel: int) -> tuple[tuple[int, int], ...]:
     return tuple(
         dict.fromkeys((start, count) for start in (0, (numel - count) // 2, numel - count))
     )
+
+
+def are_remainders(data: bytes) -> bool:
+    """Whether fp32 elements are whole numbers of 16 bits: lower halves of masters."""
+    values = struct.unpack(f"<{len(data) // 4}f", data)
+    return all(-32768 <= value <= 32767 and value == int(value) for value in values)
+
+
+def spread(numel: int) -> tuple[tuple[int, int], ...]:
+    """Runs (start, count) all over a tensor; none if it is empty."""
+    count = min(_SAMPLES, numel)
+    starts = (part * (numel - count) // _SAMPLES for part in range(_SAMPLES + 1))
+    return tuple(dict.fromkeys((start, count) for start in starts)) if numel else ()
 
 
 class Sampler:

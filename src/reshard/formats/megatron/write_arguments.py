@@ -44,6 +44,7 @@ def namespace(
     dtype: DType,
     has_optimizer: bool,
     has_rng: bool,
+    has_remainders: bool,
     rank: int = 0,
 ) -> Record:
     """The arguments as an object.
@@ -51,7 +52,7 @@ def namespace(
     Args:  form: `torch` or `torch_dist`.  rank: the one that writes them, of all.
            stages: layers of every virtual stage, chunk major; () where they are even.
            padded_vocabulary: rows of the embedding; None where it is not padded for the run.
-           dtype: of the weights.
+           dtype: of the weights.  has_remainders: masters are written as their lower halves.
     """
     args = dict(resume.args) if resume.is_megatron else _described(arrangement, dtype)
     said: dict[str, object] = {
@@ -84,6 +85,8 @@ def namespace(
         "no_save_optim": not has_optimizer,
         "no_save_rng": not has_rng,
     }
+    if args.get("use_precision_aware_optimizer") is True and not has_remainders:
+        said["use_precision_aware_optimizer"] = False  # its masters are not whole
     said.update({key: value for key, value in if_there.items() if key in args})
     said.update({key: value for key, value in if_needed.items() if key in args or value})
     if padded_vocabulary is not None:

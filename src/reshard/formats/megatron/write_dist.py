@@ -23,7 +23,7 @@ from reshard.formats.megatron.write_inventory import Inventory, take_inventory
 from reshard.formats.megatron.write_options import DIST, WriteOptions, write_options
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
-from reshard.formats.megatron.write_warnings import dist_warnings
+from reshard.formats.megatron.write_warnings import dist_warnings, remainder_warnings
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import ArraySpec
@@ -70,7 +70,11 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         output.files,
         tuple(output.head),
         finish,
-        (*run.builder.warnings, *dist_warnings(resume, options, run.has_optimizer, run.has_rng)),
+        (
+            *run.builder.warnings,
+            *dist_warnings(resume, options, run.has_optimizer, run.has_rng),
+            *remainder_warnings(resume, run.has_optimizer, run.has_remainders),
+        ),
         inventory.dropped(),
         inventory.folded_tensors(),
     )
@@ -97,6 +101,9 @@ class _Run:
         self.has_optimizer = inventory.is_trained and bool(resume.groups)
         if not self.has_optimizer:
             inventory.lose_states()
+        self.has_remainders = (
+            self.has_optimizer and options.distributed and inventory.keeps_remainders(resume.args)
+        )
         self.builder = GroupBuilder(resume.groups, options.ep > 1)
         places = [(tp, pp, 0) for pp in range(options.pp) for tp in range(options.tp)]
         same = resume.rng_mesh[:2] == (options.tp, options.pp)
@@ -195,6 +202,7 @@ class _Run:
             dtype=max(counts, key=lambda dtype: counts[dtype]),
             has_optimizer=self.has_optimizer,
             has_rng=self.has_rng,
+            has_remainders=self.has_remainders,
         )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.write_distributed import check_states
+from reshard.formats.megatron.write_distributed import LOWER_HALVES, check_states
 from reshard.formats.megatron.write_groups import (
     GroupBuilder,
     Parameter,
@@ -23,6 +23,7 @@ from reshard.formats.megatron.write_legacy_optimizer import scaler_entry, step_t
 from reshard.formats.megatron.write_options import WriteOptions
 from reshard.formats.megatron.write_resume import Resume
 from reshard.plan.arrangement import Whole
+from reshard.plan.build import REMAINDER
 from reshard.storage.torch_output import TorchOutput
 
 _PREFIX = "optimizer.state."
@@ -45,11 +46,15 @@ class DistOptimizer:
 
         Raises: ReshardError[megatron-distributed].
         """
+        precise = self.inventory.keeps_remainders(self.resume.args)
         for name in self._trained():
             kinds, own = self.inventory.states[name], self.inventory.own_states(name)
             master = kinds[self.inventory.master(name)]
             if self.options.distributed:
                 check_states(name, list(own))
+                if name in self.inventory.remainders and precise:
+                    self.inventory.fold(name, "master", LOWER_HALVES)
+                    master = replace(master, state=REMAINDER)
                 yield f"{_PREFIX}param.{name}", master, DType.F32
             elif self.inventory.is_half(name):
                 yield f"{_PREFIX}fp32_param.{name}", master, DType.F32

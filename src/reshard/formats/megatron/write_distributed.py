@@ -18,12 +18,14 @@ from reshard.formats.megatron.write_groups import Optimizer
 from reshard.formats.megatron.write_inventory import Inventory
 from reshard.formats.megatron.write_options import WriteOptions
 from reshard.formats.megatron.write_resume import Resume
+from reshard.plan.build import REMAINDER
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor, torch_dtype
 
 STATES = ("param", "exp_avg", "exp_avg_sq")
+LOWER_HALVES = "the lower half of each, beside the weight"
 _OWN = frozenset(STATES[1:])
 
 
@@ -145,6 +147,12 @@ class Buffers:
         """The source's name of a state."""
         if key != "param":
             return key
+        if all(t.whole in self.inventory.remainders for t in tensors) and (
+            self.inventory.keeps_remainders(self.resume.args)
+        ):
+            for tensor in tensors:
+                self.inventory.fold(tensor.whole, "master", LOWER_HALVES)
+            return REMAINDER
         found = {self.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
         if len(found) > 1:
             raise mixed_masters(found)

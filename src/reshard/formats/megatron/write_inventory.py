@@ -9,6 +9,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
+from reshard.plan.build import has_remainders
 from reshard.storage.numbers import Number, read_numbers
 
 WEIGHTS = ("param", "master")
@@ -34,6 +35,7 @@ class Inventory:
            resting: names of what the optimizer does not have: buffers and frozen parameters.
            steps: by name of a parameter.
            compute: the type in which the source computes; None if it does not tell.
+           remainders: names of bf16 weights of whose masters the source stores the lower halves.
            lost: by name and state, why it has no place.
            folded: by name and state, as part of what it is written.
     """
@@ -42,6 +44,7 @@ class Inventory:
     resting: frozenset[str]
     steps: Mapping[str, Number]
     compute: DType | None
+    remainders: frozenset[str] = frozenset()
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     folded: dict[tuple[str, str], str] = field(default_factory=dict)
 
@@ -73,6 +76,20 @@ class Inventory:
     def master(self, name: str) -> str:
         """The state that holds the weights of most bits."""
         return "master" if "master" in self.states[name] else "param"
+
+    def keeps_remainders(self, args: Mapping[str, object]) -> bool:
+        """Whether the optimizer of a run with these arguments, the source's, keeps its masters as
+        lower halves, as the source has them.
+        """
+        return (
+            args.get("use_precision_aware_optimizer") is True
+            and bool(self.remainders)
+            and all(
+                name in self.remainders
+                for name in self.states
+                if name not in self.resting and self.weights(name)[1] is DType.BF16
+            )
+        )
 
     def lose(self, name: str, state: str, why: str) -> None:
         """Say that a tensor has no place in the target."""
@@ -150,7 +167,14 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
     idle = frozenset(name for name in resting if name in states and set(states[name]) == {"param"})
     told = (catalog.training.framework or {}).get("compute_dtype")
     compute = _DTYPES.get(str(told))
-    return Inventory(states, idle, read_numbers(arrangement, steps), compute, lost)
+    lower = frozenset(
+        name
+        for name, kinds in states.items()
+        if "param" in kinds
+        and kinds["param"].dtype is DType.BF16
+        and has_remainders(arrangement, [key for key, _ in kinds["param"].segments])
+    )
+    return Inventory(states, idle, read_numbers(arrangement, steps), compute, lower, lost)
 
 
 def _no_weights(name: str, kinds: Mapping[str, Whole]) -> ReshardError:

@@ -23,7 +23,7 @@ from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_o
 from reshard.formats.megatron.write_order import is_known, sort_parameters
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
-from reshard.formats.megatron.write_warnings import legacy_warnings
+from reshard.formats.megatron.write_warnings import legacy_warnings, remainder_warnings
 from reshard.language.layout import Split
 from reshard.plan.arrangement import Arrangement, Bound
 from reshard.plan.axes import AxisCut
@@ -68,7 +68,11 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         output.files,
         tuple(output.head),
         finish,
-        (*run.builder.warnings, *legacy_warnings(resume, options, run.has_optimizer, run.has_rng)),
+        (
+            *run.builder.warnings,
+            *legacy_warnings(resume, options, run.has_optimizer, run.has_rng),
+            *remainder_warnings(resume, run.has_optimizer, run.has_remainders),
+        ),
         inventory.dropped(),
         inventory.folded_tensors(),
     )
@@ -102,6 +106,9 @@ class _Run:
         self.has_optimizer = inventory.is_trained and bool(resume.groups)
         if not self.has_optimizer:
             inventory.lose_states()
+        self.has_remainders = (
+            self.has_optimizer and options.distributed and inventory.keeps_remainders(resume.args)
+        )
         self.builder = GroupBuilder(resume.groups, options.ep > 1)
         self.has_rng = resume.rng_mesh == (options.tp, options.pp, options.ep) and all(
             (tp, pp, ep) in resume.rng
@@ -202,6 +209,7 @@ class _Run:
             dtype=self._dtype(),
             has_optimizer=self.has_optimizer,
             has_rng=self.has_rng,
+            has_remainders=self.has_remainders,
             rank=rank,
         )
 

@@ -59,5 +59,23 @@ def _warnings(
         )
 
 
+def remainder_warnings(
+    resume: Resume, has_optimizer: bool, has_remainders: bool
+) -> tuple[Diagnostic, ...]:
+    """Where a precision-aware optimizer would take whole masters for what it keeps of them."""
+    if not resume.args.get("use_precision_aware_optimizer") or not has_optimizer or has_remainders:
+        return ()
+    return (
+        _told(
+            "master weights are written whole, in fp32",
+            (
+                "the run had `--use-precision-aware-optimizer`, which keeps the lower half of each",
+                "it would take the whole ones for these",
+            ),
+            ("resume without `--use-precision-aware-optimizer`",),
+        ),
+    )
+
+
 def _told(headline: str, notes: tuple[str, ...], helps: tuple[str, ...]) -> Diagnostic:
     return Diagnostic("megatron-resume", headline, "warning", notes=notes, helps=helps)
