@@ -32,6 +32,7 @@ layout mega of m {
     "norm" = norm[h] on last stage averaged over tp optional
     "s.{layer}" = wq[kv q, h] when not (tp > 1 and grouped)
     "k.{layer}" = wk[kv, h] when tp == 1
+    file "dp{dp}.pt" { states at "{group}/{state}" }
     partition exp_avg, master over dp as buffer align 2 * dp
 }
 """

@@ -144,6 +144,7 @@ def test_zero_partitions_are_apart_from_the_mesh_of_models() -> None:
         layout l {
             mesh dp
             "**" = [...]
+            file "rank{dp}.pt" { states at "{state}/{name}" }
             partition exp_avg over dp as buffer align 2 * dp
             partition exp_avg_sq over dp as each
             partition master over dp as rows

@@ -33,14 +33,26 @@ def _block(block: tree.Block) -> list[str]:
         if block.when is not None:
             header += f" when {to_text(block.when)}"
     out = [*block.trivia.comments, header + " {" + _remark(block.opening)]
+    out += _body(block)
+    return [*out, "}" + _remark(block.trivia.remark)]
+
+
+def _body(block: tree.Block | tree.FileStatement) -> list[str]:
+    """The indented lines between the braces of a block."""
+    out: list[str] = []
     for run in _runs(block.statements):
         first = run[0].trivia
         if first.blank:
             out.append("")
-        out += [f"{INDENT}{line}" if line else "" for line in first.comments]
-        out += _aligned(run)
-    out += [f"{INDENT}{line}" if line else "" for line in block.closing]
-    return [*out, "}" + _remark(block.trivia.remark)]
+        out += first.comments
+        out += _file(run[0]) if isinstance(run[0], tree.FileStatement) else _aligned(run)
+    return [f"{INDENT}{line}" if line else "" for line in (*out, *block.closing)]
+
+
+def _file(file: tree.FileStatement) -> list[str]:
+    optional = " optional" if file.optional else ""
+    header = f"file {_places(file.names)}{optional} {{{_remark(file.opening)}"
+    return [header, *_body(file), "}" + _remark(file.trivia.remark)]
 
 
 def _runs(statements: Sequence[tree.Statement]) -> Iterable[list[tree.Statement]]:
@@ -48,12 +60,21 @@ def _runs(statements: Sequence[tree.Statement]) -> Iterable[list[tree.Statement]
     run: list[tree.Statement] = []
     for statement in statements:
         trivia = statement.trivia
-        if run and (type(run[-1]) is not type(statement) or trivia.blank or trivia.comments):
+        alone = isinstance(statement, tree.FileStatement)
+        other = bool(run) and _kind(run[-1]) != _kind(statement)
+        if run and (alone or other or trivia.blank or trivia.comments):
             yield run
             run = []
         run.append(statement)
     if run:
         yield run
+
+
+def _kind(statement: tree.Statement) -> object:
+    """What statements have in common that align."""
+    if isinstance(statement, tree.EntryStatement):
+        return statement.role in ("keep", "leave") and statement.role
+    return type(statement)
 
 
 def _aligned(run: list[tree.Statement]) -> list[str]:
@@ -67,7 +88,7 @@ def _aligned(run: list[tree.Statement]) -> list[str]:
     out = []
     for statement, (first, second) in zip(run, columns, strict=True):
         text = f"{first:<{width}} {second}" if second else first
-        out.append(f"{INDENT}{text}{_remark(statement.trivia.remark)}")
+        out.append(f"{text}{_remark(statement.trivia.remark)}")
     return out
 
 
@@ -93,7 +114,41 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
         align = "" if statement.align is None else f" align {to_text(statement.align)}"
         over = f"over {statement.over.text} as {statement.kind}{align}"
         return f"partition {_words(statement.states)} {over}", ""
+    if isinstance(statement, tree.EntryStatement):
+        return _entry(statement)
+    if isinstance(statement, tree.TieStatement):
+        return f'tie "{statement.alias.text}"', f'= "{statement.name.text}"'
+    if isinstance(statement, tree.LeaveStatement):
+        return f'leave out "{statement.pattern.text}"', f'because "{statement.because.text}"'
+    if isinstance(statement, tree.WrapperStatement):
+        return f"wrapper {_places(statement.parts, ', ')}", ""
+    assert isinstance(statement, tree.RuleStatement)
     return f'"{statement.pattern.text}"', f"= {_holding(statement)}"
+
+
+_ENTRIES = {
+    "state": ("state", "at"),
+    "states": ("states", "at"),
+    "number": ("number", "by"),
+    "named": ("named", "by"),
+    "order": ("order", "by"),
+    "run": ("run", "="),
+    "keep": ("keep", ""),
+    "leave": ("leave out", ""),
+}
+
+
+def _entry(entry: tree.EntryStatement) -> tuple[str, str]:
+    word, joint = _ENTRIES[entry.role]
+    first = " ".join([word, *([_words(entry.names)] if entry.names else [])])
+    if entry.because is not None:
+        return f"{first} {_places(entry.places)}", f'because "{entry.because.text}"'
+    optional = " optional" if entry.optional else ""
+    return first, f"{joint} {_places(entry.places)}{optional}".lstrip()
+
+
+def _places(texts: tuple[tree.Word, ...], joint: str = " or ") -> str:
+    return joint.join(f'"{text.text}"' for text in texts)
 
 
 def _holding(rule: tree.RuleStatement) -> str:

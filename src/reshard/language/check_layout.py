@@ -7,6 +7,7 @@ from itertools import combinations
 
 from reshard.errors import ReshardError
 from reshard.language import tree
+from reshard.language.check_files import check_files
 from reshard.language.check_free import check_free_rule, free_axes
 from reshard.language.check_modelled import check_modelled_rule
 from reshard.language.check_single import check_constant, check_twice
@@ -35,6 +36,7 @@ def check_layout(
     scope = _mesh(faults, block)
     scope = _places(scope, block)
     _check_partitions(scope, block)
+    check_files(scope, block)
     rules = [(rule, _pattern(faults, rule)) for rule in _rules(block)]
     for rule, _ in rules:
         check_constant(faults, rule.when, "the condition of this rule", bool)
@@ -222,7 +224,7 @@ def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expre
         elif isinstance(item, tree.PartitionStatement):
             if item.align is not None:
                 yield item.align
-        else:
+        elif isinstance(item, tree.RuleStatement):
             if item.when is not None:
                 yield item.when
             for term in tree.axis_terms(item.dims):

@@ -12,7 +12,7 @@ from reshard.language import tree
 _COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
 _BLANK = re.compile(r"\n[ \t\r\f\ufeff]*\n")
 
-Item = TypeVar("Item", tree.ModelStatement, tree.LayoutStatement, tree.Block)
+Item = TypeVar("Item", tree.ModelStatement, tree.LayoutStatement, tree.EntryStatement, tree.Block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ def _block(
     text: str, block: tree.Block, trivia: tree.Trivia, comments: list[_Comment], opened: int
 ) -> tree.Block:
     assert block.span is not None
+    if isinstance(block, tree.LayoutBlock):
+        block, comments = _files(text, block, comments)
     found = _sort(text, comments, block.statements, opened + 1, block.span.end - 1)
     closing = found.closing if block.statements else _without_first_blank(found.closing)
     if isinstance(block, tree.ModelBlock):
@@ -91,6 +93,28 @@ def _block(
         closing=closing,
         trivia=trivia,
     )
+
+
+def _files(
+    text: str, block: tree.LayoutBlock, comments: list[_Comment]
+) -> tuple[tree.LayoutBlock, list[_Comment]]:
+    """The block with the comments inside of its files in place, and the others."""
+    statements: list[tree.LayoutStatement] = []
+    for item in block.statements:
+        if isinstance(item, tree.FileStatement) and item.span is not None:
+            opened, end = _file_brace(text, item), item.span.end
+            inside = [comment for comment in comments if opened < comment.start < end]
+            comments = [comment for comment in comments if not opened < comment.start < end]
+            found = _sort(text, inside, item.statements, opened + 1, end - 1)
+            closing = found.closing if item.statements else _without_first_blank(found.closing)
+            item = replace(
+                item,
+                statements=_given(item.statements, found),
+                opening=found.opening,
+                closing=closing,
+            )
+        statements.append(item)
+    return replace(block, statements=tuple(statements)), comments
 
 
 def _given(statements: tuple[Item, ...], found: _Sorted) -> tuple[Item, ...]:
@@ -177,7 +201,16 @@ def _brace(text: str, block: tree.Block) -> int:
         if block.when is not None:
             last = block.when.span
     assert last is not None
-    at = last.end
+    return _next_brace(text, last.end)
+
+
+def _file_brace(text: str, file: tree.FileStatement) -> int:
+    last = file.names[-1].span
+    assert last is not None
+    return _next_brace(text, last.end)
+
+
+def _next_brace(text: str, at: int) -> int:
     while text[at] != "{":
         at = text.index("\n", at) if text[at] == "#" else at + 1
     return at

@@ -14,7 +14,10 @@ from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression
 from reshard.language.layout import (
     Axis,
+    Entry,
+    FileRule,
     Layout,
+    LeftOut,
     Model,
     ModelTensor,
     PartitionRule,
@@ -22,7 +25,8 @@ from reshard.language.layout import (
     Split,
 )
 from reshard.language.models import NO_MODELS, compile_model
-from reshard.language.pattern import NamePattern
+from reshard.language.pattern import NamePattern, unescaped
+from reshard.language.place import FileName, Place
 from reshard.language.words import listed
 
 
@@ -109,6 +113,10 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
     partitions = []
     config = {}
     rules = []
+    files = []
+    ties = {}
+    left_out = []
+    wrappers: list[str] = []
     for item in block.statements:
         if isinstance(item, tree.MeshStatement):
             mesh.update({axis.name.text: axis.size for axis in item.axes})
@@ -121,8 +129,19 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
             partitions.append(
                 PartitionRule(states, item.over.text, item.kind, item.align, item.span)
             )
+        elif isinstance(item, tree.FileStatement):
+            files.append(_file(item))
+        elif isinstance(item, tree.TieStatement):
+            ties[unescaped(item.alias.text)] = unescaped(item.name.text)
+        elif isinstance(item, tree.LeaveStatement):
+            pattern = NamePattern.parse(item.pattern.text, item.pattern.span)
+            left_out.append(LeftOut(pattern, unescaped(item.because.text), item.span))
+        elif isinstance(item, tree.WrapperStatement):
+            wrappers += [unescaped(part.text) for part in item.parts]
         else:
             rules.append(item)
+    if files and not rules and model is None:
+        rules.append(_ANY)
     return Layout(
         block.name.text,
         model,
@@ -133,7 +152,31 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         MappingProxyType(config),
         block.when,
         block.span,
+        tuple(files),
+        MappingProxyType(ties),
+        tuple(left_out),
+        tuple(wrappers),
     )
+
+
+_ANY = tree.RuleStatement(tree.Word("**"), None, (), rest=True, optional=True)
+"""The rule of a layout that says of its files alone: every tensor is whole."""
+
+
+def _file(item: tree.FileStatement) -> FileRule:
+    entries = tuple(
+        Entry(
+            entry.role,
+            _texts(entry.names),
+            tuple(Place.parse(place.text, place.span) for place in entry.places),
+            entry.optional,
+            unescaped(entry.because.text) if entry.because else "",
+            entry.span,
+        )
+        for entry in item.statements
+    )
+    names = tuple(FileName.parse(name.text, name.span) for name in item.names)
+    return FileRule(names, entries, item.optional, item.span)
 
 
 def _rule(item: tree.RuleStatement, model: Model | None, places: Mapping[str, Split]) -> Rule:

@@ -11,6 +11,9 @@ from reshard.algebra.term import Term
 from reshard.errors import Span
 from reshard.language.expression import Expression
 from reshard.language.pattern import NamePattern
+from reshard.language.place import FileName, Place
+
+Role = Literal["state", "states", "number", "named", "order", "run", "keep", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,49 @@ class PartitionRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies at a place of a file.
+
+    Args:  role: one or more named `state`s of tensors, or `states` that a hole names; `number`, the
+           parameters of each group by number, or `named`, by name; `order`, the names and shapes of
+           what lies in one buffer; `run`, a fact of training; `keep`, what only the writer
+           understands; `leave`, what is not carried.
+           names: of the states, or of the fact.  places: alternatives; the first that is there
+           counts.  because: why it is left out.
+    """
+
+    role: Role
+    names: tuple[str, ...]
+    places: tuple[Place, ...]
+    optional: bool
+    because: str = ""
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRule:
+    """The files of one kind.
+
+    Args:  names: alternatives.  entries: in order; what two of them name belongs to the first.
+           optional: it may be missing.
+    """
+
+    names: tuple[FileName, ...]
+    entries: tuple[Entry, ...]
+    optional: bool
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Names of tensors that are no parameters, and why."""
+
+    pattern: NamePattern
+    because: str
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """One layout, checked.
 
@@ -127,6 +173,9 @@ class Layout:
            mesh: axis name -> size as an expression, None when the checkpoint or the target tells.
            places: by axis, how it lies along the mesh wherever it appears.
            config: size name -> how this framework spells it.
+           files: what lies where, of checkpoints that do not describe themselves.
+           ties: name -> the name of the tensor that it is too.  left_out: what is no parameter.
+           wrappers: parts of names that wrappers of the module add.
     """
 
     name: str
@@ -138,3 +187,7 @@ class Layout:
     config: Mapping[str, Expression]
     when: Expression | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
+    files: tuple[FileRule, ...] = ()
+    ties: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    wrappers: tuple[str, ...] = ()

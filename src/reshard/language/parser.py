@@ -169,7 +169,37 @@ class _Builder:
                 self._maybe(children[3]),
                 span=span,
             )
+        if node.data == "file":
+            names, optional, _brace, *entries = children
+            return tree.FileStatement(
+                self._strings(cast("Node", names)),
+                tuple(self._entry(item) for item in cast("list[Node]", entries)),
+                optional is not None,
+                span=span,
+            )
+        if node.data == "tie":
+            return tree.TieStatement(self._string(children[0]), self._string(children[1]), span=span)
+        if node.data == "leave":
+            why = self._string(children[1])
+            return tree.LeaveStatement(self._string(children[0]), why, span=span)
+        if node.data == "wrapper":
+            return tree.WrapperStatement(self._strings(node), span=span)
         return self._rule(node)
+
+    def _entry(self, node: Node) -> tree.EntryStatement:
+        span, role = self._span(node), cast("tree.Role", str(node.data))
+        children = node.children
+        if role == "leave":
+            place, why = map(self._string, children)
+            return tree.EntryStatement(role, (), (place,), because=why, span=span)
+        names: tuple[tree.Word, ...] = ()
+        if role == "state":
+            names = self._words(cast("Node", children[0]))
+        elif role == "run":
+            names = (self._word(children[0]),)
+        *_, places, optional = children
+        strings = self._strings(cast("Node", places))
+        return tree.EntryStatement(role, names, strings, optional is not None, span=span)
 
     def _rule(self, node: Node) -> tree.RuleStatement:
         pattern, atom, dims, *tails = node.children
@@ -314,6 +344,14 @@ class _Builder:
 
     def _words(self, node: Node) -> tuple[tree.Word, ...]:
         return tuple(self._word(item) for item in node.children)
+
+    def _strings(self, node: Node) -> tuple[tree.Word, ...]:
+        """Texts between quotes, as written; what stands between them (`or`) is no text."""
+        texts = [item for item in node.children if str(item).startswith('"')]
+        return tuple(self._string(item) for item in texts)
+
+    def _string(self, token: object) -> tree.Word:
+        return tree.Word(str(token)[1:-1], self._span(token))
 
     def _word(self, token: object) -> tree.Word:
         text, span = str(token), self._span(token)

@@ -28,7 +28,13 @@ _MARKS = {
 _OPERAND = {"INT", "PATH", "STRING", "TRUE", "FALSE", "NOT", "MINUS", "LPAR"}
 _OPERATOR = {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT"}
 _MODEL_STATEMENT = {"_AXIS", "_TENSOR", "RBRACE"}
-_LAYOUT_STATEMENT = {"_MESH", "_CONFIG", "_PLACE", "_PARTITION", "STRING", "RBRACE"}
+_LAYOUT_STATEMENT = {
+    *("_MESH", "_CONFIG", "_PLACE", "_PARTITION", "_FILE", "_TIE", "_LEAVE", "_WRAPPER"),
+    *("STRING", "RBRACE"),
+}
+_FILE_STATEMENT = {
+    *("_STATE", "_STATES", "_NUMBER", "_NAMED", "_ORDER", "_RUN", "_KEEP", "_LEAVE", "RBRACE"),
+}
 _BLOCK = {"_MODEL", "_LAYOUT"}
 _FACTOR = {"NAME", "BLANK", "INT", "LPAR"}
 _TAIL = {"_AVERAGED", "_ON", "OPTIONAL", "_WHEN"}
@@ -81,9 +87,9 @@ def _in_words(accepted: set[str]) -> str:
     """The accepted terminals, gathered to what a person would call them."""
     left = set(accepted)
     words: list[str] = []
-    if left >= _LAYOUT_STATEMENT or left >= _MODEL_STATEMENT:
+    if any(left >= kind for kind in (_LAYOUT_STATEMENT, _MODEL_STATEMENT, _FILE_STATEMENT)):
         # at the start of a statement nothing else helps; behind one, it may also go on
-        left -= _LAYOUT_STATEMENT | _MODEL_STATEMENT
+        left -= _LAYOUT_STATEMENT | _MODEL_STATEMENT | _FILE_STATEMENT
         closing = ["a new statement", "`}`"]
     elif left >= _BLOCK:
         left -= _BLOCK | {"$END"}

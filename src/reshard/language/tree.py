@@ -201,11 +201,83 @@ class RuleStatement:
     rest_span: Span | None = field(default=None, compare=False, repr=False)
 
 
+# ---- files ---------------------------------------------------------------------------------------
+
+Role = Literal["state", "states", "number", "named", "order", "run", "keep", "leave"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryStatement:
+    """What lies at a place of a file, such as `state param at "model/{name}"`.
+
+    Args:  names: of the states, or of the fact of the run.  places: alternatives, as quoted.
+           because: why it is left out.
+    """
+
+    role: Role
+    names: tuple[Word, ...]
+    places: tuple[Word, ...]
+    optional: bool = False
+    because: Word | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatement:
+    """`file "NAME" or "NAME" optional { ... }`; comments as in `ModelBlock`."""
+
+    names: tuple[Word, ...]
+    statements: tuple[EntryStatement, ...] = ()
+    optional: bool = False
+    opening: str | None = None
+    closing: tuple[str, ...] = ()
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TieStatement:
+    """`tie "ALIAS" = "NAME"`."""
+
+    alias: Word
+    name: Word
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveStatement:
+    """`leave out "NAMES" because "REASON"`."""
+
+    pattern: Word
+    because: Word
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WrapperStatement:
+    """`wrapper "PART", "PART"`."""
+
+    parts: tuple[Word, ...]
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
 ModelStatement = AxisStatement | TensorStatement
 LayoutStatement = (
-    MeshStatement | ConfigStatement | PlaceStatement | PartitionStatement | RuleStatement
+    MeshStatement
+    | ConfigStatement
+    | PlaceStatement
+    | PartitionStatement
+    | FileStatement
+    | TieStatement
+    | LeaveStatement
+    | WrapperStatement
+    | RuleStatement
 )
-Statement = ModelStatement | LayoutStatement
+Statement = ModelStatement | LayoutStatement | EntryStatement
 
 
 # ---- blocks --------------------------------------------------------------------------------------
