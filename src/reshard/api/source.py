@@ -74,9 +74,12 @@ def open_source(
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
     own = None if layout is None else read_layout_file(Path(layout))
     chosen = None if own is None else load_layout(own, str(layout), layout_name)
-    catalog = formats.read(
-        formats.recognize(folder), folder, step=step, strict_layout=chosen is None
-    )
+    if chosen is not None and own is not None and chosen.files:
+        catalog = formats.read_described(chosen, own, folder, step=step)
+    else:
+        catalog = formats.read(
+            formats.recognize(folder), folder, step=step, strict_layout=chosen is None
+        )
     if check:
         catalog = replace(catalog, oddities=(*catalog.oddities, *check_source(catalog)))
     family, is_plain, plain_catalog = None, False, catalog

@@ -14,6 +14,7 @@ from reshard.formats.registry import (
     has_checksums,
     local_specs,
     read,
+    read_described,
 )
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "local_specs",
     "prepare",
     "read",
+    "read_described",
     "recognize",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.registry import SOURCES, formats_of
+from reshard.formats.registry import SOURCES, formats_of, is_source
 from reshard.storage.destination import Places, is_unfinished
 from reshard.storage.source_error import as_source_error
 
+SINGLE_FILE = "single-file"
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
 
@@ -29,6 +30,8 @@ def _recognized(path: Path) -> str:
     if not path.exists():
         raise _missing(path)
     if not path.is_dir():
+        if not _above(path) and is_source(SINGLE_FILE, path):
+            return SINGLE_FILE
         raise _not_a_folder(path)
     found = formats_of(path)
     if len(found) == 1:
@@ -68,15 +71,24 @@ def _missing(path: Path) -> ReshardError:
 
 
 def _not_a_folder(path: Path) -> ReshardError:
-    parent = path.parent
-    while parent != parent.parent and not formats_of(parent):
-        parent = parent.parent
-    inside = bool(formats_of(parent))
+    parent = _above(path)
     return source_error(
         "unknown-source",
         f"`{path}` is a file, and a checkpoint is a folder",
-        helps=[f"give the folder: `{parent}`"] if inside else [],
+        helps=[f"give the folder: `{parent}`"] if parent else [],
     )
+
+
+def _above(path: Path) -> Path | None:
+    """The folder of a checkpoint that a file is part of; one of single files has no parts."""
+    last = SOURCES["hf"].turn
+    parent = path.parent
+    while parent != parent.parent:
+        if formats_of(parent, last):
+            return parent
+        # Models lie above all kinds of files; that a folder holds one says nothing of those below.
+        parent, last = parent.parent, SOURCES["hf"].turn - 1
+    return None
 
 
 def _unknown(path: Path) -> ReshardError:

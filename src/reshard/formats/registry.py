@@ -12,6 +12,7 @@ from typing import Any
 
 from reshard.errors import Diagnostic
 from reshard.formats.run_files import with_run_files
+from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.plan import ArraySpec
@@ -26,15 +27,15 @@ class SourceFormat:
     Args:  package: has `detect.detect(path)` and `read.read(path, step=...)`.
            title: for people.  writer: goes before the version of what wrote it.
            marks: what a folder of it holds, for messages.
-           is_last: it is asked only where a folder is of no other format; weights for serving often
-                    lie in the folder of a training run.
+           turn: when it is asked; a later one only where a folder is of no format before it.
+                 Weights for serving often lie in the folder of a training run.
     """
 
     package: str
     title: str
     writer: str
     marks: str
-    is_last: bool = False
+    turn: int = 0
 
 
 SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
@@ -78,12 +79,26 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "accelerate ",
             "`pytorch_model_fsdp.bin` or `pytorch_model_fsdp_0_rank0.bin`",
         ),
+        "described": SourceFormat(
+            "reshard.formats.described",
+            "checkpoint that a layout describes",
+            "",
+            "files that a shipped layout describes",
+            turn=1,
+        ),
         "hf": SourceFormat(
             "reshard.formats.hf",
             "Hugging Face model",
             "transformers ",
             "`model.safetensors`, `model.safetensors.index.json`, or `pytorch_model.bin`",
-            is_last=True,
+            turn=2,
+        ),
+        "single-file": SourceFormat(
+            "reshard.formats.described.single_file",
+            "checkpoint of one file",
+            "",
+            "one file of `torch.save` with a state dict",
+            turn=3,
         ),
     }
 )
@@ -204,11 +219,17 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
 """By the name that `--to` takes."""
 
 
-def formats_of(path: Path) -> tuple[str, ...]:
-    """Every format that a folder looks like; one that is asked last only if no other does."""
-    found = [name for name in SOURCES if not SOURCES[name].is_last and is_source(name, path)]
-    found = found or [name for name in SOURCES if SOURCES[name].is_last and is_source(name, path)]
-    return tuple(found)
+def formats_of(path: Path, last: int = 9) -> tuple[str, ...]:
+    """Every format that a folder looks like, of those that are asked before others.
+
+    Args:  last: turn; later ones are not asked.
+    """
+    for turn in sorted({source.turn for source in SOURCES.values() if source.turn <= last}):
+        names = [name for name in SOURCES if SOURCES[name].turn == turn]
+        found = tuple(name for name in names if is_source(name, path))
+        if found:
+            return found
+    return ()
 
 
 def is_source(name: str, path: Path) -> bool:
@@ -227,7 +248,21 @@ def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool 
     with as_source_error(path):
         catalog = module.read(path, step=step, strict_layout=strict_layout)
     assert isinstance(catalog, Catalog)
-    return catalog if name == "universal" else with_run_files(path, catalog)
+    if name == "universal" or not path.is_dir():
+        return catalog
+    return with_run_files(path, catalog)
+
+
+def read_described(layout: Layout, text: str, path: Path, *, step: str | None = None) -> Catalog:
+    """The catalog of a folder whose files a layout describes.
+
+    Raises: everything that does not fit.
+    """
+    module = module_of("reshard.formats.described.read")
+    with as_source_error(path):
+        catalog = module.read_described(layout, text, path, step=step)
+    assert isinstance(catalog, Catalog)
+    return with_run_files(path, catalog) if path.is_dir() else catalog
 
 
 def local_specs(

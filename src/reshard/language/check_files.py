@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from reshard.errors import ReshardError
 from reshard.language import tree
+from reshard.language.check_single import check_constant
 from reshard.language.faults import near
 from reshard.language.pattern import NamePattern
 from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Hole, Place
@@ -16,6 +17,7 @@ _WORDS = {
     tree.TieStatement: "tie",
     tree.LeaveStatement: "leave out",
     tree.WrapperStatement: "wrapper",
+    tree.OrderStatement: "order",
 }
 
 
@@ -31,6 +33,8 @@ def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
                 NamePattern.parse(item.pattern.text, item.pattern.span)
             except ReshardError as error:
                 scope.faults.take(error)
+        elif isinstance(item, tree.OrderStatement):
+            check_constant(scope.faults, item.when, "the condition of this order", bool)
     counts = any(entry.role in ("number", "named") for file in files for entry in file.statements)
     for file in files:
         names = [name for word in file.names if (name := _file_name(scope, word))]
@@ -56,7 +60,7 @@ def _check_obeyed(scope: Scope, block: tree.LayoutBlock) -> None:
                 item.span,
                 "has no effect",
                 notes=["checkpoints that describe themselves say this of themselves"],
-                helps=["describe the files, `file \"rank{tp}.pt\" { ... }`, or remove the line"],
+                helps=['describe the files, `file "rank{tp}.pt" { ... }`, or remove the line'],
             )
 
 
@@ -134,7 +138,7 @@ def _check_place(
             "nothing says which parameter has which number",
             word.span,
             "numbered",
-            helps=["add `number by \"optimizer/param_groups[{group}]/params\"`"],
+            helps=['add `number by "optimizer/param_groups[{group}]/params"`'],
         )
 
 

@@ -224,6 +224,9 @@ def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expre
         elif isinstance(item, tree.PartitionStatement):
             if item.align is not None:
                 yield item.align
+        elif isinstance(item, tree.OrderStatement):
+            if item.when is not None:
+                yield item.when
         elif isinstance(item, tree.RuleStatement):
             if item.when is not None:
                 yield item.when

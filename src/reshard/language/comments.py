@@ -74,9 +74,10 @@ def _block(
     text: str, block: tree.Block, trivia: tree.Trivia, comments: list[_Comment], opened: int
 ) -> tree.Block:
     assert block.span is not None
+    end = block.span.end - 1
     if isinstance(block, tree.LayoutBlock):
         block, comments = _files(text, block, comments)
-    found = _sort(text, comments, block.statements, opened + 1, block.span.end - 1)
+    found = _sort(text, comments, block.statements, opened + 1, end)
     closing = found.closing if block.statements else _without_first_blank(found.closing)
     if isinstance(block, tree.ModelBlock):
         return replace(

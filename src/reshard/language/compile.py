@@ -20,6 +20,7 @@ from reshard.language.layout import (
     LeftOut,
     Model,
     ModelTensor,
+    ParameterOrder,
     PartitionRule,
     Rule,
     Split,
@@ -117,6 +118,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
     ties = {}
     left_out = []
     wrappers: list[str] = []
+    orders = []
     for item in block.statements:
         if isinstance(item, tree.MeshStatement):
             mesh.update({axis.name.text: axis.size for axis in item.axes})
@@ -138,6 +140,8 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
             left_out.append(LeftOut(pattern, unescaped(item.because.text), item.span))
         elif isinstance(item, tree.WrapperStatement):
             wrappers += [unescaped(part.text) for part in item.parts]
+        elif isinstance(item, tree.OrderStatement):
+            orders.append(ParameterOrder(tuple(unescaped(x.text) for x in item.names), item.when))
         else:
             rules.append(item)
     if files and not rules and model is None:
@@ -156,6 +160,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         MappingProxyType(ties),
         tuple(left_out),
         tuple(wrappers),
+        tuple(orders),
     )
 
 

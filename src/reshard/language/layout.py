@@ -157,6 +157,45 @@ class FileRule:
 
 
 @dataclass(frozen=True, slots=True)
+class ParameterOrder:
+    """The order in which a module registers its parameters: keys at each level of their names, as
+    they first appear; indices by number.
+
+    Args:  names: with `{layer}` and the like.  when: for which models.
+    """
+
+    names: tuple[str, ...]
+    when: Expression | None
+
+    def key(self, name: str) -> tuple[int, ...]:
+        """What a name is sorted by; names that are not listed come last."""
+        out: list[int] = []
+        listed = [item.split(".") for item in self.names]
+        for depth, part in enumerate(name.split(".")):
+            level = list(dict.fromkeys(item[depth] for item in listed if len(item) > depth))
+            slot = next((item for item in level if item.startswith("{")), "")
+            if part.isdecimal() and slot:
+                out.append(int(part))
+                listed = [item for item in listed if len(item) > depth and item[depth] == slot]
+                continue
+            known = [*level, *(x for x in ("weight", "bias") if x not in level)]
+            out.append(known.index(part) if part in known else len(known))
+            listed = [item for item in listed if len(item) > depth and item[depth] == part]
+        return tuple(out)
+
+    def has(self, name: str) -> bool:
+        """Whether a name is of a parameter that is listed, or of a part of it."""
+        return any(
+            all(
+                part == known or (known.startswith("{") and part.isdecimal())
+                for part, known in zip(name.split("."), item.split("."), strict=False)
+            )
+            and name.count(".") >= item.count(".")
+            for item in self.names
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """Names of tensors that are no parameters, and why."""
 
@@ -176,6 +215,7 @@ class Layout:
            files: what lies where, of checkpoints that do not describe themselves.
            ties: name -> the name of the tensor that it is too.  left_out: what is no parameter.
            wrappers: parts of names that wrappers of the module add.
+           orders: of the module's parameters.
     """
 
     name: str
@@ -191,3 +231,4 @@ class Layout:
     ties: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     wrappers: tuple[str, ...] = ()
+    orders: tuple[ParameterOrder, ...] = ()

@@ -178,10 +178,15 @@ class _Builder:
                 span=span,
             )
         if node.data == "tie":
-            return tree.TieStatement(self._string(children[0]), self._string(children[1]), span=span)
+            return tree.TieStatement(
+                self._string(children[0]), self._string(children[1]), span=span
+            )
         if node.data == "leave":
             why = self._string(children[1])
             return tree.LeaveStatement(self._string(children[0]), why, span=span)
+        if node.data == "ordering":
+            *_, when = children
+            return tree.OrderStatement(self._strings(node), self._maybe(when), span=span)
         if node.data == "wrapper":
             return tree.WrapperStatement(self._strings(node), span=span)
         return self._rule(node)
@@ -347,7 +352,7 @@ class _Builder:
 
     def _strings(self, node: Node) -> tuple[tree.Word, ...]:
         """Texts between quotes, as written; what stands between them (`or`) is no text."""
-        texts = [item for item in node.children if str(item).startswith('"')]
+        texts = [x for x in node.children if self._is_token(x) and str(x).startswith('"')]
         return tuple(self._string(item) for item in texts)
 
     def _string(self, token: object) -> tree.Word:

@@ -18,7 +18,9 @@ HOLES = (NAME, NUMBER, GROUP, STATE)
 Bindings = Mapping[str, str | int]
 """What the holes of a place stand for: a mesh axis, number, or group for an int, else a text."""
 
-_HOLE = re.compile(r"\{\s*(?P<count>#)?(?P<name>[A-Za-z][A-Za-z0-9_]*)(?::0?(?P<width>[1-9]))?\s*\}")
+_HOLE = re.compile(
+    r"\{\s*(?P<count>#)?(?P<name>[A-Za-z][A-Za-z0-9_]*)(?::0?(?P<width>[1-9]))?\s*\}"
+)
 _TEXTS = {NAME: ".+", STATE: "[^.]+"}
 
 
@@ -72,7 +74,9 @@ class Pattern:
 
     def fill(self, bindings: Bindings) -> str:
         """The text with what the holes stand for."""
-        return "".join(piece if isinstance(piece, str) else _filled(piece, bindings) for piece in self.pieces)
+        return "".join(
+            piece if isinstance(piece, str) else _filled(piece, bindings) for piece in self.pieces
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,9 @@ class FileName:
         Raises: bad-place.
         """
         if not text or text.startswith("/") or ".." in text.split("/") or text.endswith("/"):
-            raise _fault("a file is named relative to the folder", "no such name", span, 0, len(text))
+            raise _fault(
+                "a file is named relative to the folder", "no such name", span, 0, len(text)
+            )
         return FileName(text, _pattern(text, span, 0, is_file=True), span)
 
 
@@ -226,7 +232,9 @@ def _pattern(text: str, span: Span | None, start: int, *, is_file: bool = False)
         if mark == "{":
             end = text.find("}", at) + 1
             if not end:
-                raise _fault("`{` is not closed", "no `}` behind it", span, start + at, start + at + 1)
+                raise _fault(
+                    "`{` is not closed", "no `}` behind it", span, start + at, start + at + 1
+                )
             hole = _hole(text[at:end], span, start + at)
             pieces.append(hole)
             regex.append(f"({_TEXTS.get(hole.name, '[0-9]{1,9}')})")
@@ -255,10 +263,14 @@ def _hole(text: str, span: Span | None, start: int) -> Hole:
             span,
             start,
             start + len(text),
-            "a hole is `{name}`, `{number}`, `{group}`, `{state}`, or a mesh axis: `{tp}`, `{tp:02}`, `{#tp}`",
+            "a hole is `{name}`, `{number}`, `{group}`, `{state}`, or one of a mesh axis: `{tp}`, "
+            "`{tp:02}`, `{#tp}`",
         )
     return Hole(
-        found["name"], int(found["width"] or 0), bool(found["count"]), _within(span, start, start + len(text))
+        found["name"],
+        int(found["width"] or 0),
+        bool(found["count"]),
+        _within(span, start, start + len(text)),
     )
 
 

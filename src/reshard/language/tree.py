@@ -265,6 +265,16 @@ class WrapperStatement:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class OrderStatement:
+    """`order "NAME", "NAME" when CONDITION`."""
+
+    names: tuple[Word, ...]
+    when: Expression | None = None
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
 ModelStatement = AxisStatement | TensorStatement
 LayoutStatement = (
     MeshStatement
@@ -275,6 +285,7 @@ LayoutStatement = (
     | TieStatement
     | LeaveStatement
     | WrapperStatement
+    | OrderStatement
     | RuleStatement
 )
 Statement = ModelStatement | LayoutStatement | EntryStatement

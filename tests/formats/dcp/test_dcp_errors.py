@@ -255,6 +255,7 @@ def test_numbers_that_several_names_fit(tmp_path: Path) -> None:
     assert _refused(forge.write()) == (
         "error[ambiguous-optimizer-ids]: the optimizer states in ckpt cannot be given names\n"
         "  = note: several orders of the model's parameters fit the shapes\n"
+        "  = note: number 0 may be `b` or `a`\n"
         "  = note: `Optimizer.state_dict()` counts parameters and does not name them\n"
         "  = help: load it where it was trained, and save it with "
         "`torch.distributed.checkpoint.state_dict.get_state_dict`"

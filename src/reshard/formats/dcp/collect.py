@@ -13,8 +13,8 @@ from reshard.formats.dcp.folders import Folder, Part
 from reshard.formats.dcp.mark import Mark, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
-from reshard.formats.dcp.numbered import names_of_numbers
 from reshard.plan.catalog import Coord, LocalTensor
+from reshard.plan.numbering import names_of_numbers
 from reshard.storage.dcp_chunks import ChunkReader, small_tensor
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.objects import to_json

@@ -58,8 +58,10 @@ def _statements(
             own = {everywhere.get(axis.text) for axis in item.axes}
             size = own.pop() if len(own) == 1 else None
             yield replace(item, placement=_placement(item.placement, size))
-        else:
+        elif isinstance(item, tree.ConfigStatement):
             yield item
+    if layout.model is None and not next(rules):
+        yield tree.RuleStatement(tree.Word("**"), None, (), rest=True)
 
 
 def _models(layout: Layout, document: tree.Document) -> tuple[tree.ModelBlock, ...]:

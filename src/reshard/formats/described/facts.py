@@ -1,0 +1,234 @@
+"""What files say besides tensors: iteration, parameter groups, what only the writer knows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reshard.dtypes import DType
+from reshard.errors import Label, ReshardError, source_error
+from reshard.formats.described import NAME as FORMAT
+from reshard.formats.described.states import States
+from reshard.formats.described.tree import At, Where, show
+from reshard.formats.described.walk import Leaf, Walked
+from reshard.language.layout import Layout
+from reshard.language.place import STATE
+from reshard.plan.bind import EXTRA
+from reshard.plan.catalog import Fragment, LocalTensor, Training
+from reshard.storage.inert import Record
+from reshard.storage.objects import to_json
+from reshard.storage.tensor_ref import TensorRef
+from reshard.storage.torch_file import read_small
+
+_ITERATION, _GROUPS, _CONFIG = "iteration", "param_groups", "config"
+_MAX_COMPARED = 1 << 20
+_NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
+
+
+@dataclass(slots=True)
+class Facts:
+    """What was found.  tensors: those inside of objects that are kept."""
+
+    training: Training
+    tensors: list[LocalTensor] = field(default_factory=list)
+
+
+def read_config(walked: Walked) -> Mapping[str, object] | None:
+    """The model's configuration, where a statement names it.
+
+    Raises: ReshardError[ranks-disagree | bad-fact].
+    """
+    leaf = _agreed(walked).get(_CONFIG)
+    return None if leaf is None else _config(leaf)
+
+
+def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
+    """The facts of a run.
+
+    Raises: ReshardError[ranks-disagree | bad-fact].
+    """
+    keeper = _Keeper()
+    iteration: int | None = None
+    param_groups: list[dict[str, object]] = []
+    state: dict[str, object] = {}
+    for name, leaf in _agreed(walked).items():
+        if name == _ITERATION:
+            iteration = _whole_number(leaf)
+        elif name == _GROUPS:
+            param_groups = _param_groups(leaf, states.groups)
+        elif name != _CONFIG:
+            state[name] = keeper.json(leaf)
+    kept = _kept(walked, keeper)
+    framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
+    if kept:
+        framework["kept"] = kept
+    if iteration is None:
+        iteration = _steps_done(states.tensors, walked)
+    training = Training(iteration, tuple(param_groups), state or None, framework)
+    return Facts(training, keeper.tensors)
+
+
+def _steps_done(tensors: Sequence[LocalTensor], walked: Walked) -> int | None:
+    """What every parameter's own count says, where all say the same."""
+    found = {
+        number_of(leaf.value)
+        for leaf in walked.of("state", "states")
+        if "step" in (*leaf.entry.names, leaf.bindings.get(STATE))
+    }
+    step = found.pop() if len(found) == 1 else None
+    if isinstance(step, float) and step.is_integer():
+        step = int(step)
+    return step if isinstance(step, int) and any(t.state == "step" for t in tensors) else None
+
+
+def _agreed(walked: Walked) -> dict[str, Leaf]:
+    """The facts by name; all files must say the same."""
+    out: dict[str, Leaf] = {}
+    for leaf in walked.of("run"):
+        name = leaf.entry.names[0]
+        first = out.setdefault(name, leaf)
+        if first is not leaf and _digest(first.value) != _digest(leaf.value):
+            raise source_error(
+                "ranks-disagree",
+                f"files disagree about `{name}`",
+                notes=[f"one is at {first.shown}", f"the other at {leaf.shown}"],
+                helps=["the files may be of different runs or steps; copy those of one"],
+                primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
+            )
+    return out
+
+
+def _kept(walked: Walked, keeper: _Keeper) -> list[object]:
+    """What is kept, with its file and place; what is equal in all files of a kind is there once."""
+    alike: dict[tuple[int, Where], list[Leaf]] = {}
+    for leaf in walked.of("keep"):
+        alike.setdefault((leaf.file.rule, leaf.where), []).append(leaf)
+    counts: dict[int, int] = {}
+    for leaf in walked.leaves:
+        counts.setdefault(leaf.file.rule, 0)
+    files = {
+        rule: len({x.file.path for x in walked.leaves if x.file.rule == rule}) for rule in counts
+    }
+    out: list[object] = []
+    for (rule, where), leaves in alike.items():
+        equal = len({_digest(leaf.value) for leaf in leaves}) == 1
+        whole = equal and len(leaves) == files[rule]
+        for leaf in leaves[:1] if whole else leaves:
+            out.append(
+                {
+                    "file": leaf.file.name.text,
+                    "at": {} if whole else dict(leaf.file.bindings),
+                    "where": [_step(at) for at in where],
+                    "value": keeper.json(leaf),
+                }
+            )
+    return out
+
+
+def _step(at: At) -> list[object]:
+    return ["item" if at.is_item else "key", to_json(at.value, lambda ref: None)]
+
+
+class _Keeper:
+    """Makes JSON values; tensors in them become tensors of no parameter, which they name."""
+
+    def __init__(self) -> None:
+        self.tensors: list[LocalTensor] = []
+        self._names: dict[TensorRef, str] = {}
+        self._taken: set[str] = set()
+
+    def json(self, leaf: Leaf) -> object:
+        """The value of a leaf."""
+
+        def tensor(ref: TensorRef) -> object:
+            known = self._names.get(ref)
+            if known is None:
+                known = self._names[ref] = self._free(f"{leaf.file.path}:{show(leaf.where)}")
+                strides = None if ref.is_contiguous else ref.strides
+                parts = (Fragment(0, ref.numel, leaf.file.path, ref.byte_offset, strides),)
+                fragments = parts if ref.numel else ()
+                self.tensors.append(LocalTensor(known, EXTRA, (), ref.shape, ref.dtype, fragments))
+            return {"$tensor": known}
+
+        return to_json(leaf.value, tensor)
+
+    def _free(self, name: str) -> str:
+        free, number = name, 1
+        while free in self._taken:
+            number += 1
+            free = f"{name}.{number}"
+        self._taken.add(free)
+        return free
+
+
+def _digest(value: object) -> str:
+    """Equal for equal values of two files; tensors of moderate size count by their bytes."""
+
+    def tensor(ref: TensorRef) -> object:
+        if ref.nbytes > _MAX_COMPARED:
+            return [ref.file, ref.byte_offset]
+        return [str(ref.dtype), list(ref.shape), hashlib.sha256(read_small(ref)).hexdigest()]
+
+    return json.dumps(to_json(value, tensor), sort_keys=True)
+
+
+def _whole_number(leaf: Leaf) -> int:
+    value = number_of(leaf.value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise _bad_fact(leaf, "the iteration is no whole number")
+
+
+def number_of(value: object) -> object:
+    """The number in a tensor of one; any other value as it is."""
+    if isinstance(value, TensorRef) and value.numel == 1 and value.dtype in _NUMBERS:
+        return struct.unpack(_NUMBERS[value.dtype], read_small(value))[0]
+    return value
+
+
+def _param_groups(leaf: Leaf, groups: Sequence[Sequence[str]]) -> list[dict[str, object]]:
+    if not isinstance(leaf.value, (list, tuple)):
+        raise _bad_fact(leaf, "parameter groups are a list of dicts")
+    out: list[dict[str, object]] = []
+    for index, item in enumerate(leaf.value):
+        if not isinstance(item, dict):
+            raise _bad_fact(leaf, "parameter groups are a list of dicts")
+        made: dict[str, object] = {
+            str(key): to_json(_plain(value), lambda ref: None)
+            for key, value in item.items()
+            if key not in ("params", "param_names")
+        }
+        if index < len(groups):
+            made["params"] = list(groups[index])
+        out.append(made)
+    return out
+
+
+def _plain(value: object) -> object:
+    """A setting, with tensors of one number as that number."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return number_of(value)
+
+
+def _config(leaf: Leaf) -> Mapping[str, object]:
+    value = leaf.value
+    if isinstance(value, Record):
+        value = value.attributes
+    if not isinstance(value, dict):
+        raise _bad_fact(leaf, "a configuration is a dict")
+    return {str(key): to_json(_plain(item), lambda ref: None) for key, item in value.items()}
+
+
+def _bad_fact(leaf: Leaf, why: str) -> ReshardError:
+    return source_error(
+        "bad-fact",
+        f"{leaf.shown} is not what the layout says",
+        notes=[why, f"it is of type {type(leaf.value).__name__}"],
+        primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
+    )

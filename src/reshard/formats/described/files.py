@@ -1,0 +1,177 @@
+"""Which file of a folder is whose, by the names that a layout gives to files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from reshard.errors import Label, ReshardError, source_error
+from reshard.language.layout import FileRule, Layout
+from reshard.language.place import HOLES, Bindings, FileName
+
+_MOST_FILES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RankFile:
+    """A file of the folder.
+
+    Args:  path: relative to the folder.  rule: index in the layout.  name: the alternative that it
+           has.  bindings: of the holes in its name.
+    """
+
+    path: str
+    rule: int
+    name: FileName
+    bindings: Bindings
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files of a folder.
+
+    Args:  mesh: sizes of the axes that names count.
+    """
+
+    known: tuple[RankFile, ...]
+    mesh: Mapping[str, int]
+
+
+def find_files(layout: Layout, root: Path, only: str | None = None) -> Files:
+    """Every file of a folder with the rule that its name has.
+
+    Args:  only: the one file that is looked at.
+    Raises: ReshardError[missing-file | missing-rank-file | mesh-mismatch].
+    """
+    paths = list(_paths(root)) if only is None else [only]
+    known: list[RankFile] = []
+    others: list[str] = []
+    for path in paths:
+        found = _rule_of(layout, path)
+        if found is None:
+            others.append(path)
+            continue
+        known.append(found)
+    mesh: dict[str, int] = dict.fromkeys(layout.mesh, 1)
+    for item in known:
+        for name, value in item.bindings.items():
+            if name in mesh and isinstance(value, int):
+                mesh[name] = max(mesh[name], value + 1)
+    _check_sizes(layout, root, known, mesh)
+    for index, rule in enumerate(layout.files):
+        mine = [item for item in known if item.rule == index]
+        if not mine and not rule.optional:
+            raise _no_file(layout, rule, root, others)
+        if mine:
+            _check_grid(rule, root, mine, mesh)
+    known.sort(key=lambda item: (item.rule, _order(item)))
+    return Files(tuple(known), mesh)
+
+
+def first_file(rule: FileRule, root: Path) -> str | None:
+    """A file of a rule in a folder; nothing deeper than its names is looked at."""
+    depth = max(name.text.count("/") for name in rule.names)
+    for path in _paths(root, depth):
+        if any(name.pattern.match(path) is not None for name in rule.names):
+            return path
+    return None
+
+
+def _order(item: RankFile) -> tuple[tuple[int, int | str], ...]:
+    return tuple((int(isinstance(v, str)), v) for v in item.bindings.values())
+
+
+def _paths(root: Path, depth: int | None = None) -> Iterator[str]:
+    """The files below a folder, in order; hidden ones are not part of a checkpoint."""
+    count = 0
+    for parent, folders, files in os.walk(root):
+        here = Path(parent).relative_to(root)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if depth is not None and len(here.parts) >= depth:
+            folders[:] = []
+        for name in sorted(files):
+            if not name.startswith("."):
+                count += 1
+                if count > _MOST_FILES:
+                    return
+                yield (here / name).as_posix()
+
+
+def _rule_of(layout: Layout, path: str) -> RankFile | None:
+    for index, rule in enumerate(layout.files):
+        for name in rule.names:
+            bindings = name.pattern.match(path)
+            if bindings is not None:
+                return RankFile(path, index, name, bindings)
+    return None
+
+
+def _check_sizes(layout: Layout, root: Path, known: list[RankFile], mesh: dict[str, int]) -> None:
+    """Refuse a size that a name states and the files have not, such as `world_size_4`."""
+    for item in known:
+        for name, value in item.bindings.items():
+            axis = name.removeprefix("#")
+            if axis == name or axis not in mesh or not isinstance(value, int):
+                continue
+            if mesh[axis] > value:
+                raise source_error(
+                    "mixed-runs",
+                    f"{item.path} says {axis}={value}, and there is a file of rank "
+                    f"{mesh[axis] - 1}",
+                    notes=[f"in {root}"],
+                    helps=["the folder holds files of two runs; keep those of one"],
+                )
+            mesh[axis] = value
+
+
+def _check_grid(rule: FileRule, root: Path, mine: list[RankFile], mesh: Mapping[str, int]) -> None:
+    """Refuse a folder in which the file of some rank is missing, or is there twice."""
+    axes = [h.name for h in mine[0].name.pattern.holes if h.name not in HOLES and not h.is_size]
+    if any(h.name in HOLES for h in mine[0].name.pattern.holes) or mine[0].name.pattern.has_star:
+        return
+    held: dict[tuple[object, ...], RankFile] = {}
+    for item in mine:
+        place = tuple(item.bindings[axis] for axis in axes)
+        other = held.setdefault(place, item)
+        if other is not item:
+            raise source_error(
+                "mixed-runs",
+                f"{other.path} and {item.path} are of the same rank",
+                notes=[f"in {root}"],
+                helps=["the folder holds files of two runs; keep those of one"],
+                primary=_label(rule, "both have a name of this file"),
+            )
+    lost = [p for p in product(*(range(mesh[axis]) for axis in axes)) if p not in held]
+    if lost:
+        sizes = {f"#{axis}": size for axis, size in mesh.items()}
+        names = [
+            mine[0].name.pattern.fill({**sizes, **dict(zip(axes, place, strict=True))})
+            for place in lost
+        ]
+        raise source_error(
+            "missing-rank-file",
+            f"{len(lost)} of {len(lost) + len(held)} files are missing: {', '.join(names[:4])}",
+            notes=[f"the others of {', '.join(f'{a}={mesh[a]}' for a in axes)} are in {root}"],
+            helps=["copy the files of all ranks into one folder"],
+            primary=_label(rule, "one for each rank"),
+        )
+
+
+def _no_file(layout: Layout, rule: FileRule, root: Path, others: list[str]) -> ReshardError:
+    shown = ", ".join(f"`{name}`" for name in others[:5]) or "no other files"
+    more = f", and {len(others) - 5} more" if len(others) > 5 else ""
+    return source_error(
+        "missing-file",
+        f"{root} has no file `{rule.names[0].text}` of layout `{layout.name}`",
+        notes=[f"it has {shown}{more}"],
+        helps=["correct the name, or write `optional` behind it if the file may be missing"],
+        primary=_label(rule, "no such file"),
+    )
+
+
+def _label(rule: FileRule, text: str) -> Label | None:
+    span = rule.names[0].span
+    return None if span is None else Label(span, text)

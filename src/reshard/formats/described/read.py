@@ -1,0 +1,68 @@
+"""Reads a folder through a layout that describes its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard.errors import source_error
+from reshard.formats.described import NAME
+from reshard.formats.described.facts import read_config, read_facts
+from reshard.formats.described.files import find_files
+from reshard.formats.described.states import put_together
+from reshard.formats.described.walk import walk_files
+from reshard.language.layout import Layout
+from reshard.plan.catalog import Catalog
+
+
+def read_described(
+    layout: Layout, text: str, path: Path, *, step: str | None = None, name: str = NAME
+) -> Catalog:
+    """The catalog of a folder, or of one file.
+
+    Args:  layout: with files.  text: its UCL text.  name: of the format.
+    Raises: ReshardError[source-missing | unknown-step | missing-file | missing-rank-file |
+            missing-place | unnamed-tensor | share-mismatch | ambiguous-optimizer-ids | bad-fact |
+            ranks-disagree], and what is wrong with a file.
+    """
+    if not path.exists():
+        raise source_error("source-missing", f"there is no folder `{path}`")
+    if step is not None:
+        raise source_error(
+            "unknown-step",
+            f"{path} has no step `{step}`",
+            notes=["a layout describes the files of one step"],
+            helps=["give the folder of the step, and leave `--step` out"],
+        )
+    root, only = (path, None) if path.is_dir() else (path.parent, path.name)
+    files = find_files(layout, root, only)
+    walked = walk_files(layout, root, files)
+    config = read_config(walked)
+    states = put_together(layout, walked, files.mesh, config)
+    facts = read_facts(layout, walked, states)
+    return Catalog(
+        format=name,
+        version="",
+        root=str(root.absolute()),
+        mesh=files.mesh,
+        tensors=(*states.tensors, *facts.tensors),
+        layout=text,
+        layout_name=layout.name,
+        training=facts.training,
+        config=config,
+        aliases=states.aliases,
+        frozen=states.frozen,
+        files=tuple(walked.files),
+        left=(*walked.left, *states.left),
+    )
+
+
+def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+    """The catalog of a folder through the description of ours that fits.
+
+    Raises: what `read_described` raises.
+    """
+    from reshard.formats.described.shipped import find_description
+
+    found = find_description(path)
+    assert found is not None, "that is how it was known"
+    return read_described(found.layout, found.text, path, step=step)

@@ -1,0 +1,72 @@
+"""The descriptions of files that come with reshard, and which of them a folder has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+
+from reshard.errors import ReshardError
+from reshard.formats.described.files import first_file
+from reshard.formats.described.tree import find, open_tree
+from reshard.formats.described.walk import fits
+from reshard.language import load_layout
+from reshard.language.layout import FileRule, Layout
+
+ANY_FILE = "single_file"
+"""The description of any one file, which is tried last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A layout of files.  text: its UCL."""
+
+    layout: Layout
+    text: str
+
+
+@cache
+def descriptions() -> Mapping[str, Description]:
+    """Every description, by the name of its layout."""
+    folder = resources.files("reshard").joinpath("layouts", "files")
+    out = {}
+    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if item.name.endswith(".ucl"):
+            text = item.read_text(encoding="utf-8")
+            layout = load_layout(text, item.name)
+            out[layout.name] = Description(layout, text)
+    return MappingProxyType(out)
+
+
+def find_description(path: Path) -> Description | None:
+    """The description that a folder has the files of, with everything in them that must be there.
+
+    One file of each kind is opened, if all kinds are there by their names.
+    """
+    for item in descriptions().values():
+        rules = [rule for rule in item.layout.files if not rule.optional]
+        if item.layout.name == ANY_FILE:
+            continue
+        firsts = [first_file(rule, path) for rule in rules]
+        if all(
+            name is not None and holds(rule, path / name)
+            for rule, name in zip(rules, firsts, strict=True)
+        ):
+            return item
+    return None
+
+
+def holds(rule: FileRule, path: Path) -> bool:
+    """Whether a file has all that a rule asks for; not if it cannot be read."""
+    needed = [x for x in rule.entries if not x.optional and x.role not in ("keep", "leave")]
+    try:
+        tree = open_tree(path) if needed else None
+    except ReshardError:
+        return False
+    return all(
+        any(fits(entry, item.value) for place in entry.places for item in find(tree, place)[0])
+        for entry in needed
+    )

@@ -1,0 +1,1 @@
+"""One file that holds a state dict, among whatever else."""

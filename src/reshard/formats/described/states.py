@@ -1,0 +1,561 @@
+"""From leaves to local tensors: names for numbers, and the shares of ranks put together."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from reshard.algebra.partition import Partition, Share, partition_buffer, partition_each
+from reshard.algebra.split import split_sizes
+from reshard.dtypes import DType
+from reshard.errors import Label, ReshardError, Span, source_error
+from reshard.formats.described.walk import Leaf, Walked
+from reshard.language.expression import evaluate, known_value
+from reshard.language.layout import Layout, PartitionRule
+from reshard.language.place import GROUP, NAME, NUMBER, STATE
+from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
+from reshard.plan.numbering import names_of_numbers
+from reshard.storage.tensor_ref import TensorRef
+
+Shape = tuple[int, ...]
+_SHAPED = ("exp_avg", "exp_avg_sq", "master", "momentum_buffer")
+"""States that have the shape of their parameter, the surest first."""
+
+
+@dataclass(slots=True)
+class States:
+    """What was put together.
+
+    Args:  groups: the names of each group's parameters, in order.  aliases: other name -> name.
+    """
+
+    tensors: list[LocalTensor] = field(default_factory=list)
+    groups: list[list[str]] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)
+    left: list[Left] = field(default_factory=list)
+    frozen: tuple[str, ...] = ()
+
+
+def put_together(
+    layout: Layout,
+    walked: Walked,
+    mesh: Mapping[str, int],
+    config: Mapping[str, object] | None = None,
+) -> States:
+    """Every tensor of every state, on every coordinate.
+
+    Args:  config: of the model; which order its parameters have may depend on it.
+    Raises: ReshardError[ambiguous-optimizer-ids | share-mismatch | missing-place | state-mismatch |
+            not-obeyed | name-clash].
+    """
+    return _Together(layout, walked, mesh, config or {}).states()
+
+
+class _Together:
+    def __init__(
+        self,
+        layout: Layout,
+        walked: Walked,
+        mesh: Mapping[str, int],
+        config: Mapping[str, object],
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._walked = walked
+        self._mesh = mesh
+        self._shared = {rule.over for rule in layout.partitions}
+        self._rules = {state: rule for rule in layout.partitions for state in rule.states}
+        self._out = States()
+        self._front = self._common_wrapper()
+
+    def states(self) -> States:
+        out = self._out
+        by_home: dict[Coord, list[tuple[str, Leaf]]] = {}
+        for leaf in self._walked.of("state", "states"):
+            state = (
+                str(leaf.bindings[STATE]) if leaf.entry.role == "states" else leaf.entry.names[0]
+            )
+            by_home.setdefault(self._coord(leaf, self._shared), []).append((state, leaf))
+        self._check_partitions({state for items in by_home.values() for state, _ in items})
+        for home, leaves in by_home.items():
+            self._home(home, leaves)
+        for alias, name in self._layout.ties.items():
+            self._tie(alias, name)
+        states = {t.name for t in out.tensors if t.state != "param"}
+        if states:
+            weights = dict.fromkeys(t.name for t in out.tensors if t.state == "param")
+            out.frozen = tuple(n for n in weights if n not in states and n not in out.aliases)
+        return out
+
+    def _coord(self, leaf: Leaf, without: set[str]) -> Coord:
+        """Where a leaf lies; axes of one rank, and those that share states, do not count."""
+        return tuple(
+            (axis, int(leaf.bindings[axis]))
+            for axis, size in self._mesh.items()
+            if axis in leaf.bindings and axis not in without and size > 1
+        )
+
+    # ---- one coordinate ------------------------------------------------------------------------
+
+    def _home(self, home: Coord, leaves: Sequence[tuple[str, Leaf]]) -> None:
+        """Everything that one coordinate of the model-parallel mesh holds."""
+        shapes: dict[str, Shape] = {}
+        named: dict[tuple[str, str], list[Leaf]] = {}
+        numbered: dict[tuple[str, int], list[Leaf]] = {}
+        grouped: dict[tuple[str, int], list[Leaf]] = {}
+        for state, leaf in leaves:
+            if NAME in leaf.bindings:
+                name = self._unwrapped(str(leaf.bindings[NAME]))
+                if self._is_left_out(name, leaf):
+                    continue
+                named.setdefault((state, name), []).append(leaf)
+            elif NUMBER in leaf.bindings:
+                numbered.setdefault((state, int(leaf.bindings[NUMBER])), []).append(leaf)
+            else:
+                grouped.setdefault((state, int(leaf.bindings[GROUP])), []).append(leaf)
+        self._find_aliases(named)
+        for (state, name), found in named.items():
+            if state == "param" and isinstance(found[0].value, TensorRef):
+                shapes[name] = self._whole_shape(state, found)
+        names = self._names(home, numbered, shapes)
+        for (state, number), found in numbered.items():
+            if number not in names:
+                raise _unlisted(number, found[0])
+            named.setdefault((state, names[number]), []).extend(found)
+        orders = self._orders(home, shapes)
+        for (state, name), found in named.items():
+            if not (
+                state == "param" and name in self._out.aliases and self._is_shared(found, name)
+            ):
+                self._tensor(home, state, name, found, shapes.get(name))
+        for (state, group), found in grouped.items():
+            self._buffer(home, state, group, found, orders)
+
+    def _is_shared(self, found: Sequence[Leaf], name: str) -> bool:
+        """Whether an alias is the same memory, rather than a copy that must agree."""
+        return name not in self._layout.ties
+
+    def _tensor(
+        self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
+    ) -> None:
+        """One parameter's tensor of one state, from the ranks that share it or have copies."""
+        rule = self._rules.get(state)
+        first = found[0].value
+        if rule is None or not isinstance(first, TensorRef) or not first.shape:
+            for leaf in found:
+                self._out.tensors.append(_local(name, state, self._coord(leaf, set()), leaf))
+            return
+        parts = self._by_rank(rule, found, f"`{name}` ({state})")
+        whole = self._whole_shape(state, found) if rule.kind == "rows" else shape
+        if whole is None:
+            raise _no_shape(rule, name, found[0])
+        by_rows = rule.kind == "rows"
+        cut = _rows(whole, len(parts)) if by_rows else self._cut(rule, [prod(whole)])
+        self._shares(home, state, rule, [(name, whole)], parts, cut)
+
+    def _buffer(
+        self,
+        home: Coord,
+        state: str,
+        group: int,
+        found: Sequence[Leaf],
+        orders: Mapping[int, Mapping[str, Shape]],
+    ) -> None:
+        """What one place holds for all parameters of a group."""
+        if group not in orders:
+            raise source_error(
+                "missing-place",
+                f"nothing says which parameters are in group {group}",
+                notes=[f"{state} of that group is at {found[0].shown}"],
+                helps=["say where their order stands: `order by` or `number by`"],
+                primary=_label(found[0].entry.span, "states of a group"),
+            )
+        members = list(orders[group].items())
+        rule = self._rules.get(state)
+        if not isinstance(found[0].value, TensorRef) or not found[0].value.shape:
+            for name, _ in members:
+                for leaf in found:
+                    self._out.tensors.append(_local(name, state, self._coord(leaf, set()), leaf))
+            return
+        if rule is None:
+            numels = [prod(shape) for _, shape in members]
+            cut = partition_buffer(tuple(numels), 1, 1)
+            used = PartitionRule((state,), "", "buffer", None, found[0].entry.span)
+            self._shares(home, state, used, members, found[:1], cut)
+            return
+        parts = self._by_rank(rule, found, f"group {group} ({state})")
+        cut = self._cut(rule, [prod(shape) for _, shape in members])
+        self._shares(home, state, rule, members, parts, cut)
+
+    def _by_rank(self, rule: PartitionRule, found: Sequence[Leaf], what: str) -> list[Leaf]:
+        """The share of every rank, in order."""
+        held = {int(leaf.bindings[rule.over]): leaf for leaf in found}
+        lost = [rank for rank in range(self._mesh[rule.over]) if rank not in held]
+        if lost:
+            raise source_error(
+                "missing-place",
+                f"the share of {what} of rank {lost[0]} of `{rule.over}` is missing",
+                notes=[f"that of another rank is {found[0].shown}"],
+                helps=["the files may be of different runs; copy those of one"],
+                primary=_label(rule.span, "shared by all ranks"),
+            )
+        return [held[rank] for rank in range(self._mesh[rule.over])]
+
+    def _cut(self, rule: PartitionRule, numels: Sequence[int]) -> Partition:
+        ranks = self._mesh[rule.over]
+        if rule.kind == "each":
+            return partition_each(tuple(numels), ranks)
+        align = ranks
+        if rule.align is not None:
+            value = evaluate(rule.align, dict(self._mesh))
+            align = value if isinstance(value, int) else 0
+            if align < 1 or align % ranks:
+                raise source_error(
+                    "share-mismatch",
+                    f"an alignment of {align} elements does not cut into {ranks} equal shares",
+                    notes=[f"`{rule.over}` has {ranks} ranks"],
+                    helps=[f"write a multiple of `{rule.over}`: `align 2 * {rule.over}`"],
+                    primary=_label(rule.span, f"{align} elements"),
+                )
+        return partition_buffer(tuple(numels), ranks, align)
+
+    def _shares(
+        self,
+        home: Coord,
+        state: str,
+        rule: PartitionRule,
+        members: Sequence[tuple[str, Shape]],
+        parts: Sequence[Leaf],
+        cut: Partition,
+    ) -> None:
+        """The tensors whose elements ranks share; shares that are not as long as they must be are
+        refused."""
+        refs = [leaf.value for leaf in parts]
+        for leaf, ref, length in zip(parts, refs, cut.lengths, strict=True):
+            numel = ref.numel if isinstance(ref, TensorRef) else -1
+            if numel != length:
+                raise _share_mismatch(rule, state, members, leaf, numel, length)
+        fragments: dict[int, list[Fragment]] = {}
+        for share in cut.shares:
+            leaf, ref = parts[share.rank], refs[share.rank]
+            assert isinstance(ref, TensorRef)
+            if not ref.is_contiguous:
+                raise _share_mismatch(rule, state, members, leaf, ref.numel, ref.numel)
+            offset = ref.byte_offset + share.offset * ref.dtype.itemsize
+            fragments.setdefault(share.tensor, []).append(
+                Fragment(share.start, share.numel, leaf.file.path, offset)
+            )
+        dtypes = {ref.dtype for ref in refs if isinstance(ref, TensorRef)}
+        if len(dtypes) > 1:
+            raise source_error(
+                "dtype-mismatch",
+                f"ranks hold {state} in different element types: {', '.join(map(str, dtypes))}",
+                notes=[f"the first is {parts[0].shown}"],
+            )
+        for index, (name, shape) in enumerate(members):
+            found = sorted(fragments.get(index, []), key=lambda item: item.start)
+            self._out.tensors.append(
+                LocalTensor(name, state, home, shape, next(iter(dtypes)), tuple(found))
+            )
+
+    # ---- names and shapes ----------------------------------------------------------------------
+
+    def _whole_shape(self, state: str, found: Sequence[Leaf]) -> Shape:
+        """The shape of a tensor that its ranks may share by rows."""
+        shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
+        rule = self._rules.get(state)
+        if rule is None or rule.kind != "rows" or not shapes[0]:
+            return shapes[0]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    def _names(
+        self,
+        home: Coord,
+        numbered: Mapping[tuple[str, int], Sequence[Leaf]],
+        shapes: Mapping[str, Shape],
+    ) -> dict[int, str]:
+        """The name of every number, and the groups."""
+        numbers = self._lists("number", home)
+        named = self._lists("named", home)
+        if named and numbers:
+            pairs = [
+                (_integer(number), self._unwrapped(str(name)))
+                for group, listed in numbers.items()
+                for number, name in zip(listed, named.get(group, ()), strict=False)
+            ]
+            out = dict(pairs)
+        elif numbers:
+            seen: dict[int, Shape] = {}
+            for state in dict.fromkeys((*_SHAPED, *(state for state, _ in numbered))):
+                for (kind, number), found in numbered.items():
+                    if (
+                        kind == state
+                        and isinstance(found[0].value, TensorRef)
+                        and found[0].value.shape
+                    ):
+                        seen.setdefault(number, self._whole_shape(state, found))
+            parameters = [(n, s) for n, s in shapes.items() if n not in self._out.aliases]
+            groups = [[_integer(n) for n in listed] for listed in numbers.values()]
+            where = next(leaf.file.path for leaf in self._walked.of("number"))
+            is_ordered, parameters = self._in_order(parameters)
+            out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
+        else:
+            out = {}
+        if not self._out.groups and (numbers or named):
+            source = numbers or named
+            self._out.groups = [
+                [out[_integer(n)] if numbers else self._unwrapped(str(n)) for n in listed]
+                for listed in source.values()
+            ]
+        return out
+
+    def _in_order(
+        self, parameters: list[tuple[str, Shape]]
+    ) -> tuple[bool, list[tuple[str, Shape]]]:
+        """The parameters in the order of the module, and whether it is known.
+
+        What a layout says goes first; a file of torch has the module's order, and one of
+        safetensors has its names sorted.
+        """
+        for order in self._layout.orders:
+            holds = order.when is None or known_value(order.when, self._config) is True
+            if holds and all(order.has(name) for name, _ in parameters):
+                return True, sorted(parameters, key=lambda item: order.key(item[0]))
+        weights = [leaf.file.path for leaf in self._walked.of("state") if NAME in leaf.bindings]
+        return not any(path.endswith(".safetensors") for path in weights), parameters
+
+    def _lists(self, role: str, home: Coord) -> dict[int, list[object]]:
+        """The lists of numbers or names, by group."""
+        out: dict[int, list[object]] = {}
+        for leaf in self._walked.of(role):
+            if self._coord(leaf, self._shared) == home:
+                assert isinstance(leaf.value, (list, tuple))
+                out.setdefault(int(leaf.bindings.get(GROUP, 0)), list(leaf.value))
+        return out
+
+    def _orders(self, home: Coord, shapes: Mapping[str, Shape]) -> dict[int, dict[str, Shape]]:
+        """The names and shapes of what each buffer holds, in order."""
+        out: dict[int, dict[str, Shape]] = {}
+        for leaf in self._walked.of("order"):
+            group = out.setdefault(int(leaf.bindings.get(GROUP, 0)), {})
+            if NAME in leaf.bindings:
+                shape = _shape(leaf.value)
+                name = self._unwrapped(str(leaf.bindings[NAME]))
+                known = shapes.get(name)
+                if shape is None or known not in (None, shape):
+                    raise source_error(
+                        "share-mismatch",
+                        f"the order of group {leaf.bindings.get(GROUP, 0)} gives `{name}` the "
+                        f"shape {shape and list(shape)}"
+                        + (f", and its weight has {list(known)}" if known is not None else ""),
+                        notes=[f"at {leaf.shown}"],
+                        primary=_label(leaf.entry.span, "names and shapes"),
+                    )
+                group.setdefault(name, shape)
+            elif isinstance(leaf.value, (list, tuple)):
+                for item in leaf.value:
+                    name = self._unwrapped(str(item))
+                    if name not in shapes:
+                        raise _unknown_member(name, leaf)
+                    group.setdefault(name, shapes[name])
+        if out and not self._out.groups:
+            self._out.groups = [list(out[group]) for group in sorted(out)]
+        if not out and self._out.groups:
+            for index, names in enumerate(self._out.groups):
+                out[index] = {name: shapes[name] for name in names if name in shapes}
+        if not out and shapes:
+            out[0] = {n: s for n, s in shapes.items() if n not in self._out.aliases}
+        return out
+
+    def _is_left_out(self, name: str, leaf: Leaf) -> bool:
+        for item in self._layout.left_out:
+            if item.pattern.match(name) is not None:
+                entry = Left(
+                    leaf.file.path, ".".join(str(at).lstrip("/") for at in leaf.where), item.because
+                )
+                self._out.left.append(entry)
+                return True
+        return False
+
+    def _find_aliases(self, named: Mapping[tuple[str, str], Sequence[Leaf]]) -> None:
+        """Names of one file that refer to the same memory."""
+        places: dict[object, str] = {}
+        for (state, name), found in named.items():
+            ref = found[0].value
+            if state == "param" and isinstance(ref, TensorRef) and ref.numel:
+                place = (
+                    found[0].file.path,
+                    ref.storage_key,
+                    ref.storage_offset,
+                    ref.shape,
+                    ref.strides,
+                    ref.dtype,
+                )
+                first = places.setdefault(place, name)
+                if first != name:
+                    self._out.aliases[name] = first
+
+    def _tie(self, alias: str, name: str) -> None:
+        stored = {tensor.name for tensor in self._out.tensors}
+        known = {self._out.aliases.get(name, name), self._out.aliases.get(alias, alias)}
+        if not known & stored:
+            raise source_error(
+                "not-obeyed",
+                f"neither `{alias}` nor `{name}` is stored, and the layout ties them",
+                helps=["correct the names, or remove the `tie`"],
+                primary=_label(self._layout.span, "in this layout"),
+            )
+        if name in stored:
+            self._out.aliases[alias] = name
+        elif self._out.aliases.get(name) != alias:
+            self._out.aliases[name] = alias
+
+    def _check_partitions(self, states: set[str]) -> None:
+        for rule in self._layout.partitions:
+            for state in rule.states:
+                if states and state not in states and states != {"param"}:
+                    raise source_error(
+                        "not-obeyed",
+                        f"no file stores a state `{state}`, which `{rule.over}` is to share",
+                        notes=[f"they store {', '.join(f'`{s}`' for s in sorted(states))}"],
+                        helps=["correct its name, or leave it out of the line"],
+                        primary=_label(rule.span, f"`{state}` is not stored"),
+                    )
+
+    # ---- wrappers ------------------------------------------------------------------------------
+
+    def _common_wrapper(self) -> tuple[str, ...]:
+        """Wrappers in front of every weight's name, in the order in which they stand there."""
+        inside = [w for w in self._layout.wrappers if w.startswith("_")]
+        front = [w for w in self._layout.wrappers if not w.startswith("_")]
+        names = [
+            _without(str(leaf.bindings[NAME]), inside)
+            for leaf in self._walked.of("state", "states")
+            if NAME in leaf.bindings
+        ]
+        out: list[str] = []
+        while names:
+            wrapper = next((w for w in front if all(n.startswith(w) for n in names)), None)
+            if wrapper is None:
+                break
+            out.append(wrapper)
+            names = [name.removeprefix(wrapper) for name in names]
+        return tuple(out)
+
+    def _unwrapped(self, name: str) -> str:
+        out = _without(name, [w for w in self._layout.wrappers if w.startswith("_")])
+        for wrapper in self._front:
+            out = out.removeprefix(wrapper)
+        return out
+
+
+def _without(name: str, wrappers: Sequence[str]) -> str:
+    """A name without wrappers, wherever they stand as a part of it."""
+    for wrapper in wrappers:
+        while True:
+            if name.startswith(wrapper):
+                name = name.removeprefix(wrapper)
+            elif f".{wrapper}" in name:
+                name = name.replace(f".{wrapper}", ".")
+            else:
+                break
+    return name
+
+
+def _rows(shape: Shape, ranks: int) -> Partition:
+    """A tensor cut along its first dimension, as `torch.chunk` cuts it."""
+    step = prod(shape[1:])
+    shares, lengths, at = [], [], 0
+    for rank, rows in enumerate(split_sizes(shape[0], ranks, "chunk")):
+        if rows * step:
+            shares.append(Share(rank, 0, at, rows * step, 0))
+        lengths.append(rows * step)
+        at += rows * step
+    return Partition(tuple(shares), tuple(lengths), (0,) * ranks)
+
+
+def _local(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor:
+    value, file = leaf.value, leaf.file.path
+    if isinstance(value, TensorRef):
+        strides = None if value.is_contiguous else value.strides
+        fragments = (
+            (Fragment(0, value.numel, file, value.byte_offset, strides),) if value.numel else ()
+        )
+        return LocalTensor(name, state, coord, value.shape, value.dtype, fragments)
+    dtype, data = _number(value)
+    return LocalTensor(name, state, coord, (), dtype, (Fragment(0, 1, file, 0, None, data),))
+
+
+def _number(value: object) -> tuple[DType, bytes]:
+    if isinstance(value, bool):
+        return DType.BOOL, bytes([value])
+    if isinstance(value, int):
+        return DType.I64, value.to_bytes(8, "little", signed=True)
+    assert isinstance(value, float)
+    return DType.F64, struct.pack("<d", value)
+
+
+def _integer(value: object) -> int:
+    """A number of a parameter; -1 for what is none, which no state has."""
+    return value if isinstance(value, int) else -1
+
+
+def _shape(value: object) -> Shape | None:
+    if isinstance(value, TensorRef):
+        return value.shape
+    if isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value):
+        return tuple(value)
+    return None
+
+
+def _label(span: Span | None, text: str) -> Label | None:
+    return None if span is None else Label(span, text)
+
+
+def _share_mismatch(
+    rule: PartitionRule,
+    state: str,
+    members: Sequence[tuple[str, Shape]],
+    leaf: Leaf,
+    numel: int,
+    length: int,
+) -> ReshardError:
+    total = sum(prod(shape) for _, shape in members)
+    who = f"`{members[0][0]}`" if len(members) == 1 else f"{len(members)} parameters"
+    return source_error(
+        "share-mismatch",
+        f"a share of {state} has {numel} elements, and `as {rule.kind}` gives {length}",
+        notes=[f"it is {leaf.shown}", f"{who} of {total} elements are shared"],
+        helps=["correct how ranks share it, the alignment, or the order of the parameters"],
+        primary=_label(rule.span, "cut so"),
+    )
+
+
+def _no_shape(rule: PartitionRule, name: str, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "share-mismatch",
+        f"the shape of `{name}` is not known, so its shares cannot be put together",
+        notes=[f"one of them is {leaf.shown}"],
+        helps=["say where shapes stand: `order by`, or where the weight lies: `state param at`"],
+        primary=_label(rule.span, "cut so"),
+    )
+
+
+def _unlisted(number: int, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "ambiguous-optimizer-ids",
+        f"no group lists parameter number {number}",
+        notes=[f"its state is {leaf.shown}"],
+        helps=["the file was changed after it was written"],
+    )
+
+
+def _unknown_member(name: str, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "share-mismatch",
+        f"the order names `{name}`, which has no weight",
+        notes=[f"at {leaf.shown}"],
+        primary=_label(leaf.entry.span, "names"),
+    )

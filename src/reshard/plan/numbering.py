@@ -1,0 +1,152 @@
+"""Whose states are those of an optimizer that counts its parameters.
+
+`Optimizer.state_dict()` numbers parameters group by group, in the order in which they were given.
+That order is the model's within every group; which parameters a group has is found by their shapes.
+Parameters that the optimizer does not have (frozen ones, buffers) are passed over. Names are given
+only where there is one way.
+Source: torch/optim/optimizer.py `Optimizer.state_dict` (torch 2.13).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from reshard.errors import ReshardError, source_error
+
+Shape = tuple[int, ...]
+_Way = tuple[int | None, ...]
+"""For each parameter its number; None for one that the optimizer does not have."""
+
+
+def names_of_numbers(
+    groups: Sequence[Sequence[int]],
+    shapes: Mapping[int, Shape],
+    parameters: Sequence[tuple[str, Shape]],
+    where: str,
+    *,
+    is_ordered: bool = True,
+) -> dict[int, str]:
+    """The name of every number.
+
+    Args:  groups: the numbers of each param group.  shapes: of the states that are shaped like
+           their parameter, by number.  parameters: of the model, in its order.
+           is_ordered: whether that order is the model's; a file that sorts its names tells none.
+    Raises: ReshardError[ambiguous-optimizer-ids].
+    """
+    numbers = [number for group in groups for number in group]
+    if len(set(numbers)) != len(numbers) or len(numbers) > len(parameters):
+        raise _unclear(
+            where,
+            f"the optimizer counts {len(numbers)} parameters, and the model has {len(parameters)}",
+        )
+    if not is_ordered:
+        return _by_shapes(numbers, shapes, parameters, where)
+    found = _ways([tuple(group) for group in groups], shapes, parameters)
+    if not found:
+        raise _unclear(where, "no order of the model's parameters fits the shapes of the states")
+    if len(found) > 1:
+        why = "several orders of the model's parameters fit the shapes"
+        raise _unclear(where, why, _difference(found, parameters))
+    return {
+        number: name
+        for number, (name, _) in zip(found[0], parameters, strict=True)
+        if number is not None
+    }
+
+
+def _by_shapes(
+    numbers: Sequence[int],
+    shapes: Mapping[int, Shape],
+    parameters: Sequence[tuple[str, Shape]],
+    where: str,
+) -> dict[int, str]:
+    """Names where every shape is that of one parameter alone."""
+    counts = Counter(shape for _, shape in parameters)
+    by_shape = {shape: name for name, shape in parameters if counts[shape] == 1}
+    out: dict[int, str] = {}
+    for number in numbers:
+        shape = shapes.get(number)
+        if shape not in by_shape:
+            alike = [name for name, other in parameters if shape in (None, other)]
+            shown = ", ".join(f"`{name}`" for name in alike[:4]) or "none"
+            more = f", or one of {len(alike) - 4} more" if len(alike) > 4 else ""
+            said = "no shape" if shape is None else f"shape {list(shape)}"
+            raise _unclear(
+                where,
+                "the file of the weights sorts their names, so the model's order is not known",
+                f"number {number} has {said}: it may be {shown}{more}",
+            )
+        out[number] = by_shape[shape]
+    if len(set(out.values())) != len(out):
+        raise _unclear(where, "two numbers have the shape of one parameter")
+    return out
+
+
+def _ways(
+    groups: list[tuple[int, ...]],
+    shapes: Mapping[int, Shape],
+    parameters: Sequence[tuple[str, Shape]],
+) -> list[_Way]:
+    """Give the parameters to the groups one after the other; at most two ways are looked for.
+
+    A state of how far each group has come is visited once: from there the rest is the same.
+    """
+    start = tuple(0 for _ in groups)
+    spare = len(parameters) - sum(map(len, groups))
+    # For each parameter, from each state: the numbers that it may have, filled from the end.
+    layers: list[dict[tuple[int, ...], list[tuple[int | None, tuple[int, ...]]]]] = []
+    states = {start}
+    for position, (_, shape) in enumerate(parameters):
+        layer: dict[tuple[int, ...], list[tuple[int | None, tuple[int, ...]]]] = {}
+        after: set[tuple[int, ...]] = set()
+        for state in states:
+            steps: list[tuple[int | None, tuple[int, ...]]] = []
+            if position - sum(state) < spare:
+                steps.append((None, state))
+            for at, taken in enumerate(state):
+                if taken < len(groups[at]):
+                    number = groups[at][taken]
+                    if shapes.get(number, shape) == shape:
+                        steps.append((number, (*state[:at], taken + 1, *state[at + 1 :])))
+            after.update(new for _, new in steps)
+            layer[state] = steps
+        layers.append(layer)
+        states = after
+    alive = {state for state in states if sum(state) == len(parameters) - spare}
+    for layer in reversed(layers):
+        for state, steps in layer.items():
+            layer[state] = [step for step in steps if step[1] in alive]
+        alive = {state for state, steps in layer.items() if steps}
+    todo: list[tuple[tuple[int, ...], _Way]] = [(start, ())] if start in alive or not layers else []
+    found: list[_Way] = []
+    while todo and len(found) < 2:
+        state, chosen = todo.pop()
+        if len(chosen) == len(parameters):
+            found.append(chosen)
+            continue
+        for given, new in layers[len(chosen)][state]:
+            todo.append((new, (*chosen, given)))
+    return found
+
+
+def _difference(found: Sequence[_Way], parameters: Sequence[tuple[str, Shape]]) -> str:
+    """The first number that has two names."""
+    first, second = (
+        {number: name for number, (name, _) in zip(way, parameters, strict=True)} for way in found
+    )
+    both = {number for number in (*first, *second) if number is not None}
+    number = min(item for item in both if first.get(item) != second.get(item))
+    return f"number {number} may be `{first.get(number)}` or `{second.get(number)}`"
+
+
+def _unclear(where: str, *why: str) -> ReshardError:
+    return source_error(
+        "ambiguous-optimizer-ids",
+        f"the optimizer states in {where} cannot be given names",
+        notes=[*why, "`Optimizer.state_dict()` counts parameters and does not name them"],
+        helps=[
+            "load it where it was trained, and save it with "
+            "`torch.distributed.checkpoint.state_dict.get_state_dict`"
+        ],
+    )
