@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Literal
 
-from reshard.algebra.split import round_up
+from reshard.algebra.split import round_up, split_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +94,38 @@ def partition_each(numels: tuple[int, ...], ranks: int) -> Partition:
             offset += width
         paddings.append(tail)
     return Partition(tuple(shares), (length,) * ranks, tuple(paddings))
+
+
+def partition_rows(shape: tuple[int, ...], ranks: int) -> Partition:
+    """Cut a tensor along its first dimension, as `torch.chunk` cuts it (FSDP2).
+
+    Args:  shape: of at least one dimension.  ranks: data-parallel size.
+    """
+    step = prod(shape[1:])
+    shares: list[Share] = []
+    lengths = []
+    at = 0
+    for rank, rows in enumerate(split_sizes(shape[0], ranks, "chunk")):
+        if rows * step:
+            shares.append(Share(rank, 0, at, rows * step, 0))
+        lengths.append(rows * step)
+        at += rows * step
+    return Partition(tuple(shares), tuple(lengths), (0,) * ranks)
+
+
+Kind = Literal["buffer", "each", "rows"]
+
+
+def spread(kind: Kind, shapes: Sequence[tuple[int, ...]], ranks: int, align: int = 1) -> Partition:
+    """How ranks share the elements of tensors: the one function that reading and writing call.
+
+    Args:  kind: as UCL's `partition` has it; `rows` is of one tensor.  shapes: of the tensors that
+           lie in one place.  align: for `buffer`, the multiple that its length is rounded up to.
+    """
+    if kind == "rows":
+        (shape,) = shapes
+        return partition_rows(shape, ranks) if shape else partition_each((1,), ranks)
+    numels = tuple(prod(shape) for shape in shapes)
+    return (
+        partition_each(numels, ranks) if kind == "each" else partition_buffer(numels, ranks, align)
+    )

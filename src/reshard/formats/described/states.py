@@ -5,14 +5,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
-from reshard.algebra.partition import Partition, Share, partition_buffer, partition_each
-from reshard.algebra.split import split_sizes
+from reshard.algebra.partition import spread
 from reshard.dtypes import DType
-from reshard.errors import Label, ReshardError, Span, source_error
+from reshard.errors import source_error
+from reshard.formats.described.faults import (
+    label,
+    no_shape,
+    share_mismatch,
+    unknown_member,
+    unlisted,
+)
+from reshard.formats.described.names import Unwrapped
+from reshard.formats.described.sharing import alignment
 from reshard.formats.described.walk import Leaf, Walked
-from reshard.language.expression import evaluate, known_value
+from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
@@ -68,7 +75,10 @@ class _Together:
         self._shared = {rule.over for rule in layout.partitions}
         self._rules = {state: rule for rule in layout.partitions for state in rule.states}
         self._out = States()
-        self._front = self._common_wrapper()
+        self._names_of = Unwrapped(
+            layout.wrappers,
+            [str(x.bindings[NAME]) for x in walked.of("state", "states") if NAME in x.bindings],
+        )
 
     def states(self) -> States:
         out = self._out
@@ -107,7 +117,7 @@ class _Together:
         grouped: dict[tuple[str, int], list[Leaf]] = {}
         for state, leaf in leaves:
             if NAME in leaf.bindings:
-                name = self._unwrapped(str(leaf.bindings[NAME]))
+                name = self._names_of.name(str(leaf.bindings[NAME]))
                 if self._is_left_out(name, leaf):
                     continue
                 named.setdefault((state, name), []).append(leaf)
@@ -122,7 +132,7 @@ class _Together:
         names = self._names(home, numbered, shapes)
         for (state, number), found in numbered.items():
             if number not in names:
-                raise _unlisted(number, found[0])
+                raise unlisted(number, found[0])
             named.setdefault((state, names[number]), []).extend(found)
         orders = self._orders(home, shapes)
         for (state, name), found in named.items():
@@ -150,10 +160,8 @@ class _Together:
         parts = self._by_rank(rule, found, f"`{name}` ({state})")
         whole = self._whole_shape(state, found) if rule.kind == "rows" else shape
         if whole is None:
-            raise _no_shape(rule, name, found[0])
-        by_rows = rule.kind == "rows"
-        cut = _rows(whole, len(parts)) if by_rows else self._cut(rule, [prod(whole)])
-        self._shares(home, state, rule, [(name, whole)], parts, cut)
+            raise no_shape(rule, name, found[0])
+        self._shares(home, state, rule, [(name, whole)], parts)
 
     def _buffer(
         self,
@@ -170,7 +178,7 @@ class _Together:
                 f"nothing says which parameters are in group {group}",
                 notes=[f"{state} of that group is at {found[0].shown}"],
                 helps=["say where their order stands: `order by` or `number by`"],
-                primary=_label(found[0].entry.span, "states of a group"),
+                primary=label(found[0].entry.span, "states of a group"),
             )
         members = list(orders[group].items())
         rule = self._rules.get(state)
@@ -180,14 +188,11 @@ class _Together:
                     self._out.tensors.append(_local(name, state, self._coord(leaf, set()), leaf))
             return
         if rule is None:
-            numels = [prod(shape) for _, shape in members]
-            cut = partition_buffer(tuple(numels), 1, 1)
             used = PartitionRule((state,), "", "buffer", None, found[0].entry.span)
-            self._shares(home, state, used, members, found[:1], cut)
+            self._shares(home, state, used, members, found[:1])
             return
         parts = self._by_rank(rule, found, f"group {group} ({state})")
-        cut = self._cut(rule, [prod(shape) for _, shape in members])
-        self._shares(home, state, rule, members, parts, cut)
+        self._shares(home, state, rule, members, parts)
 
     def _by_rank(self, rule: PartitionRule, found: Sequence[Leaf], what: str) -> list[Leaf]:
         """The share of every rank, in order."""
@@ -199,27 +204,9 @@ class _Together:
                 f"the share of {what} of rank {lost[0]} of `{rule.over}` is missing",
                 notes=[f"that of another rank is {found[0].shown}"],
                 helps=["the files may be of different runs; copy those of one"],
-                primary=_label(rule.span, "shared by all ranks"),
+                primary=label(rule.span, "shared by all ranks"),
             )
         return [held[rank] for rank in range(self._mesh[rule.over])]
-
-    def _cut(self, rule: PartitionRule, numels: Sequence[int]) -> Partition:
-        ranks = self._mesh[rule.over]
-        if rule.kind == "each":
-            return partition_each(tuple(numels), ranks)
-        align = ranks
-        if rule.align is not None:
-            value = evaluate(rule.align, dict(self._mesh))
-            align = value if isinstance(value, int) else 0
-            if align < 1 or align % ranks:
-                raise source_error(
-                    "share-mismatch",
-                    f"an alignment of {align} elements does not cut into {ranks} equal shares",
-                    notes=[f"`{rule.over}` has {ranks} ranks"],
-                    helps=[f"write a multiple of `{rule.over}`: `align 2 * {rule.over}`"],
-                    primary=_label(rule.span, f"{align} elements"),
-                )
-        return partition_buffer(tuple(numels), ranks, align)
 
     def _shares(
         self,
@@ -228,21 +215,22 @@ class _Together:
         rule: PartitionRule,
         members: Sequence[tuple[str, Shape]],
         parts: Sequence[Leaf],
-        cut: Partition,
     ) -> None:
         """The tensors whose elements ranks share; shares that are not as long as they must be are
         refused."""
+        align = alignment(rule, self._mesh, len(parts))
+        cut = spread(rule.kind, [shape for _, shape in members], len(parts), align)
         refs = [leaf.value for leaf in parts]
         for leaf, ref, length in zip(parts, refs, cut.lengths, strict=True):
             numel = ref.numel if isinstance(ref, TensorRef) else -1
             if numel != length:
-                raise _share_mismatch(rule, state, members, leaf, numel, length)
+                raise share_mismatch(rule, state, members, leaf, numel, length)
         fragments: dict[int, list[Fragment]] = {}
         for share in cut.shares:
             leaf, ref = parts[share.rank], refs[share.rank]
             assert isinstance(ref, TensorRef)
             if not ref.is_contiguous:
-                raise _share_mismatch(rule, state, members, leaf, ref.numel, ref.numel)
+                raise share_mismatch(rule, state, members, leaf, ref.numel, ref.numel)
             offset = ref.byte_offset + share.offset * ref.dtype.itemsize
             fragments.setdefault(share.tensor, []).append(
                 Fragment(share.start, share.numel, leaf.file.path, offset)
@@ -281,7 +269,7 @@ class _Together:
         named = self._lists("named", home)
         if named and numbers:
             pairs = [
-                (_integer(number), self._unwrapped(str(name)))
+                (_integer(number), self._names_of.name(str(name)))
                 for group, listed in numbers.items()
                 for number, name in zip(listed, named.get(group, ()), strict=False)
             ]
@@ -306,7 +294,7 @@ class _Together:
         if not self._out.groups and (numbers or named):
             source = numbers or named
             self._out.groups = [
-                [out[_integer(n)] if numbers else self._unwrapped(str(n)) for n in listed]
+                [out[_integer(n)] if numbers else self._names_of.name(str(n)) for n in listed]
                 for listed in source.values()
             ]
         return out
@@ -342,7 +330,7 @@ class _Together:
             group = out.setdefault(int(leaf.bindings.get(GROUP, 0)), {})
             if NAME in leaf.bindings:
                 shape = _shape(leaf.value)
-                name = self._unwrapped(str(leaf.bindings[NAME]))
+                name = self._names_of.name(str(leaf.bindings[NAME]))
                 known = shapes.get(name)
                 if shape is None or known not in (None, shape):
                     raise source_error(
@@ -351,14 +339,14 @@ class _Together:
                         f"shape {shape and list(shape)}"
                         + (f", and its weight has {list(known)}" if known is not None else ""),
                         notes=[f"at {leaf.shown}"],
-                        primary=_label(leaf.entry.span, "names and shapes"),
+                        primary=label(leaf.entry.span, "names and shapes"),
                     )
                 group.setdefault(name, shape)
             elif isinstance(leaf.value, (list, tuple)):
                 for item in leaf.value:
-                    name = self._unwrapped(str(item))
+                    name = self._names_of.name(str(item))
                     if name not in shapes:
-                        raise _unknown_member(name, leaf)
+                        raise unknown_member(name, leaf)
                     group.setdefault(name, shapes[name])
         if out and not self._out.groups:
             self._out.groups = [list(out[group]) for group in sorted(out)]
@@ -405,7 +393,7 @@ class _Together:
                 "not-obeyed",
                 f"neither `{alias}` nor `{name}` is stored, and the layout ties them",
                 helps=["correct the names, or remove the `tie`"],
-                primary=_label(self._layout.span, "in this layout"),
+                primary=label(self._layout.span, "in this layout"),
             )
         if name in stored:
             self._out.aliases[alias] = name
@@ -421,59 +409,8 @@ class _Together:
                         f"no file stores a state `{state}`, which `{rule.over}` is to share",
                         notes=[f"they store {', '.join(f'`{s}`' for s in sorted(states))}"],
                         helps=["correct its name, or leave it out of the line"],
-                        primary=_label(rule.span, f"`{state}` is not stored"),
+                        primary=label(rule.span, f"`{state}` is not stored"),
                     )
-
-    # ---- wrappers ------------------------------------------------------------------------------
-
-    def _common_wrapper(self) -> tuple[str, ...]:
-        """Wrappers in front of every weight's name, in the order in which they stand there."""
-        inside = [w for w in self._layout.wrappers if w.startswith("_")]
-        front = [w for w in self._layout.wrappers if not w.startswith("_")]
-        names = [
-            _without(str(leaf.bindings[NAME]), inside)
-            for leaf in self._walked.of("state", "states")
-            if NAME in leaf.bindings
-        ]
-        out: list[str] = []
-        while names:
-            wrapper = next((w for w in front if all(n.startswith(w) for n in names)), None)
-            if wrapper is None:
-                break
-            out.append(wrapper)
-            names = [name.removeprefix(wrapper) for name in names]
-        return tuple(out)
-
-    def _unwrapped(self, name: str) -> str:
-        out = _without(name, [w for w in self._layout.wrappers if w.startswith("_")])
-        for wrapper in self._front:
-            out = out.removeprefix(wrapper)
-        return out
-
-
-def _without(name: str, wrappers: Sequence[str]) -> str:
-    """A name without wrappers, wherever they stand as a part of it."""
-    for wrapper in wrappers:
-        while True:
-            if name.startswith(wrapper):
-                name = name.removeprefix(wrapper)
-            elif f".{wrapper}" in name:
-                name = name.replace(f".{wrapper}", ".")
-            else:
-                break
-    return name
-
-
-def _rows(shape: Shape, ranks: int) -> Partition:
-    """A tensor cut along its first dimension, as `torch.chunk` cuts it."""
-    step = prod(shape[1:])
-    shares, lengths, at = [], [], 0
-    for rank, rows in enumerate(split_sizes(shape[0], ranks, "chunk")):
-        if rows * step:
-            shares.append(Share(rank, 0, at, rows * step, 0))
-        lengths.append(rows * step)
-        at += rows * step
-    return Partition(tuple(shares), tuple(lengths), (0,) * ranks)
 
 
 def _local(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor:
@@ -508,54 +445,3 @@ def _shape(value: object) -> Shape | None:
     if isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value):
         return tuple(value)
     return None
-
-
-def _label(span: Span | None, text: str) -> Label | None:
-    return None if span is None else Label(span, text)
-
-
-def _share_mismatch(
-    rule: PartitionRule,
-    state: str,
-    members: Sequence[tuple[str, Shape]],
-    leaf: Leaf,
-    numel: int,
-    length: int,
-) -> ReshardError:
-    total = sum(prod(shape) for _, shape in members)
-    who = f"`{members[0][0]}`" if len(members) == 1 else f"{len(members)} parameters"
-    return source_error(
-        "share-mismatch",
-        f"a share of {state} has {numel} elements, and `as {rule.kind}` gives {length}",
-        notes=[f"it is {leaf.shown}", f"{who} of {total} elements are shared"],
-        helps=["correct how ranks share it, the alignment, or the order of the parameters"],
-        primary=_label(rule.span, "cut so"),
-    )
-
-
-def _no_shape(rule: PartitionRule, name: str, leaf: Leaf) -> ReshardError:
-    return source_error(
-        "share-mismatch",
-        f"the shape of `{name}` is not known, so its shares cannot be put together",
-        notes=[f"one of them is {leaf.shown}"],
-        helps=["say where shapes stand: `order by`, or where the weight lies: `state param at`"],
-        primary=_label(rule.span, "cut so"),
-    )
-
-
-def _unlisted(number: int, leaf: Leaf) -> ReshardError:
-    return source_error(
-        "ambiguous-optimizer-ids",
-        f"no group lists parameter number {number}",
-        notes=[f"its state is {leaf.shown}"],
-        helps=["the file was changed after it was written"],
-    )
-
-
-def _unknown_member(name: str, leaf: Leaf) -> ReshardError:
-    return source_error(
-        "share-mismatch",
-        f"the order names `{name}`, which has no weight",
-        notes=[f"at {leaf.shown}"],
-        primary=_label(leaf.entry.span, "names"),
-    )

@@ -1,0 +1,63 @@
+"""What is wrong with files that are not as a layout says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from reshard.errors import Label, ReshardError, Span, source_error
+from reshard.formats.described.walk import Leaf
+from reshard.language.layout import PartitionRule
+
+Shape = tuple[int, ...]
+
+
+def label(span: Span | None, text: str) -> Label | None:
+    return None if span is None else Label(span, text)
+
+
+def share_mismatch(
+    rule: PartitionRule,
+    state: str,
+    members: Sequence[tuple[str, Shape]],
+    leaf: Leaf,
+    numel: int,
+    length: int,
+) -> ReshardError:
+    total = sum(prod(shape) for _, shape in members)
+    who = f"`{members[0][0]}`" if len(members) == 1 else f"{len(members)} parameters"
+    return source_error(
+        "share-mismatch",
+        f"a share of {state} has {numel} elements, and `as {rule.kind}` gives {length}",
+        notes=[f"it is {leaf.shown}", f"{who} of {total} elements are shared"],
+        helps=["correct how ranks share it, the alignment, or the order of the parameters"],
+        primary=label(rule.span, "cut so"),
+    )
+
+
+def no_shape(rule: PartitionRule, name: str, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "share-mismatch",
+        f"the shape of `{name}` is not known, so its shares cannot be put together",
+        notes=[f"one of them is {leaf.shown}"],
+        helps=["say where shapes stand: `order by`, or where the weight lies: `state param at`"],
+        primary=label(rule.span, "cut so"),
+    )
+
+
+def unlisted(number: int, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "ambiguous-optimizer-ids",
+        f"no group lists parameter number {number}",
+        notes=[f"its state is {leaf.shown}"],
+        helps=["the file was changed after it was written"],
+    )
+
+
+def unknown_member(name: str, leaf: Leaf) -> ReshardError:
+    return source_error(
+        "share-mismatch",
+        f"the order names `{name}`, which has no weight",
+        notes=[f"at {leaf.shown}"],
+        primary=label(leaf.entry.span, "names"),
+    )
