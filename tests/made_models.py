@@ -94,7 +94,6 @@ layout megatron of llama {
     "decoder.final_layernorm.weight"                                 = norm[h] on last stage
     "output_layer.weight"                                            = head[v, h] on last stage
     "output_layer.weight"                                            = embed[v, h] on last stage when tie_word_embeddings and pp > 1
-    partition exp_avg, exp_avg_sq, master over dp as buffer align 2 * dp
 }
 """
 
