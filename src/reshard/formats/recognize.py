@@ -109,6 +109,8 @@ def _unknown(path: Path) -> ReshardError:
         helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
     elif path.absolute().parent != path and formats_of(path.absolute().parent):
         helps = [f"give the folder above it: `{path.parent}`"]
+    elif entries and not told:
+        helps = ["describe its files in a layout, and give that with `--layout FILE.ucl`"]
     return source_error(
         "unknown-source", f"`{path}` is no checkpoint that is known", notes=notes, helps=helps
     )

@@ -81,9 +81,9 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
         ),
         "described": SourceFormat(
             "reshard.formats.described",
-            "checkpoint that a layout describes",
+            "checkpoint described by a layout",
             "",
-            "files that a shipped layout describes",
+            "the files that nanoGPT, Lightning, or transformers' Trainer write",
             turn=1,
         ),
         "hf": SourceFormat(
