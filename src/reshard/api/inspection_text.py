@@ -10,6 +10,7 @@ from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.report import show_mesh
 from reshard.plan.text import facts, show_count, show_nbytes, table
+from reshard.storage.small_tensors import plain
 
 if TYPE_CHECKING:
     from reshard.api.inspection import Inspection, TensorFacts
@@ -94,7 +95,9 @@ def _listed(names: Sequence[str]) -> str:
 def _group(group: Mapping[str, object]) -> str:
     params = group.get("params")
     count = show_count(len(params), "parameter") if isinstance(params, Sequence) else "?"
-    told = [f"{key}={group[key]}" for key in ("lr", "weight_decay") if group.get(key) is not None]
+    told = [
+        f"{key}={plain(group[key])}" for key in ("lr", "weight_decay") if group.get(key) is not None
+    ]
     return ", ".join([count, *told])
 
 

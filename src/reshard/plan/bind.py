@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from reshard.algebra.bijection import find_axis_fault
 from reshard.algebra.box import Box
@@ -20,13 +19,11 @@ from reshard.plan.bind_model import bind_model
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
 from reshard.plan.environment import environment
 from reshard.plan.group import Group
-from reshard.plan.matching import match_tensors
+from reshard.plan.matching import EXTRA, active_rules, match_tensors
 from reshard.plan.numbers import number_segments
 from reshard.plan.show import show_term
 from reshard.plan.solve import integer
-
-EXTRA = "extra"
-"""State kind of tensors that belong to no parameter (RNG states and the like); no rule applies."""
+from reshard.plan.ties import settle
 
 
 def bind(
@@ -42,8 +39,8 @@ def bind(
     """
     mesh = _mesh(layout, catalog, settings or {})
     env = environment(layout, catalog, mesh, settings or {})
-    tensors = _named(layout, catalog)
-    matched = match_tensors(layout, tensors, env, mesh)
+    catalog = settle(layout, catalog, active_rules(layout, env))
+    matched = match_tensors(layout, catalog, env, mesh)
     builder = _Builder(layout, catalog, mesh)
     bind_rules = bind_free if layout.model is None else bind_model
     for group in bind_rules(layout, matched, mesh, env):
@@ -52,15 +49,6 @@ def bind(
         if tensor.state == EXTRA:
             builder.add_extra(tensor)
     return builder.finish()
-
-
-def _named(layout: Layout, catalog: Catalog) -> Iterator[LocalTensor]:
-    """What the rules apply to; without a model, a stored copy goes by the name of its parameter."""
-    aliases = (catalog.aliases or {}) if layout.model is None else {}
-    for tensor in catalog.tensors:
-        if tensor.state != EXTRA:
-            name = aliases.get(tensor.name)
-            yield tensor if name is None else replace(tensor, name=name)
 
 
 def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, int]) -> dict[str, int]:
@@ -257,3 +245,6 @@ def _dtype_mismatch(name: str, first: LocalTensor, tensor: LocalTensor) -> Diagn
         f"{first.dtype} and {tensor.dtype}",
         notes=(f"{first.dtype} in {first.file}", f"{tensor.dtype} in {tensor.file}"),
     )
+
+
+__all__ = ["EXTRA", "bind", "stored_parts"]

@@ -8,7 +8,7 @@ claims least: a head that is stored is a head, and not a copy of the embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,6 +19,7 @@ from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit_indices import solve_indices
 from reshard.plan.stored_names import StoredNames
+from reshard.plan.ties import hold_one_atom, tie_groups
 
 MAX_FACTS = 10
 """Facts that are tried both ways; a layout that asks for more does not fit."""
@@ -48,15 +49,18 @@ def fit(
     Args:  settings: sizes and facts that the user states.  stored: the names of the catalog.
     """
     stored = stored or StoredNames.of(catalog)
+    tied_names = {name for group in tie_groups(catalog.aliases) for name in group}
     hits: dict[str, tuple[int, ...]] = {}
     for name in stored.asked_of(layout):
         found = tuple(i for i, rule in enumerate(layout.rules) if rule.pattern.match(name))
-        if not found:
+        if not found and name not in tied_names:
             return None
         hits[name] = found
     try:
         env = environment(layout, catalog, dict(catalog.mesh), settings)
-        chosen = _choose(layout, env, hits.values())
+        tied = _tied_hits(layout, catalog)
+        alone = [found for name, found in hits.items() if name not in tied_names]
+        chosen = _choose(layout, env, alone, tied)
         if chosen is None:
             return None
         env.update(chosen)
@@ -72,8 +76,28 @@ def fit(
     return Fit(layout, {**chosen, **more}, holds(layout.when, env), is_used)
 
 
+def _tied_hits(layout: Layout, catalog: Catalog) -> tuple[tuple[int, ...], ...]:
+    """The rules of every tied tensor, by whichever of its names.
+
+    What is tied need not have a rule under each of its names.
+    """
+    out = []
+    for group in tie_groups(catalog.aliases):
+        found = dict.fromkeys(
+            index
+            for name in group
+            for index, rule in enumerate(layout.rules)
+            if rule.pattern.match(name)
+        )
+        out.append(tuple(found))
+    return tuple(out)
+
+
 def _choose(
-    layout: Layout, env: Mapping[str, object], hits: Iterable[tuple[int, ...]]
+    layout: Layout,
+    env: Mapping[str, object],
+    hits: Iterable[tuple[int, ...]],
+    tied: Sequence[tuple[int, ...]],
 ) -> dict[str, bool] | None:
     unknown = tuple(name for name in facts(layout) if name not in env)
     if len(unknown) > MAX_FACTS:
@@ -82,7 +106,7 @@ def _choose(
     for values in sorted(product((False, True), repeat=len(unknown)), key=sum):
         chosen = dict(zip(unknown, values, strict=True))
         active = _active(layout, {**env, **chosen})
-        if active is not None and _explains(layout, active, hits):
+        if active is not None and _explains(layout, active, hits, tied):
             found.setdefault(active, chosen)
     choices = list(found.values())
     if any(not _claimed(choices[0]) <= _claimed(other) for other in choices[1:]):
@@ -158,7 +182,12 @@ def _active(layout: Layout, env: Mapping[str, object]) -> frozenset[int] | None:
     return frozenset(active)
 
 
-def _explains(layout: Layout, active: frozenset[int], hits: Iterable[tuple[int, ...]]) -> bool:
+def _explains(
+    layout: Layout,
+    active: frozenset[int],
+    hits: Iterable[tuple[int, ...]],
+    tied: Sequence[tuple[int, ...]],
+) -> bool:
     """Whether every name has one active rule, and every active rule that must have one a name.
 
     Two rules of one name that are there on different stages, or whose atoms are there at different
@@ -171,6 +200,11 @@ def _explains(layout: Layout, active: frozenset[int], hits: Iterable[tuple[int, 
         is_staged = len(stages) == len(chosen) and None not in stages
         is_indexed = all(layout.rules[index].only is not None for index in chosen)
         if not chosen or (len(chosen) > 1 and not is_staged and not is_indexed):
+            return False
+        used.update(chosen)
+    for indices in tied:
+        chosen = [index for index in indices if index in active]
+        if not hold_one_atom(layout, chosen):
             return False
         used.update(chosen)
     rules = [layout.rules[index] for index in active - used]

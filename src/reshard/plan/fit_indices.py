@@ -77,6 +77,8 @@ def _seen(
         if tensor.state == "extra" or not (tensor.shape or tensor.state == "param"):
             continue
         found = chosen.get(tensor.name) or chosen[stored.every[tensor.name]]
+        if not found:
+            continue  # another name of a tied tensor, which has a rule
         match = layout.rules[found[0]].pattern.match(tensor.name)
         if match is not None:  # of many experts of a layer, one tells where all of them are
             key = (*found, tensor.coord, match.indices.get(axis))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, source_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, Rule
 from reshard.language.pattern import MAX_LENGTH, Match
-from reshard.plan.catalog import Coord, LocalTensor
+from reshard.plan.catalog import Catalog, Coord, LocalTensor
 from reshard.plan.names import families, group_names, quantity
+
+EXTRA = "extra"
+"""State kind of tensors that belong to no parameter (RNG states and the like); no rule applies."""
 
 STAGE_AXES = ("pp", "vpp")
 """Mesh axes that number pipeline stages."""
@@ -57,11 +60,11 @@ def on_stage(rule: Rule, coord: Mapping[str, int], mesh: Mapping[str, int]) -> b
 
 def match_tensors(
     layout: Layout,
-    tensors: Iterable[LocalTensor],
+    catalog: Catalog,
     env: Mapping[str, object],
     mesh: Mapping[str, int],
 ) -> list[Matched]:
-    """Every tensor with the one rule that matches its name.
+    """Every tensor of parameters with the one rule that matches its name.
 
     Raises: ReshardError[unmatched-tensor | ambiguous-rule | unused-rule], all that apply at once.
     """
@@ -72,7 +75,9 @@ def match_tensors(
     clashes: dict[tuple[int, ...], list[str]] = {}
     used: set[int] = set()
     out: list[Matched] = []
-    for tensor in tensors:
+    for tensor in catalog.tensors:
+        if tensor.state == EXTRA:
+            continue
         if len(tensor.name) > MAX_LENGTH:
             raise _too_long(tensor)
         key = tensor.name, tensor.coord if staged else ()
@@ -93,6 +98,8 @@ def match_tensors(
         chosen = found[key]
         if chosen is not None:
             out.append(Matched(tensor, *chosen))
+    for name in catalog.aliases or {}:  # a tied tensor may be stored under one of its names alone
+        used.update(index for index in rules if layout.rules[index].pattern.match(name))
     problems = _unmatched(layout, rules, lost)
     problems += [_ambiguous(layout, indices, names) for indices, names in clashes.items()]
     problems += [

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from zlib import crc32
 
 from reshard.algebra.box import Box
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
+from reshard.storage.inert import Global, Record
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import open_regular
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import (
     KnownTensors,
     TensorRef,
     open_torch_file,
-    read_small,
     read_tensor_pickle,
 )
 
 _MAX_HEADER = 100_000_000
 """Bytes of the longest header of a safetensors file."""
+
+
+_READ = 1 << 20
+
+_SUBCLASSED = {
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch._utils", "_rebuild_wrapper_subclass"),
+}
+"""What makes a tensor of a class of its own."""
+
+
+class SubclassError(ReshardError):
+    """A tensor of a class of its own, whose elements only that class knows."""
 
 
 class ChunkReader:
@@ -56,11 +70,36 @@ class ChunkReader:
         path = self.root / chunk.file
         self._read.add((chunk.file, chunk.byte_offset, chunk.nbytes, stored.name))
         root = self._raw(chunk, path) if chunk.tensor is not None else self._blob(chunk, path)
+        if isinstance(root, Record) and (root.module, root.name) in _SUBCLASSED:
+            raise _subclass(stored, root, path)
         if not isinstance(root, TensorRef):
             raise _mismatch(stored, chunk, path, "it is no tensor")
         if root.shape != chunk.size or root.dtype != stored.dtype:
             raise _mismatch(stored, chunk, path, f"it is {root.dtype} of shape {list(root.shape)}")
         return root
+
+    def print_of(self, stored: StoredTensor, chunk: Chunk, nbytes: int) -> tuple[int, bytes]:
+        """The CRC-32 of a chunk's elements, and some of their bytes, from its start and middle.
+
+        Args:  nbytes: to read at either place.
+        """
+        ref = self.open(stored, chunk)
+        half = ref.nbytes // 2 // ref.dtype.itemsize * ref.dtype.itemsize
+        fd = open_regular(ref.file)
+        try:
+            some = b"".join(
+                os.pread(fd, min(nbytes, ref.nbytes - at), ref.byte_offset + at) for at in (0, half)
+            )
+            crc = 0
+            if chunk.tensor is None and ref.is_contiguous and ref.numel == ref.storage_numel:
+                found = open_torch_file(ref.file, chunk.byte_offset, chunk.nbytes)
+                crc = found.members[f"data/{ref.storage_key}"].crc
+            for at in range(0, 0 if crc else ref.nbytes, _READ):
+                count = min(_READ, ref.nbytes - at)
+                crc = crc32(os.pread(fd, count, ref.byte_offset + at), crc)
+        finally:
+            os.close(fd)
+        return crc, some
 
     def _blob(self, chunk: Chunk, path: Path) -> object:
         """The root of a file of `torch.save` within a file."""
@@ -141,12 +180,6 @@ def fragment_of(ref: TensorRef, chunk: Chunk, shape: tuple[int, ...]) -> Fragmen
     )
 
 
-def small_tensor(ref: TensorRef) -> object:
-    """A small tensor within an object, with its bytes."""
-    data = base64.b64encode(read_small(ref)).decode("ascii")
-    return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}
-
-
 def is_safetensors(path: Path, byte_offset: int) -> bool:
     """Whether a place of a file looks like the beginning of a safetensors file."""
     try:
@@ -187,6 +220,30 @@ def check_volume(stored: StoredTensor) -> None:
             ],
             helps=["the checkpoint is damaged, or one rank's part is missing; use an earlier one"],
         )
+
+
+def _subclass(stored: StoredTensor, root: Record, path: Path) -> SubclassError:
+    named = [item for item in root.args if isinstance(item, Global)]
+    name = f"`{named[-1]}`" if named else "a class that is not known"
+    return SubclassError(
+        [
+            Diagnostic(
+                "unsupported-dcp",
+                f"`{stored.name}` is stored as a tensor of class {name}",
+                notes=(
+                    f"in {path}; `.metadata` describes it as {stored.dtype} of shape "
+                    f"{list(stored.shape)}",
+                    "such a class packs its elements (as torchao's optimizers in 8, 4 or fp8 bits "
+                    "do), and only its own code unpacks them",
+                ),
+                helps=(
+                    "keep only the weights with `--states weights`",
+                    "or load it where it was trained, and save it with plain tensors",
+                ),
+            )
+        ],
+        Exit.SOURCE,
+    )
 
 
 def _mismatch(stored: StoredTensor, chunk: Chunk, path: Path, why: str) -> ReshardError:

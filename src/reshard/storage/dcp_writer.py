@@ -157,6 +157,18 @@ class DcpWriter:
         self._store(name, None, None, file, root)
         self._entries[name] = _record("BytesStorageMetadata")
 
+    def add_constant(
+        self, name: str, dtype: DType, shape: tuple[int, ...], data: bytes, file: str
+    ) -> None:
+        """Add a whole tensor whose bytes are known (a learning rate)."""
+        self._claim(name)
+        lo = Size((0,) * len(shape))
+        self._store(name, lo, 0, file, self._blobs.constant(dtype, shape, data))
+        chunk = _record("ChunkStorageMetadata", offsets=lo, sizes=Size(shape))
+        self._entries[name] = _record(
+            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=[chunk]
+        )
+
     def small_tensor(self, spec: ArraySpec) -> NewTensor:
         """A tensor inside of an object, filled as a spec says."""
         return self._blobs.tensor(spec)

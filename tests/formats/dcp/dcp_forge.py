@@ -97,6 +97,7 @@ class Forge:
         *,
         path: tuple[object, ...] | None = None,
         turned: bool = False,
+        subclass: Global | None = None,
         **storage: object,
     ) -> Forge:
         """Add a tensor; every box goes into a file of its own."""
@@ -106,6 +107,11 @@ class Forge:
             strides = (1, part.shape[0]) if turned else None
             data = (part.T if turned else part).tobytes()
             pickled = tensor_pickle(part, strides)
+            if subclass is not None:
+                rebuilt = Record("torch._utils", "_rebuild_wrapper_subclass", ())
+                args = (rebuilt, subclass, (), {})
+                pickled = write_pickle(Record("torch._tensor", "_rebuild_from_type_v2", args))
+                data = b""
             key = made(METADATA, "MetadataIndex", fqn=name, offset=Size(lo), index=index)
             stored = data if self.raw else blob(pickled, data)
             self._place(key, stored, f"__{self.rank}_{index}.distcp", storage)

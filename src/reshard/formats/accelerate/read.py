@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from reshard.formats.accelerate.dtensor import DTensorError, RankTensor, rank_te
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Training
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
-from reshard.storage.tensor_ref import TensorRef
-from reshard.storage.torch_file import open_torch_file, read_small
+from reshard.storage.small_tensors import small_tensor
+from reshard.storage.torch_file import open_torch_file
 
 LAYOUT = """\
 # Every rank's file says which box of each tensor it holds. Along `copy` lie equal ones.
@@ -123,7 +122,7 @@ class _Reader:
                 self._add(rank, owner, str(kind), value, files)
         if not self.groups:
             self.groups = [
-                {str(key): to_json(value, _tensor) for key, value in group.items()}
+                {str(key): to_json(value, small_tensor) for key, value in group.items()}
                 for group in groups
                 if isinstance(group, dict)
             ]
@@ -191,8 +190,3 @@ def _left(root: Path, known: set[str]) -> Iterator[Left]:
     for item in sorted(root.iterdir()):
         if item.is_file() and item.name not in known and not item.name.startswith("."):
             yield Left(item.name, "", "it holds no weights and no optimizer states")
-
-
-def _tensor(ref: TensorRef) -> object:
-    data = base64.b64encode(read_small(ref)).decode("ascii")
-    return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}

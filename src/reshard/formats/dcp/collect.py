@@ -8,20 +8,29 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.errors import source_error
+from reshard.errors import Diagnostic, source_error
 from reshard.formats.dcp.folders import Folder, Part
 from reshard.formats.dcp.mark import Mark, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
+from reshard.formats.dcp.tied import find_tied
+from reshard.formats.dcp.wrappers import Called, called
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.numbering import names_of_numbers
-from reshard.storage.dcp_chunks import ChunkReader, small_tensor
+from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import read_small
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 _FLAT = ("_flat_param", "flat_param")
 _FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
+WEIGHTS = ("param", "master")
+NOT_STATES = (*WEIGHTS, "extra")
+_SETTING = 4096
+"""Elements of the largest hyper-parameter."""
 _INTEGERS = (DType.I64, DType.I32, DType.I16, DType.U8)
 
 
@@ -38,6 +47,12 @@ class Collected:
            flat: whether the optimizer's state dict was flattened by torch before it was saved.
            numbers: integers that are stored as tensors and belong to no parameter, by key.
            numbered: names of the parameters that the optimizer counts.
+           called: the names of parameters, by what the dicts of model and optimizer call them.
+           unlike: states that have not the shape of their parameter (factored ones), by key:
+                   parameter and state.
+           listed: names of the parameters that the optimizer describes.
+           suffixed: whether states stand next to the weights, under their names.
+           withheld: why states are not listed, though they are stored.
            aliases: other names of tied weights, which are stored too.
            buffers: tensors that no optimizer can train; frozen: parameters that it does not.
     """
@@ -54,9 +69,35 @@ class Collected:
     flat: bool = False
     numbers: dict[str, int] = field(default_factory=dict)
     numbered: dict[object, str] = field(default_factory=dict)
+    called: Called = field(default_factory=Called)
+    unlike: dict[str, tuple[str, str]] = field(default_factory=dict)
+    listed: set[str] = field(default_factory=set)
+    suffixed: bool = False
+    withheld: tuple[Diagnostic, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
+    alias_copies: dict[str, int] = field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+
+    def name_of(self, role: Role) -> str:
+        """The name of the parameter that a tensor belongs to."""
+        if role.state == "extra":
+            return role.name
+        if role.number is not None:
+            return self.numbered[role.number]
+        return self.called.of(role.name, "param" if role.state in WEIGHTS else role.state)
+
+    def listed_tensors(self) -> tuple[LocalTensor, ...]:
+        """All tensors; only those that are no states, where states are withheld."""
+        if not self.withheld:
+            return tuple(self.tensors)
+        return tuple(item for item in self.tensors if item.state in NOT_STATES)
+
+    def listed_name(self, item: object) -> object:
+        """The name of a parameter that a group lists, by its number or its name."""
+        if isinstance(item, str):
+            return self.called.of(item, "")
+        return self.numbered.get(item, item)
 
 
 @dataclass(slots=True)
@@ -67,40 +108,110 @@ class _Read:
     counts: Counter[str]
     tensors: list[tuple[Role, StoredTensor]]
     numbers: list[tuple[Role, object, str]] = field(default_factory=list)
+    is_marked: bool = False
+    paths: Mapping[str, Path] = field(default_factory=dict)
 
 
-def collect(folder: Folder, chunks: ChunkReader) -> Collected:
+def collect(
+    folder: Folder, chunks: ChunkReader, config: Mapping[str, object] | None = None
+) -> Collected:
     """Read all folders of a checkpoint.
 
+    Args:  config: of the model, where a file tells it.
     Raises: ReshardError[ambiguous-optimizer-ids | unsupported-dcp], and what reading `.metadata`,
             chunks, and objects raises.
     """
     out = Collected()
     reads = [_Part(part, chunks, out).read() for part in folder.parts]
-    named = _names_of_numbers(reads, out, str(folder.root))
-    out.numbered.update(named.items())
+    out.aliases.update(_tied(reads, out, chunks, config or {}))
+    _name_numbers(reads, out, str(folder.root))
+    described = _described(reads, out)
+    out.called = called(_weights(reads), described)
+    for number, name in tuple(out.numbered.items()):
+        known = out.called.states if name in out.called.states else out.called.weights
+        out.numbered[number] = known.get(name, name)
+    out.listed.update(out.called.of(name, "") for name in described)
+    out.listed.update(out.numbered.values())
+    out.aliases = {
+        out.called.of(alias, "param"): out.called.of(stored, "param")
+        for alias, stored in out.aliases.items()
+    }
+    _count_copies(reads, out)
+    shapes = {
+        out.name_of(role): stored.shape
+        for read in reads
+        for role, stored in read.tensors
+        if role.state in WEIGHTS
+    }
     for read in reads:
-        for role, stored in read.tensors:
-            name = named[role.number] if role.number is not None else role.name
-            coord = _coord(out, read, stored, name) if out.copies > 1 else ()
-            fragments = chunks.fragments(stored)
-            out.tensors.append(
-                LocalTensor(name, role.state, coord, stored.shape, stored.dtype, fragments)
-            )
-        for role, value, file in read.numbers:
-            name = named[role.number] if role.number is not None else role.name
-            number = local_number(name, role.state, value, file)
-            if number is None:
-                raise AssertionError("a number was recognized before")
-            out.tensors.append(number)
+        _add_tensors(out, read, chunks, shapes)
     _sort_parameters(out)
     return out
+
+
+def _add_tensors(out: Collected, read: _Read, chunks: ChunkReader, shapes: Shapes) -> None:
+    """Add the tensors of a folder.
+
+    Args:  shapes: of the parameters, by name.
+    """
+    for role, stored in read.tensors:
+        name = out.name_of(role)
+        state = role.state
+        if state not in NOT_STATES and stored.shape not in (shapes.get(name, stored.shape), ()):
+            out.unlike[stored.name] = name, state
+            out.paths[stored.name] = read.paths[stored.name]
+            name, state = stored.name, "extra"
+        try:
+            fragments = chunks.fragments(stored)
+        except SubclassError as error:
+            if state in WEIGHTS:
+                raise
+            out.withheld = out.withheld or error.diagnostics
+            continue
+        coord = _coord(out, read, stored, name) if out.copies > 1 else ()
+        out.tensors.append(LocalTensor(name, state, coord, stored.shape, stored.dtype, fragments))
+    for role, value, file in read.numbers:
+        number = local_number(out.name_of(role), role.state, value, file)
+        if number is None:
+            raise AssertionError("a number was recognized before")
+        out.tensors.append(number)
+
+
+def _count_copies(reads: list[_Read], out: Collected) -> None:
+    """Number the copies of tied weights: those under each name one after the other."""
+    stored = Counter(
+        out.name_of(role) for read in reads for role, _ in read.tensors if role.state in WEIGHTS
+    )
+    copies: dict[str, int] = {}
+    for alias, name in out.aliases.items():
+        out.alias_copies[alias] = copies.setdefault(name, stored[name])
+        copies[name] += stored[alias]
+    out.copies = max(out.copies, *copies.values(), 1)
+
+
+def _weights(reads: list[_Read]) -> list[str]:
+    """The names of the model's tensors, in their order."""
+    return [role.name for read in reads for role, _ in read.tensors if role.state in WEIGHTS]
+
+
+def _described(reads: list[_Read], out: Collected) -> list[str]:
+    """The names that the optimizer has for parameters."""
+    names = [
+        role.name
+        for read in reads
+        for role in (*(role for role, _ in read.tensors), *(role for role, _, _ in read.numbers))
+        if role.number is None and role.state not in NOT_STATES
+    ]
+    for group in _plain_groups(out.groups):
+        names += [str(name) for key in ("params", "param_names") for name in _list(group, key)]
+    names += [key.owner for key in out.groups if isinstance(key.owner, str)]
+    return list(dict.fromkeys(name for name in names if not name.isdecimal()))
 
 
 def _coord(out: Collected, read: _Read, stored: StoredTensor, name: str) -> Coord:
     """Which copy of a tensor this is; () for one that is stored once."""
     if name in out.aliases:
-        return (("copy", 1),)
+        return (("copy", out.alias_copies[name] + stored.copy),)
     if name in out.aliases.values() or read.counts[stored.name] > 1:
         return (("copy", stored.copy),)
     return ()
@@ -129,7 +240,7 @@ class _Part:
             self._chunks.know(file)
         out.version = out.version or metadata.version
         mark = read_mark(metadata.extra)
-        out.copies = max(out.copies, metadata.copies, 2 if mark.aliases else 1)
+        out.copies = max(out.copies, metadata.copies)
         out.aliases.update(mark.aliases)
         tensors = [(_role(names, item.name, mark), item) for item in metadata.tensors]
         self._refuse_flat(metadata)
@@ -142,13 +253,24 @@ class _Part:
                 len(path) == depth and str(path[-1]).startswith("state.")
                 for path in map(names.path, (item.name for item in metadata.tensors))
             )
+        out.suffixed = out.suffixed or bool(names.suffixed)
+        tensors = [item for item in tensors if not self._note_group(item[1])]
         for role, stored in tensors:
             if role.state == "extra":
                 self._note_extra(stored)
         counts = Counter(item.name for item in metadata.tensors)
-        read = _Read(_ordered(metadata, names), counts, tensors)
+        read = _Read(_ordered(metadata, names), counts, tensors, is_marked=mark.is_there)
+        read.paths = {item.name: names.path(item.name) for _, item in tensors}
         self._read_objects(read)
         return read
+
+    def _note_group(self, stored: StoredTensor) -> bool:
+        """Keep a tensor that is a hyper-parameter (a learning rate); whether it is one."""
+        group = self._names.group_key(stored.name)
+        if group is None or len(stored.chunks) != 1 or prod(stored.shape) > _SETTING:
+            return False
+        self._out.groups.setdefault(group, self._chunks.open(stored, stored.chunks[0]))
+        return True
 
     def _note_extra(self, stored: StoredTensor) -> None:
         """Keep the path of a tensor that belongs to no parameter, and its value if it counts."""
@@ -212,8 +334,8 @@ def _ordered(metadata: Metadata, names: Names) -> list[str]:
     return [key for key in metadata.paths if key in stored] or list(stored)
 
 
-def _names_of_numbers(reads: list[_Read], out: Collected, where: str) -> Mapping[int, str]:
-    """The names of parameters that an optimizer counts; none where it names them."""
+def _name_numbers(reads: list[_Read], out: Collected, where: str) -> None:
+    """Find the names of parameters that an optimizer counts; none where it names them."""
     states = [
         (role.number, stored.shape)
         for read in reads
@@ -223,20 +345,31 @@ def _names_of_numbers(reads: list[_Read], out: Collected, where: str) -> Mapping
     counted = [
         role.number for read in reads for role, _, _ in read.numbers if role.number is not None
     ]
-    if not states and not counted:
-        return {}
-    parameters = list(_parameters(reads))
+    wanted = {*(number for number, _ in states), *counted}
+    if not wanted:
+        return
+    stated: dict[object, str] = {
+        number: str(name)
+        for group in _plain_groups(out.groups)
+        for number, name in zip(_list(group, "params"), _list(group, "param_names"), strict=False)
+        if isinstance(number, int)
+    }
+    if wanted <= stated.keys():
+        out.numbered.update(stated)
+        return
+    parameters = [item for item in _parameters(reads) if item[0] not in out.aliases]
     by_name = dict(parameters)
-    if all(str(number) in by_name for number in (*(n for n, _ in states), *counted)):
-        return {int(name): name for name in by_name if name.isdecimal()}
+    if all(str(number) in by_name for number in wanted):
+        out.numbered.update((int(name), name) for name in by_name if name.isdecimal())
+        return
     groups = [
         [number for number in params if isinstance(number, int)]
         for params in _params_lists(out.groups)
     ]
     if not groups:
-        groups = [sorted({*(number for number, _ in states), *counted})]
+        groups = [sorted(wanted)]
     shapes = {number: shape for number, shape in states if shape}
-    return names_of_numbers(groups, shapes, parameters, where)
+    out.numbered.update(names_of_numbers(groups, shapes, parameters, where).items())
 
 
 def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -252,27 +385,62 @@ def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield found[key]
 
 
-def _params_lists(groups: Mapping[GroupKey, object]) -> Iterator[list[object]]:
-    """The `params` of every group, in their order."""
-    numbered: dict[int, list[object]] = {}
+def _plain_groups(groups: Mapping[GroupKey, object]) -> list[dict[object, object]]:
+    """The groups that an optimizer numbers, in their order."""
+    numbered: dict[int, dict[object, object]] = {}
     for key, value in groups.items():
         if key.owner is None and isinstance(value, list):
             for index, group in enumerate(value):
-                if isinstance(group, dict) and isinstance(group.get("params"), list):
-                    numbered[index] = group["params"]
-        elif isinstance(key.owner, int) and key.key == "params" and isinstance(value, list):
-            numbered[key.owner] = value
-    for index in sorted(numbered):
-        yield numbered[index]
+                if isinstance(group, dict):
+                    numbered.setdefault(index, {}).update(group)
+        elif isinstance(key.owner, int):
+            numbered.setdefault(key.owner, {})[key.key] = value
+    return [numbered[index] for index in sorted(numbered)]
+
+
+def _params_lists(groups: Mapping[GroupKey, object]) -> Iterator[list[object]]:
+    """The `params` of every group, in their order."""
+    for group in _plain_groups(groups):
+        if isinstance(group.get("params"), list):
+            yield _list(group, "params")
+
+
+def _list(group: Mapping[object, object], key: str) -> list[object]:
+    value = group.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _tied(
+    reads: list[_Read], out: Collected, chunks: ChunkReader, config: Mapping[str, object]
+) -> dict[str, str]:
+    """Other names of tied weights, as the dict of the model has them."""
+    if any(read.is_marked for read in reads):
+        return {}  # what reshard wrote says which names are tied
+    weights = [
+        (role.name, stored)
+        for read in reads
+        for role, stored in read.tensors
+        if role.state in WEIGHTS and stored.dtype in _FLOATS and stored.copy == 0
+    ]
+    names = called([name for name, _ in weights], _described(reads, out))
+    states = {*names.states.values()}
+    trained = {raw for raw, name in names.weights.items() if name in states}
+    return find_tied(weights, trained, chunks, config)
 
 
 def _sort_parameters(out: Collected) -> None:
-    """Tell buffers and frozen parameters from those that are trained."""
-    trained = {item.name for item in out.tensors if item.state not in ("param", "extra")}
+    """Tell buffers and frozen parameters from those that are trained.
+
+    What the optimizer lists is trained, with states or without. Where it has states of parameters
+    that are stored under no name of the model (fused ones), those without states may be theirs.
+    """
+    params = {item.name: item for item in out.tensors if item.state in WEIGHTS}
+    trained = {item.name for item in out.tensors if item.state not in NOT_STATES}
+    fused = trained - params.keys()
+    trained.update(out.listed)
     trained.update(out.aliases)
-    params = {item.name: item for item in out.tensors if item.state == "param"}
     out.buffers = tuple(name for name, item in params.items() if item.dtype not in _FLOATS)
-    if trained:
+    if trained and not fused:
         out.frozen = tuple(
             name for name, item in params.items() if item.dtype in _FLOATS and name not in trained
         )

@@ -101,11 +101,14 @@ def _sort_extra(
 
 
 def _sort_weights(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
+    first: dict[object, str] = {}
     for name, held in kinds.items():
         master, param = held.get(MASTER), held.get("param")
         chosen = master or param
         if chosen is not None:
             out.weights[name] = chosen
+            if chosen.segments and first.setdefault(chosen.segments, name) != name:
+                out.aliases[name] = first[chosen.segments]
         if master is not None and param is not None:
             out.fold(name, "param", "the master weights, from which it is rounded")
 

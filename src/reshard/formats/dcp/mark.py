@@ -1,7 +1,8 @@
 """What reshard notes in `.metadata` of weights, for a way back; torch takes no notice of it.
 
 A further attribute of the root, `reshard`, a dict: `master`, names of weights that are the fp32
-master weights of a run that computes in another type; `aliases`, other names of tied weights.
+master weights of a run that computes in another type; `aliases`, other names of tied weights, also
+where there are none: then weights that are alike are not tied.
 """
 
 from __future__ import annotations
@@ -10,32 +11,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from reshard.formats.dcp.contents import MASTER, Contents
+from reshard.formats.dcp.form import Form
 
 _KEY = "reshard"
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """See above."""
+    """See above.
 
+    Args:  is_there: whether reshard wrote the folder.
+    """
+
+    is_there: bool = False
     master: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 
-def mark_of(contents: Contents) -> dict[str, object]:
-    """The attribute to write; none where there is nothing to note."""
-    master = [name for name, whole in contents.weights.items() if whole.state == MASTER]
+def mark_of(contents: Contents, form: Form) -> dict[str, object]:
+    """The attribute to write."""
+    master = [
+        form.weight_name(name) for name, whole in contents.weights.items() if whole.state == MASTER
+    ]
     aliases = {
-        name: stored
+        form.weight_name(name): form.weight_name(stored)
         for name, stored in contents.aliases.items()
-        if stored in contents.weights and name not in contents.weights
+        if stored in contents.weights
     }
-    noted: dict[str, object] = {}
+    noted: dict[str, object] = {"aliases": aliases}
     if master:
         noted["master"] = master
-    if aliases:
-        noted["aliases"] = aliases
-    return {_KEY: noted} if noted else {}
+    return {_KEY: noted}
 
 
 def read_mark(extra: Mapping[str, object]) -> Mark:
@@ -48,6 +54,7 @@ def read_mark(extra: Mapping[str, object]) -> Mark:
         return Mark()
     master, aliases = noted.get("master"), noted.get("aliases")
     return Mark(
+        True,
         frozenset(map(str, master)) if isinstance(master, list) else frozenset(),
         {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
     )

@@ -1,19 +1,28 @@
 """Which key of a distributed state dict is a weight, an optimizer state, or something else.
 
-A key goes by its path, the keys of the nested dicts that it was flattened from.  An optimizer is
-what has `state` beside `param_groups`; the model is where the names that it trains are found.
+A key goes by its path, the keys of the nested dicts that it was flattened from. Nothing is told by
+the end of a key alone:
+
+    optimizer   what has `state` next to `param_groups`, or lies under an optimizer's name
+    parameter   what the optimizer describes: owners of hyper-parameters, and names in the model
+    model       the dict in which the names lie that an optimizer trains
+    state       the rest of the path behind the parameter, however deep it is nested
+
 Source: torch/distributed/checkpoint/state_dict.py `get_state_dict`, `_flatten_optim_state_dict`;
-torchtitan components/checkpoint.py; accelerate utils/fsdp_utils.py.
+torchtitan components/optimizer/utils.py `get_flat_optim_state_dict`; accelerate
+utils/fsdp_utils.py; OLMo-core train/train_module/transformer/ddp_train_module.py
+`save_state_dict_direct`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
+from reshard.formats.dcp.wrappers import unwrapped
 
 Path = tuple[str | int, ...]
 
@@ -31,16 +40,21 @@ APART = (
     "trainer",
     "extra_state",
 )
-"""What else stands beside a model whose keys are not within a dict of their own."""
+"""What else stands next to a model whose keys are not within a dict of their own."""
 
 _OPTIMIZER = re.compile(r"optim(izer)?s?(_\d+)?")
+
+_MASTERS = ("main", "master")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+_SUFFIXES = (*_MASTERS, *_MOMENTS, "step")
+"""States that OLMo-core stores under the name of their weight, without an optimizer's dict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
     """What a tensor or an object is.
 
-    Args:  name: of the parameter, or the key itself.
+    Args:  name: of the parameter as its own dict names it, or the key itself.
            state: state kind; `extra` for what belongs to no parameter.
            number: instead of a name, where an optimizer counts its parameters.
            optimizer: the path of the optimizer that it is a state of.
@@ -88,7 +102,14 @@ class Names:
         keys = [*self._tensors, *objects]
         self._paths = {key: paths.get(key) or _split(key) for key in keys}
         self._where = where
-        self.optimizers = () if role == "model" else self._find_optimizers(role)
+        self.optimizers: tuple[Path, ...] = ()
+        self._bare: tuple[Path, ...] = ()
+        self._described: set[str] = set()
+        if role != "model":
+            self.optimizers = self._find_optimizers(role)
+            self._described = self._find_described()
+            self._bare = self._find_bare()
+            self.optimizers = (*self.optimizers, *self._bare)
         self.trained = self._trained()
         if not paths and any(key.removeprefix("model.") in self.trained for key in keys):
             self._paths.update(
@@ -98,6 +119,7 @@ class Names:
             )
         self.model: Path = () if role == "model" else self._find_model(role)
         self._flat_heads = self._heads() if self.model == () and role == "all" else None
+        self.suffixed = self._find_suffixed()
 
     def path(self, key: str) -> Path:
         """The nested keys."""
@@ -109,15 +131,16 @@ class Names:
         found = self._state(path)
         if found is not None:
             return found
-        if str(path[-1]).rpartition(".")[2] == "_extra_state":
-            return Role(key, "extra")  # what a module keeps besides, of no shape of its own
-        inside = len(path) > len(self.model) and path[: len(self.model)] == self.model
-        if inside and self._optimizer_of(path) is None and self._is_flat_model(path):
-            return Role(_joined(path[len(self.model) :]), "param")
-        return Role(key, "extra")
+        name = self._weight(path)
+        if name is None:
+            return Role(key, "extra")
+        stem, _, state = name.rpartition(".")
+        if stem in self.suffixed and state in _SUFFIXES:
+            return Role(stem, "master" if state in _MASTERS else state)
+        return Role(name, "param")
 
     def group_key(self, key: str) -> GroupKey | None:
-        """The hyper-parameter that an object is; None if it is none."""
+        """The hyper-parameter that a tensor or an object is; None if it is none."""
         path = self._paths[key]
         optimizer = self._optimizer_of(path)
         if optimizer is None:
@@ -137,19 +160,42 @@ class Names:
         """The optimizer state that an object is (a `step` that is a plain number)."""
         return self._state(self._paths[key])
 
+    def _weight(self, path: Path) -> str | None:
+        """The name of a tensor of the model; None for what is none."""
+        if str(path[-1]).rpartition(".")[2] == "_extra_state":
+            return None  # what a module keeps besides, of no shape of its own
+        inside = len(path) > len(self.model) and path[: len(self.model)] == self.model
+        if inside and self._optimizer_of(path) is None and self._is_flat_model(path):
+            return _joined(path[len(self.model) :])
+        return None
+
     def _state(self, path: Path) -> Role | None:
         optimizer = self._optimizer_of(path)
         if optimizer is None:
             return None
-        rest = path[len(optimizer) :]
-        if rest[0] == "state" and len(rest) >= 3:
-            name, state = _joined(rest[1:-1]), str(rest[-1])
-        elif len(rest) == 1 and str(rest[0]).startswith("state."):
-            name, _, state = str(rest[0]).removeprefix("state.").rpartition(".")
-        else:
+        text = _joined(path[len(optimizer) :])
+        if optimizer not in self._bare:
+            if not text.startswith("state."):
+                return None
+            text = text.removeprefix("state.")
+        name, state = self._cut(text)
+        if not name or not state:
             return None
         number = int(name) if name.isdecimal() else None
         return Role(name, state, number, optimizer)
+
+    def _cut(self, text: str) -> tuple[str, str]:
+        """A parameter and its state: the longest name that is described, else all but the end."""
+        head, dot, state = text.rpartition(".")
+        while dot:
+            if head in self._described:
+                return head, text[len(head) + 1 :]
+            head, dot, _ = head.rpartition(".")
+        first, _, rest = text.partition(".")
+        if first.isdecimal():
+            return first, rest
+        name, _, state = text.rpartition(".")
+        return name, state
 
     def _optimizer_of(self, path: Path) -> Path | None:
         for optimizer in self.optimizers:
@@ -172,6 +218,41 @@ class Names:
                     break
         return tuple(sorted(found, key=len, reverse=True))
 
+    def _find_bare(self) -> tuple[Path, ...]:
+        """Those that are called so, and hold states by parameter without `state` above them."""
+        found: dict[Path, None] = {}
+        for key in self._tensors:
+            path = self._paths[key]
+            for at, part in enumerate(path[:-1]):
+                if _OPTIMIZER.fullmatch(str(part)) and self._optimizer_of(path) is None:
+                    text = _joined(path[at + 1 :])
+                    if self._cut(text)[0] in self._described:
+                        found[path[: at + 1]] = None
+                    break
+        return tuple(sorted(found, key=len, reverse=True))
+
+    def _find_described(self) -> set[str]:
+        """Names that may be parameters: owners of hyper-parameters, and all outside optimizers."""
+        out = set()
+        for key in self._paths:
+            group = self.group_key(key)
+            if group is not None and isinstance(group.owner, str):
+                out.add(group.owner)
+        for path in self._outside():
+            if any(_OPTIMIZER.fullmatch(str(part)) for part in path):
+                continue
+            for at in range(len(path)):
+                name = _joined(path[at:])
+                out.update((name, unwrapped(name)))
+        return out
+
+    def _outside(self) -> Iterator[Path]:
+        """The paths of tensors that belong to no optimizer."""
+        for key in self._tensors:
+            path = self._paths[key]
+            if path and self._optimizer_of(path) is None:
+                yield path
+
     def _trained(self) -> set[str]:
         """The names of the parameters that an optimizer has states of."""
         states = (self._state(self._paths[key]) for key in self._tensors)
@@ -181,15 +262,13 @@ class Names:
         """The path of the model."""
         if role == "optimizer":
             return ("model",)  # nothing of it is here
-        others = [
-            path
-            for key in self._tensors
-            if self._optimizer_of(path := self._paths[key]) is None and path
-        ]
+        others = list(self._outside())
+        wanted = {*self.trained, *map(unwrapped, self.trained)}
         votes: Counter[Path] = Counter()
         for path in others:
             for at in range(len(path)):
-                if _joined(path[at:]) in self.trained:
+                name = _joined(path[at:])
+                if name in wanted or unwrapped(name) in wanted:
                     votes[path[:at]] += 1
         if votes:
             most = max(votes.values())
@@ -202,6 +281,17 @@ class Names:
             path[: at + 1] for path in others for at, part in enumerate(path[:-1]) if part in MODELS
         ]
         return min(named, key=len, default=())
+
+    def _find_suffixed(self) -> frozenset[str]:
+        """Parameters whose states stand next to them, under their names."""
+        found: dict[str, set[str]] = {}
+        for path in self._outside():
+            stem, dot, last = (self._weight(path) or "").rpartition(".")
+            if dot and last in _SUFFIXES:
+                found.setdefault(stem, set()).add(last)
+        return frozenset(
+            stem for stem, lasts in found.items() if len(lasts) > 1 and lasts & {*_MOMENTS}
+        )
 
     def _heads(self) -> set[str | int] | None:
         """The first keys of parameters, where the model's keys stand among others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from reshard.algebra.term import term_axes
 from reshard.errors import target_error
 from reshard.formats.dcp.boxes import Grid, Part, parts
@@ -15,6 +17,7 @@ from reshard.plan.output import FileBytes
 from reshard.plan.slice import slice_spec
 from reshard.plan.target import Target
 from reshard.storage.dcp_writer import DcpWriter, NewChunk, data_file
+from reshard.storage.small_tensors import constant_of
 
 _CUT = ("kv", "f", "v")
 """What tensor-parallel ranks cut of a model: heads, the inner size of the MLP, and the vocabulary.
@@ -76,7 +79,7 @@ class RankFiles:
 
     def add_weights(self, contents: Contents, form: Form) -> None:
         """Add the model, tied weights under each of their names."""
-        self._mark = mark_of(contents)
+        self._mark = mark_of(contents, form)
         for name, whole in contents.weights.items():
             self.add_tensor(form.weight(name), whole)
         for name, stored in contents.aliases.items():
@@ -94,7 +97,8 @@ class RankFiles:
                 for key, value in group.settings.items():
                     self.add_object(form.setting(owner, key), value)
             if not form.flattened:
-                self.add_object(form.setting(index, "params"), list(group.params))
+                listed = [form.state_name(name) for name in group.params]
+                self.add_object(form.setting(index, "params"), listed)
 
     def add_rest(self, contents: Contents) -> None:
         """Add what belongs to no parameter."""
@@ -111,8 +115,17 @@ class RankFiles:
         self.writer.add_tensor(self._claim(path), whole.dtype, whole.shape, chunks)
 
     def add_object(self, path: Path, value: object) -> None:
-        """Add an object that is told as tagged JSON; one that is there already stays."""
-        if joined(path) not in self._paths:
+        """Add an object that is told as tagged JSON; one that is there already stays.
+
+        One that is a tensor is a tensor of the checkpoint, as torch's loader looks for it.
+        """
+        if joined(path) in self._paths:
+            return
+        if isinstance(value, dict) and isinstance(value.get("$tensor"), dict):
+            file = self._lightest()
+            add = partial(self.writer.add_constant, self._claim(path), file=file)
+            constant_of(value["$tensor"], lambda dtype, shape, data: add(dtype, shape, data))
+        else:
             root = decode(value, self.writer.constant)
             self.writer.add_object(self._claim(path), root, self._lightest())
 

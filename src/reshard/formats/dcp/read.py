@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.formats.dcp.collect import Collected, collect
 from reshard.formats.dcp.folders import find_step
 from reshard.formats.dcp.side_files import read_side_files, stale_files
-from reshard.formats.dcp.training import read_training
+from reshard.formats.dcp.training import read_training, unlike_states
+from reshard.formats.model_json import model_config_of
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
 
@@ -31,16 +33,17 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     """
     folder = find_step(path, step)
     chunks = ChunkReader(folder.root)
-    found: Collected = collect(folder, chunks)
+    found: Collected = collect(folder, chunks, model_config_of(folder.root / "config.json"))
     chunks.refuse_overlaps()
     files = read_side_files(folder)
+    withheld = (replace(item, level="warning") for item in found.withheld)
     stale = stale_files(folder, chunks)
     return Catalog(
         format="dcp",
         version=found.version,
         root=str(folder.root.resolve()),
         mesh={"copy": found.copies} if found.copies > 1 else {},
-        tensors=tuple(found.tensors),
+        tensors=found.listed_tensors(),
         layout=LAYOUT,
         layout_name="dcp",
         training=read_training(folder, found, files),
@@ -48,5 +51,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=found.buffers,
         frozen=found.frozen,
         files=tuple(chunks.files.values()),
-        oddities=(*folder.oddities, *stale),
+        oddities=(*folder.oddities, *stale, *unlike_states(found), *withheld),
+        withheld=found.withheld,
     )

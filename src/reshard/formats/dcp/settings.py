@@ -7,7 +7,6 @@ Source: torch/optim/adamw.py, torch/optim/adam.py `Adam.__init__` (2.13).
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.plan.catalog import Training
 from reshard.storage.objects import from_json
+from reshard.storage.small_tensors import constant_of
 
 _ADAMW: Mapping[str, object] = {
     "lr": 0.001,
@@ -124,9 +124,6 @@ def decode(value: object, constant: Constant) -> object:
     """The object of a tagged JSON value, small tensors included."""
 
     def tensor(told: object) -> object:
-        if not isinstance(told, dict):
-            raise TypeError("a tensor that is not told")
-        data = base64.b64decode(told["data"], validate=True)
-        return constant(DType(told["dtype"]), tuple(told["shape"]), data)
+        return constant_of(told, constant)
 
     return from_json(value, tensor)

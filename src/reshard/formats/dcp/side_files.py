@@ -10,9 +10,10 @@ from pathlib import Path
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder
 from reshard.plan.text import show_count
-from reshard.storage.dcp_chunks import ChunkReader, small_tensor
+from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import open_torch_file
 
 MAX_NBYTES = 1 << 24

@@ -7,13 +7,14 @@ import struct
 from collections.abc import Mapping
 
 from reshard.dtypes import DType
+from reshard.errors import Diagnostic
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
 from reshard.formats.dcp.side_files import Told
 from reshard.plan.catalog import LocalTensor, Training
-from reshard.storage.dcp_chunks import small_tensor
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import open_regular
+from reshard.storage.small_tensors import small_tensor
 
 _COUNTERS = (
     "train_state.step",
@@ -47,11 +48,35 @@ def read_training(folder: Folder, found: Collected, files: Told) -> Training:
     }
     if found.rank_objects:
         framework["rank_objects"] = found.rank_objects
+    if found.unlike:
+        framework["unlike"] = {key: list(owner) for key, owner in found.unlike.items()}
     return Training(
         iteration=_iteration(folder, found, files),
         param_groups=_param_groups(found),
         state=state or None,
         framework=framework,
+    )
+
+
+def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
+    """A warning of states that are not cut as their parameter is."""
+    if not found.unlike:
+        return ()
+    states = dict.fromkeys(state for _, state in found.unlike.values())
+    listed = ", ".join(f"`{state}`" for state in states)
+    word, verb = ("state", "is") if len(states) == 1 else ("states", "are")
+    return (
+        Diagnostic(
+            "kept-as-is",
+            f"optimizer {word} {listed} cannot be cut anew, and {verb} kept as found",
+            level="warning",
+            notes=(
+                "it has neither the shape of its parameter nor one number "
+                "(Adafactor keeps rows and columns)",
+                f"first `{next(iter(found.unlike))}`",
+                "targets other than `dcp` and `universal` leave it out",
+            ),
+        ),
     )
 
 
@@ -61,7 +86,7 @@ def _form(folder: Folder, found: Collected) -> dict[str, object]:
     for key, path in (("model", found.model), ("optimizer", found.optimizer)):
         if path is not None:
             form[key] = list(path)
-    return form
+    return form | {key: names for key, names in found.called.kept().items() if names}
 
 
 def _schedule(found: Collected) -> dict[str, object]:
@@ -119,7 +144,7 @@ def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:
         elif isinstance(key.owner, int):
             numbered.setdefault((key.optimizer, key.owner), {})[key.key] = value
         else:
-            owned.setdefault(key.owner, {})[key.key] = value
+            owned.setdefault(found.called.of(key.owner, ""), {})[key.key] = value
     order = {name: at for at, name in enumerate(dict.fromkeys(t.name for t in found.tensors))}
     out = [numbered[key] for key in sorted(numbered, key=lambda item: (str(item[0]), item[1]))]
     made: list[tuple[dict[str, object], list[str]]] = []
@@ -134,7 +159,9 @@ def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:
     for group in out:
         params = group.get("params")
         if isinstance(params, list):
-            group["params"] = [found.numbered.get(name, name) for name in params]
+            group["params"] = [found.listed_name(item) for item in params]
+            if "param_names" in group:
+                group["param_names"] = group["params"]
     return (
         *({str(key): _json(value) for key, value in group.items()} for group in out),
         *({**settings, "params": params} for settings, params in made),

@@ -15,6 +15,7 @@ from reshard.plan.bind import EXTRA
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.storage.numbers import Number, read_numbers
+from reshard.storage.small_tensors import constant_of
 from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"
@@ -116,9 +117,11 @@ class Inventory:
         return tuple((name, state, how) for (name, state), how in self.folded.items())
 
     def extra_tensors(self, output: TorchOutput) -> Callable[[object], object]:
-        """A function from the name of a tensor of no parameter to the tensor in the output."""
+        """A function from a tensor's name, or its bytes, to the tensor in the output."""
 
         def tensor(name: object) -> object:
+            if isinstance(name, Mapping):
+                return constant_of(name, output.constant)
             whole = self.extras[str(name)]
             self.used_extras.add(whole.name)
             return output.tensor(whole_spec(whole, whole.dtype, whole.name))

@@ -12,6 +12,8 @@ from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.catalog import Training
+from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import TensorRef
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -139,7 +141,7 @@ def _param_groups(
         else:
             names.update(found.groups.get(index, {}))
         settings = {
-            key: keeper.json(item, f"param_groups.{index}.{key}")
+            key: to_json(item.value, small_tensor)
             for key, item in group.entries()
             if key != "params"
         }

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
-from reshard.formats.megatron.training import small_tensor
 from reshard.plan.catalog import Left
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import open_torch_file
 
 COMMON = "common_state/"

@@ -22,7 +22,7 @@ from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
 from reshard.formats.megatron.remainders import join_masters
-from reshard.formats.megatron.training import Groups, small_tensor, training_of
+from reshard.formats.megatron.training import Groups, training_of
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded
@@ -30,6 +30,7 @@ from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.storage.small_tensors import small_tensor
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 

@@ -15,11 +15,12 @@ from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
-from reshard.formats.megatron.training import Groups, small_tensor, training_of
+from reshard.formats.megatron.training import Groups, training_of
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.

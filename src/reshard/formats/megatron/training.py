@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 
-from reshard.errors import source_error
 from reshard.formats.megatron.optimizer_ids import GroupMembers
 from reshard.plan.catalog import Training
 from reshard.storage.objects import to_json
-from reshard.storage.torch_file import TensorRef, read_small
+from reshard.storage.small_tensors import small_tensor
 
 _HELD_ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
 _STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")
@@ -105,16 +103,3 @@ def _scaler(optimizer: object) -> object:
     ]
     told = [to_json(item, tensor=small_tensor) for item in found]
     return told[0] if told and all(item == told[0] for item in told) else None
-
-
-def small_tensor(ref: TensorRef) -> object:
-    """A small tensor within training state, with its bytes."""
-    try:
-        data = base64.b64encode(read_small(ref)).decode("ascii")
-    except ValueError:
-        raise source_error(
-            "unkept-object",
-            "an object of the checkpoint cannot be kept",
-            notes=[f"it holds a tensor of shape {list(ref.shape)}, in {ref.file}"],
-        ) from None
-    return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from reshard.formats.megatron.write_groups import Settings, SourceGroup, is_fuse
 from reshard.plan.catalog import Catalog
 from reshard.storage.inert import Record
 from reshard.storage.objects import from_json
+from reshard.storage.small_tensors import constant_of
 from reshard.storage.torch_writer import NewTensor
 
 Constant = Callable[[DType, tuple[int, ...], bytes], NewTensor]
@@ -112,10 +112,7 @@ class _Decoder:
         return {str(key): self.value(item) for key, item in items}
 
     def _tensor(self, body: object) -> object:
-        if not isinstance(body, Mapping):
-            raise ValueError("a tensor that is not kept with its bytes")
-        data = base64.b64decode(body["data"], validate=True)
-        return self._constant(DType(body["dtype"]), tuple(body["shape"]), data)
+        return constant_of(body, self._constant)
 
 
 def _groups(found: tuple[Mapping[str, object], ...], decode: _Decoder) -> tuple[SourceGroup, ...]:

@@ -15,6 +15,7 @@ from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
 from reshard.storage.objects import from_json
+from reshard.storage.small_tensors import constant_of
 from reshard.storage.torch_output import TorchOutput
 
 _STEP = "step"
@@ -107,7 +108,7 @@ class OptimizerFiles:
             names = set(map(str, listed)) if isinstance(listed, list) else set()
             grouped |= names
             rest = {
-                key: from_json(value, _no_tensor)
+                key: from_json(value, lambda told: constant_of(told, self._output.constant))
                 for key, value in group.items()
                 if key not in ("params", "param_names")
             }
@@ -182,8 +183,3 @@ class OptimizerFiles:
                 spec = ArraySpec(name, whole.state, whole.dtype, numel, pieces, shape)
             out[whole.state] = self._output.tensor(spec)
         return out
-
-
-def _no_tensor(value: object) -> object:
-    """A tensor among hyper-parameters, such as a learning rate, as the number that it is."""
-    return value

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping
-from typing import cast
 
-from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.nanotron import NAME
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
 from reshard.storage.objects import from_json
+from reshard.storage.small_tensors import constant_of
 from reshard.storage.torch_output import TorchOutput
 
 _VERSION = "1.5"
@@ -60,13 +58,7 @@ def schedulers(arrangement: Arrangement, output: TorchOutput) -> Iterator[object
     if found is None or not _own(arrangement):
         return
 
-    def tensor(value: object) -> object:
-        item = cast("dict[str, object]", value)
-        shape = tuple(cast("list[int]", item["shape"]))
-        data = base64.b64decode(cast("str", item["data"]))
-        return output.constant(DType(cast("str", item["dtype"])), shape, data)
-
-    yield from_json(found, tensor)
+    yield from_json(found, lambda told: constant_of(told, output.constant))
 
 
 def training_warnings(arrangement: Arrangement, *, has_states: bool) -> tuple[Diagnostic, ...]:

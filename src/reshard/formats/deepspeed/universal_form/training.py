@@ -10,6 +10,8 @@ from reshard.formats.deepspeed.training import COUNTERS, client_entries, kept, t
 from reshard.formats.deepspeed.universal_form.folder import UniversalFolder
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.catalog import Training
+from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
 
@@ -48,7 +50,7 @@ def _param_groups(folder: UniversalFolder, keeper: Keeper) -> Iterator[Mapping[s
     shapes = folder.models[0].param_shapes or ()
     for index, group in enumerate(nodes):
         settings = {
-            key: keeper.json(item, f"param_groups.{index}.{key}")
+            key: to_json(item.value, small_tensor)
             for key, item in group.entries()
             if key != "params"
         }
