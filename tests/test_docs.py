@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import doctest
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 
 from reshard.cli import main
 from reshard.errors import Exit
+from steady import steady
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -50,9 +53,12 @@ def say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
         words = shlex.split(redirected)
         assert words[0] == "reshard", line
         capfd.readouterr()
-        codes.append(main(words[1:]))
+        with contextlib.ExitStack() as stack:
+            if not file:
+                stack.enter_context(contextlib.redirect_stderr(sys.stdout))  # in the true order
+            codes.append(main(words[1:]))
         assert codes[-1] != Exit.BUG, line
-        out, err = capfd.readouterr()
+        out, err = map(steady, capfd.readouterr())
         if file:
             Path(file).write_text(out, encoding="utf-8")
             out = ""

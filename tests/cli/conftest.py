@@ -9,6 +9,7 @@ import pytest
 from command_line import Case, Run, Said
 
 from reshard.cli import main
+from steady import steady
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def run(here: Path, capfd: pytest.CaptureFixture[str]) -> Run:
         capfd.readouterr()
         code = main(words)
         out, err = capfd.readouterr()
-        return Said(code, out, err)
+        return Said(code, steady(out), steady(err))
 
     return call
 

@@ -11,7 +11,7 @@ import pytest
 from folders import tree
 
 import reshard
-from reshard.engine.run import Progress
+from reshard.engine.progress import Progress
 from reshard.storage.journal import Making, read_journal
 
 Stop = Callable[[Progress], None]

@@ -12,7 +12,7 @@ import shim
 from folders import attempt, tree
 
 import reshard
-from reshard.engine.run import Progress
+from reshard.engine.progress import Progress
 
 KEPT = "\n  = note: 80 B of 1.3 kB are written and kept in `.out.reshard-partial`"
 AGAIN = "\n  = help: run the same command again to go on from there, or remove that folder"

@@ -17,7 +17,8 @@ from oracle import Made, arrays
 
 from reshard.dtypes import DType
 from reshard.engine.cost import peak_memory
-from reshard.engine.run import Progress, execute
+from reshard.engine.progress import Progress
+from reshard.engine.run import execute
 from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError
 from reshard.plan.plan import Array, ArraySpec, Copy, Move, Origin, Placed, Plan

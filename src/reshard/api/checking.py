@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from reshard import formats
+from reshard.engine.progress import Meter, OnProgress
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.catalog import Catalog
 
 
-def check_source(catalog: Catalog) -> tuple[Diagnostic, ...]:
+def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tuple[Diagnostic, ...]:
     """Read all bytes of a source, and compare them with what was noted when they were written.
 
     Universal checkpoints have a digest of every tensor and file, torch files a crc32 of each
@@ -27,7 +28,8 @@ def check_source(catalog: Catalog) -> tuple[Diagnostic, ...]:
                 helps=("compare it with another copy of it: `reshard diff A B`",),
             ),
         )
-    faults = formats.check_bytes(catalog.format, catalog)
+    meter = Meter(on_progress, sum(file.nbytes for file in catalog.files), "check")
+    faults = formats.check_bytes(catalog.format, catalog, meter.add)
     if faults:
         raise ReshardError(faults, Exit.SOURCE)
     return ()

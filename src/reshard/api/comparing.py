@@ -164,6 +164,14 @@ def _as_weights(side: Mapping[tuple[str, str], Whole], key: tuple[str, str]) -> 
     return weights if weights is not None and weights.dtype == DType.F32 else None
 
 
+def pairs_nbytes(pairs: Iterable[Pair]) -> list[int]:
+    """The bytes of one side of each pair; 0 of a tensor that stands alone."""
+    return [
+        0 if one is None or other is None else prod(one.shape) * one.dtype.itemsize
+        for one, other in pairs
+    ]
+
+
 def compare_tensors(
     one: Whole | None, left: Side, other: Whole | None, right: Side, *, widened: bool = False
 ) -> Mismatch | None:

@@ -14,6 +14,7 @@ from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
 from reshard.api.target_source import open_for_target
+from reshard.engine.progress import OnProgress, Progress
 from reshard.errors import Diagnostic, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
@@ -24,10 +25,10 @@ from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.target import Target, parse_target
-from reshard.plan.text import show_count, show_nbytes
+from reshard.plan.text import show_count, show_nbytes, show_pace
 
 if TYPE_CHECKING:
-    from reshard.engine.run import Folder, Progress
+    from reshard.engine.run import Folder
     from reshard.engine.source_files import SourceFiles
 
 
@@ -76,6 +77,7 @@ class Converted:
         lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
         if self.resumed.arrays:
             lines.append(f"  {self.resumed.to_text()}")
+        lines.append(f"  {show_pace(report.nbytes_written, self.seconds)}")
         if missing:
             lines += ["", *missing]
         step = target.next_step.format(src=report.source.path, dst=self.path)
@@ -128,6 +130,7 @@ def plan(
     threads: int | None = None,
     max_memory: int | None = None,
     max_file_size: int | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> PlanReport:
     """What `convert` would do with the same arguments; nothing is written.
 
@@ -150,6 +153,7 @@ def plan(
         threads,
         max_memory,
         max_file_size,
+        on_progress,
     ).report
 
 
@@ -221,6 +225,7 @@ def convert(
         threads,
         max_memory,
         max_file_size,
+        on_progress,
     )
     catalog = prepared.source.catalog
     check_files_apart(target_path, catalog.root, (file.path for file in catalog.files))
@@ -254,6 +259,7 @@ def _prepare(
     threads: int | None,
     max_memory: int | None,
     max_file_size: int | None,
+    on_progress: OnProgress | None,
 ) -> Prepared:
     target = parse_target(to, formats.TARGETS)
     source = open_for_target(
@@ -268,6 +274,7 @@ def _prepare(
         places=places,
         dtype=dtype,
         check=check,
+        on_progress=on_progress,
     )
     return prepare_source(
         source,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
-from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
+from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
 from reshard.api.drifting import Drifts, find_drift
 from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
 from reshard.api.training_facts import FactChange, compare_facts
-
-if TYPE_CHECKING:
-    from reshard.engine.run import Progress
+from reshard.engine.progress import Meter, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def diff(
         alone = open_source(
             a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
         )
-        return _copies(alone, states)
+        return _copies(alone, states, on_progress)
     left, right = open_pair(
         a,
         b,
@@ -101,14 +98,18 @@ def diff(
     return _two(left, right, states, on_progress)
 
 
-def _copies(source: OpenedSource, states: str | Iterable[str]) -> Diff:
+def _copies(
+    source: OpenedSource,
+    states: str | Iterable[str],
+    on_progress: Callable[[Progress], None] | None,
+) -> Diff:
     from reshard.engine.source_files import SourceFiles
 
     arrangement = select_states(source, states).arrangement
-    with SourceFiles(source.catalog.root, source.catalog.files) as files:
-        drifts = find_drift(arrangement, files)
-        files.check_unchanged()
     nbytes = sum(prod(whole.shape) * whole.dtype.itemsize for whole in arrangement.wholes)
+    with SourceFiles(source.catalog.root, source.catalog.files) as files:
+        drifts = find_drift(arrangement, files, Meter(on_progress, nbytes))
+        files.check_unchanged()
     return Diff(str(source.path), None, len(arrangement.wholes), nbytes, drifts=drifts)
 
 
@@ -118,25 +119,17 @@ def _two(
     states: str | Iterable[str],
     on_progress: Callable[[Progress], None] | None,
 ) -> Diff:
-    from reshard.engine.run import Progress
-
     pairs = pair_tensors(left, right, states)
-    sizes = [
-        0 if one is None or other is None else prod(one.shape) * one.dtype.itemsize
-        for one, other in pairs
-    ]
+    sizes = pairs_nbytes(pairs)
+    meter = Meter(on_progress, sum(sizes))
     sides = Side.of(left, "first"), Side.of(right, "first")
     mismatches = []
-    done = 0
     with sides[0].files, sides[1].files:
         for (one, other), nbytes in zip(pairs, sizes, strict=True):
             found = compare_tensors(one, sides[0], other, sides[1], widened=True)
             if found is not None:
                 mismatches.append(found)
-            done += nbytes
-            if on_progress is not None:
-                here = one or other
-                on_progress(Progress(done, sum(sizes), here.name if here else ""))
+            meter.add(nbytes)
         for side in sides:
             side.files.check_unchanged()
     both = sum(one is not None and other is not None for one, other in pairs)

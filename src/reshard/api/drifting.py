@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from reshard.algebra.box import Box
 from reshard.api.comparing import Element, unravel
 from reshard.api.source import OpenedSource
+from reshard.engine.progress import Meter
 from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
@@ -81,9 +82,10 @@ class Drifts:
         return tuple(item for item in self.found if not item.is_averaged)
 
 
-def find_drift(arrangement: Arrangement, files: SourceFiles) -> Drifts:
+def find_drift(arrangement: Arrangement, files: SourceFiles, meter: Meter) -> Drifts:
     """Read all copies of everything that is stored more than once.
 
+    Args:  meter: is told of every tensor.
     Raises: ReshardError for files that cannot be read.
     """
     from reshard.engine.drift import measure
@@ -93,6 +95,7 @@ def find_drift(arrangement: Arrangement, files: SourceFiles) -> Drifts:
     found = []
     for whole in arrangement.wholes:
         array = _array(builder, whole)
+        meter.add(array.spec.nbytes, whole.name)
         if all(len(copy.origins) < 2 for copy in array.copies):
             continue
         copied += 1
@@ -133,7 +136,7 @@ def settle(
         return source, arrangement
     catalog = source.catalog
     with SourceFiles(catalog.root, catalog.files) as files:
-        drifts = find_drift(arrangement, files)
+        drifts = find_drift(arrangement, files, Meter(None, 0))
     told = tuple(drift_warnings(drifts.undeclared, on_drift))
     if not told:
         return source, arrangement

@@ -12,6 +12,7 @@ from reshard import formats
 from reshard.algebra.term import term_axes
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.dtypes import DType
+from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement, Bound, Whole
 from reshard.plan.bind import EXTRA
@@ -155,14 +156,21 @@ def inspect(
     layout_name: str | None = None,
     settings: Mapping[str, int] | None = None,
     check: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Inspection:
     """What a checkpoint is: format, mesh, layout, tensors, states, oddities; no tensor is read.
 
     Args and Raises: as for `open`.  check: read all of it, and hold it to its own digests or
-                     checksums.
+                     checksums.  on_progress: is called now and then while it is checked.
     """
     source = open_source(
-        path, step=step, layout=layout, layout_name=layout_name, settings=settings, check=check
+        path,
+        step=step,
+        layout=layout,
+        layout_name=layout_name,
+        settings=settings,
+        check=check,
+        on_progress=on_progress,
     )
     return inspect_source(source)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from reshard.algebra.piece import Piece, row_major
 from reshard.api.comparing import Element, Mismatch, Side, unravel
 from reshard.api.stages import Stage
+from reshard.engine.progress import Meter
 from reshard.plan.arrangement import SCALAR, Arrangement, AtomState, StoredPart, Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
@@ -32,11 +33,13 @@ def remake(
     came_back: Stage,
     wanted: Collection[tuple[str, str]],
     on_drift: OnDrift,
+    meter: Meter,
 ) -> Remade:
     """Make every stored piece of a source from the whole tensors that came back.
 
     Args:  came_back: a universal checkpoint with the names of the source.
            wanted: (name, state) of the tensors that are looked at.
+           meter: is told of every piece.
     """
     from reshard.engine.compare import compare
 
@@ -60,6 +63,7 @@ def remake(
             )
             places += 1
             nbytes += spec.nbytes
+            meter.add(spec.nbytes, spec.label)
             if found is not None and found.first is not None:
                 first, second = found.first
                 mismatches.append(

@@ -10,7 +10,7 @@ from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, WayProof
 from reshard.errors import render_all
 from reshard.plan.names import group_names
 from reshard.plan.report import show_mesh
-from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
+from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, show_seconds, wrap
 
 _MAX_FACTS = 12
 _INNER = re.compile(r"[.]?[$[]")  # where a value of several parts begins
@@ -49,7 +49,7 @@ def roundtrip_text(found: RoundTrip) -> str:
     else:
         of = "" if found.sample is None else " of the sample"
         end = f"proved: {_ways(found)}, every tensor{of} comes back"
-    return "\n".join([*lines, "", end])
+    return "\n".join([*lines, "", end, f"  in {show_seconds(found.seconds)}"])
 
 
 def _ways(found: RoundTrip) -> str:

@@ -9,11 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from
-from reshard.api.comparing import Mismatch, Pair, pair_tensors
+from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
 from reshard.api.remaking import remake
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
 from reshard.api.roundtrip_suites import case_names
@@ -21,13 +20,11 @@ from reshard.api.source import PathLike, open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
 from reshard.api.states import select_states
 from reshard.api.training_facts import compare_facts
+from reshard.engine.progress import Meter, OnProgress, Progress
 from reshard.errors import Diagnostic, Exit, ReshardError, output_error
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import OnDrift
 from reshard.plan.target import Target, parse_target
-
-if TYPE_CHECKING:
-    from reshard.engine.run import Progress
 
 UNIVERSAL = "universal"
 
@@ -198,6 +195,9 @@ def _tried(
 ) -> WayProof:
     """One way; what makes it impossible is in its proof, where the others are to be tried too."""
     began = time.monotonic()
+    how = replace(
+        how, on_progress=_titled(how.on_progress, f"via {', then '.join(map(str, targets))}")
+    )
     try:
         way = _way(start, targets, how, folder)
     except ReshardError as error:
@@ -205,6 +205,14 @@ def _tried(
             raise
         way = WayProof(tuple(map(str, targets)), error=error)
     return replace(way, seconds=time.monotonic() - began)
+
+
+def _titled(on_progress: OnProgress | None, title: str) -> OnProgress | None:
+    """Progress that says of which way it is."""
+    if on_progress is None:
+        return None
+    tell = on_progress
+    return lambda progress: tell(replace(progress, title=title))
 
 
 def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> WayProof:
@@ -248,7 +256,7 @@ def _back(
     try:
         digests = start.sample is None
         last = next_stage(stages[-1], universal, f"{folder}/back", how, digests=digests)
-        return _proof(start, via, stages, _entered(stack, last))
+        return _proof(start, via, stages, _entered(stack, last), how)
     except ReshardError as error:
         mine = any(item.code in _OF_THE_SOURCE for item in error.diagnostics)
         if mine or error.exit_code == Exit.OUTPUT:
@@ -256,7 +264,9 @@ def _back(
         raise ReadBackError(error) from error
 
 
-def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: Stage) -> WayProof:
+def _proof(
+    start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: Stage, how: Work
+) -> WayProof:
     """What came back, held to what set out."""
     reasons = _reasons(stages)
     comparer = Comparer(start.source, start.universal, stages[-1], last, start.on_drift)
@@ -264,7 +274,11 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
     lost: list[Lost] = []
     same: list[Whole] = []
     chosen = None if start.sample is None else set(start.sample)
-    for one, other in map(_of_one_state, pair_tensors(start.universal.source, last.source)):
+    pairs = [*map(_of_one_state, pair_tensors(start.universal.source, last.source))]
+    sizes = pairs_nbytes(pairs)
+    meter = Meter(how.on_progress, 2 * sum(sizes))  # compared, then cut again and compared
+    for (one, other), nbytes in zip(pairs, sizes, strict=True):
+        meter.add(nbytes)
         here = one or other
         assert here is not None
         if chosen is not None and (here.name, here.state) not in chosen:
@@ -297,7 +311,7 @@ def _proof(start: _Start, via: tuple[str, ...], stages: Sequence[Stage], last: S
     keys = {(whole.name, whole.state) for whole in same}
     held = tuple(_held(stage) for stage in stages)
     facts = compare_facts(start.universal.source.catalog, last.source.catalog)
-    remade = remake(start.source, last, keys, start.on_drift)
+    remade = remake(start.source, last, keys, start.on_drift, meter)
     return WayProof(
         via,
         held,

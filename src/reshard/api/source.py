@@ -10,6 +10,7 @@ from pathlib import Path
 from reshard import formats
 from reshard.api.checking import check_source
 from reshard.api.naming import Modelled, find_model, rename_to
+from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import format_document, load_layout
 from reshard.language.layout import Layout
@@ -54,6 +55,7 @@ def open_source(
     plain: Collection[str] = (),
     places: Iterable[str] = (),
     check: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> OpenedSource:
     """A source, read through its own layout, the user's, or that of its model.
 
@@ -66,6 +68,7 @@ def open_source(
            plain: layouts of sources that keep their own names where no model is known.
            places: `axis=mesh:how`, how axes lie in the layout that gives the names.
            check: read all of it first, and hold it to its own digests or checksums.
+           on_progress: is called now and then while it is checked.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
@@ -81,7 +84,8 @@ def open_source(
             formats.recognize(folder), folder, step=step, strict_layout=chosen is None
         )
     if check:
-        catalog = replace(catalog, oddities=(*catalog.oddities, *check_source(catalog)))
+        checked = check_source(catalog, on_progress)
+        catalog = replace(catalog, oddities=(*catalog.oddities, *checked))
     family, is_plain, plain_catalog = None, False, catalog
     if chosen is not None and chosen.model is not None and own is not None:
         family = _family(own, str(layout), chosen.model.name)

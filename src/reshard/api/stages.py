@@ -23,7 +23,7 @@ from reshard.plan.plan import Placed, Plan
 from reshard.plan.target import Target
 
 if TYPE_CHECKING:
-    from reshard.engine.run import Progress
+    from reshard.engine.progress import Progress
     from reshard.engine.source_files import SourceFiles
 
 KEPT_NBYTES = 4096

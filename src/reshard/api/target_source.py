@@ -8,6 +8,7 @@ from dataclasses import replace
 from reshard import formats
 from reshard.api.dtypes import parse_dtypes
 from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.engine.progress import OnProgress
 from reshard.plan.recast import recast
 from reshard.plan.target import Target
 
@@ -25,6 +26,7 @@ def open_for_target(
     places: Iterable[str] = (),
     dtype: str | None = None,
     check: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> OpenedSource:
     """The source as a target wants it.
 
@@ -46,6 +48,7 @@ def open_for_target(
         plain=form.plain if names is None else (names,),
         places=places,
         check=check,
+        on_progress=on_progress,
     )
     if not dtypes:
         return source

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.algebra.box import Box
-from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors
+from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
 from reshard.api.junit import Case, Suite
 from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
+from reshard.engine.progress import Meter, Progress
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder
@@ -21,7 +22,6 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
 
 if TYPE_CHECKING:
-    from reshard.engine.run import Progress
     from reshard.engine.source_files import SourceFiles
 
 
@@ -34,6 +34,7 @@ class Verification:
            files: that were checked, of one checkpoint alone.
            mismatches: of two checkpoints.  faults: of one.
            checksums: whether the format of one has any; else copies alone were compared.
+           seconds: what the reading took.
     """
 
     left: str
@@ -44,6 +45,7 @@ class Verification:
     mismatches: tuple[Mismatch, ...] = ()
     faults: tuple[Diagnostic, ...] = ()
     checksums: bool = True
+    seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -78,6 +80,7 @@ class Verification:
             "mismatches": [item.to_json() for item in self.mismatches],
             "faults": [item.to_json() for item in self.faults],
             "checksums": self.checksums,
+            "seconds": round(self.seconds, 3),
         }
 
     def to_text(self) -> str:
@@ -135,19 +138,25 @@ def _verify_one(
 ) -> Verification:
     from reshard.engine.compare import digest_array
 
+    began = time.monotonic()
     catalog = source.catalog
     arrangement = select_states(source, states).arrangement
     has_checksums = formats.has_checksums(catalog.format)
-    faults = list(formats.check_bytes(catalog.format, catalog)) if has_checksums else []
     builder = Builder(arrangement, "error")
+    arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
+    copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
+    stored = sum(file.nbytes for file in catalog.files) if has_checksums else 0
+    meter = Meter(on_progress, stored + sum(array.spec.nbytes for array in copied))
+    faults: list[Diagnostic] = []
+    if has_checksums:
+        faults += formats.check_bytes(catalog.format, catalog, meter.add)
     with _files(source) as files:
-        for whole in arrangement.wholes:
-            array = builder.array(_spec(whole))
-            if any(copy.mode == "agree" for copy in array.copies):
-                try:
-                    digest_array(array, files)
-                except ReshardError as error:
-                    faults += error.diagnostics
+        for array in copied:
+            try:
+                digest_array(array, files)
+            except ReshardError as error:
+                faults += error.diagnostics
+            meter.add(array.spec.nbytes, array.spec.label)
     return Verification(
         str(source.path),
         None,
@@ -156,6 +165,7 @@ def _verify_one(
         len(catalog.files),
         faults=tuple(faults),
         checksums=has_checksums,
+        seconds=time.monotonic() - began,
     )
 
 
@@ -165,19 +175,26 @@ def _verify_two(
     states: str | Iterable[str],
     on_progress: Callable[[Progress], None] | None,
 ) -> Verification:
+    began = time.monotonic()
     pairs = pair_tensors(left, right, states)
     sides = (Side.of(left), Side.of(right))
     mismatches: list[Mismatch] = []
-    nbytes = 0
+    nbytes = pairs_nbytes(pairs)
+    meter = Meter(on_progress, sum(nbytes))
     with sides[0].files, sides[1].files:
-        for one, other in pairs:
-            if one is not None and other is not None:
-                nbytes += prod(one.shape) * one.dtype.itemsize
+        for (one, other), count in zip(pairs, nbytes, strict=True):
             found = compare_tensors(one, sides[0], other, sides[1])
             if found is not None:
                 mismatches.append(found)
+            meter.add(count)
     return Verification(
-        str(left.path), str(right.path), len(pairs), nbytes, 0, mismatches=tuple(mismatches)
+        str(left.path),
+        str(right.path),
+        len(pairs),
+        sum(nbytes),
+        0,
+        mismatches=tuple(mismatches),
+        seconds=time.monotonic() - began,
     )
 
 

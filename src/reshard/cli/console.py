@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 from reshard.errors import MAX_SHOWN, Diagnostic, ReshardError, render_all, visible
+from reshard.plan.text import wrap
 
 SCHEMA = 1
 """Version of the JSON documents; within it keys are only added."""
@@ -17,6 +19,7 @@ SCHEMA = 1
 _BOLD, _DIM, _RESET = "\x1b[1m", "\x1b[2m", "\x1b[0m"
 _LEVELS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "note": "\x1b[1;36m"}
 _NOT_PLAIN = re.compile(r"[^\x20-\x7e\n]")
+_MARGIN = re.compile(r"^(?:  = (?:note|help): |(?:error|warning|note)\[)")
 _HEADLINE = re.compile(r"^(error|warning|note)(\[[\w-]+\]:)(.*)$")
 
 
@@ -47,8 +50,23 @@ def print_message(text: str, *, color: bool = True) -> None:
     """Progress and remarks."""
     sys.stdout.flush()
     text = visible(text, "\n")
+    if sys.stderr.isatty():
+        text = _wrapped(text)
     _write(sys.stderr, _paint(text) if color and wants_color(sys.stderr) else text)
     sys.stderr.flush()
+
+
+def _wrapped(text: str) -> str:
+    """Long lines broken at blanks, as wide as the terminal; quoted sources stay as they are."""
+    width = max(shutil.get_terminal_size().columns, 40)
+    lines = []
+    for line in text.split("\n"):
+        found = _MARGIN.match(line)
+        if found is None or len(line) <= width:
+            lines.append(line)
+        else:
+            lines += wrap(line, width, indent=" " * (10 if found[0].startswith(" ") else 4))
+    return "\n".join(lines)
 
 
 def _write(stream: TextIO, text: str) -> None:

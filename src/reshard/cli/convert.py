@@ -67,7 +67,7 @@ def convert(
     from reshard.cli.progress import show_progress
 
     file, name = split_layout(layout)
-    with show_progress("convert", quiet=quiet or dry_run, color=not no_color) as on_progress:
+    with show_progress("convert", quiet=quiet, color=not no_color) as on_progress:
         done = api.convert(
             source,
             target,
@@ -93,8 +93,8 @@ def convert(
     if as_json:
         print_json(done.to_json())
         return
+    print_diagnostics(done.report.warnings, color=not no_color)
     if dry_run:
         print_answer(done.report.to_text(), color=not no_color)
     elif not quiet:
         print_answer(done.to_text(), color=not no_color)
-    print_diagnostics(done.report.warnings, color=not no_color)

@@ -27,16 +27,19 @@ def inspect(
     """Say what a checkpoint is: format, mesh, states, parameters, oddities."""
     from reshard import api
     from reshard.cli.console import print_answer, print_json
+    from reshard.cli.progress import show_progress
 
     file, name = split_layout(layout)
-    found = api.inspect(
-        source,
-        step=step,
-        layout=file,
-        layout_name=name,
-        settings=parse_settings(settings),
-        check=check,
-    )
+    with show_progress("inspect", quiet=False, color=not no_color) as on_progress:
+        found = api.inspect(
+            source,
+            step=step,
+            layout=file,
+            layout_name=name,
+            settings=parse_settings(settings),
+            check=check,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(found.to_json())
     else:

@@ -177,4 +177,4 @@ JUnit = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colours, no progress bar.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]

@@ -47,28 +47,31 @@ def plan(
     """Say what a conversion would do: every tensor's fate, files, bytes, memory, the proof."""
     from reshard import api
     from reshard.cli.console import print_answer, print_diagnostics, print_json
+    from reshard.cli.progress import show_progress
 
     file, name = split_layout(layout)
-    report = api.plan(
-        source,
-        to,
-        step=step,
-        layout=file,
-        layout_name=name,
-        settings=parse_settings(settings),
-        model=model,
-        names=names,
-        places=places or (),
-        states=states,
-        dtype=dtype,
-        on_drift="error" if on_drift is None else on_drift.value,
-        check=check,
-        threads=threads,
-        max_memory=max_memory,
-        max_file_size=max_file_size,
-    )
+    with show_progress("plan", quiet=False, color=not no_color) as on_progress:
+        report = api.plan(
+            source,
+            to,
+            step=step,
+            layout=file,
+            layout_name=name,
+            settings=parse_settings(settings),
+            model=model,
+            names=names,
+            places=places or (),
+            states=states,
+            dtype=dtype,
+            on_drift="error" if on_drift is None else on_drift.value,
+            check=check,
+            threads=threads,
+            max_memory=max_memory,
+            max_file_size=max_file_size,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(report.to_json())
         return
-    print_answer(report.to_text(), color=not no_color)
     print_diagnostics(report.warnings, color=not no_color)
+    print_answer(report.to_text(), color=not no_color)

@@ -8,13 +8,13 @@ import signal
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
+from reshard.engine.progress import Progress
 from reshard.engine.source_files import SourceFiles
 from reshard.engine.units import Handful, Window, units
 from reshard.plan.output import Written
@@ -42,18 +42,6 @@ class NotingFolder(Folder, Protocol):
 
     def note(self, records: Iterable[Record], nbytes: int, /) -> None:
         """Note arrays of which every byte was written; safe from several threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Args:  nbytes_done, nbytes_total: of the arrays.  label: of the one that was written last.
-    """
-
-    nbytes_done: int
-    nbytes_total: int
-    label: str
 
 
 def default_threads() -> int:

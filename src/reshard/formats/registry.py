@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -285,14 +285,16 @@ def has_checksums(name: str) -> bool:
     return find_spec(f"{SOURCES[name].package}.verify") is not None
 
 
-def check_bytes(name: str, catalog: Catalog) -> tuple[Diagnostic, ...]:
+def check_bytes(
+    name: str, catalog: Catalog, on_bytes: Callable[[int], None]
+) -> tuple[Diagnostic, ...]:
     """Everything that differs from the checksums that a source carries itself; () if nothing does.
 
     All of its files are read.
 
-    Args:  name: of a format that has checksums.
+    Args:  name: of a format that has checksums.  on_bytes: is told how many bytes more were read.
     """
-    found = module_of(f"{SOURCES[name].package}.verify").check_bytes(catalog)
+    found = module_of(f"{SOURCES[name].package}.verify").check_bytes(catalog, on_bytes)
     assert isinstance(found, tuple)
     return found
 

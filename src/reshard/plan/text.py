@@ -19,6 +19,23 @@ def show_nbytes(nbytes: int) -> str:
     return f"{value / 1000:.1f} PB"
 
 
+def show_seconds(seconds: float) -> str:
+    """`0.24 s`, `12.3 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def show_pace(nbytes: int, seconds: float) -> str:
+    """How long it took, and how many bytes that is a second."""
+    return f"in {show_seconds(seconds)}, {show_nbytes(round(nbytes / max(seconds, 1e-9)))}/s"
+
+
 def show_count(count: int, noun: str) -> str:
     """`1 file`, `12,345 files`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

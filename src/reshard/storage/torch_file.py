@@ -78,15 +78,16 @@ class TorchFile:
         """
         self._check(f"data/{storage_key}")
 
-    def check_all_crcs(self) -> None:
+    def check_all_crcs(self, on_bytes: Callable[[int], None] | None = None) -> None:
         """Compare every member with its checksum.
 
+        Args:  on_bytes: is told how many bytes more were read.
         Raises: ReshardError[crc-mismatch].
         """
         for name in self.members:
-            self._check(name)
+            self._check(name, on_bytes)
 
-    def _check(self, name: str) -> None:
+    def _check(self, name: str, on_bytes: Callable[[int], None] | None = None) -> None:
         member = self.members.get(name)
         if member is None:
             raise _missing(self.path, name)
@@ -99,6 +100,8 @@ class TorchFile:
             for at in range(0, member.nbytes, _CHUNK):
                 count = min(_CHUNK, member.nbytes - at)
                 crc = zlib.crc32(os.pread(fd, count, member.byte_offset + at), crc)
+                if on_bytes is not None:
+                    on_bytes(count)
         except OSError as error:
             raise unreadable(self.path, error) from None
         finally:

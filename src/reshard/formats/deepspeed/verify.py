@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from reshard.errors import Diagnostic, ReshardError
+from reshard.errors import Diagnostic
 from reshard.plan.catalog import Catalog
-from reshard.storage.torch_file import open_torch_file
+from reshard.storage.checksums import check_blobs
 
 
-def check_bytes(catalog: Catalog) -> tuple[Diagnostic, ...]:
-    """What is not as it was saved, at most one message a file; () if nothing is.
-
-    Each member of a torch file carries a crc32.
-    """
-    problems: list[Diagnostic] = []
-    for file in catalog.files:
-        path = Path(catalog.root) / file.path
-        if path.suffix != ".pt":
-            continue
-        try:
-            open_torch_file(path).check_all_crcs()
-        except ReshardError as error:
-            problems += error.diagnostics
-    return tuple(problems)
+def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[Diagnostic, ...]:
+    """What is not as it was saved, at most one message a file; () if nothing is."""
+    blobs = [(file.path, 0, None) for file in catalog.files if file.path.endswith(".pt")]
+    return check_blobs(Path(catalog.root), blobs, on_bytes)

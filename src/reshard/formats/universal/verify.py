@@ -51,17 +51,17 @@ def digests(manifest: Manifest) -> tuple[DigestedRange, ...]:
     return tuple(sorted(found, key=lambda item: (item.file, item.byte_offset, item.nbytes)))
 
 
-def check_bytes(catalog: Catalog) -> tuple[Diagnostic, ...]:
+def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[Diagnostic, ...]:
     """Everything in a universal source that is not as it was written; () if nothing is."""
-    return verify_files(Path(catalog.root))
+    return verify_files(Path(catalog.root), on_bytes)
 
 
 def verify_files(
-    path: Path, on_progress: Callable[[int, int], None] | None = None
+    path: Path, on_bytes: Callable[[int], None] | None = None
 ) -> tuple[Diagnostic, ...]:
     """Everything in a folder that is not as it was written; () if nothing is.
 
-    Args:  on_progress: called with the bytes that were read so far, and all bytes.
+    Args:  on_bytes: is told how many bytes more were read.
     Raises: ReshardError[incomplete-universal | bad-manifest | newer-universal | changed-file] when
             the manifest itself cannot be trusted.
     """
@@ -69,17 +69,14 @@ def verify_files(
     broken = file_problems(path, manifest)
     problems = [item for found in broken.values() for item in found]
     todo = [item for item in digests(manifest) if item.file not in broken]
-    total = sum(item.nbytes for item in todo)
-    done = 0
     with ThreadPoolExecutor(THREADS) as pool:
         for item, problem in zip(
             todo, pool.map(lambda wanted: _check(path, wanted), todo), strict=True
         ):
             if problem is not None:
                 problems.append(problem)
-            done += item.nbytes
-            if on_progress is not None:
-                on_progress(done, total)
+            if on_bytes is not None:
+                on_bytes(item.nbytes)
     return tuple(problems)
 
 
