@@ -19,6 +19,7 @@ from reshard.errors import Diagnostic, target_error
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
+from reshard.plan.kept_states import without_kept_states
 from reshard.plan.left_text import left_warnings
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
@@ -341,7 +342,9 @@ def _output(
         settings: dict[str, object] = {"states": selected.kinds}
         if max_file_size is not None:
             settings["max_file_nbytes"] = max_file_size
-        return formats.prepare(source.arrangement, target, settings)
+        whole = source.arrangement
+        asked = whole if selected.kinds is None else without_kept_states(whole)
+        return formats.prepare(asked, target, settings)
     if target.format == "hf":
         return formats.prepare(
             selected.arrangement,

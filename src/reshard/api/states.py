@@ -10,6 +10,7 @@ from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
+from reshard.plan.kept_states import without_kept_states
 
 WEIGHTS = ("param",)
 """State kinds that `weights` stands for."""
@@ -30,6 +31,8 @@ class Selected:
 def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected:
     """A source with only some kinds of state; tensors that belong to no parameter are kept.
 
+    States of the optimizer that are kept as found have no kind, so that they are not asked for.
+
     Args:  states: `all`, `weights`, a list with commas between, or the kinds themselves.
     Raises: ReshardError[unknown-state], and why the source withholds states that are asked for.
     """
@@ -49,11 +52,13 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
         path = str(source.path)
         raise ReshardError([_unknown(kind, stored, path) for kind in unknown], Exit.USAGE)
     kinds.add(EXTRA)
-    wholes = tuple(whole for whole in arrangement.wholes if whole.state in kinds)
-    parts = {key: parts for key, parts in arrangement.parts.items() if key[1] in kinds}
-    left_out = tuple(whole for whole in arrangement.wholes if whole.state not in kinds)
+    asked = without_kept_states(arrangement)
+    wholes = tuple(whole for whole in asked.wholes if whole.state in kinds)
+    parts = {key: parts for key, parts in asked.parts.items() if key[1] in kinds}
+    names = {(whole.name, whole.state) for whole in wholes}
+    left_out = tuple(w for w in arrangement.wholes if (w.name, w.state) not in names)
     return Selected(
-        replace(arrangement, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
+        replace(asked, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
     )
 
 

@@ -218,7 +218,16 @@ def deepspeed_kept_state(path: Path, cases: Open) -> tuple[Arrangement, str]:
         run.optimizer(name)["base_optimizer_state"]["state"][0]["worker_error"] = Tensor(
             DType.F32, (2, 2), bytes(range(16))
         )
-    return arranged(run.write()), NATIVE
+    return arranged(run.write()), "deepspeed:zero=1,dp=3"
+
+
+@scenario
+def deepspeed_universal_state(path: Path, cases: Open) -> tuple[Arrangement, str]:
+    run = made(path)
+    for name in run.shards:
+        state = run.optimizer(name)["base_optimizer_state"]["state"][0]
+        state["mu_product"] = floats([0.5], ())
+    return arranged(run.write()), "deepspeed-universal"
 
 
 @scenario

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.errors import target_error
+from reshard.errors import ReshardError, target_error
 from reshard.formats.deepspeed.resume import ParamGroup
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
@@ -20,6 +20,9 @@ from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"
 """DeepSpeed's name for master weights."""
+_SHOWN = 4
+
+STEP = "step"
 
 _FLOATS = (DType.F32, DType.F64)
 _TAG = re.compile(r"[A-Za-z0-9._-]+")
@@ -32,7 +35,7 @@ class Inventory:
     Args:  states: by name, the shaped states of a tensor, by kind.
            trained: names of parameters that the optimizer has, in the order of the source.
            unmanaged: frozen parameters and buffers.
-           steps: by name of a parameter.
+           numbers: by state (`step` and its kind) and name of a parameter.
            extras: tensors of no parameter, by name.
            lost: by name and state, why it has no place.
            folded: by name and state, as part of what it is written.
@@ -41,11 +44,15 @@ class Inventory:
     states: Mapping[str, Mapping[str, Whole]]
     trained: tuple[str, ...]
     unmanaged: tuple[Whole, ...]
-    steps: Mapping[str, Number]
+    numbers: Mapping[str, Mapping[str, Number]]
     extras: Mapping[str, Whole]
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     folded: dict[tuple[str, str], str] = field(default_factory=dict)
-    used_extras: set[str] = field(default_factory=set)
+
+    @property
+    def steps(self) -> Mapping[str, Number]:
+        """Steps, by name of a parameter."""
+        return self.numbers.get(STEP, {})
 
     def whole(self, name: str, state: str) -> Whole:
         """One state of one tensor."""
@@ -105,11 +112,18 @@ class Inventory:
         if self.master(name) != "param" and "param" in self.states[name]:
             self.lose(name, "param", "DeepSpeed makes it of the master weights when it loads")
 
-    def dropped(self) -> tuple[tuple[str, str, str], ...]:
-        """Everything that has no place in the target."""
-        for name in self.extras:
-            if name not in self.used_extras:
-                self.lose(name, EXTRA, "no part of the state that DeepSpeed resumes with")
+    def dropped(self, output: TorchOutput) -> tuple[tuple[str, str, str], ...]:
+        """Everything that has no place in the target.
+
+        Args:  output: to which all files were added.
+        """
+        placed = {item.spec.label for item in output.placed if item.spec.state == EXTRA}
+        for name, whole in self.extras.items():
+            if name not in placed and 0 not in whole.shape:
+                of_rank = name.startswith(("rank.", "optimizer.rank."))
+                own = "what one rank has for itself; the target has other ranks"
+                rest = "no part of the state that DeepSpeed resumes with"
+                self.lose(name, EXTRA, own if of_rank else rest)
         return tuple((name, state, why) for (name, state), why in self.lost.items())
 
     def folded_tensors(self) -> tuple[tuple[str, str, str], ...]:
@@ -123,7 +137,6 @@ class Inventory:
             if isinstance(name, Mapping):
                 return constant_of(name, output.constant)
             whole = self.extras[str(name)]
-            self.used_extras.add(whole.name)
             return output.tensor(whole_spec(whole, whole.dtype, whole.name))
 
         return tensor
@@ -136,26 +149,41 @@ class Inventory:
         self.fold(whole.name, whole.state, "a plain number")
         return number.value
 
-    def check_steps(self, groups: Iterable[ParamGroup]) -> None:
-        """Refuse parameters of one group that are at different steps.
+    def check_numbers(self, groups: Iterable[ParamGroup]) -> None:
+        """Refuse parameters of one group that are at different steps, or have other numbers.
 
         Raises: ReshardError[deepspeed-steps].
         """
         for index, group in enumerate(groups):
-            found: dict[int | float, str] = {}
-            for name in group.params:
-                if name in self.steps:
-                    found.setdefault(self.steps[name].value, name)
-            if len(found) > 1:
-                raise target_error(
-                    "deepspeed-steps",
-                    f"parameters of group {index} are at different steps",
-                    notes=[
-                        *(f"`{name}` is at step {value:g}" for value, name in found.items()),
-                        "DeepSpeed keeps one step per param group",
-                    ],
-                    helps=["convert to `universal`, which keeps one per parameter"],
-                )
+            for state, numbers in self.numbers.items():
+                found: dict[int | float | None, str] = {}
+                for name in group.params:
+                    number = numbers.get(name)
+                    found.setdefault(None if number is None else number.value, name)
+                if len(found) > 1:
+                    raise _different(index, state, found)
+
+
+def _different(index: int, state: str, found: Mapping[int | float | None, str]) -> ReshardError:
+    items = list(found.items())[:_SHOWN]
+    if state == STEP:
+        kept, headline = STEP, f"parameters of group {index} are at different steps"
+        notes = [
+            f"`{name}` has no step" if value is None else f"`{name}` is at step {value:g}"
+            for value, name in items
+        ]
+    else:
+        kept, headline = f"`{state}`", f"parameters of group {index} have different `{state}`"
+        notes = [
+            f"`{name}` has none" if value is None else f"`{name}` has {value:g}"
+            for value, name in items
+        ]
+    return target_error(
+        "deepspeed-steps",
+        headline,
+        notes=[*notes, f"DeepSpeed keeps one {kept} per param group"],
+        helps=["convert to `universal`, which keeps one per parameter"],
+    )
 
 
 def take_inventory(arrangement: Arrangement) -> Inventory:
@@ -165,16 +193,13 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
     """
     catalog = arrangement.catalog
     states: dict[str, dict[str, Whole]] = {}
-    steps: list[Whole] = []
+    numbers: dict[str, list[Whole]] = {}
     extras: dict[str, Whole] = {}
-    lost: dict[tuple[str, str], str] = {}
     for whole in arrangement.wholes:
         if whole.state == EXTRA:
             extras[whole.name] = whole
-        elif whole.state == "step":
-            steps.append(whole)
         elif whole.rule < 0:
-            lost[whole.name, whole.state] = "one number per parameter, for which there is no place"
+            numbers.setdefault(whole.state, []).append(whole)
         else:
             states.setdefault(whole.name, {})[whole.state] = whole
     resting = {*catalog.buffers, *catalog.frozen}
@@ -183,7 +208,8 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
     unmanaged = tuple(
         states[name]["param"] for name in states if name not in optimized and name in resting
     )
-    return Inventory(states, trained, unmanaged, read_numbers(arrangement, steps), extras, lost)
+    read = {state: read_numbers(arrangement, wholes) for state, wholes in numbers.items()}
+    return Inventory(states, trained, unmanaged, read, extras)
 
 
 def whole_spec(whole: Whole, dtype: DType, label: str) -> ArraySpec:

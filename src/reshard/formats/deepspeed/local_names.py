@@ -56,6 +56,22 @@ def expert_axis(arrangement: Arrangement, name: str) -> str | None:
     return next((a for a in bound.indices if a in bound.cuts and "ep" in bound.cuts[a].over), None)
 
 
+def refuse_several_sizes(arrangement: Arrangement) -> None:
+    """Refuse a model whose layers of experts lie over several numbers of ranks.
+
+    One size beside layers that every rank has whole is no matter.
+    Raises: ReshardError[deepspeed-experts].
+    """
+    sizes = {axis: n for axis, n in arrangement.mesh.items() if axis.startswith("ep") and n > 1}
+    if len(sizes) > 1:
+        raise target_error(
+            "deepspeed-experts",
+            "layers of experts have several expert-parallel sizes, and a target has one",
+            notes=[f"the source has {', '.join(f'{a}={n}' for a, n in sizes.items())}"],
+            helps=["convert to `universal`, which has every expert by its own number"],
+        )
+
+
 def local_names(
     arrangement: Arrangement, names: Iterable[str], ep_size: int
 ) -> Iterator[NamedTensors]:

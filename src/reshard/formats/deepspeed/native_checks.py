@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, target_error
-from reshard.formats.deepspeed.inventory import Inventory
-from reshard.formats.deepspeed.native_options import SUB_GROUP_SIZE, NativeOptions
+from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.formats.deepspeed.inventory import STEP, Inventory
+from reshard.formats.deepspeed.native_options import SUB_GROUP_SIZE, NativeOptions, sub_group_size
 from reshard.formats.deepspeed.native_pipeline import check_pipeline
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.names import group_names, quantity
@@ -20,7 +20,7 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
 
     Raises: ReshardError[deepspeed-no-param-groups | deepspeed-param-groups |
             deepspeed-no-settings | deepspeed-no-scaler | deepspeed-steps |
-            deepspeed-pipeline-stage].
+            deepspeed-pipeline-stage | deepspeed-kept-state].
     """
     if not resume.groups:
         raise target_error(
@@ -43,8 +43,93 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
         )
     if options.zero == 3 and options.dtype is DType.F16:
         _check_scaler(resume, options)
-    inventory.check_steps(resume.groups)
+    inventory.check_numbers(resume.groups)
     check_pipeline(resume, options)
+    if resume.kept and not _same_partition(resume, options):
+        wanted = f"zero={resume.zero_stage},dp={resume.mesh.get('dp', 1)}"
+        able = resume.zero_stage in (1, 2, 3)
+        raise _kept_state(inventory, resume, f"`deepspeed:{wanted}`" if able else "")
+
+
+def check_universal(inventory: Inventory, resume: Resume) -> None:
+    """Refuse states that DeepSpeed cannot load from its universal form.
+
+    Every file but `step.pt` is a tensor of which each rank takes its own elements.
+
+    Source: DeepSpeed 0.19.8 runtime/base_optimizer.py
+    `load_hp_checkpoint_state_from_checkpoint_dir`.
+    Raises: ReshardError[deepspeed-kept-state | deepspeed-universal-state].
+    """
+    if resume.kept:
+        raise _kept_state(inventory, resume, "")
+    others = [state for state in inventory.numbers if state != STEP]
+    if others:
+        raise _universal_state(inventory, others, "one number per parameter, of which it has none")
+    muon = [
+        name
+        for group in resume.groups
+        if group.settings.get("use_muon") is True
+        for name in group.params
+        if "momentum_buffer" in inventory.states.get(name, {})
+    ]
+    if muon:
+        why = "Muon keeps it of whole parameters, and the loader gives each rank its elements alone"
+        raise _universal_state(inventory, ["momentum_buffer"], why)
+
+
+def _universal_state(inventory: Inventory, states: Sequence[str], why: str) -> ReshardError:
+    listed = ", ".join(f"`{state}`" for state in states)
+    what = "state" if len(states) == 1 else "states"
+    return target_error(
+        "deepspeed-universal-state",
+        f"DeepSpeed does not load optimizer {what} {listed} from its universal form",
+        notes=[why],
+        helps=[
+            "convert to `deepspeed:zero=...,dp=...` for the run that goes on",
+            f"or leave {listed} out: {_states_option(inventory, states)}",
+        ],
+    )
+
+
+def _kept_state(inventory: Inventory, resume: Resume, able: str) -> ReshardError:
+    names = resume.kept_names
+    listed = ", ".join(f"`{name}`" for name in names)
+    what = "state" if len(names) == 1 else "states"
+    helps = [f"leave {listed} out: {_states_option(inventory, names)}"]
+    if able:
+        helps.insert(0, f"convert to {able}, where every rank finds its own again")
+    return target_error(
+        "deepspeed-kept-state",
+        f"optimizer {what} {listed} cannot be carried to this target",
+        notes=[
+            "what a rank keeps there is of its own partition of the source, not of parameters",
+            f"first found in {next(iter(resume.kept))}",
+        ],
+        helps=helps,
+    )
+
+
+def _states_option(inventory: Inventory, without: Sequence[str]) -> str:
+    """The option that asks for all other states."""
+    shaped = (state for states in inventory.states.values() for state in states)
+    kinds = dict.fromkeys((*shaped, *inventory.numbers))
+    return f"`--states {','.join(kind for kind in kinds if kind not in without)}`"
+
+
+def _same_partition(resume: Resume, options: NativeOptions) -> bool:
+    """Whether every rank of the target has the partition that it had in the source."""
+    sizes = {"dp": options.dp, "tp": options.tp, "pp": options.pp, "ep": options.ep}
+    zero = resume.zero
+    alike = {
+        "round_robin_gradients": options.round_robin,
+        "parameter_alignment": options.param_alignment,
+    }
+    return (
+        all(resume.mesh.get(axis, 1) == size for axis, size in sizes.items())
+        and {resume.zero_stage, options.zero} in ({1}, {2}, {1, 2}, {3})
+        and (options.zero < 3 or options.sub_group_size == sub_group_size(zero))
+        and all((zero.get(key) is True) == value for key, value in alike.items())
+    )
 
 
 def _check_scaler(resume: Resume, options: NativeOptions) -> None:
@@ -137,7 +222,7 @@ def no_master(inventory: Inventory) -> tuple[Diagnostic, ...]:
 
 
 def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
-    """That some ranks' own state is lost, and optimizer states that cannot be cut."""
+    """That some ranks' own state is lost."""
     out = []
     keys = list(dict.fromkeys(key for file in files for key in resume.ranks[file]))
     if keys:
@@ -154,16 +239,6 @@ def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
                 helps=("a `universal` checkpoint keeps it",),
             )
         )
-    if resume.kept:
-        out.append(
-            Diagnostic(
-                "deepspeed-kept-state",
-                "optimizer states that cannot be cut anew are not written",
-                "warning",
-                notes=(f"first found in {resume.kept[0]}",),
-                helps=("a `universal` checkpoint keeps them as found",),
-            )
-        )
     return tuple(out)
 
 
@@ -174,11 +249,12 @@ def _unstored(resume: Resume, options: NativeOptions) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             "deepspeed-unstored-name",
-            f"{len(names)} names of the module are not written: nothing tells whose they are",
+            f"{len(names)} names of the module are not written: no file of the source holds them",
             "warning",
             notes=(
                 *(f"`{name}`{quantity(count)}" for name, count in _shown(names)),
-                "a checkpoint of stage 3 lists them without any data, as second names of others",
+                "a checkpoint of stage 3 lists them without any data: parameters in no param "
+                "group, or second names of others",
             ),
             helps=("load it with `engine.load_checkpoint(..., load_module_strict=False)`",),
         ),

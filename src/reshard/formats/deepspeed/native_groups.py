@@ -8,6 +8,7 @@ from math import gcd, prod
 
 from reshard.algebra.flat import cut
 from reshard.algebra.partition import Partition, partition_buffer, partition_each
+from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.formats.deepspeed.inventory import Inventory
@@ -71,6 +72,19 @@ class FlatGroup:
         )
         label = f"{state} of group {self.index} for dp={dp_rank}"
         return ArraySpec(label, self.states[state], dtype, numel, segments)
+
+    def touched(self, dp_rank: int, state: str, dtype: DType) -> ArraySpec:
+        """A state of all of every tensor that a rank has some of, one behind the other."""
+        part = self.members.index(dp_rank)
+        indices = dict.fromkeys(s.tensor for s in self.partition.shares if s.rank == part)
+        segments: list[tuple[str, Piece]] = []
+        numel = 0
+        for index in indices:
+            tensor = self.tensors[index]
+            segments += [(key, piece.shift(numel)) for key, piece in tensor.segments]
+            numel += prod(tensor.shape)
+        label = f"{state} of group {self.index} for dp={dp_rank}"
+        return ArraySpec(label, self.states[state], dtype, numel, tuple(segments))
 
 
 def flat_groups(

@@ -54,7 +54,9 @@ class ModelFiles:
         root: dict[str, object] = {
             "module": None
             if self.resume.pipeline is not None
-            else {**self._module(held, aliases), **self.resume.module_entries()},
+            else self.resume.nested(
+                {**self._module(held, aliases), **self.resume.module_entries()}
+            ),
             "buffer_names": [held[name].name for name in names if name in buffers],
             "optimizer": None,
             "param_shapes": [

@@ -24,22 +24,29 @@ class OptimizerFiles:
     output: TorchOutput
 
     def root(
-        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+        self,
+        groups: Sequence[FlatGroup],
+        dp_rank: int,
+        own: Mapping[str, object],
+        kept: Mapping[int, Mapping[str, object]],
     ) -> dict[str, object]:
         """The whole tree of one rank's file.
 
         Args:  own: entries that this file alone has.
+               kept: by group, states that are written as they were found.
         """
         make = self._zero3 if self.options.zero == 3 else self._zero12
         entries = {key: value for key, value in own.items() if key != "param_groups"}
+        told = own.get("param_groups")
+        base = self._base(groups, dp_rank, told if isinstance(told, list) else [], kept)
         return {
-            "optimizer_state_dict": with_own(make(groups, dp_rank, own), entries),
+            "optimizer_state_dict": with_own(make(groups, dp_rank, base), entries),
             "ds_config": self.options.config(self.resume),
             "ds_version": self.resume.version,
         }
 
     def _zero12(
-        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+        self, groups: Sequence[FlatGroup], dp_rank: int, base: Mapping[str, object]
     ) -> dict[str, object]:
         """Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `state_dict`."""
         masters = [
@@ -49,7 +56,7 @@ class OptimizerFiles:
         return {
             **self._scaling(),
             **self._other(1, 2),
-            "base_optimizer_state": self._base(groups, dp_rank, own),
+            "base_optimizer_state": base,
             "single_partition_of_fp32_groups": masters,
             "zero_stage": zero_stage(self.options.zero),
             "group_paddings": [group.padding(dp_rank) for group in groups],
@@ -66,7 +73,7 @@ class OptimizerFiles:
         }
 
     def _zero3(
-        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+        self, groups: Sequence[FlatGroup], dp_rank: int, base: Mapping[str, object]
     ) -> dict[str, object]:
         """Source: DeepSpeed 0.19.8 runtime/zero/stage3.py `_rigid_state_dict`."""
         return {
@@ -77,7 +84,7 @@ class OptimizerFiles:
             **self._scaling(),
             **self._other(3),
             "partition_count": self.options.dp,
-            "optimizer_state_dict": self._base(groups, dp_rank, own),
+            "optimizer_state_dict": base,
             "fp32_flat_groups": [
                 self._array(group, dp_rank, FP32, group.length(dp_rank)) for group in groups
             ],
@@ -94,20 +101,26 @@ class OptimizerFiles:
         return dict(self.resume.optimizer_other) if self.resume.zero_stage in stages else {}
 
     def _base(
-        self, groups: Sequence[FlatGroup], dp_rank: int, own: Mapping[str, object]
+        self,
+        groups: Sequence[FlatGroup],
+        dp_rank: int,
+        told: Sequence[Mapping[str, object]],
+        kept: Mapping[int, Mapping[str, object]],
     ) -> dict[str, object]:
-        """What the optimizer itself keeps: its states by number, and its param groups."""
+        """What the optimizer itself keeps: its states by number, and its param groups.
+
+        Args:  told: the groups as the source's file of the same rank has them, if it says more.
+        """
         states = {
             number: own
             for number, group in enumerate(groups)
-            if (own := self._states(group, dp_rank))
+            if (own := {**self._states(group, dp_rank), **kept.get(number, {})})
         }
         members: dict[int, list[int]] = {}
         for number, group in enumerate(groups):
             members.setdefault(group.index, []).append(number)
         settings = [group.settings for group in self.resume.groups]
-        told = own.get("param_groups")
-        if isinstance(told, list) and len(told) == len(settings):
+        if len(told) == len(settings):
             settings = [{k: v for k, v in group.items() if k != "params"} for group in told]
         return {
             "state": states,
@@ -118,21 +131,38 @@ class OptimizerFiles:
 
     def _states(self, group: FlatGroup, dp_rank: int) -> dict[str, object]:
         own: dict[str, object] = {}
-        step = self._step(group)
-        if step is not None:
-            own["step"] = step
+        for state, numbers in self.inventory.numbers.items():
+            number = numbers.get(group.tensors[0].whole)
+            if number is None:
+                continue
+            for tensor in group.tensors[1:]:
+                self.inventory.fold(tensor.whole, state, "one per param group")
+            own[state] = self.inventory.number(number, self.output)
         for state in group.states:
-            if state != FP32:
+            if state == FP32:
+                continue
+            if self._is_whole(group, state):
+                own[state] = self._whole(group, dp_rank, state)
+            else:
                 own[state] = self._array(group, dp_rank, state, group.length(dp_rank))
         return own
 
-    def _step(self, group: FlatGroup) -> object | None:
-        number = self.inventory.steps.get(group.tensors[0].whole)
-        if number is None:
-            return None
-        for tensor in group.tensors[1:]:
-            self.inventory.fold(tensor.whole, "step", "one per param group")
-        return self.inventory.number(number, self.output)
+    def _is_whole(self, group: FlatGroup, state: str) -> bool:
+        """Whether a rank keeps a state of all of every parameter that it has some of.
+
+        Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_muon_momentum_buffer` and
+        `_apply_muon_updates_cpu_offload`.
+        """
+        settings = self.resume.groups[group.index].settings
+        offload = self.resume.zero.get("offload_optimizer")
+        device = offload.get("device") if isinstance(offload, dict) else None
+        is_muon = settings.get("use_muon") is True and state == "momentum_buffer"
+        return is_muon and self.options.zero < 3 and device in (None, "none")
+
+    def _whole(self, group: FlatGroup, dp_rank: int, state: str) -> object:
+        source = group.states[state]
+        stored = self.inventory.whole(group.tensors[0].whole, source).dtype
+        return self.output.tensor(group.touched(dp_rank, state, stored))
 
     def _array(self, group: FlatGroup, dp_rank: int, state: str, numel: int) -> object:
         source = group.states[state]

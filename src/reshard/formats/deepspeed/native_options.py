@@ -143,7 +143,7 @@ def native_options(
         and zero < 3
         and not separate,
         resume.config.get("use_data_before_expert_parallelism") is True,
-        target.integer("sub_group_size", _size(settings)) or SUB_GROUP_SIZE,
+        target.integer("sub_group_size", sub_group_size(settings)) or SUB_GROUP_SIZE,
         find_tag(target, f"global_step{resume.counters['global_steps']}"),
     )
 
@@ -200,7 +200,8 @@ def _flag(target: Target, key: str, settings: Mapping[str, object], name: str) -
     return text == "1"
 
 
-def _size(settings: Mapping[str, object]) -> int:
+def sub_group_size(settings: Mapping[str, object]) -> int:
+    """What the configuration says, or DeepSpeed's own."""
     value = settings.get("sub_group_size")
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
         return int(value)

@@ -56,8 +56,10 @@ class Resume:
            pipeline: by layer number, the keys of its file and the tensors' names; None for a
                  model that is no pipeline.
            expert_layers: modules that the numbered layers of experts belong to.
+           mesh: of the run that saved.
            ranks: by file of the source, what it says otherwise than the first rank's.
-           kept: optimizer states that cannot be cut anew, by file.
+           kept: optimizer states that cannot be cut anew, by file and `GROUP.STATE`.
+           paths: by name of a weight, the keys that lead to it where modules are dicts of dicts.
            unstored: names in a module of which no file holds anything.
            missing: what the source does not tell and what is written instead, for people.
     """
@@ -76,8 +78,10 @@ class Resume:
     zero_stage: int | None
     pipeline: Mapping[str, Mapping[str, str]] | None
     expert_layers: tuple[str, ...]
+    mesh: Mapping[str, int]
     ranks: Mapping[str, Mapping[str, object]]
-    kept: tuple[str, ...]
+    kept: Mapping[str, Mapping[str, object]]
+    paths: Mapping[str, tuple[str, ...]]
     unstored: tuple[str, ...]
     missing: tuple[str, ...] = field(default=())
 
@@ -120,6 +124,33 @@ class Resume:
     def module_entries(self) -> dict[str, object]:
         """Entries of the module's state that are no tensors, as the first file has them."""
         return dict(next(iter(self.module.values()), {}))
+
+    def kept_in(self, file: str) -> dict[int, dict[str, object]]:
+        """States of a file's groups that cannot be cut anew, by group."""
+        out: dict[int, dict[str, object]] = {}
+        for key, value in self.kept.get(file, {}).items():
+            group, _, state = key.partition(".")
+            out.setdefault(int(group), {})[state] = value
+        return out
+
+    @property
+    def kept_names(self) -> tuple[str, ...]:
+        """States that cannot be cut anew."""
+        keys = (key for own in self.kept.values() for key in own)
+        return tuple(dict.fromkeys(key.partition(".")[2] for key in keys))
+
+    def nested(self, module: Mapping[str, object]) -> dict[str, object]:
+        """A module's state as the model itself takes it, where its modules are dicts of dicts."""
+        out: dict[str, object] = {}
+        for name, value in module.items():
+            *way, key = self.paths.get(name, (name,))
+            inner = out
+            for step in way:
+                found = inner.setdefault(step, {})
+                assert isinstance(found, dict)
+                inner = found
+            inner[key] = value
+        return out
 
     def own(self, file: str) -> dict[str, object]:
         """What a file of the source says for itself, where the target has the same file."""
@@ -196,8 +227,13 @@ def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> R
         stage if isinstance(stage, int) else None,
         _pipeline(told.get("pipeline")),
         tuple(str(item) for item in _list(_mapping(told.get("moe")).get("layers"))),
+        _mesh(told, arrangement),
         decode.nested(told.get("per_rank")),
-        tuple(_mapping(told.get("optimizer_states"))),
+        decode.nested(told.get("optimizer_states")),
+        {
+            name: tuple(str(key) for key in _list(path))
+            for name, path in _mapping(told.get("module_paths")).items()
+        },
         tuple(str(name) for name in _list(told.get("unstored"))),
         tuple(missing),
     )
@@ -239,6 +275,13 @@ def loss_scaler(scale: float = 1.0) -> Record:
     record = Record("deepspeed.runtime.fp16.loss_scaler", "LossScaler", (), "newobj")
     record.state.append({"cur_scale": scale, "dynamic": False})
     return record
+
+
+def _mesh(told: Mapping[str, object], arrangement: Arrangement) -> dict[str, int]:
+    """The sizes of the run that saved, also where its tensors were made whole since."""
+    saved = _mapping(told.get("saved_over"))
+    sizes = {axis: size for axis, size in saved.items() if isinstance(size, int)}
+    return sizes or dict(arrangement.mesh)
 
 
 def _client(told: Mapping[str, object], decode: _Decoder) -> dict[str, object]:

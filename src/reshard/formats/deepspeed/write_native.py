@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from reshard.formats.deepspeed.autoep_layers import LAYERS
 from reshard.formats.deepspeed.inventory import Inventory, take_inventory
+from reshard.formats.deepspeed.local_names import refuse_several_sizes
 from reshard.formats.deepspeed.native_checks import check_native, native_warnings
 from reshard.formats.deepspeed.native_experts import Experts
 from reshard.formats.deepspeed.native_groups import flat_groups
@@ -41,6 +42,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     output = TorchOutput()
     inventory = take_inventory(arrangement)
     resume = resume_of(arrangement, inventory.extra_tensors(output))
+    refuse_several_sizes(arrangement)
     options = native_options(arrangement, target, inventory, resume)
     check_native(inventory, resume, options)
     run = _Run(arrangement, inventory, resume, options, output)
@@ -56,7 +58,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         tuple(output.head),
         finish,
         native_warnings(inventory, resume, options, run.unused_ranks()),
-        inventory.dropped(),
+        inventory.dropped(output),
         inventory.folded_tensors(),
         beside="",
     )
@@ -121,13 +123,14 @@ class _Run:
                 self._add(name, self._models.root(dense, groups[ep], dp, own))
             name = f"{options.prefix}zero_pp_rank_{dp}_{mp}_optim_states.pt"
             own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
-            self._add(name, self._optimizers.root(groups[ep], dp, own))
+            kept = self._resume.kept_in(name)
+            self._add(name, self._optimizers.root(groups[ep], dp, own, kept))
         for start, content in self._experts.files(held, self._output):
             self._add(f"{start}_{mp}_model_states.pt", content)
 
     def _own(self, name: str) -> dict[str, object]:
         """What the source's file of the same rank says for itself, if there is that rank."""
-        mesh, options = self._arrangement.mesh, self._options
+        mesh, options = self._resume.mesh, self._options
         same = (mesh.get("pp", 1), mesh.get("tp", 1)) == (options.pp, options.tp)
         if "zero_pp_rank" in name:
             same = same and mesh.get("dp", 1) == options.dp

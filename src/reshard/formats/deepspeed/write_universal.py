@@ -18,8 +18,13 @@ from reshard.formats.deepspeed.inventory import (
     take_inventory,
     whole_spec,
 )
-from reshard.formats.deepspeed.local_names import NamedTensors, local_names
-from reshard.formats.deepspeed.native_checks import no_master, rank_state, weights_only
+from reshard.formats.deepspeed.local_names import NamedTensors, local_names, refuse_several_sizes
+from reshard.formats.deepspeed.native_checks import (
+    check_universal,
+    no_master,
+    rank_state,
+    weights_only,
+)
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
 from reshard.plan.arrangement import Arrangement
@@ -41,13 +46,16 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     Args:  target: options `ep` (expert-parallel ranks of the run that will load the folder; matters
            for experts of `deepspeed.moe` alone) and `tag` (name of the folder inside).
     Raises: ReshardError[unknown-option | bad-option | deepspeed-tensor-cut | deepspeed-name |
-            deepspeed-experts | deepspeed-steps | numbers-disagree].
+            deepspeed-experts | deepspeed-steps | deepspeed-kept-state | deepspeed-universal-state |
+            numbers-disagree].
     """
     target.reject_unknown(OPTIONS)
     output = TorchOutput()
     inventory = take_inventory(arrangement)
     resume = resume_of(arrangement, inventory.extra_tensors(output))
-    inventory.check_steps(resume.groups)
+    refuse_several_sizes(arrangement)
+    inventory.check_numbers(resume.groups)
+    check_universal(inventory, resume)
     ep_size = target.integer("ep", arrangement.mesh.get("ep", 1)) or 1
     tag = find_tag(target, f"global_step{resume.counters['global_steps']}_universal")
     names = _Names(arrangement, inventory, output, f"{tag}/zero")
@@ -84,7 +92,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         tuple(output.head),
         finish,
         warnings,
-        inventory.dropped(),
+        inventory.dropped(output),
         inventory.folded_tensors(),
     )
 
@@ -173,7 +181,7 @@ def _positions(inventory: Inventory, resume: Resume) -> list[dict[str, object]]:
 
 def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) -> dict[str, object]:
     return {
-        "module": {**module, **resume.module_entries()},
+        "module": resume.nested({**module, **resume.module_entries()}),
         "lr_scheduler": resume.lr_scheduler,
         **resume.model,
         **resume.counters,
