@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.deepspeed.expert_weights import (
     expert_modules,
     fused_weights,
@@ -22,9 +23,10 @@ from reshard.formats.deepspeed.experts import (
 )
 from reshard.formats.deepspeed.grid import missing_files
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
+from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
-from reshard.formats.deepspeed.shard import MASTER, GroupShard
+from reshard.formats.deepspeed.shard import MASTER
 from reshard.formats.deepspeed.source import Source, is_data_first
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
@@ -45,6 +47,8 @@ class Collected:
            parameters on all ranks, with global numbers.
            layer_keys: by layer of a pipeline, key in its file -> name.
            expert_layers: the modules whose experts have files, in the order of their numbers.
+           kept: by file, states that are no parameter's by `GROUP.STATE`.
+           withheld: why states that are stored are not here.
     """
 
     tensors: list[LocalTensor] = field(default_factory=list)
@@ -54,6 +58,8 @@ class Collected:
     groups: dict[int, dict[str, None]] = field(default_factory=dict)
     layer_keys: dict[str, dict[str, str]] = field(default_factory=dict)
     expert_layers: dict[str, None] = field(default_factory=dict)
+    kept: dict[str, dict[str, Node]] = field(default_factory=dict)
+    withheld: tuple[Diagnostic, ...] = ()
 
 
 def collect(source: Source) -> Collected:
@@ -76,11 +82,11 @@ def collect(source: Source) -> Collected:
         missing = missing_layers(out.tensors, own)
         if missing:
             raise missing_files(missing, len(source.folder.layers) + len(missing), "`param_shapes`")
-    for mp_rank in source.grid.mp_ranks:
-        if source.shards:
-            out.tensors += _zero_states(source, mp_rank, out.groups)
-        elif source.plain:
-            out.tensors += _plain_states(source, mp_rank, weights[mp_rank], out.groups)
+    if source.shards:
+        for mp_rank in source.grid.mp_ranks:
+            _zero_states(source, mp_rank, out)
+    elif source.plain:
+        _numbered_states(source, weights, out)
     if source.folder.is_zero3:
         out.tensors = _empty_shards(out.tensors)
     _name_kinds(source, out)
@@ -109,44 +115,54 @@ def _weights(
     if source.fused:
         yield from fused_weights(source.fused, experts, coord)
     elif experts:
-        yield from native_weights(experts, source.ep, coord)
+        yield from native_weights(experts, source.expert_size, source.ep_axis, coord)
 
 
 # States under ZeRO.
 
 
-def _zero_states(
-    source: Source, mp_rank: int, groups: dict[int, dict[str, None]]
-) -> Iterator[LocalTensor]:
+def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
     model = source.models[0, mp_rank]
     coord = source.grid.coord(mp_rank)
-    check = not _is_round_robin(model)
-    for index, shapes in enumerate(_shapes(source, model)):
-        is_expert = source.ep > 1 and group_is_expert(shapes, source.fused)
-        shared = _sharing(source, mp_rank, index) if is_expert else None
+    numbers = source.group_numbers[source.grid.stage(mp_rank)]
+    for index, shapes in enumerate(_shapes(source, model, mp_rank)):
+        ep = source.group_ep(mp_rank, index)
+        shared = _sharing(source, mp_rank, index, ep) if ep > 1 else None
         members = shared or (ExpertRanks(0, tuple(range(source.grid.dp))),)
         for member in members:
-            place: Coord = (*coord, ("ep", member.ep_rank)) if shared else coord
+            place: Coord = (*coord, (source.ep_axis(ep), member.ep_rank)) if shared else coord
             own = [source.shards[dp, mp_rank].groups[index] for dp in member.dp_ranks]
-            yield from FlatGroup(
-                index, shapes, own, place, source.stage, model.file, check
-            ).tensors()
-            names = groups.setdefault(index, {})
-            ordered = dict.fromkeys(shapes) if check else _written_order(shapes, own)
-            names.update(dict.fromkeys(_global_names(ordered, member.ep_rank if shared else None)))
+            found = FlatGroup(
+                index,
+                shapes,
+                own,
+                member.dp_ranks,
+                place,
+                source.stage,
+                model.file,
+                is_round_robin(model),
+            ).read()
+            out.tensors += found.tensors
+            for state, nodes in found.kept.items():
+                for shard, node in zip(own, nodes, strict=True):
+                    if node is not None and not node.is_none:
+                        out.kept.setdefault(shard.file, {})[f"{index}.{state}"] = node
+            names = out.groups.setdefault(numbers[index], {})
+            ordered = _global_names(found.order, member.ep_rank if shared else None)
+            names.update(dict.fromkeys(ordered))
 
 
-def _shapes(source: Source, model: ModelFile) -> tuple[Shapes, ...]:
-    shard = source.shards[0, 0]
+def _shapes(source: Source, model: ModelFile, mp_rank: int) -> tuple[Shapes, ...]:
+    shard = source.shards[0, mp_rank]
     if model.param_shapes is None or len(model.param_shapes) != len(shard.groups):
         raise no_shapes(model, shard)
     return model.param_shapes
 
 
-def _sharing(source: Source, mp_rank: int, index: int) -> tuple[ExpertRanks, ...]:
+def _sharing(source: Source, mp_rank: int, index: int, ep: int) -> tuple[ExpertRanks, ...]:
     shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
     if source.stage != 3:
-        count = source.grid.dp // source.ep
+        count = source.grid.dp // ep
         return expert_ranks(source.grid.dp, count, data_first=is_data_first(source))
     ranks = [shard.groups[index].ranks or () for shard in shards]
     ep_ranks = [_ep_rank(source.models[dp, mp_rank]) for dp in range(source.grid.dp)]
@@ -156,17 +172,6 @@ def _sharing(source: Source, mp_rank: int, index: int) -> tuple[ExpertRanks, ...
 def _ep_rank(model: ModelFile) -> int | None:
     layers = fused_layers(model)
     return layers[0].ep_rank if layers else None
-
-
-def _written_order(shapes: Shapes, shards: Sequence[GroupShard]) -> dict[str, None]:
-    """Names in the order of the optimizer, where the buffer has them round robin.
-
-    For D ranks the buffer holds the parameters 0, D, 2D, ..., then 1, D + 1, ..., and so on.
-    Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_round_robin_reorder`.
-    """
-    count = len(shards)
-    turn = [index for first in range(count) for index in range(first, len(shapes), count)]
-    return dict.fromkeys(name for _, name in sorted(zip(turn, shapes, strict=True)))
 
 
 def _global_names(shapes: Iterable[str], ep_rank: int | None) -> Iterator[str]:
@@ -208,13 +213,28 @@ def _experts_together(names: dict[str, None]) -> dict[str, None]:
 # States without ZeRO.
 
 
+def _numbered_states(
+    source: Source, weights: Mapping[int, Sequence[LocalTensor]], out: Collected
+) -> None:
+    """The states of all ranks; none of them where those of one cannot be given names."""
+    count = len(out.tensors)
+    try:
+        for mp_rank in source.grid.mp_ranks:
+            _plain_states(source, mp_rank, weights[mp_rank], out)
+    except ReshardError as error:
+        if {item.code for item in error.diagnostics} != {"ambiguous-optimizer-ids"}:
+            raise
+        del out.tensors[count:]
+        out.groups.clear()
+        out.kept.clear()
+        out.withheld = error.diagnostics
+
+
 def _plain_states(
-    source: Source,
-    mp_rank: int,
-    weights: Sequence[LocalTensor],
-    groups: dict[int, dict[str, None]],
-) -> Iterator[LocalTensor]:
+    source: Source, mp_rank: int, weights: Sequence[LocalTensor], out: Collected
+) -> None:
     coord = source.grid.coord(mp_rank)
+    numbers = source.group_numbers[source.grid.stage(mp_rank)]
     model = source.models[0, mp_rank]
     buffers = set(model.buffer_names)
     params = _module_order([t for t in weights if t.name not in buffers])
@@ -236,10 +256,12 @@ def _plain_states(
             if not chosen:
                 continue
             naming = Naming(optimizer, fitting, source.files.root, chosen)
-            yield from naming.tensors(place)
+            out.tensors += naming.tensors(place)
+            if kept := naming.kept():
+                out.kept.setdefault(optimizer.file, {}).update(kept)
             for index, names in naming.group_names().items():
                 named = _global_names(names, ep_rank if source.ep > 1 else None)
-                groups.setdefault(index, {}).update(dict.fromkeys(named))
+                out.groups.setdefault(numbers[index], {}).update(dict.fromkeys(named))
 
 
 def _is_expert(tensor: LocalTensor, source: Source) -> bool:
@@ -287,13 +309,12 @@ def _name_kinds(source: Source, out: Collected) -> None:
     if source.shards or source.plain:
         weights = dict.fromkeys(t.name for t in out.tensors if t.state == PARAM)
         resting = [name for name in weights if name not in trained and name not in out.buffers]
-        if not source.plain or source.ep == 1:
+        if (not source.plain or source.ep == 1) and not out.withheld:
             out.frozen.update(dict.fromkeys(resting))
 
 
-def _is_round_robin(model: ModelFile) -> bool:
-    """Whether gradients were reduced round robin, where the writer misnotes its own slices."""
-    config = model.root.get("ds_config")
-    zero = None if config is None else config.get("zero_optimization")
+def is_round_robin(model: ModelFile) -> bool | None:
+    """Whether gradients were reduced round robin; None where the configuration is not saved."""
+    zero = model.zero_config
     flag = None if zero is None else zero.get("round_robin_gradients")
-    return flag is not None and bool(flag.value)
+    return None if model.config is None else flag is not None and bool(flag.value)

@@ -40,7 +40,7 @@ def describe(source: Source, found: Collected, *, strict: bool) -> Described:
     Args:  strict: whether every parameter must have a rule.
     Raises: ReshardError[uncovered-parameter | ranks-disagree | ...].
     """
-    mesh = ("pp", "tp", "ep", "dp") if source.ep > 1 else ("pp", "tp", "dp")
+    mesh = ("pp", "tp", *source.expert_axes, "dp")
     local = _local(source, found)
     by_name = _by_name(found.tensors)
     bodies: dict[str, str] = {}
@@ -65,8 +65,11 @@ def describe(source: Source, found: Collected, *, strict: bool) -> Described:
 
 def _local(source: Source, found: Collected) -> dict[str, LocalIndex]:
     out = {}
+    sizes = {*source.expert_sizes.values()}
     for tensor in found.tensors if source.ep > 1 else ():
-        index = local_expert(tensor.name)
+        size = source.expert_size(tensor.name)
+        axis = source.ep_axis(size) if size > 1 else None
+        index = local_expert(tensor.name, axis, by_layer=len(sizes) > 1)
         if index is not None:
             out[tensor.name] = index
     return out

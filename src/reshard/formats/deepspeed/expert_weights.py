@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from reshard.errors import source_error
@@ -49,14 +49,21 @@ def expert_modules(experts: Mapping[int | None, Mapping[int, Weights]]) -> Itera
 
 
 def native_weights(
-    experts: Mapping[int | None, Mapping[int, Weights]], ep: int, coord: Coord
+    experts: Mapping[int | None, Mapping[int, Weights]],
+    size: Callable[[str], int],
+    axis: Callable[[int], str],
+    coord: Coord,
 ) -> Iterator[LocalTensor]:
     """Weights of DeepSpeed's own MoE under their local names, each on its ep rank.
+
+    Args:  size: from a name to the expert-parallel size of its layer.
+           axis: from such a size to the axis of the mesh.
 
     Raises: ReshardError[missing-rank-file | unsupported-experts].
     """
     for layer, members in experts.items():
         _check_whole(layer, members)
+        ep = max((size(name) for own in members.values() for name in own), default=1)
         if len(members) % ep:
             raise unsupported_experts(
                 f"{len(members)} experts of MoE layer {layer} do not divide by {ep} ranks",
@@ -64,7 +71,7 @@ def native_weights(
             )
         each = len(members) // ep
         for expert, weights in sorted(members.items()):
-            place = (*coord, ("ep", expert // each)) if ep > 1 else coord
+            place = (*coord, (axis(ep), expert // each)) if ep > 1 else coord
             for name, (ref, file) in weights.items():
                 component = native_index(name)
                 if component is None:

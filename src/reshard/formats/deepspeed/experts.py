@@ -51,10 +51,15 @@ def native_index(name: str) -> int | None:
     return None
 
 
-def local_expert(name: str) -> LocalIndex | None:
-    """The local number in an expert's name, as a slot."""
+def local_expert(name: str, axis: str | None, *, by_layer: bool) -> LocalIndex | None:
+    """The local number in an expert's name, as a slot.
+
+    Args:  axis: over which the experts of its layer lie; None where each rank has them all.
+           by_layer: whether layers differ in this, so that each has a rule of its own.
+    """
     index = native_index(name)
-    return None if index is None else LocalIndex(index, "local expert over ep")
+    slot = "expert" if axis is None else f"local expert over {axis}"
+    return None if index is None else LocalIndex(index, slot, by_layer)
 
 
 def with_expert(name: str, component: int, expert: int) -> str:
@@ -163,23 +168,30 @@ def named_size(group: Node | None) -> int | None:
 
 def data_before_expert(model: ModelFile) -> bool:
     """Whether neighbouring dp ranks share experts."""
-    config = model.root.get("ds_config")
+    config = model.config
     flag = None if config is None else config.get("use_data_before_expert_parallelism")
     return flag is not None and bool(flag.value)
 
 
-def one_size(sizes: Mapping[str, int]) -> int:
-    """The expert-parallel size that all expert groups have; 1 if there are none.
+def expert_module(name: str) -> str | None:
+    """The module that holds the experts of a layer, for a name of one of them."""
+    component = native_index(name)
+    return None if component is None else ".".join(name.split(".")[:component])
+
+
+def largest_size(sizes: Mapping[str, int]) -> int:
+    """The largest expert-parallel size of a model's layers; 1 if there are no experts.
 
     Args:  sizes: by what tells them.
-    Raises: ReshardError[unsupported-experts].
+    Raises: ReshardError[unsupported-experts] where another does not divide it.
     """
-    if len(set(sizes.values())) > 1:
+    largest = max(sizes.values(), default=1)
+    if any(largest % size for size in sizes.values()):
         raise unsupported_experts(
-            "experts of one model have several expert-parallel sizes",
+            "experts of one model have expert-parallel sizes that do not divide each other",
             [f"{size} by {what}" for what, size in sizes.items()],
         )
-    return next(iter(sizes.values()), 1)
+    return largest
 
 
 def local_names(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.folder import Folder, Rank
@@ -71,6 +71,31 @@ def find_grid(folder: Folder, first: ModelFile) -> Grid:
         name = folder.prefix + "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
         _complete(folder.optimizers, dp_ranks, grid, name, first)
     return grid
+
+
+def has_sequence_ranks(folder: Folder, first: ModelFile) -> bool:
+    """Whether the mp rank in files' names is a rank of the sequence (Ulysses), before 0.19.
+
+    Such a run partitions over all ranks, data and sequence; the rank of the sequence is the
+    remainder of the other, so that it tells nothing more.
+
+    Source: DeepSpeed 0.18.3 runtime/engine.py `_get_zero_ckpt_name`; runtime/sequence_parallel/
+    parallel_state_sp.py `get_model_parallel_rank`.
+    """
+    stated = first.root.get("mp_world_size")
+    ranks = folder.optimizers or folder.zero3_models
+    size = max((mp for _, mp in ranks), default=0) + 1
+    wanted = {(dp, dp % size) for dp, _ in ranks}
+    return stated is not None and stated.value == 1 and size > 1 and wanted == set(ranks)
+
+
+def by_data_rank(folder: Folder) -> Folder:
+    """The folder of a run with sequence ranks, as it would be without."""
+    return replace(
+        folder,
+        optimizers={(dp, 0): name for (dp, _), name in folder.optimizers.items()},
+        zero3_models={(dp, 0): name for (dp, _), name in folder.zero3_models.items()},
+    )
 
 
 def _mp_size(first: ModelFile, found: int) -> int:

@@ -9,10 +9,12 @@ from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.weights import tensor_of
 from reshard.plan.catalog import LocalTensor
 from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import TensorRef, read_small
 
 EXTRA = "extra"
 _MAX_COMPARED = 1 << 20
+_MAX_SETTING = 1 << 10
 
 
 class Keeper:
@@ -36,6 +38,19 @@ class Keeper:
                 self._names[ref] = known
                 self.tensors.append(tensor_of(ref, known, EXTRA, (), node.file))
             return {"$tensor": known}
+
+        return to_json(node.value, tensor)
+
+    def setting(self, node: Node, name: str) -> object:
+        """The value of a node that other frameworks understand too: with its small tensors' bytes.
+
+        Args:  name: what larger tensors inside of it are called.
+        """
+
+        def tensor(ref: TensorRef) -> object:
+            if ref.nbytes > _MAX_SETTING:
+                return self.json(Node(ref, node.file, node.path), name)
+            return small_tensor(ref)
 
         return to_json(node.value, tensor)
 

@@ -18,10 +18,12 @@ class LocalIndex:
     """A component of a name that counts from 0 on every rank of a mesh axis.
 
     Args:  component: position among the parts between dots.  slot: the text of its slot.
+           fixed: whether the indices before it stay as they are.
     """
 
     component: int
     slot: str
+    fixed: bool = False
 
 
 def layout_text(
@@ -68,9 +70,12 @@ def _rules(bodies: Mapping[str, str], local: Mapping[str, LocalIndex]) -> list[t
 
 def _skeleton(name: str, local: LocalIndex | None) -> str:
     parts = name.split(".")
-    if local is not None:
-        parts[local.component] = f"\1{local.slot}"
-    return _INDEX.sub("\0", ".".join(parts))
+    if local is None:
+        return _INDEX.sub("\0", name)
+    parts[local.component] = f"\1{local.slot}"
+    before = ".".join(parts[: local.component])
+    after = _INDEX.sub("\0", ".".join(parts[local.component :]))
+    return f"{before if local.fixed else _INDEX.sub(chr(0), before)}.{after}"
 
 
 def _pattern(names: Sequence[str], local: LocalIndex | None) -> str:

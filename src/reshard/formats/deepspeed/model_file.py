@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from reshard.formats.deepspeed.node import Node
 from reshard.storage.torch_file import TensorRef
@@ -17,6 +17,8 @@ class ModelFile:
 
     Args:  root: the whole tree.
            module: weights by name; None where layers have files of their own (pipelines).
+           paths: by name of a weight that lies in dicts within `module`, the keys that lead to it.
+           rest: what `module` holds besides weights, by name.
            param_shapes: per param group (stages 1 and 2) or sub-group (stage 3), in the order of
                  the flat buffer; None without ZeRO.
            frozen_shapes, frozen_fragments: of parameters that are not trained, None where the
@@ -26,6 +28,8 @@ class ModelFile:
 
     root: Node
     module: Mapping[str, TensorRef] | None
+    paths: Mapping[str, tuple[str, ...]]
+    rest: Mapping[str, Node]
     param_shapes: tuple[Shapes, ...] | None
     buffer_names: tuple[str, ...]
     frozen_shapes: Shapes | None
@@ -36,6 +40,17 @@ class ModelFile:
     def file(self) -> str:
         """Its name."""
         return self.root.file
+
+    @property
+    def config(self) -> Node | None:
+        """The configuration of the run; None where only the path of its file was saved."""
+        found = self.root.get("ds_config")
+        return found if found is not None and isinstance(found.value, dict) else None
+
+    @property
+    def zero_config(self) -> Node | None:
+        """Its settings of ZeRO."""
+        return None if self.config is None else self.config.get("zero_optimization")
 
 
 def read_model_file(root: Node) -> ModelFile:
@@ -50,15 +65,78 @@ def read_model_file(root: Node) -> ModelFile:
     frozen_shapes = root.get("frozen_param_shapes")
     frozen_fragments = root.get("frozen_param_fragments")
     shared = root.get("shared_params")
+    shapes = _param_shapes(root)
+    frozen = None if frozen_shapes is None else _shapes(frozen_shapes)
+    buffer_names = () if buffers is None else tuple(item.text() for item in buffers.items())
+    known = {*buffer_names, *(frozen or ()), *(name for own in shapes or () for name in own)}
+    tree = _Tree()
+    if module is not None:
+        tree.add(module, None if shapes is None else known)
     return ModelFile(
         root,
-        None if module is None else _tensors(module),
-        _param_shapes(root),
-        () if buffers is None else tuple(item.text() for item in buffers.items()),
-        None if frozen_shapes is None else _shapes(frozen_shapes),
+        None if module is None else tree.weights,
+        tree.paths,
+        tree.rest,
+        shapes,
+        buffer_names,
+        frozen,
         None if frozen_fragments is None else _tensors(frozen_fragments),
         {} if shared is None else _shared(shared),
     )
+
+
+@dataclass(slots=True)
+class _Tree:
+    """The weights of a module's state, also of one whose modules are dicts within each other.
+
+    Megatron's models return such a state: `module["language_model"]["encoder"]["layers.0.weight"]`.
+    """
+
+    weights: dict[str, TensorRef] = field(default_factory=dict)
+    paths: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rest: dict[str, Node] = field(default_factory=dict)
+
+    def add(self, module: Node, known: Collection[str] | None) -> None:
+        """Every entry of the state.
+
+        Args:  known: names that the file says the module has; None where it says none.
+        """
+        for key, node in module.entries():
+            inner = [] if _is_extra(key) else list(_leaves(node, (key,)))
+            weights = {".".join(path): leaf for path, leaf in inner if _is_tensor(leaf)}
+            named = weights and (known is None or any(name in known for name in weights))
+            if isinstance(node.value, TensorRef):
+                self.weights[key] = node.value
+            elif not named:
+                self.rest[key] = node
+            else:
+                for path, leaf in inner:
+                    name = ".".join(path)
+                    self.paths[name] = path
+                    if isinstance(leaf.value, TensorRef):
+                        self.weights[name] = leaf.value
+                    else:
+                        self.rest[name] = leaf
+
+
+def _is_extra(key: str) -> bool:
+    """Whether an entry is what a module's `get_extra_state` returned."""
+    return key.endswith("_extra_state")
+
+
+def _is_tensor(node: Node) -> bool:
+    return isinstance(node.value, TensorRef)
+
+
+def _leaves(node: Node, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Node]]:
+    """What the dicts within a dict hold, with the keys that lead there."""
+    if not isinstance(node.value, dict):
+        return
+    for key, item in node.entries():
+        if isinstance(item.value, dict) and item.value and not _is_extra(key):
+            yield from _leaves(item, (*path, key))
+        else:
+            yield (*path, key), item
 
 
 def _param_shapes(root: Node) -> tuple[Shapes, ...] | None:
@@ -75,7 +153,7 @@ def _shapes(node: Node) -> dict[str, tuple[int, ...]]:
 
 
 def _tensors(node: Node) -> dict[str, TensorRef]:
-    """Tensors by name; what a module adds to its state besides tensors is kept by `training`."""
+    """Tensors by name."""
     return {
         name: item.tensor() for name, item in node.entries() if isinstance(item.value, TensorRef)
     }

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 from reshard.errors import ReshardError, source_error
 
+_SHOWN = 4
+
 MAX_STATES = 20_000
 """Positions that are followed at once before the search is given up."""
 
@@ -45,8 +47,53 @@ def assign(
     if ways == 0:
         raise ambiguous_ids(file, "no order of the weights fits the shapes of the states")
     if ways > 1:
-        raise ambiguous_ids(file, "several orders of the weights fit the shapes of the states")
+        raise ambiguous_ids(
+            file,
+            "several orders of the weights fit the shapes of the states",
+            _candidates(names, step, layers, end, may_skip),
+        )
     return _walk(names, step, layers, end)
+
+
+def _candidates(
+    names: Sequence[str],
+    step: Step,
+    layers: Sequence[dict[tuple[int, ...], int]],
+    end: tuple[int, ...],
+    may_skip: bool,
+) -> list[str]:
+    """Which names each state can have, for people; of the first few that can have several."""
+    found: dict[tuple[int, int], list[str]] = {}
+    goals = {end}
+    for count in range(len(names), 0, -1):
+        name = names[count - 1]
+        before: set[tuple[int, ...]] = set()
+        for at in layers[count - 1]:
+            if may_skip and at in goals:
+                before.add(at)
+            for group, position in enumerate(at):
+                after = step(group, position, name) if position < end[group] else None
+                if after is not None and (*at[:group], after, *at[group + 1 :]) in goals:
+                    before.add(at)
+                    own = found.setdefault((group, position), [])
+                    if name not in own:
+                        own.insert(0, name)
+        goals = before
+    several = [(place, own) for place, own in sorted(found.items()) if len(own) > 1]
+    out = [
+        f"state {position} of group {group} is of {_either(own)}"
+        for (group, position), own in several[:_SHOWN]
+    ]
+    if len(several) > _SHOWN:
+        out.append(f"and {len(several) - _SHOWN} more states have several names that fit")
+    return out
+
+
+def _either(names: Sequence[str]) -> str:
+    listed = [f"`{name}`" for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        listed.append(f"{len(names) - _SHOWN} more")
+    return f"{', '.join(listed[:-1])}, or {listed[-1]}" if len(listed) > 2 else " or ".join(listed)
 
 
 def _walk(
@@ -80,17 +127,22 @@ def _before(
     raise AssertionError("the search has no way back")
 
 
-def ambiguous_ids(file: str, why: str) -> ReshardError:
-    """The error for states that cannot be given names."""
+def ambiguous_ids(file: str, why: str, notes: Sequence[str] = ()) -> ReshardError:
+    """The error for states that cannot be given names.
+
+    Args:  notes: what is known of them all the same.
+    """
     return source_error(
         "ambiguous-optimizer-ids",
         f"the optimizer states in {file} cannot be given names",
         notes=[
             why,
+            *notes,
             "without ZeRO, DeepSpeed saves states by number and does not say whose they are",
         ],
         helps=[
+            "convert the weights alone with `--states weights`",
             "load it with DeepSpeed, train one step with ZeRO stage 1, whose files have names, and "
-            "save again"
+            "save again",
         ],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -15,10 +15,23 @@ from reshard.formats.deepspeed.flat import (
     each_runs,
 )
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
-from reshard.formats.deepspeed.scalar import Scalar
-from reshard.formats.deepspeed.shard import GroupShard, Shard
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.shard import GroupShard, Shard, sort_states
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGroup:
+    """What one flat group holds.
+
+    Args:  tensors: every state of every parameter.
+           kept: other states, by partition.  order: names in the order of the optimizer.
+    """
+
+    tensors: tuple[LocalTensor, ...]
+    kept: Mapping[str, Sequence[Node | None]]
+    order: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,26 +39,55 @@ class FlatGroup:
     """One flat group on one coordinate, with the partitions of all ranks that share it.
 
     Args:  index: of the group, for messages.  shapes: of its parameters, in buffer order.
-           shards: by partition.  stage: ZeRO stage.  told_by: the file that names the parameters.
-           check_slices: whether what the writer says of slices must hold.
+           shards: by partition.  dp_ranks: by partition, whose it is.  stage: ZeRO stage.
+           told_by: the file that names the parameters.
+           round_robin: whether gradients were reduced round robin, where the writer misnotes its
+                 own slices; None where the files do not tell.
     """
 
     index: int
     shapes: Shapes
     shards: Sequence[GroupShard]
+    dp_ranks: Sequence[int]
     coord: Coord
     stage: int
     told_by: str
-    check_slices: bool = False
+    round_robin: bool | None = False
 
-    def tensors(self) -> Iterator[LocalTensor]:
-        """Every state of every parameter.
+    def read(self) -> ReadGroup:
+        """Every state of every parameter, and what is no state of a parameter.
 
-        Raises: ReshardError[partition-mismatch | ranks-disagree].
+        Raises: ReshardError[partition-mismatch | ranks-disagree | mixed-runs].
         """
         places = list(self._runs_each() if self.stage == 3 else self._runs_buffer())
-        states = self._states()
+        self._check_count()
+        touched = [0] * len(self.shards)
+        for shape, runs in zip(self.shapes.values(), places, strict=True):
+            for partition in {run.partition for run in runs if run.numel}:
+                touched[partition] += prod(shape)
+        states = sort_states(self.shards, self._numel, touched, self._disagree)
+        tensors = [
+            *self._elements(states.elements, places),
+            *self._wholes(states.wholes, places),
+            *(
+                number.local(name, state, self.coord)
+                for state, number in states.numbers.items()
+                for name in self.shapes
+            ),
+        ]
+        return ReadGroup(tuple(tensors), states.kept, self._order(places))
+
+    @property
+    def _numel(self) -> int:
+        """Elements of a partition, padding included."""
+        return self.shards[0].partition_numel
+
+    def _elements(
+        self, states: Mapping[str, Sequence[TensorRef]], places: Sequence[tuple[Run, ...]]
+    ) -> Iterator[LocalTensor]:
+        """States of which every rank holds what belongs to its own elements."""
         for state, refs in states.items():
+            self._check_alike(state, refs)
             itemsize = refs[0].dtype.itemsize
             files = [shard.file for shard in self.shards]
             bases = [ref.byte_offset for ref in refs]
@@ -60,9 +102,38 @@ class FlatGroup:
                     for run in runs
                 )
                 yield LocalTensor(name, state, self.coord, shape, refs[0].dtype, fragments)
-        for state, scalar in self._scalars().items():
-            for name in self.shapes:
-                yield scalar.local(name, state, self.coord)
+
+    def _wholes(
+        self, states: Mapping[str, Sequence[TensorRef | None]], places: Sequence[tuple[Run, ...]]
+    ) -> Iterator[LocalTensor]:
+        """States of which a rank holds all of every parameter in its partition, one by one.
+
+        Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_muon_momentum_buffer`.
+        """
+        for state, refs in states.items():
+            self._check_alike(state, [ref for ref in refs if ref is not None])
+            offsets = [0] * len(self.shards)
+            for (name, shape), runs in zip(self.shapes.items(), places, strict=True):
+                holders = sorted({run.partition for run in runs if run.numel})
+                for partition in holders:
+                    ref = refs[partition]
+                    assert ref is not None
+                    at = ref.byte_offset + offsets[partition] * ref.dtype.itemsize
+                    offsets[partition] += prod(shape)
+                    coord = self.coord
+                    if len(holders) > 1:  # copies, which must agree
+                        coord = (*coord, ("dp", self.dp_ranks[partition]))
+                    whole = Fragment(0, prod(shape), self.shards[partition].file, at)
+                    yield LocalTensor(name, state, coord, shape, ref.dtype, (whole,))
+
+    def _order(self, places: Sequence[tuple[Run, ...]]) -> tuple[str, ...]:
+        """Names in the order of the optimizer, where the buffer may have them round robin."""
+        names = tuple(self.shapes)
+        if self.stage == 3 or self.round_robin is False:
+            return names
+        if self.round_robin or not self._slices_hold(names, places):
+            return written_order(names, len(self.shards))
+        return names
 
     # Where the elements are.
 
@@ -73,9 +144,9 @@ class FlatGroup:
             raise self._mismatch(
                 f"{len(gaps)} gaps between {len(numels)} parameters", self.shards[0].file
             )
-        own = self.shards[0].partition_numel
+        own = self._numel
         for shard in self.shards:
-            if shard.partition_numel != own or shard.gaps != gaps:
+            if not shard.fits(own) or shard.gaps != gaps:
                 raise self._disagree(
                     "the partition of a param group",
                     f"{own} elements",
@@ -92,9 +163,31 @@ class FlatGroup:
                 self.shards[-1].file,
             )
         runs = [tuple(buffer_runs(a, n, own)) for a, n in zip(offsets, numels, strict=True)]
-        if self.check_slices:
+        if self.round_robin is False or (self.round_robin is None and not self._is_turned(runs)):
             self._check_slices(runs)
         yield from runs
+
+    def _is_turned(self, runs: Sequence[tuple[Run, ...]]) -> bool:
+        """Whether the writer's slices are those of the order before it was made round robin."""
+        if self._slices_hold(tuple(self.shapes), runs):
+            return False
+        names = written_order(tuple(self.shapes), len(self.shards))
+        offsets, _ = buffer_offsets([prod(self.shapes[name]) for name in names], None)
+        turned = [
+            tuple(buffer_runs(at, prod(self.shapes[name]), self._numel))
+            for at, name in zip(offsets, names, strict=True)
+        ]
+        return self._slices_hold(names, turned)
+
+    def _slices_hold(self, names: Sequence[str], runs: Sequence[tuple[Run, ...]]) -> bool:
+        """Whether all parameters lie where the writer says that its slices are."""
+        said = [shard.slices for shard in self.shards]
+        return all(
+            own is None or own.get(name, (run.offset, run.numel)) == (run.offset, run.numel)
+            for name, places in zip(names, runs, strict=True)
+            for run in places
+            for own in (said[run.partition],)
+        )
 
     def _runs_each(self) -> Iterator[tuple[Run, ...]]:
         count = len(self.shards)
@@ -159,32 +252,13 @@ class FlatGroup:
 
     # What is stored.
 
-    def _states(self) -> dict[str, list[TensorRef]]:
-        self._check_count()
-        out: dict[str, list[TensorRef]] = {}
-        for state, first in self.shards[0].states.items():
-            refs = []
-            for shard in self.shards:
-                ref = shard.states.get(state)
-                if ref is None:
-                    raise self._disagree(f"`{state}`", "a tensor", "nothing", shard.file)
-                if ref.dtype != first.dtype:
-                    raise self._disagree(f"`{state}`", first.dtype, ref.dtype, shard.file)
-                if not ref.is_contiguous:
-                    raise self._mismatch(f"a `{state}` that is not dense", shard.file)
-                refs.append(ref)
-            out[state] = refs
-        for shard in self.shards:
-            more = [state for state in shard.states if state not in out]
-            if more:
-                raise self._disagree(f"`{more[0]}`", "nothing", "a tensor", shard.file)
-        return out
-
-    def _scalars(self) -> dict[str, Scalar]:
-        out = dict(self.shards[0].scalars)
-        for shard in self.shards[1:]:
-            _same_scalars(out, shard.scalars, self._disagree, shard.file)
-        return out
+    def _check_alike(self, state: str, refs: Sequence[TensorRef]) -> None:
+        """All ranks must hold a state as dense tensors of one element type."""
+        for ref, shard in zip(refs, self.shards, strict=False):
+            if ref.dtype != refs[0].dtype:
+                raise self._disagree(f"`{state}`", refs[0].dtype, ref.dtype, shard.file)
+            if not ref.is_contiguous:
+                raise self._mismatch(f"a `{state}` that is not dense", shard.file)
 
     def _check_count(self) -> None:
         for shard in self.shards:
@@ -214,20 +288,14 @@ class FlatGroup:
         )
 
 
-def _same_scalars(
-    first: Mapping[str, Scalar],
-    second: Mapping[str, Scalar],
-    disagree: Callable[[str, str, str, str], ReshardError],
-    file: str,
-) -> None:
-    for name in dict.fromkeys((*first, *second)):
-        a, b = first.get(name), second.get(name)
-        if a is None or b is None or (a.dtype, a.data) != (b.dtype, b.data):
-            raise disagree(f"`{name}`", _show(a), _show(b), file)
+def written_order(names: Sequence[str], count: int) -> tuple[str, ...]:
+    """The optimizer's order of parameters that a buffer of `count` ranks has round robin.
 
-
-def _show(scalar: Scalar | None) -> str:
-    return "nothing" if scalar is None else f"{scalar}"
+    For D ranks the buffer holds the parameters 0, D, 2D, ..., then 1, D + 1, ..., and so on.
+    Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_round_robin_reorder`.
+    """
+    turn = [index for first in range(count) for index in range(first, len(names), count)]
+    return tuple(name for _, name in sorted(zip(turn, names, strict=True)))
 
 
 def ranks_disagree(what: str, first: str, file: str, second: str, other: str) -> ReshardError:

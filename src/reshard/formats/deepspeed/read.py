@@ -31,17 +31,12 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     described = describe(source, found, strict=strict_layout)
     keeper = Keeper()
     training, oddities = read_training(source, found, keeper)
-    grid = source.grid
-    mesh = {"pp": grid.pp, "tp": grid.tp}
-    if source.ep > 1:
-        mesh["ep"] = source.ep
-    mesh["dp"] = grid.dp
     version = source.first.root.get("ds_version")
     return Catalog(
         NAME,
         "" if version is None else version.text(),
         str(root.resolve()),
-        mesh,
+        source.mesh,
         (*described.tensors, *keeper.tensors),
         described.layout,
         LAYOUT_NAME,
@@ -51,4 +46,5 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         frozen=tuple(found.frozen),
         files=source.files.seen,
         oddities=(*described.oddities, *oddities, *ages(source.files.seen)),
+        withheld=found.withheld,
     )

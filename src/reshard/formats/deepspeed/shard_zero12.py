@@ -8,7 +8,7 @@ from __future__ import annotations
 from reshard.errors import source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.shard import MASTER, GroupShard, Shard, sort_states
+from reshard.formats.deepspeed.shard import GroupShard, Shard
 from reshard.storage.inert import Record
 
 
@@ -30,14 +30,11 @@ def read_zero12(root: Node, optimizer: Node, stage: int) -> Shard:
         ref = master.tensor()
         padding = 0 if paddings is None else paddings[index]
         partition_numel = ref.numel + (padding if stripped else 0)
-        entries = _states(optimizer, index)
-        tensors, scalars, other = sort_states(entries, {ref.numel, partition_numel})
         groups.append(
             GroupShard(
                 root.file,
-                {MASTER: ref, **tensors},
-                scalars,
-                other,
+                ref,
+                dict(_states(optimizer, index)),
                 padding,
                 partition_numel,
                 None if counts is None else counts[index],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.shard import MASTER, GroupShard, Shard, sort_states
+from reshard.formats.deepspeed.shard import GroupShard, Shard
 
 
 def read_zero3(root: Node, optimizer: Node) -> Shard:
@@ -32,14 +32,12 @@ def read_zero3(root: Node, optimizer: Node) -> Shard:
         entries = [] if state is None else list(state.entries())
         if index in steps and not any(name == "step" for name, _ in entries):
             entries.append(("step", steps[index]))
-        tensors, scalars, other = sort_states(entries, {ref.numel})
         own = partitions.get(index)
         groups.append(
             GroupShard(
                 root.file,
-                {MASTER: ref, **tensors},
-                scalars,
-                other,
+                ref,
+                dict(entries),
                 0,
                 ref.numel,
                 _count(own, count),

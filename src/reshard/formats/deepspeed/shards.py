@@ -5,13 +5,14 @@ from __future__ import annotations
 from reshard.errors import source_error
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import Folder, Rank
+from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.shard import Shard
 from reshard.formats.deepspeed.shard_zero3 import read_zero3
 from reshard.formats.deepspeed.shard_zero12 import read_zero12
 
 
-def read_shards(files: Files, folder: Folder) -> dict[Rank, Shard]:
+def read_shards(files: Files, folder: Folder, grid: Grid) -> dict[Rank, Shard]:
     """Every rank's optimizer file.
 
     Raises: ReshardError[unknown-zero-stage | mixed-runs | missing-key | unexpected-content].
@@ -19,7 +20,8 @@ def read_shards(files: Files, folder: Folder) -> dict[Rank, Shard]:
     out: dict[Rank, Shard] = {}
     for rank, name in folder.optimizers.items():
         shard = read_shard(files.root_of(name))
-        first = next(iter(out.values()), shard)
+        stage = grid.stage(rank[1])  # each has an optimizer of its own, and groups
+        first = next((out[known] for known in out if grid.stage(known[1]) == stage), shard)
         if shard.stage != first.stage or len(shard.groups) != len(first.groups):
             raise source_error(
                 "mixed-runs",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,16 +10,18 @@ from reshard.errors import source_error
 from reshard.formats.deepspeed.experts import (
     FusedLayer,
     data_before_expert,
+    expert_module,
     fused_layers,
     group_is_expert,
+    largest_size,
     named_size,
     native_index,
-    one_size,
     unsupported_experts,
 )
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import Folder, Rank, read_folder
-from reshard.formats.deepspeed.grid import Grid, find_grid
+from reshard.formats.deepspeed.grid import Grid, by_data_rank, find_grid, has_sequence_ranks
+from reshard.formats.deepspeed.group_numbers import number_groups
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.shard import Shard
@@ -34,7 +36,10 @@ class Source:
     Args:  models: by (dp rank, mp rank); dp rank 0 alone at stages 0 to 2.
            shards: optimizer files of ZeRO, by rank.
            plain: optimizers of runs without ZeRO, by (ep rank, mp rank).
-           fused: layers of AutoEP.  ep: expert-parallel size, 1 without experts.
+           fused: layers of AutoEP.
+           ep: expert-parallel size, the largest where layers have several; 1 without experts.
+           expert_sizes: by module of DeepSpeed's own experts, its expert-parallel size.
+           group_numbers: by pipeline stage, which of the run's groups each of its groups is.
     """
 
     files: Files
@@ -45,6 +50,34 @@ class Source:
     plain: Mapping[Rank, PlainOptimizer]
     fused: tuple[FusedLayer, ...]
     ep: int
+    expert_sizes: Mapping[str, int]
+    group_numbers: Mapping[int, Sequence[int]]
+
+    def expert_size(self, name: str) -> int:
+        """Over how many ranks the experts of a parameter's layer lie; 1 for what is no expert."""
+        if group_is_expert((name,), self.fused):
+            return self.expert_sizes.get(expert_module(name) or "", self.ep)
+        return 1
+
+    def group_ep(self, mp_rank: int, index: int) -> int:
+        """Over how many ranks the experts of a group lie; 1 for a group without."""
+        shapes = (self.models[0, mp_rank].param_shapes or ())[index]
+        return max((self.expert_size(name) for name in shapes), default=1)
+
+    def ep_axis(self, size: int) -> str:
+        """The axis of the mesh over which experts lie whose expert-parallel size this is."""
+        return "ep" if size == self.ep else f"ep{size}"
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """The sizes of all axes."""
+        return {"pp": self.grid.pp, "tp": self.grid.tp, **self.expert_axes, "dp": self.grid.dp}
+
+    @property
+    def expert_axes(self) -> dict[str, int]:
+        """The axes of the mesh over which experts lie."""
+        sizes = {*self.expert_sizes.values(), self.ep}
+        return {self.ep_axis(size): size for size in sorted(sizes, reverse=True) if size > 1}
 
     @property
     def first(self) -> ModelFile:
@@ -80,15 +113,19 @@ def read_source(root: Path) -> Source:
         )
     models = {rank: read_model_file(files.root_of(name)) for rank, name in names.items()}
     first = next(iter(models.values()))
+    if has_sequence_ranks(folder, first):
+        folder = by_data_rank(folder)
+        models = {(dp, 0): model for (dp, _), model in models.items()}
     grid = find_grid(folder, first)
     _check_counters(models, grid)
-    shards = read_shards(files, folder)
+    shards = read_shards(files, folder, grid)
     _check_needed(folder, first, shards)
     fused = fused_layers(first)
     _refuse_folding(first.root, grid, fused)
     plain = _plain(files, folder, models, shards)
-    ep = _expert_size(first, grid, shards, plain, fused)
-    return Source(files, folder, grid, models, shards, plain, fused, ep)
+    ep, sizes = _expert_sizes(first, grid, shards, plain, fused)
+    numbers = number_groups(shards, plain, grid)
+    return Source(files, folder, grid, models, shards, plain, fused, ep, sizes, numbers)
 
 
 def _plain(
@@ -128,11 +165,10 @@ def _check_counters(models: Mapping[Rank, ModelFile], grid: Grid) -> None:
 
 
 def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
-    config = first.root.get("ds_config")
-    zero = None if config is None else config.get("zero_optimization")
+    zero = first.zero_config
     stage = None if zero is None else zero.get("stage")
     if not shards:
-        if first.param_shapes is not None:
+        if first.param_shapes is not None and not _saves_weights_alone(first):
             raise source_error(
                 "missing-rank-file",
                 f"{folder.root} has no optimizer file",
@@ -167,6 +203,20 @@ def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]
     _check_partitioning(zero, first)
 
 
+def _saves_weights_alone(first: ModelFile) -> bool:
+    """Whether the run had an optimizer that its DeepSpeed does not save.
+
+    That is bf16 at stage 0 with gradients in bf16, before 0.19.
+    Source: DeepSpeed 0.18.3 runtime/engine.py `_do_optimizer_sanity_check`, `save_checkpoint`.
+    """
+    zero = first.zero_config
+    stage = None if zero is None else zero.get("stage")
+    settings = {} if first.config is None else first.config.mapping()
+    types = settings.get("data_types")
+    wide = isinstance(types, dict) and types.get("grad_accum_dtype") in ("fp32", "float32")
+    return stage is not None and stage.value == 0 and not wide
+
+
 def _check_partitioning(zero: Node | None, first: ModelFile) -> None:
     """Refuse what keeps its states elsewhere, or partitions over other ranks."""
     if zero is None:
@@ -198,13 +248,15 @@ def _refuse_folding(root: Node, grid: Grid, fused: tuple[FusedLayer, ...]) -> No
         )
 
 
-def _expert_size(
+def _expert_sizes(
     first: ModelFile,
     grid: Grid,
     shards: Mapping[Rank, Shard],
     plain: Mapping[Rank, PlainOptimizer],
     fused: tuple[FusedLayer, ...],
-) -> int:
+) -> tuple[int, dict[str, int]]:
+    """The expert-parallel size of the model, and that of every module of DeepSpeed's own MoE."""
+    modules: dict[str, int] = {}
     sizes = {f"`ds_autoep_layers`, `{layer.prefix}`": len(layer.experts) for layer in fused}
     shard = shards.get((0, 0))
     for index, shapes in enumerate(first.param_shapes or ()):
@@ -224,11 +276,12 @@ def _expert_size(
                 [f"{shard.file} has no `partition_count`"],
             )
         sizes[f"group {index} of {shard.file}"] = size
+        modules.update((module, size) for name in shapes if (module := expert_module(name)))
     if plain:
         expert_ranks = {ep_rank for ep_rank, _ in plain}
         if len(expert_ranks) > 1:
             sizes["files `expp_rank_*`"] = len(expert_ranks)
-    return one_size(sizes)
+    return largest_size(sizes), modules
 
 
 def _group(shard: Shard, index: int) -> Node | None:

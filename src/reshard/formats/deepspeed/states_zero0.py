@@ -30,11 +30,13 @@ class Numbered:
     """What an optimizer has of one number.
 
     Args:  tensors: by state kind, with elements; the master weights among them.
-           numbers: by state kind, one number each.
+           others: by state kind, one number each, or something else.
+           nodes: all but the master weights as they are stored.
     """
 
     tensors: Mapping[str, TensorRef]
-    numbers: Mapping[str, Node]
+    others: Mapping[str, Node]
+    nodes: Mapping[str, Node]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,14 @@ def read_optimizer(root: Node) -> PlainOptimizer:
 
 def _numbered(node: Node | None, master: TensorRef | None) -> Numbered:
     tensors = {} if master is None else {MASTER: master}
-    numbers: dict[str, Node] = {}
-    for name, item in () if node is None else node.entries():
+    others: dict[str, Node] = {}
+    entries = () if node is None else [e for e in node.entries() if not e[1].is_none]
+    for name, item in entries:
         if isinstance(item.value, TensorRef) and item.value.shape != ():
             tensors[name] = item.value
         else:
-            numbers[name] = item
-    return Numbered(tensors, numbers)
+            others[name] = item
+    return Numbered(tensors, others, dict(entries))
 
 
 class Naming:
@@ -138,11 +141,25 @@ class Naming:
             for state, ref in own.tensors.items():
                 if self._optimizer.flat:
                     yield self._run(weight, state, ref, position, coord)
-                else:
+                elif ref.shape == weight.shape:
                     yield tensor_of(ref, name, state, coord, file)
-            for state, node in own.numbers.items():
+            for state, node in own.others.items():
                 if (scalar := scalar_of(node.value, file)) is not None:
                     yield scalar.local(name, state, coord)
+
+    def kept(self) -> dict[str, Node]:
+        """States that are neither one number of a parameter nor one for each of its elements."""
+        out: dict[str, Node] = {}
+        for name, (group, position) in self.places.items():
+            own = self._states(group, position)
+            number = self._groups[group][1][0 if self._optimizer.flat else position]
+            for state, node in own.nodes.items():
+                value = node.value
+                flat = self._optimizer.flat and state in own.tensors
+                shaped = isinstance(value, TensorRef) and value.shape == self._weights[name].shape
+                if not flat and not shaped and scalar_of(value, node.file) is None:
+                    out[f"{number}.{state}"] = node
+        return out
 
     def _states(self, group: int, position: int) -> Numbered:
         numbers = self._groups[group][1]
@@ -180,10 +197,12 @@ class Naming:
 
     def _step(self, group: int, position: int, name: str) -> int | None:
         own, weight = self._states(group, position), self._weights[name]
-        shape = next((ref.shape for ref in own.tensors.values()), None)
-        if shape is not None and shape != weight.shape:
-            return None
         master = own.tensors.get(MASTER)
+        shapes = {ref.shape for ref in own.tensors.values()}
+        if not shapes <= {weight.shape, *_factors(weight.shape)}:
+            return None
+        if master is not None and master.shape != weight.shape:
+            return None
         if master is not None and not self._rounds(master, 0, weight):
             return None
         return position + 1
@@ -223,6 +242,12 @@ class Naming:
                 found = file.read(nbytes)
             self._heads[key] = found
         return found[:nbytes]
+
+
+def _factors(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The shapes of factored states, such as Adafactor's: without one of the dimensions."""
+    for index in range(len(shape) if len(shape) > 1 else 0):
+        yield (*shape[:index], *shape[index + 1 :])
 
 
 def _mismatch(state: str, ref: TensorRef, whole: tuple[int, ...], file: str) -> ReshardError:

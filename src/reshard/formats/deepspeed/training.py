@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from reshard.errors import Diagnostic
 from reshard.formats.deepspeed.collect import Collected
+from reshard.formats.deepspeed.drift import (
+    Changed,
+    check_settings,
+    differing_buffers,
+    differing_entries,
+)
+from reshard.formats.deepspeed.group_numbers import group_nodes
 from reshard.formats.deepspeed.keeper import Keeper, differing
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.scalar import scalar_of
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.catalog import Training
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.plan.names import group_names, quantity
 from reshard.storage.torch_file import TensorRef
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -66,16 +73,21 @@ _PARTITIONS = (
 def read_training(
     source: Source, found: Collected, keeper: Keeper
 ) -> tuple[Training, tuple[Diagnostic, ...]]:
-    """The state of training, and warnings about what is kept without being understood."""
+    """The state of training, and warnings about what is kept without being understood.
+
+    Raises: ReshardError[mixed-runs] where ranks have other settings.
+    """
+    check_settings(source)
+    per_rank, changed = _per_rank(source, keeper)
     first = source.first
     root = first.root
     optimizer = _optimizer(source)
     state: dict[str, object] = {}
     if root.has("lr_scheduler"):
-        state["lr_scheduler"] = kept(root, "lr_scheduler", keeper)
+        state["lr_scheduler"] = setting(root, "lr_scheduler", keeper)
     for key in _STATE:
         if optimizer is not None and optimizer.has(key):
-            state[key] = kept(optimizer, key, keeper)
+            state[key] = setting(optimizer, key, keeper)
     dtype = compute_dtype(source.models.values())
     framework: dict[str, object] = {
         "name": "deepspeed",
@@ -91,7 +103,8 @@ def read_training(
         "universal_checkpoint_info": kept(root, "universal_checkpoint_info", keeper),
         "buffer_names": list(found.buffers),
         "other": {key: kept(root, key, keeper) for key in _OTHER if root.has(key)},
-        "per_rank": _per_rank(source, keeper),
+        "per_rank": per_rank,
+        "saved_over": source.mesh,
     }
     if optimizer is not None:
         rest = _rest(optimizer)
@@ -99,13 +112,24 @@ def read_training(
             framework["optimizer_other"] = {
                 key: keeper.json(node, f"optimizer.{key}") for key, node in rest.items()
             }
-    kept_states, oddities = _other_states(source, keeper)
+    kept_states, kept_as_is = _other_states(source, found, keeper)
     if kept_states:
         framework["optimizer_states"] = kept_states
     module = _module_rest(source.models.values(), keeper)
     if module:
         framework["module_other"] = module
+    paths = {name: list(path) for m in source.models.values() for name, path in m.paths.items()}
+    if paths:
+        framework["module_paths"] = paths
     unstored = _unstored(source, found)
+    oddities = (
+        *_unnamed(found),
+        *_weights_alone(source),
+        *_lacking(source, unstored),
+        *differing_buffers(source),
+        *differing_entries(changed),
+        *kept_as_is,
+    )
     if unstored:
         framework["unstored"] = unstored
     if found.layer_keys:
@@ -128,12 +152,16 @@ def read_training(
 def _param_groups(
     source: Source, found: Collected, keeper: Keeper
 ) -> Iterable[Mapping[str, object]]:
-    groups = _group_nodes(source)
-    if groups is None:  # elastic checkpoints have no hyper-parameters
-        for _, own in sorted(found.groups.items()):
-            yield {"params": list(own)}
-        return
-    for index, group in enumerate(groups):
+    """The groups of the run, each with the settings of the first pipeline stage that has it."""
+    groups: dict[int, Node] = {}
+    for stage, numbers in reversed(tuple(source.group_numbers.items())):
+        nodes = group_nodes(source.shards, source.plain, stage * source.grid.tp)
+        if nodes is None:  # elastic checkpoints have no hyper-parameters
+            for _, own in sorted(found.groups.items()):
+                yield {"params": list(own)}
+            return
+        groups.update(enumerate(nodes) if source.stage == 3 else zip(numbers, nodes, strict=True))
+    for index, group in sorted(groups.items()):
         names: dict[str, None] = {}
         if source.stage == 3:
             for item in group.at("params").items():
@@ -141,59 +169,41 @@ def _param_groups(
         else:
             names.update(found.groups.get(index, {}))
         settings = {
-            key: to_json(item.value, small_tensor)
+            key: keeper.setting(item, f"param_groups.{index}.{key}")
             for key, item in group.entries()
             if key != "params"
         }
         yield {**settings, "params": list(names)}
 
 
-def _group_nodes(source: Source) -> list[Node] | None:
-    """Param groups of the first rank's optimizer; None where it does not tell them."""
-    if source.shards:
-        shard = source.shards[0, 0]
-        key = "optimizer_state_dict" if shard.stage == 3 else "base_optimizer_state"
-        base = shard.optimizer.at(key)
-        return None if isinstance(base.value, list) else _groups_of(base)
-    plain = source.plain.get((0, 0))
-    return [] if plain is None else _groups_of(plain.inner)
-
-
-def _groups_of(base: Node) -> list[Node]:
-    return list(base.at("param_groups").items())
-
-
 # Differences between ranks.
 
 
-def _per_rank(source: Source, keeper: Keeper) -> dict[str, object]:
-    """By file, what it says otherwise than the first rank's."""
+def _per_rank(source: Source, keeper: Keeper) -> tuple[dict[str, object], tuple[Changed, ...]]:
+    """By file, what it says otherwise than the first rank's; and these entries by themselves."""
     out: dict[str, object] = {}
+    entries: list[Changed] = []
+
+    def compare(file: str, first: Mapping[str, Node], own: Mapping[str, Node], name: str) -> None:
+        keys = differing(first, own)
+        if keys:
+            out[file] = {
+                key: keeper.json(own[key], f"{name}.{key}") if key in own else {"$missing": True}
+                for key in keys
+            }
+            entries.extend(Changed(file, key, first.get(key), own.get(key)) for key in keys)
+
     first = _told(source.first.root)
-    for rank, model in source.models.items():
-        if model is source.first:
-            continue
-        own = _told(model.root)
-        changed = _changes(first, own, keeper, f"rank.{rank[0]}.{rank[1]}")
-        if changed:
-            out[model.file] = changed
-    if source.shards:
-        first = _optimizer_told(source.shards[0, 0].optimizer)
-        for rank, shard in source.shards.items():
-            own = _optimizer_told(shard.optimizer)
-            changed = _changes(first, own, keeper, f"optimizer.rank.{rank[0]}.{rank[1]}")
-            if changed:
-                out[shard.file] = changed
-    return out
-
-
-def _changes(
-    first: Mapping[str, Node], own: Mapping[str, Node], keeper: Keeper, name: str
-) -> dict[str, object]:
-    return {
-        key: keeper.json(own[key], f"{name}.{key}") if key in own else {"$missing": True}
-        for key in differing(first, own)
-    }
+    for (dp, mp), model in source.models.items():
+        if model is not source.first:
+            compare(model.file, first, _told(model.root), f"rank.{dp}.{mp}")
+    told = {rank: _optimizer_told(shard.optimizer) for rank, shard in source.shards.items()}
+    for (dp, mp), own in told.items():
+        alike = told[0, source.grid.stage(mp) * source.grid.tp]
+        groups = {"param_groups": alike["param_groups"]} if "param_groups" in alike else {}
+        name = f"optimizer.rank.{dp}.{mp}"
+        compare(source.shards[dp, mp].file, {**told[0, 0], **groups}, own, name)
+    return out, tuple(entries)
 
 
 def _told(root: Node) -> dict[str, Node]:
@@ -241,35 +251,52 @@ def _rest(optimizer: Node) -> dict[str, Node]:
 
 
 def _other_states(
-    source: Source, keeper: Keeper
+    source: Source, found: Collected, keeper: Keeper
 ) -> tuple[dict[str, object], tuple[Diagnostic, ...]]:
     """States that are neither one number per element nor one per group, by file."""
     out: dict[str, object] = {}
     names: dict[str, None] = {}
-    for rank, shard in source.shards.items():
-        own: dict[str, object] = {}
-        for index, group in enumerate(shard.groups):
-            for key, node in group.other.items():
-                if node.is_none:
-                    continue
-                label = f"{index}.{key}"
-                own[label] = keeper.json(node, f"optimizer.rank.{rank[0]}.{rank[1]}.{label}")
-                names[key] = None
-        if own:
-            out[shard.file] = own
+    ranks = {shard.file: f"rank.{dp}.{mp}." for (dp, mp), shard in source.shards.items()}
+    for file, own in found.kept.items():
+        start = f"optimizer.{ranks.get(file, '')}"
+        out[file] = {key: keeper.json(node, f"{start}{key}") for key, node in own.items()}
+        names.update(dict.fromkeys(_state(key) for key in own))
     if not names:
         return out, ()
     return out, (
         Diagnostic(
             "kept-as-is",
-            f"optimizer {_several(names)} cannot be cut anew, and {_are(names)} kept as found",
+            f"optimizer {_several(names)} of single ranks {_are(names)} kept as found",
             level="warning",
             notes=(
-                "a state of a flat group has one number for each element, or one for all",
+                *(_why(state, found.kept) for state in names),
+                "only a run of the same size and partition can take them up again",
                 f"first read from {next(iter(out))}",
             ),
         ),
     )
+
+
+def _why(state: str, kept: Mapping[str, Mapping[str, Node]]) -> str:
+    """Why a state is not cut anew, as its values show."""
+    nodes = [node for own in kept.values() for key, node in own.items() if _state(key) == state]
+    values = [node.value for node in nodes]
+    numbers = [scalar_of(value, "") for value in values]
+    if all(numbers):
+        return f"`{state}` is one number, and ranks have different ones: {_shown(numbers)}"
+    if all(isinstance(value, TensorRef) for value in values):
+        shapes = dict.fromkeys(str(list(v.shape)) for v in values if isinstance(v, TensorRef))
+        listed = ", ".join(list(shapes)[:4])
+        return f"`{state}` does not have one number for each element: it has shape {listed}"
+    return f"`{state}` is no tensor by itself"
+
+
+def _state(key: str) -> str:
+    return key.partition(".")[2]
+
+
+def _shown(numbers: Iterable[object]) -> str:
+    return ", ".join(list(dict.fromkeys(str(number) for number in numbers))[:4])
 
 
 def _several(names: Mapping[str, None]) -> str:
@@ -285,12 +312,7 @@ def _module_rest(models: Iterable[ModelFile], keeper: Keeper) -> dict[str, objec
     """By file, entries of a module's state that are no tensors."""
     out: dict[str, object] = {}
     for model in models:
-        module = model.root.get("module")
-        own = {
-            name: keeper.json(node, f"module.{name}")
-            for name, node in (() if module is None else module.entries())
-            if not isinstance(node.value, TensorRef)
-        }
+        own = {name: keeper.json(node, f"module.{name}") for name, node in model.rest.items()}
         if own:
             out[model.file] = own
     return out
@@ -304,9 +326,74 @@ def _unstored(source: Source, found: Collected) -> list[str]:
     return [name for name in source.first.module or {} if name not in known]
 
 
+def _lacking(source: Source, names: Sequence[str]) -> tuple[Diagnostic, ...]:
+    """A warning for parameters of a model that no file holds."""
+    if not names:
+        return ()
+    groups = [f"`{name}`{quantity(count)}" for name, count in group_names(names)]
+    shown = ", ".join(groups[:6]) + (f", and {len(groups) - 6} more" if len(groups) > 6 else "")
+    what = (
+        "name of the model has a tensor" if len(names) == 1 else "names of the model have tensors"
+    )
+    return (
+        Diagnostic(
+            "unstored-parameter",
+            f"{len(names)} {what} in no file of this checkpoint",
+            level="warning",
+            notes=(
+                shown,
+                f"`module` in {source.first.file} has empty tensors for them, and they are neither "
+                "in a param group nor among the frozen parameters",
+                "they are parameters that DeepSpeed did not save, or second names of other tensors",
+            ),
+            helps=(
+                "at ZeRO stage 3 it saves no parameter that is in no param group or was unfrozen "
+                "after the start; where the run can be loaded, `engine.save_16bit_model` writes "
+                "all weights",
+            ),
+        ),
+    )
+
+
+def _weights_alone(source: Source) -> tuple[Diagnostic, ...]:
+    """A warning that the run had an optimizer whose states are not in the checkpoint."""
+    if source.shards or source.plain or source.first.param_shapes is None:
+        return ()
+    return (
+        Diagnostic(
+            "no-optimizer-states",
+            "the checkpoint has weights, and no states of the optimizer",
+            level="warning",
+            notes=(
+                f"`param_shapes` in {source.first.file} names parameters that were trained",
+                "DeepSpeed before 0.19 saves no optimizer of a bf16 run at ZeRO stage 0",
+            ),
+        ),
+    )
+
+
+def _unnamed(found: Collected) -> tuple[Diagnostic, ...]:
+    """A warning that states are stored which have no names."""
+    return tuple(
+        Diagnostic(
+            "unnamed-states",
+            "states of the optimizer are stored, and it is not known of which parameters",
+            level="warning",
+            notes=item.notes,
+            helps=item.helps,
+        )
+        for item in found.withheld
+    )
+
+
 def kept(root: Node, key: str, keeper: Keeper) -> object:
     node = root.get(key)
     return None if node is None else keeper.json(node, key)
+
+
+def setting(root: Node, key: str, keeper: Keeper) -> object:
+    node = root.get(key)
+    return None if node is None else keeper.setting(node, key)
 
 
 def text_of(root: Node, key: str) -> str | None:

@@ -69,15 +69,21 @@ def module_tensors(
 
 
 def zero3_tensors(models: Sequence[ModelFile], coord: Coord) -> Iterator[LocalTensor]:
-    """Buffers, and frozen parameters from their fragments, of one coordinate at stage 3.
+    """What the files of one coordinate hold of weights at stage 3.
+
+    Buffers, parameters of modules that DeepSpeed does not partition, and frozen parameters from
+    their fragments.
 
     Args:  models: of every data-parallel rank in order.
     Raises: ReshardError[partition-mismatch].
     """
     first = models[0]
-    for name in first.buffer_names:
-        ref = (first.module or {}).get(name)
-        if ref is not None:
+    elsewhere = {name for shapes in first.param_shapes or () for name in shapes}
+    elsewhere.update(first.frozen_shapes or (), first.shared)
+    empty = {(first.module or {})[n].shape for n in elsewhere if n in (first.module or {})}
+    for name, ref in (first.module or {}).items():
+        is_empty = not ref.numel or ref.shape in empty & {(1,)}  # (1,) is of older versions
+        if name in first.buffer_names or (name not in elsewhere and not is_empty):
             yield tensor_of(ref, name, PARAM, coord, first.file)
     for name, shape in (first.frozen_shapes or {}).items():
         yield _frozen(models, name, shape, coord)

@@ -6,12 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from reshard.formats.deepspeed.keeper import Keeper
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.training import COUNTERS, client_entries, kept, text_of
+from reshard.formats.deepspeed.training import COUNTERS, client_entries, kept, setting, text_of
 from reshard.formats.deepspeed.universal_form.folder import UniversalFolder
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.catalog import Training
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
 
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
 
@@ -21,10 +19,10 @@ def read_training(folder: UniversalFolder, keeper: Keeper) -> Training:
     root = folder.models[0].root
     state: dict[str, object] = {}
     if root.has("lr_scheduler"):
-        state["lr_scheduler"] = kept(root, "lr_scheduler", keeper)
+        state["lr_scheduler"] = setting(root, "lr_scheduler", keeper)
     for key in _SCALING:
         if folder.optimizer is not None and folder.optimizer.has(key):
-            state[key] = kept(folder.optimizer, key, keeper)
+            state[key] = setting(folder.optimizer, key, keeper)
     dtype = compute_dtype(folder.models)
     framework: dict[str, object] = {
         "name": "deepspeed",
@@ -50,7 +48,7 @@ def _param_groups(folder: UniversalFolder, keeper: Keeper) -> Iterator[Mapping[s
     shapes = folder.models[0].param_shapes or ()
     for index, group in enumerate(nodes):
         settings = {
-            key: to_json(item.value, small_tensor)
+            key: keeper.setting(item, f"param_groups.{index}.{key}")
             for key, item in group.entries()
             if key != "params"
         }

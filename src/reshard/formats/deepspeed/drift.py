@@ -1,0 +1,174 @@
+"""Settings that all ranks must have alike, and what they may have each for itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from reshard.errors import Diagnostic
+from reshard.formats.deepspeed.keeper import fingerprint
+from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.source import Source
+from reshard.plan.agreement import agreed, disagreements
+from reshard.storage.inert import Record
+
+_COPIES = ("loss_scaler", "dynamic_loss_scale", "clip_grad")
+"""Entries of an optimizer's state that are copies on every rank."""
+
+_SETTINGS = frozenset(
+    [
+        "lr",
+        "initial_lr",
+        "max_lr",
+        "min_lr",
+        "base_lr",
+        "weight_decay",
+        "decoupled_weight_decay",
+        "eps",
+        "betas",
+        "beta1",
+        "beta2",
+        "momentum",
+        "base_momentum",
+        "max_momentum",
+        "momentum_decay",
+        "dampening",
+        "nesterov",
+        "rho",
+        "alpha",
+        "amsgrad",
+        "maximize",
+        "bias_correction",
+        "adam_w_mode",
+        "use_muon",
+        "ns_method",
+        "moe",
+        "name",
+    ]
+)
+"""Hyper-parameters; other entries of a param group may be what an optimizer adapts on each rank."""
+
+_NOT_TOLD = ("overflow", "lr_scheduler")
+"""What may differ: between steps, and between the optimizers of pipeline stages."""
+
+_MOST_COMPARED = 1 << 20
+"""Bytes of a buffer; larger ones are not looked at."""
+_SHOWN = 6
+
+_OF_A_RANK = ("rank", "rng", "random", "device", "seed", "host", "pid", "time")
+"""Parts of names of what every rank has for itself."""
+
+
+def check_settings(source: Source) -> None:
+    """Refuse ranks of one pipeline stage that have other hyper-parameters or another schedule.
+
+    Raises: ReshardError[mixed-runs].
+    """
+    for stage in range(source.grid.pp):
+        shards = [s for (_, mp), s in source.shards.items() if source.grid.stage(mp) == stage]
+        if shards:
+            copies = [(shard.file, _settings(shard.optimizer)) for shard in shards]
+            agreed(copies, "settings of the optimizer")
+        models = [m for (_, mp), m in source.models.items() if source.grid.stage(mp) == stage]
+        key = "lr_scheduler"
+        schedules = [(model.file, {key: _plain(model.root.mapping().get(key))}) for model in models]
+        agreed(schedules, "learning rate schedules")
+
+
+def _settings(optimizer: Node) -> dict[str, object]:
+    entries = optimizer.mapping()
+    groups = [
+        {str(key): _plain(value) for key, value in group.mapping().items() if key in _SETTINGS}
+        for group in _base(optimizer)
+    ]
+    return {"param_groups": groups, **{key: _plain(entries.get(key)) for key in _COPIES}}
+
+
+def differing_buffers(source: Source) -> tuple[Diagnostic, ...]:
+    """A warning for buffers that differ between the data-parallel ranks of stage 3."""
+    names: dict[str, ModelFile] = {}
+    for rank, model in source.models.items():
+        first = source.models[0, rank[1]]
+        for name in model.buffer_names:
+            one, other = (first.module or {}).get(name), (model.module or {}).get(name)
+            if one is None or other is None or name in names:
+                continue
+            if one.nbytes <= _MOST_COMPARED and fingerprint(one) != fingerprint(other):
+                names[name] = model
+    if not names:
+        return ()
+    listed = [f"`{name}` in {model.file}" for name, model in list(names.items())[:_SHOWN]]
+    what, which = f"{len(names)} buffers differ", "those of rank 0 are"
+    if len(names) == 1:
+        what, which = "1 buffer differs", "that of rank 0 is"
+    return (
+        Diagnostic(
+            "ranks-differ",
+            f"{what} between data-parallel ranks; {which} read",
+            level="warning",
+            notes=(", ".join(listed),),
+            helps=("check that the files are of one run, where the ranks should be alike",),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """An entry that a file has otherwise than the first rank's; None where one has none."""
+
+    file: str
+    key: str
+    first: Node | None
+    own: Node | None
+
+
+def differing_entries(changed: Iterable[Changed]) -> tuple[Diagnostic, ...]:
+    """A warning for what files say otherwise than the first rank's, where they mostly say alike."""
+    listed: dict[str, str] = {}
+    for item in changed:
+        sides = [("", {item.key: _plain(node)}) for node in (item.first, item.own)]
+        found = disagreements(sides, of_each=_NOT_TOLD)
+        for path in (re.sub(r"\[\d+\]", "", one.path) for one in found):
+            if not any(part in path.lower() for part in _OF_A_RANK):
+                listed.setdefault(f"`{path}`", item.file)
+    if not listed:
+        return ()
+    shown = [f"{entry} in {file}" for entry, file in list(listed.items())[:_SHOWN]]
+    if len(listed) > _SHOWN:
+        shown.append(f"and {len(listed) - _SHOWN} more")
+    return (
+        Diagnostic(
+            "ranks-differ",
+            "files of other ranks say otherwise than that of rank 0",
+            level="warning",
+            notes=(
+                ", ".join(shown),
+                "`universal` keeps what each of them says; other targets have what rank 0 says",
+            ),
+            helps=("check that the files are of one run, where the ranks should be alike",),
+        ),
+    )
+
+
+def _plain(value: object) -> object:
+    """A value as JSON, an object as what it has by name."""
+    if isinstance(value, Node):
+        return _plain(value.value)
+    if isinstance(value, Record) and value.attributes:
+        return {str(key): _plain(item) for key, item in value.attributes.items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return fingerprint(value)
+
+
+def _base(optimizer: Node) -> list[Node]:
+    """The param groups that an optimizer's file states."""
+    for key in ("base_optimizer_state", "optimizer_state_dict"):
+        base = optimizer.get(key)
+        if base is not None and isinstance(base.value, dict) and base.has("param_groups"):
+            return list(base.at("param_groups").items())
+    return []
