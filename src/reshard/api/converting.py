@@ -276,6 +276,8 @@ def _prepare(
         dtype=dtype,
         check=check,
         on_progress=on_progress,
+        states=states,
+        on_drift=on_drift,
     )
     return prepare_source(
         source,

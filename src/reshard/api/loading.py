@@ -86,6 +86,8 @@ def load(
         names=names,
         places=places,
         dtype=dtype,
+        states=states,
+        on_drift=on_drift,
     )
     arrangement = select_states(source, states).arrangement
     specs = formats.local_specs(arrangement, target, rank or {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from reshard import formats
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from
 from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
+from reshard.api.masters import settle_masters
 from reshard.api.remaking import remake
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
 from reshard.api.roundtrip_suites import case_names
@@ -97,6 +98,7 @@ def roundtrip(
         src, step=step, layout=layout, layout_name=layout_name, settings=settings, model=model
     )
     selected = select_states(source, states)
+    settle_masters(source, selected.arrangement, on_drift)
     chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
     with _work_folder(work) as folder:
         how = Work(folder, materialize, threads, max_memory, on_progress, settings, model)

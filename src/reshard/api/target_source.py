@@ -7,8 +7,11 @@ from dataclasses import replace
 
 from reshard import formats
 from reshard.api.dtypes import parse_dtypes
+from reshard.api.masters import settle_masters
 from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.states import select_states
 from reshard.engine.progress import OnProgress
+from reshard.plan.build import OnDrift
 from reshard.plan.recast import recast
 from reshard.plan.target import Target
 
@@ -27,12 +30,15 @@ def open_for_target(
     dtype: str | None = None,
     check: bool = False,
     on_progress: OnProgress | None = None,
+    states: str | Iterable[str] = "all",
+    on_drift: OnDrift = "error",
 ) -> OpenedSource:
     """The source as a target wants it.
 
     Args:  names: the user's choice, which goes before the names that the target has of its own.
            Others as for `open_source` and `convert`.
-    Raises: ReshardError[bad-dtype | bad-option], and what `open_source` and `recast` raise.
+    Raises: ReshardError[bad-dtype | bad-option | master-mismatch], and what `open_source` and
+            `recast` raise.
     """
     form = formats.TARGETS[target.format]
     dtypes = parse_dtypes(dtype)
@@ -50,6 +56,10 @@ def open_for_target(
         check=check,
         on_progress=on_progress,
     )
+    # Weights of another type are made of the master weights, whatever is asked for.
+    makes = "param" in dtypes
+    used = source.arrangement if makes else select_states(source, states).arrangement
+    source = settle_masters(source, used, on_drift, full=check)
     if not dtypes:
         return source
     return replace(source, arrangement=recast(source.arrangement, dtypes))

@@ -11,6 +11,7 @@ from reshard import formats
 from reshard.algebra.box import Box
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
 from reshard.api.junit import Case, Suite
+from reshard.api.masters import find_mismatch
 from reshard.api.pairing import open_pair
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
@@ -33,6 +34,7 @@ class Verification:
            tensors, nbytes: (parameter, state) pairs that were read, and their bytes.
            files: that were checked, of one checkpoint alone.
            mismatches: of two checkpoints.  faults: of one.
+           warnings: of what is odd, and no fault.
            checksums: whether the format of one has any; else copies alone were compared.
            seconds: what the reading took.
     """
@@ -46,6 +48,7 @@ class Verification:
     faults: tuple[Diagnostic, ...] = ()
     checksums: bool = True
     seconds: float = 0.0
+    warnings: tuple[Diagnostic, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -81,6 +84,7 @@ class Verification:
             "faults": [item.to_json() for item in self.faults],
             "checksums": self.checksums,
             "seconds": round(self.seconds, 3),
+            "warnings": [item.to_json() for item in self.warnings],
         }
 
     def to_text(self) -> str:
@@ -142,6 +146,7 @@ def _verify_one(
     catalog = source.catalog
     arrangement = select_states(source, states).arrangement
     has_checksums = formats.has_checksums(catalog.format)
+    warnings: list[Diagnostic] = []
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
     copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
@@ -157,6 +162,10 @@ def _verify_one(
             except ReshardError as error:
                 faults += error.diagnostics
             meter.add(array.spec.nbytes, array.spec.label)
+        if not faults:
+            found = find_mismatch(arrangement, files, full=True)
+            if found is not None:
+                (faults if found.level == "error" else warnings).append(found)
     return Verification(
         str(source.path),
         None,
@@ -166,6 +175,7 @@ def _verify_one(
         faults=tuple(faults),
         checksums=has_checksums,
         seconds=time.monotonic() - began,
+        warnings=tuple(warnings),
     )
 
 

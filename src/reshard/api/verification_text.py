@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def verification_text(found: Verification) -> str:
     """The answer of `reshard verify`, 80 columns wide."""
     if found.right is None:
-        return _one(found)
+        told = f"\n\n{render_all(found.warnings)}" if found.warnings else ""
+        return _one(found) + told
     if found.ok:
         what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
         lines = [f"equal bit for bit: {what}"]

@@ -1,0 +1,122 @@
+"""Master weights beside weights: both must be of one step of one run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from reshard.algebra.box import Box
+from reshard.api.comparing import unravel
+from reshard.api.source import OpenedSource
+from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.build import Builder, OnDrift
+from reshard.plan.slice import slice_spec
+
+if TYPE_CHECKING:
+    from reshard.engine.source_files import SourceFiles
+
+CODE = "master-mismatch"
+
+LEAST = 16
+"""Fewer elements of a file are no proof."""
+
+
+def settle_masters(
+    source: OpenedSource, arrangement: Arrangement, on_drift: OnDrift, *, full: bool = False
+) -> OpenedSource:
+    """A source whose master weights round to its weights; else it tells so beside its oddities.
+
+    Args:  arrangement: the part of it that is used.
+           on_drift: an error, or a warning.
+           full: as for `find_mismatch`.
+    Raises: ReshardError[master-mismatch].
+    """
+    from reshard.engine.source_files import SourceFiles
+
+    if not _pairs(arrangement):
+        return source
+    catalog = source.catalog
+    # A mean of copies is the master of none of them.
+    how: OnDrift = "error" if on_drift == "error" else "first"
+    with SourceFiles(catalog.root, catalog.files) as files:
+        found = find_mismatch(arrangement, files, on_drift=how, full=full)
+    if found is None or (found.level == "warning" and not full):
+        return source  # samples are no proof of little
+    if found.level == "error" and on_drift == "error":
+        keep = "keep the weights alone with `--states weights`, or both with `--on-drift first`"
+        found = replace(found, helps=(*found.helps, keep))
+        raise ReshardError(found, Exit.SOURCE)
+    found = replace(found, level="warning")
+    catalog = replace(catalog, oddities=(*catalog.oddities, found))
+    whole = replace(source.arrangement, catalog=catalog)
+    return replace(source, catalog=catalog, arrangement=whole)
+
+
+def find_mismatch(
+    arrangement: Arrangement,
+    files: SourceFiles,
+    *,
+    on_drift: OnDrift = "error",
+    full: bool = False,
+) -> Diagnostic | None:
+    """What is wrong with master weights that do not round to the weights beside them.
+
+    It is an error where most of the masters of some file are not those of the weights: it is of
+    another run.  Where fewer are not, it is a warning.
+
+    Args:  full: read all of both; else samples of everything that is stored in one piece.
+    Raises: ReshardError for files that cannot be read, and copies that differ.
+    """
+    from reshard.engine.gather import Gatherer
+    from reshard.engine.masters import Apart, hold_masters
+
+    builder, gatherer = Builder(arrangement, on_drift), Gatherer(files)
+    pairs = _pairs(arrangement)
+    apart: dict[str, Apart] = {}
+    looked: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    for name, (weight, master) in pairs.items():
+        sides = (slice_spec(whole, Box.whole(whole.shape)) for whole in (weight, master))
+        one, other = (builder.array(spec) for spec in sides)
+        held = hold_masters(one, other, files, gatherer, full=full)
+        looked.update(held.looked)
+        wrong.update(held.wrong)
+        if held.apart is not None:
+            apart[name] = held.apart
+    if not apart:
+        return None
+    name, first = next(iter(apart.items()))
+    foreign = [file for file, count in looked.items() if count >= LEAST and 2 * wrong[file] > count]
+    sound = [file for file in looked if file not in wrong]
+    return Diagnostic(
+        CODE,
+        f"the master weights of {len(apart)} of {len(pairs)} tensors do not round to the weights",
+        level="error" if foreign else "warning",
+        notes=(
+            f"the first is `{name}`, at {list(unravel(first.index, pairs[name][0].shape))}:",
+            f"the weight is {first.weight.value} in {first.weight.place}",
+            f"the master weight is {first.master.value} in {first.master.place}",
+            *([f"those in {len(sound)} other files do"] if sound else []),
+        ),
+        helps=("bring together the files of one step of one run",),
+    )
+
+
+def _pairs(arrangement: Arrangement) -> Mapping[str, tuple[Whole, Whole]]:
+    """Weights and their master weights, where one is the other rounded."""
+    from reshard.engine.masters import MASTERS, WEIGHTS
+
+    masters = {w.name: w for w in arrangement.wholes if w.state == "master"}
+    return {
+        whole.name: (whole, masters[whole.name])
+        for whole in arrangement.wholes
+        if whole.state == "param"
+        and whole.name in masters
+        and whole.shape == masters[whole.name].shape
+        and whole.dtype in WEIGHTS
+        and masters[whole.name].dtype in MASTERS
+        and whole.dtype.itemsize <= masters[whole.name].dtype.itemsize
+    }
