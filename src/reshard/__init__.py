@@ -27,17 +27,17 @@ if TYPE_CHECKING:
         PlanReport,
         RoundTrip,
         Verification,
-        convert,
         diff,
         inspect,
-        load,
         plan,
-        roundtrip,
         verify,
     )
     from reshard.api import list_layouts as layouts
-    from reshard.api import open_checkpoint as open  # noqa: A004
-    from reshard.errors import Diagnostic, ReshardError
+    from reshard.api.warned import convert, load, roundtrip
+    from reshard.api.warned import open_ as open  # noqa: A004
+    from reshard.errors import Diagnostic, ReshardError, ReshardWarning
+
+    __version__: str
 
 __all__ = [
     "Checkpoint",
@@ -49,8 +49,10 @@ __all__ = [
     "Loaded",
     "PlanReport",
     "ReshardError",
+    "ReshardWarning",
     "RoundTrip",
     "Verification",
+    "__version__",
     "convert",
     "diff",
     "inspect",
@@ -63,18 +65,33 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "convert": ("reshard.api.warned", "convert"),
     "layouts": ("reshard.api", "list_layouts"),
-    "open": ("reshard.api", "open_checkpoint"),
+    "load": ("reshard.api.warned", "load"),
+    "open": ("reshard.api.warned", "open_"),
+    "roundtrip": ("reshard.api.warned", "roundtrip"),
     "Diagnostic": ("reshard.errors", "Diagnostic"),
     "ReshardError": ("reshard.errors", "ReshardError"),
+    "ReshardWarning": ("reshard.errors", "ReshardWarning"),
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _ELSEWHERE.get(name, ("reshard.api", name))
     return getattr(import_module(module), attribute)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("reshard")
+    except PackageNotFoundError:
+        return "0+unknown"  # a checkout that is not installed
 
 
 def __dir__() -> list[str]:

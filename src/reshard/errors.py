@@ -215,6 +215,10 @@ class ReshardError(Exception):
         }
 
 
+class ReshardWarning(UserWarning):
+    """What the functions of `reshard` warn of: the text that the command line prints."""
+
+
 def as_bug(error: Exception) -> ReshardError:
     """What the command line says of an exception that is no `ReshardError`: a bug of ours."""
     import traceback

@@ -28,7 +28,7 @@ KEYS = {
     "warnings",
     "convert": "path dry_run seconds resumed source target tensors files nbytes_read "
     "nbytes_written peak_nbytes proof left warnings",
-    "verify": "a b tensors nbytes files mismatches faults checksums seconds",
+    "verify": "a b tensors nbytes files mismatches faults checksums seconds warnings",
     "diff": "a b tensors nbytes mismatches facts copied drift",
     "roundtrip": "source states left_out sample materialized on_drift ways seconds",
     "layout-show": "layout",

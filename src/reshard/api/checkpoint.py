@@ -49,6 +49,15 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"<{self.format} checkpoint at {self.path}, {len(self.tensors)} tensors>"
 
+    def _repr_html_(self) -> str:
+        """What `inspect` says, for a notebook."""
+        return self.inspect()._repr_html_()
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        """What is unusual about it, with its consequence."""
+        return self._source.catalog.oddities
+
     @property
     def path(self) -> Path:
         """As it was given to `open`."""

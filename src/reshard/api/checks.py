@@ -11,6 +11,7 @@ from reshard.api.junit import Case, Suite, junit
 from reshard.api.roundtrip_proof import RoundTrip
 from reshard.api.verification import Verification
 from reshard.errors import Exit, ReshardError, as_bug
+from reshard.plan.shown import Shown
 from reshard.plan.text import show_count
 
 
@@ -49,8 +50,8 @@ class Check:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+@dataclass(frozen=True, slots=True, repr=False)
+class Report(Shown):
     """The checks of one command.
 
     Args:  title: of the command, for the report of continuous integration.

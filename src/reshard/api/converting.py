@@ -25,6 +25,7 @@ from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
+from reshard.plan.shown import Shown
 from reshard.plan.target import Target, parse_target
 from reshard.plan.text import show_count, show_nbytes, show_pace
 
@@ -49,8 +50,8 @@ class Resumed:
         return f"{show_nbytes(self.nbytes)} of them, {pieces}, were there from an earlier run"
 
 
-@dataclass(frozen=True, slots=True)
-class Converted:
+@dataclass(frozen=True, slots=True, repr=False)
+class Converted(Shown):
     """What `convert` did.
 
     Args:  path: of the new folder.  report: the plan that was followed.
@@ -66,6 +67,11 @@ class Converted:
     dry_run: bool = False
     resumed: Resumed = field(default_factory=lambda: Resumed(0, 0))
     settings: Mapping[str, int] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """In a line."""
+        verb = "would write" if self.dry_run else "wrote"
+        return f"{verb} {self.path}, {show_nbytes(self.report.nbytes_written)}"
 
     def to_text(self) -> str:
         """What was written, and what to do next."""

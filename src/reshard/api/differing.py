@@ -13,10 +13,11 @@ from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
 from reshard.api.training_facts import FactChange, compare_facts
 from reshard.engine.progress import Meter, Progress
+from reshard.plan.shown import Shown
 
 
-@dataclass(frozen=True, slots=True)
-class Diff:
+@dataclass(frozen=True, slots=True, repr=False)
+class Diff(Shown):
     """How two checkpoints differ, or the copies within one.
 
     Args:  left, right: what was compared; right is None for one checkpoint alone.

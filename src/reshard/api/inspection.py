@@ -18,6 +18,8 @@ from reshard.plan.arrangement import Arrangement, Bound, Whole
 from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Left, Training
 from reshard.plan.prove import Proof
+from reshard.plan.shown import Shown
+from reshard.plan.text import show_count, show_nbytes
 
 Role = Literal["parameter", "frozen", "buffer", "extra"]
 
@@ -75,8 +77,8 @@ class StateFacts:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+@dataclass(frozen=True, slots=True, repr=False)
+class Inspection(Shown):
     """What a checkpoint is.
 
     Args:  path: as it was given.  root: the folder of its files.  title: of the format.
@@ -140,6 +142,11 @@ class Inspection:
             "left": [item.to_json() for item in self.left],
             "oddities": [item.to_json() for item in self.oddities],
         }
+
+    def summary(self) -> str:
+        """In a line."""
+        what = f"{show_count(len(self.tensors), 'tensor')}, {show_nbytes(self.nbytes)}"
+        return f"{self.title} at {self.path}, {what}"
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""

@@ -12,14 +12,16 @@ from reshard import formats
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import select_states
 from reshard.api.target_source import open_for_target
-from reshard.errors import ReshardError, target_error
+from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.catalog import Training
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
+from reshard.plan.shown import Shown
 from reshard.plan.target import parse_target
+from reshard.plan.text import show_count
 
 if TYPE_CHECKING:
     from reshard.engine.elements import Elements
@@ -27,19 +29,27 @@ if TYPE_CHECKING:
 Framework = Literal["torch", "numpy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+@dataclass(frozen=True, slots=True, repr=False)
+class Loaded(Shown):
     """What one rank of a run resumes with.
 
     Args:  tensors: by state kind and by the target's name: torch tensors on the CPU, or numpy
                     arrays; cut and padded as the target's files would be.
            training: iteration, parameter groups, schedulers, ...
            aliases: other names of tensors (tied weights): other name -> name.
+           warnings: what is unusual about the checkpoint, with its consequence.
     """
 
     tensors: Mapping[str, Mapping[str, Any]]
     training: Training
     aliases: Mapping[str, str]
+    warnings: tuple[Diagnostic, ...] = ()
+
+    def to_text(self) -> str:
+        """For people: how many tensors of each kind of state, and of which iteration."""
+        held = [f"{state} of {show_count(len(of), 'tensor')}" for state, of in self.tensors.items()]
+        step = self.training.iteration
+        return ", ".join([*held, *([] if step is None else [f"iteration {step}"])]) or "no tensors"
 
 
 def load(
@@ -100,7 +110,8 @@ def load(
     tensors: dict[str, dict[str, Any]] = {}
     for spec, array in zip(specs, found, strict=True):
         tensors.setdefault(spec.state, {})[spec.label] = _made(array, spec, framework)
-    return Loaded(tensors, source.catalog.training, dict(source.catalog.aliases or {}))
+    catalog = source.catalog
+    return Loaded(tensors, catalog.training, dict(catalog.aliases or {}), catalog.oddities)
 
 
 def rank_specs(

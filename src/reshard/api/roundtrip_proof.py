@@ -10,6 +10,7 @@ from reshard.api.junit import Suite
 from reshard.api.training_facts import FactChange
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.prove import Proof
+from reshard.plan.shown import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ class WayProof:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class RoundTrip:
+@dataclass(frozen=True, slots=True, repr=False)
+class RoundTrip(Shown):
     """What `roundtrip` proved.
 
     Args:  path: of the source.  title: of its format.  mesh: of its ranks.
@@ -252,6 +253,11 @@ class RoundTrip:
             "ways": [way.to_json() for way in self.ways],
             "seconds": round(self.seconds, 3),
         }
+
+    def summary(self) -> str:
+        """In a line."""
+        ways = [f"{way.title}: {'ok' if way.ok else 'failed'}" for way in self.ways]
+        return f"{self.path} via {'; '.join(ways)}"
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""

@@ -9,6 +9,7 @@ from reshard.api.source import PathLike, read_layout_file
 from reshard.language.expression import to_text
 from reshard.language.layout import Layout
 from reshard.language.library import Family, families, shipped
+from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, show_count, wrap
 
 
@@ -38,8 +39,8 @@ class FamilyFacts:
     layouts: tuple[LayoutFacts, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Layouts:
+@dataclass(frozen=True, slots=True, repr=False)
+class Layouts(Shown):
     """Families of layouts."""
 
     families: tuple[FamilyFacts, ...]
@@ -66,6 +67,11 @@ class Layouts:
                 for family in self.families
             ]
         }
+
+    def summary(self) -> str:
+        """In a line."""
+        layouts = sum(len(family.layouts) for family in self.families)
+        return f"{show_count(len(self.families), 'model')}, {show_count(layouts, 'layout')}"
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""

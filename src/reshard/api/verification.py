@@ -20,14 +20,15 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder
 from reshard.plan.plan import ArraySpec
+from reshard.plan.shown import Shown
 from reshard.plan.slice import slice_spec
 
 if TYPE_CHECKING:
     from reshard.engine.source_files import SourceFiles
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
+@dataclass(frozen=True, slots=True, repr=False)
+class Verification(Shown):
     """What `verify` found.
 
     Args:  left, right: what was verified; right is None for one checkpoint alone.

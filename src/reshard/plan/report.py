@@ -11,14 +11,15 @@ from reshard.plan.catalog import Catalog, Left
 from reshard.plan.fate import Fate
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
+from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 _MAX_PATTERNS = 12
 _NOT_ASKED_FOR = "not asked for"
 
 
-@dataclass(frozen=True, slots=True)
-class PlanReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class PlanReport(Shown):
     """What `reshard plan` tells.
 
     Args:  source: what is read.  target: what `--to` said.
@@ -65,6 +66,10 @@ class PlanReport:
             "left": [item.to_json() for item in self.left],
             "warnings": [item.to_json() for item in self.warnings],
         }
+
+    def summary(self) -> str:
+        """In a line."""
+        return f"{self.source.path} to {self.target}, {show_nbytes(self.nbytes_written)}"
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
