@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from reshard.api.stated_model import guessed, is_stated, stated_type, types_of
 from reshard.errors import ReshardError, layout_error
 from reshard.language import load_layout
 from reshard.language.expression import to_text
@@ -17,6 +18,9 @@ from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 from reshard.plan.stored_names import StoredNames
+
+_NAMES = "hf"
+"""What the layouts in transformers' names are called; models of many types share such names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,9 @@ def find_model(
             helps=["describe it in a UCL file, and give that with `--layout`"],
         )
     asked = [item for item in families if model is None or item.name == model]
+    kind = stated_type(catalog) if model is None else None
+    if kind is not None:
+        asked = [item for item in asked if kind in types_of(item) or not types_of(item)]
     stored = StoredNames.of(catalog)
     own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     fitting = [
@@ -80,7 +87,9 @@ def find_model(
     if not found and model is not None:
         found = fitting  # the user knows better
     if not found:
-        raise _nothing_fits(catalog, known, asked, fitting, stored)
+        if kind is not None and not any(kind in types_of(item) for item in families):
+            raise _unknown_type(catalog, kind, known)
+        raise _nothing_fits(catalog, known, asked, fitting, stored, kind)
     if any(item.fit.is_used for item in found):
         found = [item for item in found if item.fit.is_used]  # no experts, no model with experts
     stated = [item for item in found if item.fit.agrees]
@@ -94,7 +103,28 @@ def find_model(
         raise _several_fit(catalog, found)
     item = found[0].fit
     config = {**(catalog.config or {}), **item.facts}
-    return Modelled(replace(catalog, config=config), item.layout, found[0].family)
+    oddities = catalog.oddities
+    is_named = item.layout.name == _NAMES or item.layout.name.startswith(f"{_NAMES}_")
+    if is_named and kind is None and model is None and found[0].family not in extra:
+        oddities = (*oddities, guessed(found[0].family.name))
+    catalog = replace(catalog, config=config, oddities=oddities)
+    return Modelled(catalog, item.layout, found[0].family)
+
+
+def _unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> ReshardError:
+    return layout_error(
+        "no-layout-fits",
+        f"the source is a `{kind}`, as its configuration says, and no known layout is of that",
+        notes=[
+            f"{_example(catalog)}",
+            "a model of another type may have the same names, and compute something else",
+            f"known models: {_listed(known)}",
+        ],
+        helps=[
+            "describe the model in a UCL file, and give that with `--layout FILE#NAME`",
+            "if it computes the same as one of them, say so with `--model NAME`",
+        ],
+    )
 
 
 def _several_fit(catalog: Catalog, found: Sequence[_Found]) -> ReshardError:
@@ -117,6 +147,7 @@ def _nothing_fits(
     asked: Sequence[Family],
     fitting: Sequence[_Found],
     stored: StoredNames,
+    kind: str | None = None,
 ) -> ReshardError:
     """Why no layout fits: the configuration forbids those that would, or the names do."""
     helps = ["describe the model in a UCL file, and give that with `--layout FILE#NAME`"]
@@ -152,7 +183,8 @@ def _nothing_fits(
     return layout_error(
         "no-layout-fits",
         f"the names of this {catalog.format} checkpoint are not those of "
-        + ("a known model" if len(asked) > 1 else f"model `{asked[0].name}`"),
+        + ("a known model" if len(asked) > 1 else f"model `{asked[0].name}`")
+        + (f", which its configuration states (`{kind}`)" if kind is not None else ""),
         notes=notes,
         helps=helps,
     )
@@ -195,8 +227,9 @@ def rename_to(
     own = arrangement.layout.name
     if not exact and own in near:
         exact = [own]  # what is named so already keeps its names
+    stated = [name for name in (*exact, *near) if is_stated(arrangement.catalog, family, name)]
     problems: list[ReshardError] = []
-    for name in exact or near:
+    for name in stated or exact or near:
         try:
             layout = place(family.layout(name), places or {})
             return rename(arrangement, layout, mesh, settings=settings)

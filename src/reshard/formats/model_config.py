@@ -8,17 +8,21 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.model_json import is_model_config
-from reshard.language.expression import Variable, names
+from reshard.formats.model_facts import ROPE, Kind, kind_of
+from reshard.formats.model_json import config_bytes, parse_config
+from reshard.language.expression import Expression, Variable, known_value, names, operands
+from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.framework_config import framework_config
+from reshard.plan.environment import flatten
+from reshard.plan.fit import holds
+from reshard.plan.framework_config import assign, framework_config
 from reshard.plan.model_values import model_names
 from reshard.storage.objects import from_json
-from reshard.storage.side_files import read_side_files
 
-CONFIG = "config.json"
 NAMES = "hf"
 """What the names of a model's layouts in Hugging Face's names begin with."""
+FACTS = "transformers"
+"""The key of a source's configuration under which facts of the model are in transformers' words."""
 
 _TORCH_NAMES = {DType.F64: "float64", DType.F32: "float32", DType.F16: "float16"} | {
     DType.BF16: "bfloat16"
@@ -50,22 +54,106 @@ def model_config(arrangement: Arrangement, weights: Iterable[Whole]) -> ModelCon
     Raises: ReshardError[quantized-weights | source-unreadable].
     """
     weights = tuple(weights)
-    catalog = arrangement.catalog
-    if CONFIG in catalog.side_files:
-        data = read_side_files(catalog, (CONFIG,))[CONFIG]
-        if is_model_config(json.loads(data)):
+    catalog, layout = arrangement.catalog, arrangement.layout
+    is_named = has_hf_names(arrangement) and layout.model is not None
+    data = config_bytes(catalog)
+    if data is not None and (is_named or layout.model is None):
+        stated = parse_config(data)
+        if not is_named or stated is None:
             return ModelConfig(_with_dtype(data, arrangement, weights))
-    if has_hf_names(arrangement) and arrangement.layout.model is not None:
+        if _is_of(layout, stated, arrangement.values):
+            data, warnings = _brought_up(data, stated, arrangement)
+            return ModelConfig(_with_dtype(data, arrangement, weights), warnings)
+    if is_named:
         return _made(arrangement, weights)
     return ModelConfig(None, (_absent(arrangement),))
 
 
+def _is_of(layout: Layout, stated: Mapping[str, object], values: Mapping[str, object]) -> bool:
+    """Whether the names of a layout are those of the model that a configuration states."""
+    return holds(layout.when, {**_meant(layout, stated), **values}) is not False
+
+
+def _meant(layout: Layout, config: Mapping[str, object]) -> dict[str, object]:
+    """What a configuration says, by its own names and by those of the model."""
+    env = flatten(config)
+    for name, expression in layout.config.items():
+        value = known_value(expression, env)
+        if value is not None:
+            env[name] = value
+    return env
+
+
+def _brought_up(
+    data: bytes, stated: Mapping[str, object], arrangement: Arrangement
+) -> tuple[bytes, tuple[Diagnostic, ...]]:
+    """The source's file; with other values where the checkpoint itself says otherwise."""
+    layout, values = arrangement.layout, arrangement.values
+    assert layout.model is not None
+    kind = kind_of(stated.get("model_type"))
+    said = _meant(layout, stated)
+    else_said = _meant(layout, {**kind.default, **stated} if kind else stated)
+    changed: dict[str, object] = {}
+    notes = []
+    known = dict(layout.config)
+    for name in model_names(layout.model):
+        if name not in known and name in stated:
+            known[name] = Variable(name)
+    for name, expression in known.items():
+        value = values.get(name)
+        if value is None or not any(True for _ in names(expression)):
+            continue
+        old = said.get(name, else_said.get(name))
+        if _is_same(old, value):
+            continue
+        assign(_place(expression, flatten(stated)), value, changed)
+        key = next(iter(names(expression)), name)
+        notes.append(f"`{key}`: {json.dumps(value)} is written, the file says {json.dumps(old)}")
+    if not changed:
+        return data, ()
+    new = json.loads(data)
+    _merge(new, changed)
+    warning = Diagnostic(
+        "model-config-changed",
+        "`config.json` says otherwise than the checkpoint that it lies in",
+        level="warning",
+        notes=tuple(notes),
+        helps=("the checkpoint's own values are written; see which of the two is right",),
+    )
+    return _json(new), (warning,)
+
+
+def _is_same(one: object, other: object) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _place(expression: Expression, env: Mapping[str, object]) -> Expression:
+    """Of `a or b`, the one that a configuration has; else the first."""
+    parts = operands("or", expression)
+    for part in parts:
+        if isinstance(part, Variable) and env.get(part.name) is not None:
+            return part
+    return parts[0] if parts else expression
+
+
+def _merge(into: dict[str, object], more: Mapping[str, object]) -> None:
+    for key, value in more.items():
+        inner = into.get(key)
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            _merge(inner, value)
+        else:
+            into[key] = value
+
+
 def _with_dtype(data: bytes, arrangement: Arrangement, weights: tuple[Whole, ...]) -> bytes:
     """The source's file; with another element type where the weights were converted."""
-    if not any(_is_converted(arrangement, whole) for whole in weights):
-        return data
+    name = _TORCH_NAMES.get(_main_dtype(weights))
     value = json.loads(data)
     assert isinstance(value, dict), "the reader of the source saw to that"
+    came_back = arrangement.catalog.format not in (NAMES, "universal")
+    is_other = came_back and name is not None and _stated_dtype(value) not in (None, name)
+    if not is_other and not any(_is_converted(arrangement, whole) for whole in weights):
+        return data
     if "quantization_config" in value:
         raise target_error(
             "quantized-weights",
@@ -73,36 +161,98 @@ def _with_dtype(data: bytes, arrangement: Arrangement, weights: tuple[Whole, ...
             notes=["`config.json` has a `quantization_config`: other tensors hold their scales"],
             helps=["leave `--dtype` out; they are copied as they are"],
         )
-    name = _TORCH_NAMES.get(_main_dtype(weights))
     stated = [key for key in _KEYS if key in value] or ["torch_dtype"]
     value.update({key: name for key in stated if name is not None})
     return _json(value)
 
 
+def _stated_dtype(config: Mapping[str, object]) -> object:
+    return next((config[key] for key in _KEYS if config.get(key) is not None), None)
+
+
 def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
     layout, values = arrangement.layout, arrangement.values
     assert layout.model is not None
-    told = framework_config(layout, values)
-    for name in dict.fromkeys(model_names(layout.model)):
-        if name not in layout.config and values.get(name) is not None:
-            told.setdefault(name, values[name])
+    facts = _facts(arrangement)
+    told = framework_config(layout, values, lambda found: _has_keys(found, facts))
+    kind = kind_of(told.get("model_type"))
     if "model_type" not in told:
         return ModelConfig(None, (_absent(arrangement),))
+    for name in dict.fromkeys(model_names(layout.model)):
+        if name in layout.config or values.get(name) is None:
+            continue
+        if kind is None or name in kind.default:
+            told.setdefault(name, values[name])
+    if not _has_keys(told, facts):
+        raise _no_key(str(told["model_type"]), kind, facts)
+    told.update(facts)
     dtype = _TORCH_NAMES.get(_main_dtype(weights))
     if dtype is not None:
         told["torch_dtype"] = dtype
-    without = _sizes_of_nothing(arrangement)
-    missing = []
-    for name, expression in layout.config.items():
-        if values.get(name) is None:
-            key = next(iter(names(expression)), name)
-            if name in without and "." not in key:
-                told[key] = None  # transformers' own way to say that a model goes without
-            else:
-                missing.append(key)
-    ordered = {"model_type": told.pop("model_type"), **dict(sorted(told.items()))}
+    missing = _missing(arrangement, kind, told)
+    if kind is not None:
+        _complete(kind, told)
+    ordered = {
+        **({"architectures": [kind.architecture]} if kind and kind.architecture else {}),
+        "model_type": told.pop("model_type"),
+        **dict(sorted(told.items())),
+    }
     warnings = (_unknown(missing),) if missing else ()
     return ModelConfig(_json(from_json(ordered, lambda tensor: tensor)), warnings)
+
+
+def _facts(arrangement: Arrangement) -> Mapping[str, object]:
+    """What the source's framework says of the model beyond its sizes."""
+    found = (arrangement.catalog.config or {}).get(FACTS)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _has_keys(told: Mapping[str, object], facts: Mapping[str, object]) -> bool:
+    """Whether the type that a configuration states has a key for every fact."""
+    kind = kind_of(told.get("model_type"))
+    return kind is None or all(_has_key(kind, name) for name in facts)
+
+
+def _has_key(kind: Kind, name: str) -> bool:
+    return name in kind.default or (name in ROPE and any(key in kind.default for key in ROPE))
+
+
+def _no_key(model_type: str, kind: Kind | None, facts: Mapping[str, object]) -> Exception:
+    lost = {k: v for k, v in facts.items() if kind is not None and not _has_key(kind, k)}
+    return target_error(
+        "other-facts",
+        f"transformers' `{model_type}` cannot compute what this model computes",
+        notes=[
+            f"it has no `{key}`, which is {json.dumps(value)} here" for key, value in lost.items()
+        ],
+        helps=["convert to `universal`, which keeps the arguments, or change the run's arguments"],
+    )
+
+
+def _missing(arrangement: Arrangement, kind: Kind | None, told: dict[str, object]) -> list[str]:
+    """Keys that the source does not tell; of a size that the model goes without, `null` is told."""
+    without = _sizes_of_nothing(arrangement)
+    missing = []
+    for name, expression in arrangement.layout.config.items():
+        if arrangement.values.get(name) is not None:
+            continue
+        key = next(iter(names(expression)), name)
+        if key in told:
+            continue
+        if name not in without or "." in key:
+            missing.append(key)
+        elif kind is None or key in kind.nullable:
+            told[key] = None  # transformers' own way to say that a model goes without
+    return missing
+
+
+def _complete(kind: Kind, told: dict[str, object]) -> None:
+    """Say what the type would otherwise take another value for."""
+    for key, value in kind.plain.items():
+        if key in kind.default:
+            told.setdefault(key, value)
+    if "num_key_value_heads" in kind.default and "num_attention_heads" in told:
+        told.setdefault("num_key_value_heads", told["num_attention_heads"])
 
 
 def _sizes_of_nothing(arrangement: Arrangement) -> set[str]:

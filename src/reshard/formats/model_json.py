@@ -1,4 +1,7 @@
-"""The `config.json` of a model, where a file of that name is one."""
+"""The `config.json` of a model, where a file of that name is one.
+
+It goes along with a checkpoint of any kind, so that the way back to transformers finds every key.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from reshard.plan.catalog import Catalog
 from reshard.storage.objects import to_json
 from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.side_files import read_side_files
 
+CONFIG = "config.json"
 _MAX_NBYTES = 64 << 20
 _SECTIONS = ("model", "optim", "optimizer", "trainer", "train_module", "data_loader")
 """Of a run's settings; some trainers write these into a file of that name, too."""
@@ -24,11 +30,39 @@ def is_model_config(value: object) -> bool:
 def model_config_of(path: Path) -> Mapping[str, object] | None:
     """The configuration as tagged JSON; None if the file is something else."""
     try:
-        value = json.loads(read_regular(path, _MAX_NBYTES))
-    except (OSError, ValueError, RecursionError, FileTooLargeError):
+        return parse_config(read_regular(path, _MAX_NBYTES))
+    except (OSError, FileTooLargeError):
+        return None
+
+
+def parse_config(data: bytes) -> Mapping[str, object] | None:
+    """The same, of the bytes of a file."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
         return None
     if not is_model_config(value):
         return None
     tagged = to_json(value, lambda ref: ref)
     assert isinstance(tagged, dict)
     return tagged
+
+
+def config_bytes(catalog: Catalog) -> bytes | None:
+    """The file that goes along with a source; None if there is none, or it is something else.
+
+    Raises: ReshardError[source-unreadable].
+    """
+    if CONFIG not in catalog.side_files:
+        return None
+    data = read_side_files(catalog, (CONFIG,))[CONFIG]
+    return None if parse_config(data) is None else data
+
+
+def stated_config(catalog: Catalog) -> Mapping[str, object] | None:
+    """What the file says, as tagged JSON.
+
+    Raises: ReshardError[source-unreadable].
+    """
+    data = config_bytes(catalog)
+    return None if data is None else parse_config(data)

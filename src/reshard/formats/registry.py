@@ -191,6 +191,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard verify {src} {dst}",
             names="megatron",
             mesh=("vpp", "pp", "tp", "ep"),
+            carries_files=True,
         ),
         "nanotron": TargetFormat(
             "reshard.formats.nanotron.write",
@@ -213,6 +214,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "Megatron distributed checkpoint",
             "reshard verify {src} {dst}",
             names="megatron_dist",
+            carries_files=True,
         ),
     }
 )

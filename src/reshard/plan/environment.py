@@ -19,8 +19,7 @@ def environment(
 
     Raises: what evaluating a `config` line raises otherwise.
     """
-    env: dict[str, object] = {}
-    _flatten("", catalog.config or {}, env)
+    env = flatten(catalog.config or {})
     fixed = {**dict.fromkeys(layout.mesh, 1), **mesh, **settings}
     env.update(fixed)
     for name, expression in layout.config.items():
@@ -28,6 +27,13 @@ def environment(
         if value is not None:
             env[name] = value
     env.update(fixed)
+    return env
+
+
+def flatten(config: Mapping[str, object]) -> dict[str, object]:
+    """Every value by its name; of what is nested, the parts of the name are joined by dots."""
+    env: dict[str, object] = {}
+    _flatten("", config, env)
     return env
 
 

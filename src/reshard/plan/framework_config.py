@@ -7,7 +7,7 @@ config head_dim            = head_dim or hidden_size / heads      head_dim = 64
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from reshard.language.conditions import constant
 from reshard.language.expression import (
@@ -25,7 +25,11 @@ from reshard.language.layout import Layout
 from reshard.plan.model_values import model_names
 
 
-def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, object]:
+def framework_config(
+    layout: Layout,
+    values: Mapping[str, object],
+    accepts: Callable[[Mapping[str, object]], bool] = lambda found: True,
+) -> dict[str, object]:
     """What the framework of a layout calls the sizes and facts of a model.
 
     A line is read backwards through its first alternative: of `a or b` that is `a`. What has no
@@ -34,12 +38,14 @@ def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, 
     with the model holds.
 
     Args:  values: by the model's names (`Arrangement.values`).
+           accepts: whether an alternative will do; the first that agrees holds if none does.
     Returns: nested as the dots of the names say: `{"args": {"num_layers": 12}}`.
     """
     out: dict[str, object] = {}
     for name, expression in layout.config.items():
         if values.get(name) is not None:
-            _assign(expression, values[name], out)
+            assign(expression, values[name], out)
+    found = []
     for alternative in operands("or", layout.when):
         if _is_so(alternative, layout, values):
             more: dict[str, object] = {}
@@ -47,8 +53,9 @@ def framework_config(layout: Layout, values: Mapping[str, object]) -> dict[str, 
                 if not _is_known(part, layout, values):
                     _assume(part, more)
             if _agree(out, more):
-                _merge(out, more)
-                break
+                found.append(more)
+    if found:
+        _merge(out, next((item for item in found if accepts(item)), found[0]))
     return out
 
 
@@ -109,17 +116,18 @@ def _assume(part: Expression, out: dict[str, object]) -> None:
     ):
         _store(part.left.name.split("."), part.right.value, out)
     else:
-        _assign(part, True, out)
+        assign(part, True, out)
 
 
-def _assign(expression: Expression, value: object, out: dict[str, object]) -> None:
+def assign(expression: Expression, value: object, out: dict[str, object]) -> None:
+    """Put into a configuration what gives an expression a value, where that is one name's."""
     if isinstance(expression, Variable):
         _store(expression.name.split("."), value, out)
     elif isinstance(expression, Unary) and expression.operator == "not":
         if isinstance(value, int):  # a truth, or a 0 or 1 that the user set
-            _assign(expression.operand, not value, out)
+            assign(expression.operand, not value, out)
     elif isinstance(expression, Binary) and expression.operator == "or":
-        _assign(expression.left, value, out)
+        assign(expression.left, value, out)
     elif isinstance(expression, Binary) and expression.operator == "==" and value is True:
         left, right = expression.left, expression.right
         if isinstance(left, Variable) and isinstance(right, Text):

@@ -214,7 +214,9 @@ def test_a_way_by_distributed_checkpoints_loses_nothing(fixture_checkpoint: Find
 
 def test_torchtitan_finds_all_that_it_asks_for(fixture_checkpoint: Find, tmp_path: Path) -> None:
     source = fixture_checkpoint("dcp_dp2") / "ckpt"
-    made = reshard.convert(source, tmp_path / "out", "torchtitan:dp=2", settings=HEADS)
+    made = reshard.convert(
+        source, tmp_path / "out", "torchtitan:dp=2", settings=HEADS, model="llama"
+    )
     found = read_metadata(tmp_path / "out" / "step-2")
     keys = {item.name for item in (*found.tensors, *found.objects)}
     assert {
@@ -260,7 +262,9 @@ def test_olmo_core_has_its_folder_its_mark_and_its_names(
     fixture_checkpoint: Find, tmp_path: Path
 ) -> None:
     source = fixture_checkpoint("dcp_dp2") / "ckpt"
-    made = reshard.convert(source, tmp_path / "out", "olmo-core:dp=2", settings=HEADS)
+    made = reshard.convert(
+        source, tmp_path / "out", "olmo-core:dp=2", settings=HEADS, model="llama"
+    )
     assert (tmp_path / "out" / ".metadata.json").is_file()
     keys = {item.name for item in read_metadata(tmp_path / "out" / "model_and_optim").tensors}
     assert "model.blocks.0.attention.w_q.weight" in keys

@@ -348,9 +348,10 @@ def test_a_target_without_a_place_for_files_tells_which_are_left(
 ) -> None:
     reshard.convert(fixture_checkpoint("nanotron_tp1_z0") / "ckpt", "model", "hf")
     Path("model/tokenizer.json").write_text("{}", encoding="utf-8")
-    report = reshard.plan("model", "megatron:tp=2")
+    report = reshard.plan("model", "deepspeed-universal")
     assert [item.render() for item in report.warnings if item.code == "side-file-left"] == [
         "warning[side-file-left]: 2 files of the source are not carried along\n"
-        "  = note: a Megatron checkpoint has no place for it: `config.json`, `tokenizer.json`\n"
+        "  = note: a folder in DeepSpeed's universal form has no place for it: `config.json`, "
+        "`tokenizer.json`\n"
         "  = help: copy them yourself if they are wanted"
     ]

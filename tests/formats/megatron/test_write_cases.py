@@ -125,7 +125,10 @@ def test_weights_alone_are_a_release(fixture_checkpoint: Fixture, tmp_path: Path
     there = converted(whole, tmp_path / "there", "megatron:tp=2,pp=2")
     assert (there / "latest_checkpointed_iteration.txt").read_text() == "release"
     assert files(there)[0] == "latest_checkpointed_iteration.txt"
-    assert files(there)[1] == "release/mp_rank_00_000/model_optim_rng.pt"
+    assert files(there)[1:3] == [
+        "release/config.json",
+        "release/mp_rank_00_000/model_optim_rng.pt",
+    ]
     assert_same(whole, there)
 
 

@@ -270,7 +270,7 @@ error[megatron-distributed]: some parameters have master weights, and others of 
 
 def test_what_megatron_must_be_told(fixture_checkpoint: Fixture) -> None:
     source = fixture_checkpoint("z1_fp32_dp2_untied") / "ckpt"
-    found = api.plan(source, "megatron", settings=LLAMA).warnings
+    found = api.plan(source, "megatron", settings=LLAMA, model="llama").warnings
     assert (
         "\n\n".join(item.render() for item in found)
         == """\

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.model_config import CONFIG, ModelConfig, model_config
+from reshard.formats.model_config import ModelConfig, model_config
+from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity

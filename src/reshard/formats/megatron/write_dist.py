@@ -77,6 +77,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         ),
         inventory.dropped(),
         inventory.folded_tensors(),
+        beside=f"{options.folder}/",
     )
 
 

@@ -75,6 +75,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         ),
         inventory.dropped(),
         inventory.folded_tensors(),
+        beside=f"{options.folder}/",
     )
 
 

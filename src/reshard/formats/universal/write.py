@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from reshard.formats.model_config import CONFIG, has_hf_names, model_config
+from reshard.formats.model_config import has_hf_names, model_config
+from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import (
     MAX_FILE_NBYTES,
     StateSet,

@@ -1,0 +1,68 @@
+"""The type of model that a source states, and the families that are of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from reshard.errors import Diagnostic
+from reshard.formats.model_facts import type_of_architecture
+from reshard.formats.model_json import stated_config
+from reshard.language.expression import Binary, Expression, Text, Variable, names, operands
+from reshard.language.library import Family
+from reshard.plan.catalog import Catalog
+from reshard.plan.environment import flatten
+from reshard.plan.fit import holds
+
+_TYPE = "model_type"
+
+
+def stated_type(catalog: Catalog) -> str | None:
+    """The type of model that a source states; the class of transformers where it states no type."""
+    for config in (stated_config(catalog), catalog.config):
+        found = None if config is None else config.get(_TYPE)
+        if isinstance(found, str) and found:
+            return found
+    classes = (catalog.config or {}).get("architectures")
+    if isinstance(classes, list) and classes and isinstance(classes[0], str):
+        return type_of_architecture(classes[0]) or classes[0]
+    return None
+
+
+def types_of(family: Family) -> frozenset[str]:
+    """The types that the layouts of a family say that they are of; none for most of a user's."""
+    conditions = (block.when for block in family.document.layouts)
+    return frozenset(text for item in conditions for text in _types(item))
+
+
+def _types(expression: Expression | None) -> Iterable[str]:
+    if not isinstance(expression, Binary):
+        return
+    left, right = expression.left, expression.right
+    if isinstance(left, Variable) and left.name == _TYPE and isinstance(right, Text):
+        if expression.operator == "==":
+            yield right.value
+        return
+    yield from _types(left)
+    yield from _types(right)
+
+
+def is_stated(catalog: Catalog, family: Family, name: str) -> bool:
+    """Whether a source states a type of model that a layout is of."""
+    layout = family.layout(name)
+    env = flatten({**(catalog.config or {}), **(stated_config(catalog) or {})})
+    return any(
+        _TYPE in names(part) and holds(part, env)
+        for condition in operands("or", layout.when)
+        for part in operands("and", condition)
+    )
+
+
+def guessed(model: str) -> Diagnostic:
+    """The warning where names alone told the model."""
+    return Diagnostic(
+        "guessed-model",
+        f"the source does not say which model it is; by its names it is taken for `{model}`",
+        level="warning",
+        notes=("models that compute something else may have the same names and shapes",),
+        helps=(f"say `--model {model}` if it is one",),
+    )

@@ -1,0 +1,131 @@
+"""Which keys of transformers' configurations a model type has, and which change nothing.
+
+The facts are in `layouts/transformers.json`; `tests/interop/transformers_keys.py` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+ROPE = ("rope_parameters", "rope_scaling")
+WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+_PLAIN_ROPE: Mapping[str, object] = {
+    "rope_type": "default",
+    "type": "default",
+    "partial_rotary_factor": 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A model type of transformers.
+
+    Args:  architecture: the class that loads it; "" where its tensors decide.
+           default: every key that may change what it computes, as it is where it is not said.
+           nullable: keys that may be `null`.
+           plain: as the frameworks that train such models have it, where that is another value.
+    """
+
+    architecture: str
+    default: Mapping[str, object]
+    plain: Mapping[str, object]
+    nullable: frozenset[str] = frozenset()
+
+
+@cache
+def _table() -> Mapping[str, object]:
+    text = resources.files("reshard").joinpath("layouts", "transformers.json").read_text("utf-8")
+    found = json.loads(text)
+    assert isinstance(found, dict)
+    return found
+
+
+@cache
+def kind_of(model_type: object) -> Kind | None:
+    """What is known of a type; None for one that no shipped layout is of."""
+    types = _table()["types"]
+    assert isinstance(types, dict)
+    found = types.get(model_type)
+    if found is None:
+        return None
+    return Kind(
+        found.get("architecture", ""),
+        found["default"],
+        found.get("plain", {}),
+        frozenset(found.get("nullable", ())),
+    )
+
+
+def type_of_architecture(name: str) -> str | None:
+    """The type that a class of transformers is of."""
+    types = _table()["types"]
+    assert isinstance(types, dict)
+    return next((kind for kind, item in types.items() if item.get("architecture") == name), None)
+
+
+@cache
+def _harmless() -> frozenset[str]:
+    found = _table()["harmless"]
+    assert isinstance(found, list)
+    return frozenset(found)
+
+
+def rope_of(config: Mapping[str, object]) -> dict[str, object]:
+    """The scaling of rotary positions, in either spelling; {} where there is none."""
+    for key in ROPE:
+        value = config.get(key)
+        if isinstance(value, Mapping):
+            out = dict(value)
+            out["rope_type"] = out.pop("type", None) or out.get("rope_type") or "default"
+            return out
+    return {}
+
+
+def window_of(config: Mapping[str, object]) -> int | None:
+    """The sliding window of all layers; 0 where only some have one; None without one."""
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if not isinstance(window, int) or window <= 0 or config.get("use_sliding_window") is False:
+        window = None
+    if isinstance(kinds, list):
+        sliding = [kind == "sliding_attention" for kind in kinds]
+        if not any(sliding):
+            return None
+        return window if all(sliding) and window is not None else 0
+    if window is None:
+        return None
+    return 0 if config.get("use_sliding_window") and config.get("max_window_layers") else window
+
+
+def changing_keys(config: Mapping[str, object], used: Collection[str]) -> dict[str, object]:
+    """What of a configuration may make the model compute other numbers than its family does.
+
+    Args:  config: in transformers' words.
+           used: names that are accounted for; of what is nested, with dots.
+    """
+    kind = kind_of(config.get("model_type")) or Kind("", {}, {})
+    out: dict[str, object] = {}
+    for key, value in config.items():
+        if value is None or key in used or key in _harmless():
+            continue
+        if key in ROPE:
+            changes = not isinstance(value, Mapping) or any(
+                f"{key}.{name}" not in used and item != _PLAIN_ROPE.get(name)
+                for name, item in value.items()
+            )
+        elif key in WINDOW:
+            changes = key == "sliding_window" and window_of(config) is not None
+        else:
+            plain = kind.plain.get(key, kind.default.get(key))
+            changes = not (_alike(value, plain) or (plain is None and not value))
+        if changes:
+            out[key] = value
+    return out
+
+
+def _alike(one: object, other: object) -> bool:
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
