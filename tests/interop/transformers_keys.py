@@ -1,4 +1,4 @@
-"""Writes `src/reshard/layouts/transformers.json`: which keys a model type has, and which do nothing.
+"""Writes `src/reshard/layouts/transformers.json`: the keys of model types, and which do nothing.
 
     python tests/interop/transformers_keys.py > src/reshard/layouts/transformers.json
 
@@ -116,7 +116,7 @@ def is_nullable(kind: str, key: str) -> bool:
     """Whether the class takes `null`, and keeps it."""
     try:
         return getattr(CONFIG_MAPPING[kind](**{key: None}), key) is None
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever the class raises
         return False
 
 

@@ -104,7 +104,7 @@ def _brought_up(
         if value is None or not any(True for _ in names(expression)):
             continue
         old = said.get(name, else_said.get(name))
-        if _is_same(old, value):
+        if _is_same(old, value) or (old is None and value is False):
             continue
         assign(_place(expression, flatten(stated)), value, changed)
         key = next(iter(names(expression)), name)

@@ -13,7 +13,7 @@ from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
-from reshard.language.expression import to_text
+from reshard.language.expression import names, to_text
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -25,7 +25,7 @@ from reshard.plan.held import Held
 from reshard.plan.holders import Holders
 from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import active_rules
-from reshard.plan.model_values import model_values
+from reshard.plan.model_values import model_names, model_values
 from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
 from reshard.plan.rule_atoms import rule_atoms
@@ -92,11 +92,11 @@ class _Renamer:
         catalog = arrangement.catalog
         env = environment(layout, catalog, arrangement.mesh, settings)
         known = environment(arrangement.layout, catalog, arrangement.mesh, settings)
-        self._values = {
-            **arrangement.values,
-            **model_values(arrangement.layout, known, self._sizes),
-            **settings,
-        }
+        values = {**arrangement.values, **model_values(arrangement.layout, known, self._sizes)}
+        for name in _of_padding(arrangement.layout):
+            known.pop(name, None)
+            values.pop(name, None)
+        self._values = {**values, **settings}
         env.update(known)
         env.update(self._values)
         env.update({axis: mesh.get(axis, 1) for axis in (*layout.mesh, *arrangement.mesh)})
@@ -135,8 +135,15 @@ class _Renamer:
     def _refuse_other_facts(self) -> None:
         """Refuse a layout that is of models of another kind: without positions, say."""
         asked = facts(self._layout)
+        model = self._layout.model
+        assert model is not None
+        known = {
+            name: self._values[name]
+            for name in model_names(model)
+            if name not in self._layout.config and isinstance(self._values.get(name), bool)
+        }
         for name, expression in self._layout.config.items():
-            said = constant(expression, {})
+            said = constant(expression, known)
             if (
                 isinstance(said, bool)
                 and name in asked
@@ -274,6 +281,13 @@ class _Renamer:
             notes=notes,
             helps=["leave this state out with `--states`"],
         )
+
+
+def _of_padding(layout: Layout) -> frozenset[str]:
+    """What a layout says of how it pads: nothing of the model, and of no other layout."""
+    asked = (split.pad_to for split in layout.places.values() if split.pad_to is not None)
+    of_mesh = {*layout.mesh}
+    return frozenset(name for item in asked for name in names(item) if name not in of_mesh)
 
 
 def _model_of(layout: Layout) -> str:

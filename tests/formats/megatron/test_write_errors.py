@@ -284,7 +284,7 @@ warning[megatron-resume]: random number generators start anew
   = note: the source has none
   = help: resume with `--no-load-rng`"""
     )
-    found = api.plan(source, "megatron", settings=LLAMA, states="weights").warnings
+    found = api.plan(source, "megatron", settings=LLAMA, model="llama", states="weights").warnings
     assert (
         "\n\n".join(item.render() for item in found)
         == """\
