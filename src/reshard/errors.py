@@ -226,11 +226,12 @@ def as_bug(error: Exception) -> ReshardError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
     text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+    left = getattr(error, "__notes__", None) or ("no output was left behind",)
     return ReshardError(
         Diagnostic(
             "bug",
             f"this is a bug in reshard: {text}",
-            notes=(f"at {where}, in `{frame.name}`", "no output was left behind"),
+            notes=(f"at {where}, in `{frame.name}`", *left),
             helps=("run it again with RESHARD_DEBUG=1 for the traceback, and report that, please",),
         ),
         Exit.BUG,

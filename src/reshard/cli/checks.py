@@ -19,6 +19,10 @@ def reported(title: str, junit: str | None) -> Iterator[list[Check]]:
     Args:  title: of the command.  junit: the file; None for no report.
     """
     checks: list[Check] = []
+    if junit is not None:
+        from reshard.api.report_file import check_report
+
+        check_report(junit)
     try:
         yield checks
     except BaseException as error:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import TextIO
 
+from reshard.cli.streams import flush, put
 from reshard.errors import MAX_SHOWN, Diagnostic, ReshardError, render_all, visible
 from reshard.plan.text import wrap
 
@@ -27,7 +28,7 @@ def print_json(document: Mapping[str, object], *, ok: bool = True) -> None:
     """The one document that `--json` prints."""
     full = {"schema": SCHEMA, "ok": ok, **document}
     text = json.dumps(full, indent=2, ensure_ascii=False)
-    _write(sys.stdout, _NOT_PLAIN.sub(_json_escape, text))
+    put(sys.stdout, _NOT_PLAIN.sub(_json_escape, text))
 
 
 def print_text(text: str, *, exact: bool = False) -> None:
@@ -35,25 +36,25 @@ def print_text(text: str, *, exact: bool = False) -> None:
 
     Args:  exact: of which a program may want every character; a terminal still gets the safe ones.
     """
-    _write(sys.stdout, text if exact and not sys.stdout.isatty() else visible(text, "\n\t"))
+    put(sys.stdout, text if exact and not sys.stdout.isatty() else visible(text, "\n\t"))
 
 
 def print_answer(text: str, *, color: bool) -> None:
     """An answer whose section heads stand out on a terminal."""
     if color and wants_color(sys.stdout):
-        _write(sys.stdout, _paint_answer(visible(text, "\n")))
+        put(sys.stdout, _paint_answer(visible(text, "\n")))
     else:
         print_text(text)
 
 
 def print_message(text: str, *, color: bool = True) -> None:
     """Progress and remarks."""
-    sys.stdout.flush()
+    flush(sys.stdout)
     text = visible(text, "\n")
     if sys.stderr.isatty():
         text = _wrapped(text)
-    _write(sys.stderr, _paint(text) if color and wants_color(sys.stderr) else text)
-    sys.stderr.flush()
+    put(sys.stderr, _paint(text) if color and wants_color(sys.stderr) else text)
+    flush(sys.stderr)
 
 
 def _wrapped(text: str) -> str:
@@ -67,12 +68,6 @@ def _wrapped(text: str) -> str:
         else:
             lines += wrap(line, width, indent=" " * (10 if found[0].startswith(" ") else 4))
     return "\n".join(lines)
-
-
-def _write(stream: TextIO, text: str) -> None:
-    """A text and a line end; what the stream's encoding lacks is escaped."""
-    encoding = stream.encoding or "utf-8"
-    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
 def _json_escape(found: re.Match[str]) -> str:
@@ -110,7 +105,7 @@ def annotation(level: str, title: str, text: str, where: Mapping[str, str] | Non
     if os.environ.get("GITHUB_ACTIONS") == "true":
         properties = {**(where or {}), "title": f"reshard: {title}"}
         listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-        _write(sys.stderr, f"::{level} {listed}::{_data(text)}")
+        put(sys.stderr, f"::{level} {listed}::{_data(text)}")
 
 
 def _data(text: str) -> str:

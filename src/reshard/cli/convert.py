@@ -65,6 +65,7 @@ def convert(
     from reshard import api
     from reshard.cli.console import print_answer, print_diagnostics, print_json
     from reshard.cli.progress import show_progress
+    from reshard.cli.streams import complete
 
     file, name = split_layout(layout)
     with show_progress("convert", quiet=quiet, color=not no_color) as on_progress:
@@ -90,11 +91,12 @@ def convert(
             on_progress=on_progress,
             dry_run=dry_run,
         )
-    if as_json:
-        print_json(done.to_json())
-        return
-    print_diagnostics(done.report.warnings, color=not no_color)
-    if dry_run:
-        print_answer(done.report.to_text(), color=not no_color)
-    elif not quiet:
-        print_answer(done.to_text(), color=not no_color)
+    with complete("nothing was to be written" if dry_run else f"`{target}` is complete"):
+        if as_json:
+            print_json(done.to_json())
+            return
+        print_diagnostics(done.report.warnings, color=not no_color)
+        if dry_run:
+            print_answer(done.report.to_text(), color=not no_color)
+        elif not quiet:
+            print_answer(done.to_text(), color=not no_color)

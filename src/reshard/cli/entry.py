@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from reshard.cli.console import error_document, print_error, print_json, print_message
+from reshard.cli.streams import flush, open_missing
 from reshard.errors import Diagnostic, Exit, ReshardError, as_bug
 
 # The base of every complaint about the command line; typer does not export it by name.
@@ -29,9 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     before = words[: words.index("--")] if "--" in words else words
     as_json, color = "--json" in before, "--no-color" not in before
+    open_missing()
     try:
         code = _run(words, before)
-        sys.stdout.flush()
+        flush(sys.stdout)
         return code
     except ReshardError as error:
         _report(error, as_json, color)
@@ -39,10 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _report_interrupt(str(error) or "interrupted; nothing was left behind", as_json)
         return int(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever reads has enough. Python flushes stdout once more at its end, into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.OK)
     except Exception as error:
         if os.environ.get("RESHARD_DEBUG"):
             raise
@@ -60,6 +58,8 @@ def _run(words: list[str], before: list[str]) -> int:
     try:
         with command.make_context("reshard", list(words) or ["--help"]) as context:
             code = command.invoke(context)
+    except BrokenPipeError:  # of a help text, which is not printed by us
+        return int(Exit.OK)
     except typer.Exit as end:
         return int(Exit.USAGE) if not words else end.exit_code
     except _UsageFault as fault:
@@ -103,7 +103,7 @@ def _lowered(text: str) -> str:
 def _report(error: ReshardError, as_json: bool, color: bool) -> None:
     if as_json:
         print_json(error_document(error), ok=False)
-        sys.stdout.flush()
+        flush(sys.stdout)
     else:
         print_error(error, color=color)
 
@@ -114,7 +114,7 @@ def _report_interrupt(text: str, as_json: bool) -> None:
         told = text.removeprefix("interrupted; ").split("\n")
         item = Diagnostic("interrupted", "interrupted", notes=(told[0],), helps=tuple(told[1:]))
         print_json(error_document(ReshardError(item, Exit.INTERRUPTED)), ok=False)
-        sys.stdout.flush()
+        flush(sys.stdout)
 
 
 def _report_bug(error: Exception, as_json: bool) -> None:
