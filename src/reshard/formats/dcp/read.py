@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reshard.formats.dcp.collect import Collected, collect
 from reshard.formats.dcp.folders import find_step
+from reshard.formats.dcp.olmo_config import read_olmo_config
 from reshard.formats.dcp.side_files import read_side_files, stale_files
 from reshard.formats.dcp.training import read_training, unlike_states
 from reshard.formats.model_json import model_config_of
@@ -47,6 +48,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         layout=LAYOUT,
         layout_name="dcp",
         training=read_training(folder, found, files),
+        config=read_olmo_config(folder.root),
         aliases=found.aliases or None,
         buffers=found.buffers,
         frozen=found.frozen,
