@@ -151,7 +151,7 @@ def test_what_a_deepspeed_run_trains_is_the_master_weights(
     assert warning.render() == (
         "warning[dcp-left]: what only deepspeed resumes with is not written\n"
         "  = note: it is `zero_stage`, `compute_dtype`, `ds_config`, `counters`, `client_state`, "
-        "`universal_checkpoint_info`, `other`, `loss_scaler`, `clip_grad`\n"
+        "`universal_checkpoint_info`, `other`, `saved_over`, `loss_scaler`, `clip_grad`\n"
         "  = help: keep the source, or convert to `universal`, which keeps it"
     )
 
