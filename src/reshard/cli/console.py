@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -26,9 +27,20 @@ _HEADLINE = re.compile(r"^(error|warning|note)(\[[\w-]+\]:)(.*)$")
 
 def print_json(document: Mapping[str, object], *, ok: bool = True) -> None:
     """The one document that `--json` prints."""
-    full = {"schema": SCHEMA, "ok": ok, **document}
-    text = json.dumps(full, indent=2, ensure_ascii=False)
+    full = _finite({"schema": SCHEMA, "ok": ok, **document})
+    text = json.dumps(full, indent=2, ensure_ascii=False, allow_nan=False)
     put(sys.stdout, _NOT_PLAIN.sub(_json_escape, text))
+
+
+def _finite(value: object) -> object:
+    """A value in which numbers that JSON lacks are texts."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def print_text(text: str, *, exact: bool = False) -> None:
