@@ -11,6 +11,7 @@ import pytest
 from megatron_forge import image_bytes, namespace, save
 from test_megatron_errors import message
 
+import reshard
 from reshard.formats.megatron.read import read
 from reshard.storage.inert import Global
 from whole_tensors import arrange, wholes
@@ -164,3 +165,102 @@ def test_buckets_that_do_not_round_to_the_weights(tmp_path: Path) -> None:
         "  = note: the flat buffers are checked against the weights, which they must round to",
         "  = help: keep the weights with `--states weights`",
     ]
+
+
+Boxes = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def run(
+    root: Path,
+    tensors: dict[str, tuple[np.ndarray[Any, Any], Boxes | None]],
+    groups: list[list[list[np.ndarray[Any, Any]]]],
+    **args: object,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """A folder of any run.
+
+    Args:  tensors: by name, with the boxes that ranks wrote.
+           groups: for each model-parallel rank its buckets, each of parameters in their order.
+    """
+    folder = Forge(root)
+    for name, (value, boxes) in tensors.items():
+        folder.tensor(name, value, boxes)
+    for group, buckets in enumerate(groups):
+        prefix = f"optimizer.distributed.dp_group_idx_{group}"
+        for index, parameters in enumerate(buckets):
+            key = f"{prefix}.gbuf_idx_0.dtype_(torch.float32, torch.float32).bucket_idx_{index}"
+            for state in STATES:
+                folder.tensor(f"{key}.{state}", buffer(parameters, state))
+        lengths = [len(buffer(parameters, "param")) for parameters in buckets]
+        name = f"{prefix}.per_bucket_numel_unpadded/shard_0_1"
+        folder.object(name, [[{(KIND, KIND): lengths}]])
+        folder.object(f"{prefix}.optimizer/shard_0_1", [{"optimizer": {"param_groups": GROUPS}}])
+    folder.write()
+    stated = {"untie_embeddings_and_output_weights": True, "make_vocab_size_divisible_by": 1}
+    common = {"args": namespace(**{**stated, **args}), "iteration": 4, "checkpoint_version": 3.0}
+    save(root / "common.pt", common)
+    (root / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    return {name: value for name, (value, _) in tensors.items()}
+
+
+def counted(number: int, *shape: int) -> np.ndarray[Any, Any]:
+    """An array whose elements are of no other number."""
+    return (1000.0 * number + np.arange(np.prod(shape))).astype(np.float32).reshape(shape)
+
+
+def assert_states(root: Path, whole: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Every state of every tensor."""
+    found = reshard.open(root)
+    for name, value in whole.items():
+        for state in STATES:
+            kept = np.asarray(found.read(name, "master" if state == "param" else state))
+            assert np.array_equal(kept, state_of(value, state)), (name, state)
+
+
+def test_a_stage_that_predicts_several_tokens_has_a_copy_of_the_embedding(tmp_path: Path) -> None:
+    embedding, layers, norm = counted(0, 9, 4), counted(1, 2, 4, 5), counted(2, 4)
+    extra, output = counted(3, 4, 8), counted(4, 9, 4)
+    whole = run(
+        tmp_path,
+        {
+            "embedding.word_embeddings.weight": (embedding, None),
+            "decoder.layers.mlp.linear_fc2.weight": (
+                layers,
+                [((i, 0, 0), (1, 4, 5)) for i in range(2)],
+            ),
+            "decoder.final_layernorm.weight": (norm, None),
+            "mtp.layers.0.eh_proj.weight": (extra, None),
+            "output_layer.weight": (output, None),
+        },
+        [[[layers[0]], [embedding]], [[layers[1], norm, extra, output], [embedding]]],
+        num_layers=2,
+        pipeline_model_parallel_size=2,
+        mtp_num_layers=1,
+    )
+    assert_states(tmp_path, whole)
+
+
+def test_experts_that_are_not_cut_beside_layers_that_are(tmp_path: Path) -> None:
+    proj, first, second = counted(0, 4, 6), counted(1, 3, 10, 4), counted(2, 3, 4, 5)
+    name = "decoder.layers.0.mlp.experts.experts"
+    halves = [((e, at, 0), (1, 5, 4)) for e in range(3) for at in (0, 5)]
+    groups = []
+    for rank in range(2):
+        experts = [part for e in range(3) for part in (first[e], second[e])]
+        groups.append([[proj[:, 3 * rank : 3 * rank + 3], *experts]])
+    whole = run(
+        tmp_path,
+        {
+            "decoder.layers.0.self_attention.linear_proj.weight": (
+                proj,
+                [((0, 0), (4, 3)), ((0, 3), (4, 3))],
+            ),
+            f"{name}.linear_fc1.weight": (first, halves),
+            f"{name}.linear_fc2.weight": (second, [((e, 0, 0), (1, 4, 5)) for e in range(3)]),
+        },
+        groups,
+        num_layers=1,
+        num_experts=3,
+        tensor_model_parallel_size=2,
+        expert_tensor_parallel_size=1,
+    )
+    assert_states(tmp_path, whole)

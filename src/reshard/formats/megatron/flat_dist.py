@@ -108,6 +108,7 @@ class _Reader:
     def _buffer(self, buffer: Buffer, experts: bool | None, chunks: int) -> None:
         pp = self._args.size("pp")
         tps = self._args.expert_tp if experts else self._args.size("tp")
+        etps = self._args.expert_tp
         tp, rest = buffer.group % tps, buffer.group // tps
         eps = self._args.size("ep")
         ep, stage = (rest % eps, rest // eps) if experts else (0, rest)
@@ -120,6 +121,8 @@ class _Reader:
             place = Place(
                 tp,
                 tps,
+                tp % etps,
+                etps,
                 ep,
                 eps if experts else 1,
                 layers,

@@ -45,7 +45,8 @@ class Member:
 class Place:
     """A rank, and what of the model it has.
 
-    Args:  tp, tps: its rank among those that cut its tensors; for experts, those of experts.
+    Args:  tp, tps: its rank among those that cut its dense tensors.
+           etp, etps: its rank among those that cut an expert.
            ep, eps: its rank among those that share experts.
            layers: of its chunk.  first, last: whether its chunk is the first, the last of all.
            experts: whether the optimizer has experts alone, or none; None for both.
@@ -54,6 +55,8 @@ class Place:
 
     tp: int
     tps: int
+    etp: int
+    etps: int
     ep: int
     eps: int
     layers: range
@@ -71,6 +74,7 @@ class Members:
 
     def __init__(self, weights: Sequence[LocalTensor], *, tied: bool) -> None:
         self.tensors = {t.name: t for t in weights if t.state == "param" and not is_buffer(t.name)}
+        self._has_mtp = any(name.startswith("mtp.") for name in self.tensors)
         self._tied = tied and OUTPUT not in self.tensors
         self._index: dict[tuple[str, int], dict[tuple[int, ...], list[Box]]] = {}
         self.layers = max((self._layers(t) for t in self.tensors.values()), default=0)
@@ -84,29 +88,43 @@ class Members:
 
     def orders(self, place: Place) -> Iterator[list[Member]]:
         """The parameters of a rank in every order that is known: experts one by one, or matrix by
-        matrix.
+        matrix; and with the copies that the last stage may have of the embedding.
         """
         for by_expert in (True, False):
-            yield list(self._members(place, by_expert))
+            for copies in self._copies() if place.last and not place.first else ((),):
+                yield list(self._members(place, by_expert, copies))
+
+    def _copies(self) -> tuple[tuple[str, ...], ...]:
+        """What the last stage may have a copy of the embedding as: as the output layer where the
+        two are tied, as itself for the prediction of several tokens.
+        """
+        tied = (OUTPUT,) if self._tied else ()
+        return ((EMBEDDING, *tied), (EMBEDDING,), tied) if self._has_mtp else (tied,)
 
     def shared(self, place: Place) -> tuple[str, ...]:
         """The parameters that have a bucket of their own, since another stage has a copy."""
-        return (EMBEDDING, OUTPUT) if self._tied and place.experts is not True else ()
+        if place.experts is True or (place.first and place.last):
+            return ()
+        if self._tied:
+            return (EMBEDDING, OUTPUT)
+        return (EMBEDDING,) if self._has_mtp else ()
 
-    def _members(self, place: Place, by_expert: bool) -> Iterator[Member]:
+    def _members(self, place: Place, by_expert: bool, copies: tuple[str, ...]) -> Iterator[Member]:
         inside = [name for name in self.tensors if self._layers(self.tensors[name])]
         outside = [name for name in self.tensors if name not in set(inside)]
         if place.first:
             for name in outside:
                 if name.startswith("embedding."):
                     yield from self._one(name, (), place)
+        elif EMBEDDING in copies and EMBEDDING in self.tensors:
+            yield from self._one(EMBEDDING, (), place)
         for layer in place.layers:
             yield from self._layer(inside, layer, place, by_expert)
         if place.last:
             for name in outside:
                 if not name.startswith("embedding."):
                     yield from self._one(name, (), place)
-        if place.last and not place.first and self._tied and EMBEDDING in self.tensors:
+        if OUTPUT in copies and EMBEDDING in self.tensors:
             for member in self._one(EMBEDDING, (), place):
                 yield Member(OUTPUT, member.parts)
 
@@ -188,7 +206,8 @@ class Members:
                 boxes.sort(key=lambda box: box.lo)
             self._index[key] = table
         found = self._index[key].get(lead, [])
-        return found[place.tp :: place.tps] if len(found) >= place.tps else found
+        tp, tps = (place.etp, place.etps) if is_expert(name) else (place.tp, place.tps)
+        return found[tp::tps] if len(found) >= tps else found
 
 
 def _other(name: str) -> str:

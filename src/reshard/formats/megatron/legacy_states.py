@@ -10,7 +10,7 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.chained import Part, share_parameters
 from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.distrib_optim import flat_states
-from reshard.formats.megatron.legacy import TIED, Chunk, is_tied
+from reshard.formats.megatron.legacy import EMBEDDING, TIED, Chunk, is_tied
 from reshard.formats.megatron.optimizer_ids import GroupMembers, Parameter, check_shape
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler
@@ -185,6 +185,8 @@ def _flat(
     if root is None and count > 1:
         return  # the states of dense parameters are in the file of another expert-parallel rank
     shared = (*TIED, *TIED.values()) if is_tied(ranks) else ()
+    if ranks.pp > 1 and ranks.args.integer("mtp_num_layers"):
+        shared = (*shared, EMBEDDING)  # the stage that predicts several tokens has a copy
     for item in flat_states(
         root,
         mine,
