@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from reshard.algebra.box import Box
-from reshard.api.comparing import Mismatch, Side, compare_tensors
+from reshard.api.comparing import Mismatch, Side, compare_tensors, padded_names
 from reshard.api.stages import NO_DIGEST, Stage
 from reshard.errors import ReshardError
 from reshard.formats.universal.read_manifest import read_manifest
@@ -32,7 +32,8 @@ class Comparer:
         self._before, self._after = _digests(universal), _digests(last)
         arrangement = source.source.arrangement
         self._wholes = {(whole.name, whole.state): whole for whole in arrangement.wholes}
-        self._left = Side(Builder(arrangement, on_drift), source.files)
+        padded = padded_names(arrangement)
+        self._left = Side(Builder(arrangement, on_drift), source.files, padded)
         self._right = Side(Builder(last.source.arrangement), last.files)
         self._there = Side(Builder(there.source.arrangement), there.files)
         self._held = {(w.name, w.state): w for w in there.source.arrangement.wholes}

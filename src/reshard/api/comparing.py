@@ -8,11 +8,13 @@ from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from reshard.algebra.box import Box
+from reshard.algebra.term import Leaf
 from reshard.api.source import OpenedSource
 from reshard.api.states import select_states
 from reshard.dtypes import DType
-from reshard.plan.arrangement import Whole
+from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
+from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
 
 if TYPE_CHECKING:
@@ -110,10 +112,14 @@ class Mismatch:
 
 @dataclass(slots=True)
 class Side:
-    """One of two checkpoints: how its arrays are made, and from which files."""
+    """One of two checkpoints: how its arrays are made, and from which files.
+
+    Args:  padded: names of tensors whose last rows may be padding.
+    """
 
     builder: Builder
     files: SourceFiles
+    padded: frozenset[str] = frozenset()
 
     @staticmethod
     def of(source: OpenedSource, on_drift: OnDrift = "error") -> Side:
@@ -121,7 +127,23 @@ class Side:
         from reshard.engine.source_files import SourceFiles
 
         catalog = source.catalog
-        return Side(Builder(source.arrangement, on_drift), SourceFiles(catalog.root, catalog.files))
+        files = SourceFiles(catalog.root, catalog.files)
+        padded = padded_names(source.arrangement)
+        return Side(Builder(source.arrangement, on_drift), files, padded)
+
+
+def padded_names(arrangement: Arrangement) -> frozenset[str]:
+    """The tensors whose last rows may be padding, as the format or the layout tells."""
+    found = set(arrangement.catalog.padded)
+    layout = arrangement.layout
+    for name, bound in arrangement.bound.items():
+        first = bound.dims[0] if bound.dims else None
+        if isinstance(first, Leaf):
+            splits = layout.rules[bound.rule].splits
+            split = splits.get(first.axis) or layout.places.get(first.axis)
+            if split is not None and split.pad_to is not None:
+                found.add(name)
+    return frozenset(found)
 
 
 Pair = tuple[Whole | None, Whole | None]
@@ -194,16 +216,17 @@ def _compare(one: Whole, left: Side, other: Whole, right: Side, widened: bool) -
     from reshard.engine.compare import compare
 
     head = one.name, one.state
-    if one.shape != other.shape:
+    is_padded = one.name in left.padded or other.name in right.padded
+    if one.shape != other.shape and not (is_padded and _differ_in_rows(one, other)):
         return Mismatch(*head, "shape", str(list(one.shape)), str(list(other.shape)))
     types = (str(one.dtype), str(other.dtype)) if one.dtype != other.dtype else ("", "")
     if types[0] and not widened:
         return Mismatch(*head, "dtype", *types)
-    box = Box.whole(one.shape)
+    shape = max(one.shape, other.shape)
     found = compare(
-        left.builder.array(slice_spec(one, box)),
+        left.builder.array(_padded_spec(one, shape)),
         left.files,
-        right.builder.array(slice_spec(other, box)),
+        right.builder.array(_padded_spec(other, shape)),
         right.files,
     )
     if found is None:
@@ -215,15 +238,26 @@ def _compare(one: Whole, left: Side, other: Whole, right: Side, widened: bool) -
         *head,
         "dtype" if types[0] else "values",
         *types,
-        prod(one.shape),
+        prod(shape),
         found.numel_different,
         found.first_index,
         found.max_abs,
         found.max_ulp,
-        unravel(found.first_index, one.shape),
+        unravel(found.first_index, shape),
         a,
         b,
     )
+
+
+def _differ_in_rows(one: Whole, other: Whole) -> bool:
+    """Whether two shapes are the same but for the number of rows."""
+    return len(one.shape) == len(other.shape) > 0 and one.shape[1:] == other.shape[1:]
+
+
+def _padded_spec(whole: Whole, shape: tuple[int, ...]) -> ArraySpec:
+    """A whole tensor as an array of this shape, with rows of zeros behind its own."""
+    spec = slice_spec(whole, Box.whole(whole.shape))
+    return spec if whole.shape == shape else replace(spec, numel=prod(shape), shape=shape)
 
 
 def unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

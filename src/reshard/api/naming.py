@@ -206,6 +206,7 @@ def rename_to(
     names: str,
     mesh: Mapping[str, int],
     *,
+    instead: str = "",
     settings: Mapping[str, int] | None = None,
     places: Mapping[str, Placement] | None = None,
 ) -> Arrangement:
@@ -213,6 +214,7 @@ def rename_to(
 
     Args:  names: a layout of the family; or the beginning of one, `hf` for `hf_gpt2`: that of the
                   source, else the first one that has a place for all that is stored.
+           instead: a layout that is taken where that one stacks layers which are of two kinds.
            mesh: of the target.  places: by axis, how it lies there, if not as the layout says.
     Raises: ReshardError[unknown-names], and what `rename` raises.
     """
@@ -235,6 +237,9 @@ def rename_to(
             return rename(arrangement, layout, mesh, settings=settings)
         except ReshardError as error:
             problems.append(error)
+    stacked = all(item.code == "indexed-atom" for item in problems[0].diagnostics)
+    if stacked and instead in family.layout_names:
+        return rename_to(arrangement, family, instead, mesh, settings=settings, places=places)
     raise problems[0]
 
 

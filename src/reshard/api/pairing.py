@@ -30,7 +30,8 @@ def open_pair(
         a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
     )
     right = open_source(b, settings=settings, model=model, names=names)
-    if layout is not None or model is not None or names is not None or same_names(left, right):
+    alike = same_names(left, right) and not settings  # sizes are of a model
+    if layout is not None or model is not None or names is not None or alike:
         return left, right
     try:
         one = find_model(left.catalog, settings=settings)

@@ -19,6 +19,7 @@ from reshard.language.parser import MAX_LENGTH
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
+from reshard.plan.consolidate import consolidated
 from reshard.plan.place import Placement, parse_placement
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import renamed_catalog
@@ -51,6 +52,7 @@ def open_source(
     settings: Mapping[str, int] | None = None,
     model: str | None = None,
     names: str | None = None,
+    instead: str = "",
     mesh: Mapping[str, int] | None = None,
     plain: Collection[str] = (),
     places: Iterable[str] = (),
@@ -64,6 +66,7 @@ def open_source(
            settings: sizes that win over those of the checkpoint.
            model: read it through the layout of this model that fits its names.
            names: read it through its model, and call its tensors as this layout of it does.
+           instead: the layout of it that does so where `names` cannot stack its layers.
            mesh: on which they will lie; the rules of the layout may ask for it.
            plain: layouts of sources that keep their own names where no model is known.
            places: `axis=mesh:how`, how axes lie in the layout that gives the names.
@@ -101,17 +104,27 @@ def open_source(
     try:
         arrangement = bind(chosen, catalog, settings=settings)
     except ReshardError as error:
-        if not (is_plain and _is_named(chosen, names) and _are_unsolved(error)):
+        joined = _joined(chosen, catalog, settings) if _is_cut_otherwise(error) else None
+        if joined is not None:
+            catalog, arrangement = joined.catalog, joined
+        elif not (is_plain and _is_named(chosen, names) and _are_unsolved(error)):
             raise
-        # Its names are those that are wanted, so that what they mean need not be known.
-        catalog = _without_model(plain_catalog, chosen, error)
-        chosen, family, own = load_layout(catalog.layout, "", catalog.layout_name), None, None
-        arrangement = bind(chosen, catalog, settings=settings)
+        else:
+            # Its names are those that are wanted, so that what they mean need not be known.
+            catalog = _without_model(plain_catalog, chosen, error)
+            chosen, family, own = load_layout(catalog.layout, "", catalog.layout_name), None, None
+            arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
     if family is not None:
         wanted = arrangement.layout.name if names is None else names
         renamed = rename_to(
-            arrangement, family, wanted, mesh or {}, settings=settings, places=placements
+            arrangement,
+            family,
+            wanted,
+            mesh or {},
+            instead=instead,
+            settings=settings,
+            places=placements,
         )
         catalog = renamed_catalog(arrangement, renamed)
         arrangement = replace(renamed, catalog=catalog)
@@ -144,6 +157,34 @@ def _is_named(layout: Layout, names: str | None) -> bool:
 
 def _are_unsolved(error: ReshardError) -> bool:
     return all(item.code == "unsolvable-size" for item in error.diagnostics)
+
+
+_CUT_OTHERWISE = frozenset(("uneven-split", "shape-mismatch", "unsolvable-size", "missing-block"))
+
+
+def _is_cut_otherwise(error: ReshardError) -> bool:
+    """Whether the layout of a model may not say how a checkpoint is cut over its ranks."""
+    return {item.code for item in error.diagnostics} <= _CUT_OTHERWISE
+
+
+def _joined(
+    chosen: Layout, catalog: Catalog, settings: Mapping[str, int] | None
+) -> Arrangement | None:
+    """The whole tensors that the checkpoint's own layout joins, read through that of the model;
+    None where that does not say more.
+    """
+    if chosen.model is None or not catalog.mesh:
+        return None
+    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+    if own.model is not None:
+        return None
+    try:
+        arrangement = bind(own, catalog)
+        prove_sources(arrangement)
+        whole = consolidated(arrangement)
+        return None if whole is None else bind(chosen, whole, settings=settings)
+    except ReshardError:
+        return None  # what was wrong at first is told
 
 
 def _without_model(catalog: Catalog, layout: Layout, error: ReshardError) -> Catalog:

@@ -50,6 +50,7 @@ def open_for_target(
         settings=settings,
         model=model,
         names=names or form.names or None,
+        instead=form.instead if names is None else "",
         mesh=form.mesh_of(target),
         plain=form.plain if names is None else (names,),
         places=places,

@@ -38,6 +38,7 @@ class Verification(Shown):
            warnings: of what is odd, and no fault.
            checksums: whether the format of one has any; else copies alone were compared.
            seconds: what the reading took.
+           padded: tensors that are equal but for rows of zeros, which pad the vocabulary of one.
     """
 
     left: str
@@ -50,6 +51,7 @@ class Verification(Shown):
     checksums: bool = True
     seconds: float = 0.0
     warnings: tuple[Diagnostic, ...] = ()
+    padded: int = 0
 
     @property
     def ok(self) -> bool:
@@ -192,11 +194,14 @@ def _verify_two(
     mismatches: list[Mismatch] = []
     nbytes = pairs_nbytes(pairs)
     meter = Meter(on_progress, sum(nbytes))
+    padded = 0
     with sides[0].files, sides[1].files:
         for (one, other), count in zip(pairs, nbytes, strict=True):
             found = compare_tensors(one, sides[0], other, sides[1])
             if found is not None:
                 mismatches.append(found)
+            elif one is not None and other is not None and one.shape != other.shape:
+                padded += 1
             meter.add(count)
     return Verification(
         str(left.path),
@@ -206,6 +211,7 @@ def _verify_two(
         0,
         mismatches=tuple(mismatches),
         seconds=time.monotonic() - began,
+        padded=padded,
     )
 
 

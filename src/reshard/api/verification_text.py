@@ -23,6 +23,11 @@ def verification_text(found: Verification) -> str:
     else:
         lines = [f"different: {len(found.mismatches):,} of {show_count(found.tensors, 'tensor')}"]
     lines += [f"  A  {found.left}", f"  B  {found.right}"]
+    if found.padded:
+        lines.append(
+            f"  {show_count(found.padded, 'tensor')} with other padding of the vocabulary: rows of "
+            "zeros on one side"
+        )
     lines.append(f"  {show_pace(2 * found.nbytes, found.seconds)}")
     lines += mismatch_lines(found.mismatches)
     return "\n".join(lines)

@@ -113,6 +113,7 @@ class TargetFormat:
            next_step: what to do with the folder, with `{src}` and `{dst}`.
            names: the layout of a model whose names the target's tensors have, or the beginning of
                   one; empty where the target keeps the names of the source.
+           instead: another layout for models that `names` cannot stack, having layers of two kinds.
            plain: layouts of sources whose own names will do where no model is known.
            mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
                  names of their own.
@@ -124,6 +125,7 @@ class TargetFormat:
     title: str
     next_step: str
     names: str = ""
+    instead: str = ""
     plain: frozenset[str] = frozenset()
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
@@ -215,6 +217,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard verify {src} {dst}",
             names="megatron_dist",
             carries_files=True,
+            instead="megatron_dist_layers",
         ),
     }
 )

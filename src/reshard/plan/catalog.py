@@ -155,6 +155,7 @@ class Catalog:
            aliases: other names of a parameter (tied weights): alias -> stored name.
            buffers: names of `param` tensors that are buffers, not parameters.
            frozen: names of parameters that are not trained.
+           padded: names of tensors whose last rows may be padding, which belongs to no token.
            files: everything that was read.
            side_files: those of `files` that go along as they are (a tokenizer): the name under
                        which each does, and its path.
@@ -177,6 +178,7 @@ class Catalog:
     aliases: Mapping[str, str] | None = None
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    padded: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
     side_files: Mapping[str, str] = field(default_factory=dict)
     nearby: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -325,6 +325,7 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
         training=replace(catalog.training, param_groups=tuple(groups)),
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
+        padded=names(catalog.padded),
         aliases={
             alias: name
             for alias, name in (catalog.aliases or {}).items()

@@ -91,6 +91,7 @@ def read_dist(folder: Path) -> Catalog:
         ),
         config=args.config(),
         buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
+        padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),
         oddities=tuple(oddities),
         withheld=withheld,

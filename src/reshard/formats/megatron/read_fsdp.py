@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
+from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
 from reshard.formats.megatron.training import Groups, training_of
@@ -83,6 +84,7 @@ def read_fsdp(folder: Path) -> Catalog:
         ),
         config=args.config(),
         buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
+        padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),
         oddities=tuple(oddities),
         withheld=withheld,

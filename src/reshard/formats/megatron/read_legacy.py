@@ -9,7 +9,7 @@ from pathlib import Path
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
-from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.cuts import is_expert, is_vocabulary
 from reshard.formats.megatron.fused_order import row_order
 from reshard.formats.megatron.gating import Gating
 from reshard.formats.megatron.layout_text import layout_text
@@ -91,6 +91,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         config=config,
         aliases=_aliases(model),
         buffers=model.buffers(),
+        padded=tuple(dict.fromkeys(name for name in model.shapes if is_vocabulary(name))),
         files=_files(folder, ranks),
         oddities=legacy_oddities(folder, ranks, config, bool(states) or bool(withheld), vocabulary),
         withheld=withheld,

@@ -1,0 +1,233 @@
+"""Models that their layout cannot cut as the checkpoint is cut, or cannot stack."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from megatron_forge import Forge as RankForge
+from megatron_forge import Kind, namespace, save
+
+import reshard
+from reshard.errors import ReshardError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "dcp"))
+
+from dcp_forge import Forge
+
+
+@dataclass(frozen=True)
+class Grouped(RankForge):
+    """Two groups of two queries, whose rows lie on more ranks than there are groups."""
+
+    def layer(self) -> list[Kind]:
+        """With keys and values of two heads."""
+        wide = Kind("self_attention.linear_qkv.weight", (16, self.hidden), "rows")
+        return [wide if "linear_qkv" in kind.name else kind for kind in super().layer()]
+
+
+GROUPED = Grouped(
+    tp=4,
+    bias=False,
+    args={
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "group_query_attention": True,
+        "kv_channels": 2,
+        "ffn_hidden_size": 12,
+        "normalization": "RMSNorm",
+        "make_vocab_size_divisible_by": 6,
+    },
+)
+
+
+@pytest.mark.parametrize("target", ["megatron:tp=1", "megatron:tp=2,pp=2", "megatron-dist", "hf"])
+def test_more_ranks_than_groups_of_queries(target: str, tmp_path: Path) -> None:
+    source = GROUPED.write(tmp_path / "run")
+    reshard.convert(source, tmp_path / "out", target)
+    states = "weights" if target == "hf" else "all"
+    assert reshard.verify(source, tmp_path / "out", states=states).ok
+    name = "decoder.layers.1.self_attention.linear_qkv.weight"
+    if target.startswith("megatron:"):
+        for state in ("param", "exp_avg"):
+            kept = np.asarray(reshard.open(tmp_path / "out").read(name, state))
+            assert np.array_equal(kept, GROUPED.whole()[name, state])
+
+
+def test_copies_still_have_to_agree(tmp_path: Path) -> None:
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        norm = tree["model"]["decoder.layers.0.input_layernorm.weight"].copy()
+        norm[3] += place[0] == 2
+        tree["model"]["decoder.layers.0.input_layernorm.weight"] = norm
+
+    replace(GROUPED, change=change).write(tmp_path / "run")
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "run", tmp_path / "out", "megatron:tp=1")
+    assert caught.value.diagnostics[0].code == "replica-mismatch"
+
+
+def test_what_is_wrong_at_first_is_told(tmp_path: Path) -> None:
+    GROUPED.write(tmp_path / "run")
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "run", tmp_path / "out", "megatron:tp=4")
+    assert caught.value.diagnostics[0].code == "uneven-target"
+
+
+MIXED = {
+    "embedding.word_embeddings.weight": (12, 8),
+    **{
+        f"decoder.layers.{layer}.{name}": shape
+        for layer in range(2)
+        for name, shape in {
+            "self_attention.linear_qkv.layer_norm_weight": (8,),
+            "self_attention.linear_proj.weight": (8, 8),
+            "self_attention.linear_qkv.weight": (24, 8),
+            "mlp.linear_fc1.layer_norm_weight": (8,),
+        }.items()
+    },
+    "decoder.layers.0.mlp.linear_fc1.weight": (20, 8),
+    "decoder.layers.0.mlp.linear_fc2.weight": (8, 10),
+    "decoder.layers.1.mlp.router.weight": (3, 8),
+    "decoder.layers.1.mlp.experts.experts.linear_fc1.weight": (3, 12, 8),
+    "decoder.layers.1.mlp.experts.experts.linear_fc2.weight": (3, 8, 6),
+    "decoder.final_layernorm.weight": (8,),
+    "output_layer.weight": (12, 8),
+}
+MIXED_ARGS: dict[str, object] = {
+    "num_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "kv_channels": 4,
+    "ffn_hidden_size": 10,
+    "moe_ffn_hidden_size": 6,
+    "num_experts": 3,
+    "moe_layer_freq": [0, 1],
+    "moe_router_topk": 1,
+    "swiglu": True,
+    "normalization": "RMSNorm",
+    "untie_embeddings_and_output_weights": True,
+    "make_vocab_size_divisible_by": 4,
+    "padded_vocab_size": 12,
+}
+
+
+def dist(root: Path, shapes: dict[str, tuple[int, ...]], args: dict[str, object]) -> Path:
+    """A `torch_dist` folder of weights, every element with its own number."""
+    folder = root / "release"
+    forge = Forge(folder)
+    first = 0.0
+    for name, shape in shapes.items():
+        value = first + np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        forge.tensor(name, value)
+        first += value.size
+    forge.write()
+    save(folder / "common.pt", {"args": namespace(**args), "checkpoint_version": 3.0})
+    (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    (root / "latest_checkpointed_iteration.txt").write_text("release")
+    return root
+
+
+def test_layers_of_two_kinds_get_a_key_each(tmp_path: Path) -> None:
+    source = dist(tmp_path / "run", MIXED, MIXED_ARGS)
+    reshard.convert(source, tmp_path / "ranks", "megatron:tp=2")
+    reshard.convert(tmp_path / "ranks", tmp_path / "out", "megatron-dist")
+    assert set(reshard.open(tmp_path / "out").tensors) == set(MIXED)
+    assert reshard.verify(source, tmp_path / "out").ok
+
+
+def test_names_that_were_asked_for_are_not_replaced(tmp_path: Path) -> None:
+    source = dist(tmp_path / "run", MIXED, MIXED_ARGS)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "out", "megatron-dist", names="megatron_dist")
+    assert caught.value.diagnostics[0].code == "indexed-atom"
+
+
+LATENT = {
+    "embedding.word_embeddings.weight": (12, 8),
+    **{
+        f"decoder.layers.{layer}.{name}": shape
+        for layer in range(2)
+        for name, shape in {
+            "input_layernorm.weight": (8,),
+            "self_attention.linear_proj.weight": (8, 8),
+            "self_attention.linear_q_down_proj.weight": (6, 8),
+            "self_attention.linear_q_up_proj.weight": (12, 6),
+            "self_attention.linear_kv_down_proj.weight": (6, 8),
+            "self_attention.linear_kv_up_proj.weight": (16, 4),
+            "self_attention.q_layernorm.weight": (6,),
+            "self_attention.kv_layernorm.weight": (4,),
+            "pre_mlp_layernorm.weight": (8,),
+        }.items()
+    },
+    "decoder.layers.0.mlp.linear_fc1.weight": (20, 8),
+    "decoder.layers.0.mlp.linear_fc2.weight": (8, 10),
+    "decoder.layers.1.mlp.router.weight": (3, 8),
+    "decoder.layers.1.mlp.experts.experts.linear_fc1.weight": (3, 12, 8),
+    "decoder.layers.1.mlp.experts.experts.linear_fc2.weight": (3, 8, 6),
+    "decoder.layers.1.mlp.shared_experts.linear_fc1.weight": (12, 8),
+    "decoder.layers.1.mlp.shared_experts.linear_fc2.weight": (8, 6),
+    "decoder.final_layernorm.weight": (8,),
+    "output_layer.weight": (12, 8),
+}
+LATENT_ARGS = {
+    **MIXED_ARGS,
+    "multi_latent_attention": True,
+    "qk_head_dim": 4,
+    "qk_pos_emb_head_dim": 2,
+    "v_head_dim": 4,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 4,
+    "moe_shared_expert_intermediate_size": 6,
+}
+
+
+def test_latent_attention_with_both_norms_of_a_layer(tmp_path: Path) -> None:
+    source = dist(tmp_path / "run", LATENT, LATENT_ARGS)
+    reshard.convert(source, tmp_path / "ranks", "megatron:tp=2")
+    assert reshard.verify(source, tmp_path / "ranks").ok
+    reshard.convert(tmp_path / "ranks", tmp_path / "out", "megatron-dist")
+    assert set(reshard.open(tmp_path / "out").tensors) == set(LATENT)
+
+
+def test_down_projections_that_are_cut(tmp_path: Path) -> None:
+    """As the local implementation has them; Transformer Engine's are whole on every rank."""
+    source = dist(tmp_path / "run", LATENT, LATENT_ARGS)
+    reshard.convert(source, tmp_path / "ranks", "megatron:tp=2")
+    folder = tmp_path / "ranks" / "release"
+    for rank in range(2):
+        cut_down(folder / f"mp_rank_0{rank}" / "model_optim_rng.pt", rank)
+    assert reshard.verify(source, tmp_path / "ranks").ok
+    for target in ("megatron:tp=1", "megatron-dist"):
+        out = tmp_path / target.replace(":", "-")
+        reshard.convert(tmp_path / "ranks", out, target)
+        assert reshard.verify(source, out).ok
+
+
+def cut_down(path: Path, rank: int) -> None:
+    """Keep a rank's rows of the down projections in its file."""
+    from reshard.storage.inert import Record
+    from reshard.storage.torch_file import TensorRef, open_torch_file
+
+    data = path.read_bytes()
+
+    def array(value: object) -> object:
+        if not isinstance(value, TensorRef):
+            return value
+        kept = np.frombuffer(data, np.float32, value.numel, value.byte_offset)
+        return kept.reshape(value.shape)
+
+    root = open_torch_file(path).root
+    assert isinstance(root, dict)
+    model = {}
+    for name, value in root["model"].items():
+        found = array(value)
+        if "_down_proj" in name and isinstance(found, np.ndarray):
+            found = np.split(found, 2)[rank]
+        model[name] = found
+    args = root["args"]
+    assert isinstance(args, Record)
+    save(path, {**root, "args": args, "model": model})
