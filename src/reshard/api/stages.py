@@ -124,13 +124,14 @@ def next_stage(
 def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     """A stage in the names that a target has for its tensors, if it has its own."""
     form = formats.TARGETS[target.format]
-    if not form.names or not before.is_read:
+    names, facts = form.names_of(target)
+    if not names or not before.is_read:
         return before.source
     return open_source(
         before.source.path,
-        settings=work.settings,
+        settings={**facts, **(work.settings or {})},
         model=work.model,
-        names=form.names,
+        names=names,
         mesh=form.mesh_of(target),
         plain=form.plain,
     )

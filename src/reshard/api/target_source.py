@@ -42,14 +42,15 @@ def open_for_target(
     """
     form = formats.TARGETS[target.format]
     dtypes = parse_dtypes(dtype)
+    own, facts = form.names_of(target)
     source = open_source(
         path,
         step=step,
         layout=layout,
         layout_name=layout_name,
-        settings=settings,
+        settings={**facts, **(settings or {})},
         model=model,
-        names=names or form.names or None,
+        names=names or own or None,
         instead=form.instead if names is None else "",
         mesh=form.mesh_of(target),
         plain=form.plain if names is None else (names,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,6 +114,7 @@ class TargetFormat:
            names: the layout of a model whose names the target's tensors have, or the beginning of
                   one; empty where the target keeps the names of the source.
            instead: another layout for models that `names` cannot stack, having layers of two kinds.
+           variants: by an option that is 1, other names, and facts of the model with them.
            plain: layouts of sources whose own names will do where no model is known.
            mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
                  names of their own.
@@ -126,10 +127,21 @@ class TargetFormat:
     next_step: str
     names: str = ""
     instead: str = ""
+    variants: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
     plain: frozenset[str] = frozenset()
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
     carries_files: bool = False
+
+    def names_of(self, target: Target) -> tuple[str, dict[str, int]]:
+        """The names that a target asks for, and facts of the model with them.
+
+        Raises: ReshardError[bad-option].
+        """
+        for option, (names, facts) in self.variants.items():
+            if target.integer(option, 0, least=0):
+                return names, dict(facts)
+        return self.names, {}
 
     def mesh_of(self, target: Target) -> dict[str, int]:
         """The sizes of the mesh that a target asks for.
@@ -165,6 +177,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "checkpoint of torchtitan",
             "torchtitan resumes from it with `--checkpoint.folder={dst}`",
             names="torchtitan",
+            variants=MappingProxyType({"fused": ("torchtitan_fused", {"fuse_qkv": True})}),
             plain=frozenset({"dcp", "universal"}),
             carries_files=True,
         ),

@@ -39,6 +39,11 @@ class Contents:
     _dropped: dict[tuple[str, str], str] = field(default_factory=dict)
     _folded: dict[tuple[str, str], str] = field(default_factory=dict)
 
+    def kinds_of(self, name: str) -> tuple[str, ...]:
+        """The kinds of weights that a source has under a name."""
+        wholes = self.arrangement.wholes
+        return tuple(w.state for w in wholes if w.name == name and w.state in ("param", MASTER))
+
     def drop(self, name: str, state: str, why: str) -> None:
         """Say that a tensor has no place."""
         self._dropped[name, state] = why

@@ -7,7 +7,7 @@ Source: torch/optim/adamw.py, torch/optim/adam.py `Adam.__init__` (2.13).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
@@ -53,6 +53,11 @@ class Settings:
 
     groups: tuple[Group, ...]
     assumed: Mapping[str, str]
+
+    def of(self, names: Collection[str]) -> Settings:
+        """The groups with these parameters alone."""
+        groups = (Group(tuple(n for n in g.params if n in names), g.settings) for g in self.groups)
+        return Settings(tuple(groups), self.assumed)
 
     def warning(self) -> tuple[Diagnostic, ...]:
         """What the source does not tell."""

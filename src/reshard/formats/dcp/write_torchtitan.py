@@ -17,19 +17,22 @@ from reshard.plan.arrangement import Arrangement
 from reshard.plan.output import Output
 from reshard.plan.target import Target
 
-OPTIONS = ("dp", "tp", "step")
+OPTIONS = ("dp", "tp", "step", "fused")
+_FUSED, _PARTS = ".qkv_linear.wqkv.", tuple(f".qkv_linear.{w}." for w in ("wq", "wk", "wv"))
 _FORM = Form((), ("optimizer",), flattened=True)
 
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder `step-N`, N being the steps done, or the option `step`.
 
-    Args:  target: options `dp` and `tp`, ranks; `step`, the number of the folder.
+    Args:  target: options `dp` and `tp`, ranks; `step`, the number of the folder; `fused`, 1 for a
+           model whose `fuse_qkv` is set.
     Raises: ReshardError[unknown-option | bad-option | dcp-tensor-parallel].
     """
     target.reject_unknown(OPTIONS)
     grid = grid_of(arrangement, target)
     contents = contents_of(arrangement, group_keys={"initial_lr": "lr"})
+    _keep_fused_states(contents)
     step = target.integer("step", contents.iteration or 0, least=0) or 0
     files = RankFiles(arrangement, grid, f"step-{step}/")
     files.add_weights(contents, _FORM)
@@ -39,6 +42,26 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     has_loader = any(path[0] == "dataloader" for path, _ in contents.objects)
     contents.warned += _warnings(assumed, has_loader=has_loader)
     return output_of(contents, [files], beside=f"step-{step}/")
+
+
+def _keep_fused_states(contents: Contents) -> None:
+    """Leave each of queries, keys and values where a model with `fuse_qkv` has it.
+
+    Its state dict has the weights apart, and its optimizer knows the fused one alone.
+    Source: torchtitan models/common/attention.py `FusedQKVLinear` (0.3.0).
+    """
+    for name in [name for name in contents.weights if _FUSED in name]:
+        stem, _, last = name.partition(_FUSED)
+        parts = [f"{stem}{part}{last}" for part in _PARTS]
+        if not {*parts} <= contents.weights.keys():
+            continue
+        del contents.weights[name]
+        for state in contents.kinds_of(name):
+            contents.fold(name, state, "its parts, which the model has apart")
+        for part in parts:
+            for state in contents.states.pop(part, {}):
+                contents.fold(part, state, f"part of `{name}`")
+    contents.settings = contents.settings.of(contents.states)
 
 
 def _add_counters(files: RankFiles, contents: Contents, step: int) -> Mapping[str, int]:
