@@ -5,7 +5,6 @@ Where a file of the source was replaced or written since, so are the bytes that 
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,10 +40,11 @@ def go_on(
         for index, record in sorted(folder.claims.items())
         if index < len(plan.placed)
     ]
-    fds = {name: folder.kept_file(name, sizes[name]) for name in {p.file for _, p in claims}}
+    kept = {p.file for _, p in claims}
+    kept = {name for name in kept if folder.find_kept(name, sizes[name])}
     with ThreadPoolExecutor(max(1, threads)) as pool:
         found = pool.map(
-            lambda claim: _written(claim[0], claim[1], fds[claim[1].file], source, folder.changed),
+            lambda claim: _written(claim[0], claim[1], kept, folder, source),
             claims,
         )
         proved = {
@@ -65,22 +65,22 @@ def go_on(
 def _written(
     record: Record,
     placed: Placed,
-    fd: int | None,
+    kept: Collection[str],
+    folder: OutputFolder,
     source: SourceFiles,
-    changed: Collection[str],
 ) -> Written | None:
     """What is known of an array whose bytes are there; bytes that cannot be read are not.
 
-    Args:  changed: files of the source; an array that is made of one is made once more to prove it.
+    An array that is made of a file of the source that changed is made once more to prove it.
     """
-    if fd is None:
+    if placed.file not in kept:
         return None
     digest, crc = new_digest(), 0
     at, stop = placed.byte_offset, placed.byte_offset + placed.array.spec.nbytes
     buffer = memoryview(bytearray(min(_CHUNK, max(stop - at, 1))))
     while at < stop:
         try:
-            got = os.preadv(fd, [buffer[: min(len(buffer), stop - at)]], at)
+            got = folder.read(placed.file, at, buffer[: min(len(buffer), stop - at)])
         except OSError:
             return None
         if not got:
@@ -91,7 +91,7 @@ def _written(
         at += got
     if digest.text() != record.digest:
         return None
-    is_doubtful = changed and any(name in changed for name in files_of(placed))
+    is_doubtful = folder.changed and any(name in folder.changed for name in files_of(placed))
     if is_doubtful and digest_array(placed.array, source) != record.digest:
         return None
     return Written(placed, record.digest if placed.digest else None, crc if placed.crc else None)

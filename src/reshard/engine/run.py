@@ -29,8 +29,8 @@ MAX_THREADS = 8
 class Folder(Protocol):
     """Where a plan's arrays are written; `storage.output.OutputFolder` is one."""
 
-    def open_file(self, name: str, nbytes: int, /) -> int:
-        """A descriptor of a file of that size, which the folder closes; the same one each time."""
+    def open_file(self, name: str, nbytes: int, /) -> object:
+        """Make a file of that size, if it is not there."""
 
     def write(self, name: str, byte_offset: int, data: memoryview, /) -> None:
         """Write bytes into a file that was opened; safe from several threads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -149,10 +150,13 @@ class SourceFiles:
 
     def _open_file(self, file: str) -> int:
         path = self.root / file
-        try:
-            fd = open_regular(path)
-        except OSError as error:
-            raise unreadable(path, error) from None
+        while True:
+            try:
+                fd = open_regular(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._close_idle():
+                    raise unreadable(path, error) from None
         try:
             found = os.fstat(fd)
         except OSError as error:
@@ -173,10 +177,15 @@ class SourceFiles:
         """Close what was not read for the longest time; a file that is being read stays open."""
         if len(self._open) <= MAX_OPEN:
             return
-        last = next(reversed(self._open))
-        idle = next((f for f, item in self._open.items() if not item.users and f != last), None)
-        if idle is not None:
-            _close(self._open.pop(idle).fd)
+        self._close_idle(but=next(reversed(self._open)))
+
+    def _close_idle(self, but: str | None = None) -> bool:
+        """Close the file that was not read for the longest time; False if all are being read."""
+        idle = next((f for f, item in self._open.items() if not item.users and f != but), None)
+        if idle is None:
+            return False
+        _close(self._open.pop(idle).fd)
+        return True
 
 
 def _changes(

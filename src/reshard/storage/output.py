@@ -27,6 +27,7 @@ from reshard.storage.leftovers import (
     settle,
 )
 from reshard.storage.lock import Lock
+from reshard.storage.open_files import OpenFiles
 from reshard.storage.output_error import as_output_error, kept_error
 from reshard.storage.owned import RECEIPT, receipt_bytes, written_names
 
@@ -65,7 +66,7 @@ class OutputFolder:
         self._making = making
         self._force = force
         self._journal: Journal | None = None
-        self._open: dict[str, int] = {}
+        self._open = OpenFiles(self._opened, self._before_closing)
         self._unsynced: set[str] = set()
         self._unsynced_nbytes = 0
         self._inode: int | None = None
@@ -127,21 +128,28 @@ class OutputFolder:
         if told is not None and told is not error:
             raise told from None
 
-    def kept_file(self, name: str, nbytes: int) -> int | None:
-        """A descriptor of a file that an earlier run made; None if it is not as it should be."""
-        known = self._open.get(name)
-        if known is not None:
-            return known
+    def find_kept(self, name: str, nbytes: int) -> bool:
+        """Open a file that an earlier run made, for `read`; False if it is not as it should be."""
+        if name in self._open:
+            return True
         try:
-            fd = os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            found = os.stat(self._path(name), follow_symlinks=False)
+            is_plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+            if not is_plain or found.st_size != nbytes:
+                return False
+            self._open.add(name, lambda: self._opened(name))
         except OSError:
-            return None
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size != nbytes:
-            os.close(fd)
-            return None
-        self._open[name] = fd
-        return fd
+            return False
+        return True
+
+    def read(self, name: str, byte_offset: int, out: memoryview) -> int:
+        """Read bytes of a file that was opened.
+
+        Returns: how many there are.
+        Raises: OSError.
+        """
+        with self._open.use(name) as fd:
+            return os.preadv(fd, [out], byte_offset)
 
     def go_on(self, records: Iterable[Record], files: Iterable[str], nbytes: int) -> None:
         """Begin where an earlier run ended.
@@ -153,7 +161,7 @@ class OutputFolder:
         kept = set(files)
         with as_output_error(self.path):
             for name in [name for name in self._open if name not in kept]:
-                os.close(self._open.pop(name))
+                self._open.forget(name)
             names = self._names()
             for name in names - kept:
                 with contextlib.suppress(FileNotFoundError):
@@ -163,42 +171,39 @@ class OutputFolder:
         self._journal.nbytes_done = nbytes
         self._unsynced.update(kept)
 
-    def open_file(self, name: str, nbytes: int) -> int:
+    def open_file(self, name: str, nbytes: int) -> None:
         """Create a file of its final size.
 
         Args:  name: relative to the destination.
-        Returns: a descriptor that stays open until commit or abort.
         Raises: ReshardError[disk-full | output-unwritable]; ValueError for a name that leads out.
         """
-        known = self._open.get(name)
-        if known is not None:
-            return known
+        if name in self._open:
+            return
         path = self._path(name)
         assert self._journal is not None
         with as_output_error(self.path, nbytes):
             if name not in self._making.files:
                 self._journal.add_file(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            self._open[name] = fd
-            _allocate(fd, nbytes)
-        return fd
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._open.add(name, lambda: os.open(path, flags, 0o644))
+            with self._open.use(name) as fd:
+                _allocate(fd, nbytes)
 
     def write(self, name: str, byte_offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write bytes into a file that was opened.
 
         Raises: ReshardError[disk-full | output-unwritable].
         """
-        fd = self._open[name]
         view = memoryview(data)
-        with as_output_error(self.path, len(view)):
+        with as_output_error(self.path, len(view)), self._open.use(name) as fd:
             while view:
                 count = os.pwrite(fd, view, byte_offset)
                 if not count:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 view = view[count:]
                 byte_offset += count
-        self._unsynced.add(name)
+            self._unsynced.add(name)
 
     def note(self, records: Iterable[Record], nbytes: int) -> None:
         """Note arrays of which every byte was written.
@@ -235,7 +240,7 @@ class OutputFolder:
             self._sync_files()
             if last is not None:
                 self._sync_file(last)
-            self._close_files()
+            self._open.close()
             for folder, _, _ in os.walk(self._places.data):
                 _sync_folder(Path(folder))
             self._inode = folder_inode(self._places.data)
@@ -253,7 +258,7 @@ class OutputFolder:
         if self._done:
             return
         with contextlib.suppress(OSError):
-            self._close_files()
+            self._open.close()
         with contextlib.suppress(OSError, ReshardError):
             remove_partial(self._places, self._names())
         self._finish()
@@ -300,7 +305,8 @@ class OutputFolder:
 
     def _sync_file(self, name: str) -> None:
         try:
-            os.fsync(self._open[name])
+            with self._open.use(name) as fd:
+                os.fsync(fd)
         except OSError:
             # The system may now take the pages for written: what they hold is proof of nothing.
             if self._journal is not None:
@@ -350,19 +356,20 @@ class OutputFolder:
                 self._sync_files()
                 self._journal.sync()
         with contextlib.suppress(OSError):
-            self._close_files()
+            self._open.close()
         return kept_error(error, self.path, self._places.partial.name, done, total)
 
-    def _close_files(self) -> None:
-        """Close every file; the first failure is told when all are closed."""
-        failure: OSError | None = None
-        while self._open:
-            try:
-                os.close(self._open.popitem()[1])
-            except OSError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+    def _opened(self, name: str) -> int:
+        return os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def _before_closing(self, name: str, fd: int) -> None:
+        """What could not be made durable is told to whoever has the file open, and to nobody after.
+
+        Raises: OSError.
+        """
+        if name in self._unsynced:
+            self._unsynced.discard(name)
+            self._sync_file(name)
 
     def _clean(self) -> None:
         """Remove the journal of a folder that is in place; if that fails, the next run does it."""
@@ -378,7 +385,7 @@ class OutputFolder:
         self._done = True
         try:
             with contextlib.suppress(OSError):
-                self._close_files()
+                self._open.close()
             if self._journal is not None:
                 with contextlib.suppress(OSError):
                     self._journal.close()

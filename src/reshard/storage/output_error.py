@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,12 +38,25 @@ def _explained(dst: Path, nbytes: int, error: OSError) -> ReshardError:
             notes=notes,
             helps=["make room, or choose a destination on another disk"],
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return output_error(
+            "output-unwritable",
+            f"{dst} cannot be written",
+            notes=[too_many_open()],
+            helps=["allow more open files with `ulimit -n`, or use fewer threads"],
+        )
     return output_error(
         "output-unwritable",
         f"{dst} cannot be written",
         notes=[error.strerror or str(error)],
         helps=["check the permissions of its folder, or choose another destination"],
     )
+
+
+def too_many_open() -> str:
+    """That no file can be opened, with the limit of the process."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"too many files are open: this process may have {soft} at once"
 
 
 def kept_error(

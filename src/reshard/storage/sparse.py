@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import output_error
+from reshard.storage.open_files import OpenFiles
 
 Range = tuple[int, int]
 """A half-open range of bytes of a file."""
@@ -24,7 +25,7 @@ class SparseFolder:
     def __init__(self, path: Path, holes: Mapping[str, Iterable[Range]]) -> None:
         self.path = path
         self._holes = {file: sorted(items) for file, items in holes.items()}
-        self._open: dict[str, int] = {}
+        self._open = OpenFiles(self._opened, lambda _name, _fd: None)
 
     def __enter__(self) -> SparseFolder:
         return self
@@ -37,21 +38,20 @@ class SparseFolder:
     ) -> None:
         self.close()
 
-    def open_file(self, name: str, nbytes: int) -> int:
+    def open_file(self, name: str, nbytes: int) -> None:
         """Create a file of its final size, all of it a hole.
 
-        Returns: a descriptor that is closed with the folder.
         Raises: ReshardError[output-unwritable].
         """
-        known = self._open.get(name)
-        if known is None:
-            path = self.path / name
-            with _as_output_error(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                known = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                self._open[name] = known
-                os.ftruncate(known, nbytes)
-        return known
+        if name in self._open:
+            return
+        path = self.path / name
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with _as_output_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._open.add(name, lambda: os.open(path, flags, 0o600))
+            with self._open.use(name) as fd:
+                os.ftruncate(fd, nbytes)
 
     def write(self, name: str, byte_offset: int, data: memoryview) -> None:
         """Write what of these bytes is not of a hole.
@@ -59,15 +59,16 @@ class SparseFolder:
         Raises: ReshardError[output-unwritable].
         """
         for start, stop in self._kept(name, byte_offset, byte_offset + len(data)):
-            with _as_output_error(self.path / name):
-                _write(self._open[name], start, data[start - byte_offset : stop - byte_offset])
+            with _as_output_error(self.path / name), self._open.use(name) as fd:
+                _write(fd, start, data[start - byte_offset : stop - byte_offset])
 
     def close(self) -> None:
         """Close every file."""
-        for fd in self._open.values():
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        self._open.clear()
+        with contextlib.suppress(OSError):
+            self._open.close()
+
+    def _opened(self, name: str) -> int:
+        return os.open(self.path / name, os.O_RDWR | os.O_CLOEXEC)
 
     def _kept(self, name: str, start: int, stop: int) -> Iterator[Range]:
         """What of a range lies in no hole."""
