@@ -20,13 +20,15 @@ def check_apart(src: Path, dst: Path, files: Iterable[Path] = ()) -> None:
         _check_files((*_links(src.resolve()), *files), dst)
 
 
-def check_files_apart(dst: Path, root: str, files: Iterable[str]) -> None:
+def check_files_apart(dst: Path, root: str, files: Iterable[str], *, is_folder: bool) -> None:
     """Refuse a target that holds a file that the source reads, or lies in the folder of these.
 
-    Args:  root: that the names of files start from.
+    Args:  root: that the names of files start from.  is_folder: the source is all of it, not one
+           file there.
     Raises: ReshardError[output-overlap].
     """
-    _check_folder(Path(root), dst)
+    if is_folder:
+        _check_folder(Path(root), dst)
     if os.path.lexists(dst):
         _check_files((Path(root, file) for file in files), dst)
 

@@ -13,6 +13,7 @@ from reshard.api.drifting import settle
 from reshard.api.memory import fit_memory
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
+from reshard.api.target_layout import layout_of, read_target
 from reshard.api.target_source import open_for_target
 from reshard.engine.progress import OnProgress, Progress
 from reshard.errors import Diagnostic, target_error
@@ -26,7 +27,7 @@ from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.shown import Shown
-from reshard.plan.target import Target, parse_target
+from reshard.plan.target import Target
 from reshard.plan.text import show_count, show_nbytes, show_pace
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Converted(Shown):
         written = [fate for fate in report.fates if fate.kind not in ("dropped", "left out")]
         missing = not_written_lines(report.fates)
         files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
-        target = formats.TARGETS[report.target.partition(":")[0]]
+        aim = read_target(report.target)
+        target = formats.TARGETS[aim.format]
         lines = [f"wrote a {target.title} to {self.path}"]
         lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
         if self.resumed.arrays:
@@ -88,6 +90,8 @@ class Converted(Shown):
         if missing:
             lines += ["", *missing]
         step = target.next_step.format(src=report.source.path, dst=self.path)
+        if aim.layout_file is not None:
+            step += f" --layout {aim.layout}"
         kept = dict.fromkeys(fate.state for fate in written)
         if missing and "{src}" in target.next_step:
             step += f" --states {','.join(state for state in kept if state != EXTRA)}"
@@ -235,7 +239,8 @@ def convert(
         on_progress,
     )
     catalog = prepared.source.catalog
-    check_files_apart(target_path, catalog.root, (file.path for file in catalog.files))
+    read = (file.path for file in catalog.files)
+    check_files_apart(target_path, catalog.root, read, is_folder=Path(src).is_dir())
     report, resumed = prepared.report, Resumed(0, 0)
     if not dry_run:
         files, resumed, notes = _write(prepared, target_path, force, on_progress)
@@ -268,7 +273,7 @@ def _prepare(
     max_file_size: int | None,
     on_progress: OnProgress | None,
 ) -> Prepared:
-    target = parse_target(to, formats.TARGETS)
+    target = read_target(to)
     source = open_for_target(
         src,
         target,
@@ -353,6 +358,9 @@ def _output(
         whole = source.arrangement
         asked = whole if selected.kinds is None else without_kept_states(whole)
         return formats.prepare(asked, target, settings)
+    described = layout_of(target)
+    if described is not None:
+        return formats.prepare(selected.arrangement, target, {"layout": described})
     if target.format == "hf":
         return formats.prepare(
             selected.arrangement,

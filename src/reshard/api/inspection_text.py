@@ -68,7 +68,9 @@ def _writer(found: Inspection) -> str:
     told = [str(framework.pop(key)) for key in ("name", "version") if framework.get(key)]
     plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
     settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
-    own = [found.version] if found.version.lower() != " ".join(told).lower() else []
+    own = (
+        [found.version] if found.version and found.version.lower() != " ".join(told).lower() else []
+    )
     return ", ".join([*own, *([" ".join(told)] if told else []), *settings])
 
 

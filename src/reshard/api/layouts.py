@@ -8,6 +8,7 @@ from pathlib import Path
 from reshard.api.source import PathLike, read_layout_file
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language import check, compile_layout, format_document, parse
+from reshard.language.library import missing_models
 from reshard.plan.text import show_count
 
 
@@ -63,17 +64,18 @@ def check_layout(path: PathLike) -> CheckedLayouts:
     Raises: ReshardError[layout-missing], and everything that is wrong with the text, at once.
     """
     document = parse(read_layout_file(Path(path)), str(path))
-    found = check(document)
+    models = missing_models(document)
+    found = check(document, models=models)
     errors = [item for item in found if item.level == "error"]
     if errors:
         raise ReshardError(errors, Exit.LAYOUT)
     layouts = []
     for block in document.layouts:
-        made = compile_layout(document, block.name.text)
+        made = compile_layout(document, block.name.text, models=models)
         model = None if made.model is None else made.model.name
         layouts.append(LayoutSummary(made.name, model, tuple(made.mesh), len(made.rules)))
-    models = tuple(block.name.text for block in document.models)
-    return CheckedLayouts(str(path), models, tuple(layouts), found)
+    declared = tuple(block.name.text for block in document.models)
+    return CheckedLayouts(str(path), declared, tuple(layouts), found)
 
 
 def format_layout(path: PathLike, *, write: bool = False) -> tuple[str, bool]:

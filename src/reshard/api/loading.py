@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from reshard import formats
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import select_states
+from reshard.api.target_layout import read_target
 from reshard.api.target_source import open_for_target
 from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
@@ -20,7 +21,6 @@ from reshard.plan.catalog import Training
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Shown
-from reshard.plan.target import parse_target
 from reshard.plan.text import show_count
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def load(
            framework: what the tensors are made as.
     Other arguments, and Raises: as for `convert`; ReshardError[bad-rank].
     """
-    target = parse_target(to, formats.TARGETS)
+    target = read_target(to)
     form = formats.TARGETS[target.format]
     source = open_for_target(
         path,

@@ -20,12 +20,13 @@ from reshard.api.roundtrip_suites import case_names
 from reshard.api.source import PathLike, open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
 from reshard.api.states import select_states
+from reshard.api.target_layout import read_target
 from reshard.api.training_facts import compare_facts
 from reshard.engine.progress import Meter, OnProgress, Progress
 from reshard.errors import Diagnostic, Exit, ReshardError, output_error
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import OnDrift
-from reshard.plan.target import Target, parse_target
+from reshard.plan.target import Target
 
 UNIVERSAL = "universal"
 
@@ -90,7 +91,7 @@ def roundtrip(
     """
     if not via:
         raise _no_target()
-    targets = [parse_target(text, formats.TARGETS) for text in via]
+    targets = [read_target(text) for text in via]
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be at least 1, not {sample}")
     began = time.monotonic()
@@ -146,7 +147,7 @@ def roundtrip_cases(
 
     Raises: ReshardError[unknown-target], and where the source cannot be read.
     """
-    targets = [str(parse_target(text, formats.TARGETS)) for text in via]
+    targets = [str(read_target(text)) for text in via]
     selected = select_states(open_source(src), states)
     kinds = dict.fromkeys(whole.state for whole in selected.arrangement.wholes)
     ways = [*targets, ", then ".join(targets)] if len(targets) > 1 else targets

@@ -12,17 +12,17 @@ from reshard.api.checking import check_source
 from reshard.api.naming import Modelled, find_model, rename_to
 from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
-from reshard.language import format_document, load_layout
+from reshard.language import compile_layout, format_document, load_layout, parse
 from reshard.language.layout import Layout
-from reshard.language.library import Family, families, shipped
+from reshard.language.library import Family, families, missing_models, shipped
 from reshard.language.parser import MAX_LENGTH
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
 from reshard.plan.consolidate import consolidated
-from reshard.plan.place import Placement, parse_placement
+from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
-from reshard.plan.rename import renamed_catalog
+from reshard.plan.rename import rename, renamed_catalog
 
 PathLike = str | Path
 
@@ -53,6 +53,7 @@ def open_source(
     model: str | None = None,
     names: str | None = None,
     instead: str = "",
+    into: Layout | None = None,
     mesh: Mapping[str, int] | None = None,
     plain: Collection[str] = (),
     places: Iterable[str] = (),
@@ -67,6 +68,7 @@ def open_source(
            model: read it through the layout of this model that fits its names.
            names: read it through its model, and call its tensors as this layout of it does.
            instead: the layout of it that does so where `names` cannot stack its layers.
+           into: read it through its model, and call its tensors as this layout of it does.
            mesh: on which they will lie; the rules of the layout may ask for it.
            plain: layouts of sources that keep their own names where no model is known.
            places: `axis=mesh:how`, how axes lie in the layout that gives the names.
@@ -79,7 +81,7 @@ def open_source(
     placements = {item.axis: item for item in map(parse_placement, places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
     own = None if layout is None else read_layout_file(Path(layout))
-    chosen = None if own is None else load_layout(own, str(layout), layout_name)
+    chosen = None if own is None else load_user_layout(own, str(layout), layout_name)
     if chosen is not None and own is not None and chosen.files:
         catalog = formats.read_described(chosen, own, folder, step=step)
     else:
@@ -92,7 +94,7 @@ def open_source(
     family, is_plain, plain_catalog = None, False, catalog
     if chosen is not None and chosen.model is not None and own is not None:
         family = _family(own, str(layout), chosen.model.name)
-    elif model is not None or names is not None:
+    elif model is not None or names is not None or into is not None:
         extra = () if own is None else families(own, str(layout))
         is_plain = model is None and own is None and catalog.layout_name in plain
         modelled = _modelled(catalog, model, extra, settings, is_plain=is_plain)
@@ -116,16 +118,21 @@ def open_source(
             arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
     if family is not None:
-        wanted = arrangement.layout.name if names is None else names
-        renamed = rename_to(
-            arrangement,
-            family,
-            wanted,
-            mesh or {},
-            instead=instead,
-            settings=settings,
-            places=placements,
-        )
+        if into is None and names is None and chosen.name not in family.layout_names:
+            into = chosen  # a layout of the user's own of a model that ships
+        if into is not None:
+            wanted = place(into, placements)
+            renamed = rename(arrangement, wanted, mesh or {}, settings=settings)
+        else:
+            renamed = rename_to(
+                arrangement,
+                family,
+                arrangement.layout.name if names is None else names,
+                mesh or {},
+                instead=instead,
+                settings=settings,
+                places=placements,
+            )
         catalog = renamed_catalog(arrangement, renamed)
         arrangement = replace(renamed, catalog=catalog)
     elif placements:
@@ -213,6 +220,15 @@ def _family(text: str, file: str, name: str) -> Family:
     """The family of a user's model: of the file, else of those that ship."""
     found = (*families(text, file), *shipped())
     return next(family for family in found if family.name == name)
+
+
+def load_user_layout(text: str, file: str, name: str | None) -> Layout:
+    """A layout of a user's text, which may be of a model that ships.
+
+    Raises: syntax, unknown-layout, and everything that is wrong with the text.
+    """
+    document = parse(text, file)
+    return compile_layout(document, name, models=missing_models(document))
 
 
 def read_layout_file(path: Path) -> str:

@@ -14,6 +14,8 @@ from reshard.api.converting import Prepared, prepare_source, write_output
 from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
 from reshard.api.source import OpenedSource, open_source
+from reshard.api.target_layout import layout_of
+from reshard.api.target_source import open_for_target
 from reshard.errors import Exit, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.build import OnDrift
@@ -125,8 +127,12 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     """A stage in the names that a target has for its tensors, if it has its own."""
     form = formats.TARGETS[target.format]
     names, facts = form.names_of(target)
-    if not names or not before.is_read:
+    described = layout_of(target)
+    is_renamed = names or (described and (described.names or described.model))
+    if not before.is_read or not is_renamed:
         return before.source
+    if described is not None:
+        return open_for_target(before.source.path, target, settings=work.settings, model=work.model)
     return open_source(
         before.source.path,
         settings={**facts, **(work.settings or {})},
@@ -180,7 +186,8 @@ def _read_back(
     A form of which a reader says that it does not read it is taken as its plan placed it.
     """
     try:
-        opened = open_source(path)
+        file, name = prepared.target.layout_file or (None, None)
+        opened = open_source(path, layout=file, layout_name=name)
         if opened.catalog.withheld:
             raise ReshardError(opened.catalog.withheld, Exit.SOURCE)
     except ReshardError as error:

@@ -10,6 +10,7 @@ from reshard.api.dtypes import parse_dtypes
 from reshard.api.masters import settle_masters
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.api.states import select_states
+from reshard.api.target_layout import layout_of, same_names
 from reshard.engine.progress import OnProgress
 from reshard.plan.build import OnDrift
 from reshard.plan.recast import recast
@@ -41,8 +42,16 @@ def open_for_target(
             `recast` raise.
     """
     form = formats.TARGETS[target.format]
-    dtypes = parse_dtypes(dtype)
     own, facts = form.names_of(target)
+    described = layout_of(target)
+    if described is not None:
+        called = described.names or None
+        into = described if described.model is not None and names is None else None
+        mesh = {axis: target.integer(axis, 1) or 1 for axis in described.mesh}
+        plain = same_names(described)
+    else:
+        called, into, mesh, plain = own or None, None, form.mesh_of(target), form.plain
+    dtypes = parse_dtypes(dtype)
     source = open_source(
         path,
         step=step,
@@ -50,10 +59,11 @@ def open_for_target(
         layout_name=layout_name,
         settings={**facts, **(settings or {})},
         model=model,
-        names=names or own or None,
+        names=names or called,
         instead=form.instead if names is None else "",
-        mesh=form.mesh_of(target),
-        plain=form.plain if names is None else (names,),
+        into=into,
+        mesh=mesh,
+        plain=plain if names is None else (names,),
         places=places,
         check=check,
         on_progress=on_progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -157,6 +157,12 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard.formats.universal.write",
             "universal checkpoint",
             "reshard verify {dst}",
+            carries_files=True,
+        ),
+        "described": TargetFormat(
+            "reshard.formats.described.write",
+            "checkpoint described by a layout",
+            "reshard inspect {dst}",
             carries_files=True,
         ),
         "deepspeed": TargetFormat(
@@ -315,6 +321,20 @@ def check_bytes(
     found = module_of(f"{SOURCES[name].package}.verify").check_bytes(catalog, on_bytes)
     assert isinstance(found, tuple)
     return found
+
+
+def described_names() -> tuple[str, ...]:
+    """The layouts that describe files, and ship."""
+    folder = resources.files("reshard").joinpath("layouts", "files")
+    names = sorted(item.name for item in folder.iterdir())
+    return tuple(name.removesuffix(".ucl") for name in names if name.endswith(".ucl"))
+
+
+def described_layout(name: str) -> Layout:
+    """One of them."""
+    layout = module_of("reshard.formats.described.shipped").descriptions()[name].layout
+    assert isinstance(layout, Layout)
+    return layout
 
 
 def module_of(name: str) -> Any:

@@ -122,6 +122,8 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
         return f'leave out "{statement.pattern.text}"', f'because "{statement.because.text}"'
     if isinstance(statement, tree.WrapperStatement):
         return f"wrapper {_places(statement.parts, ', ')}", ""
+    if isinstance(statement, tree.NamesStatement):
+        return f"names {statement.layout.text}", ""
     if isinstance(statement, tree.OrderStatement):
         when = "" if statement.when is None else f" when {to_text(statement.when)}"
         return f"order {_places(statement.names, ', ')}{when}", ""

@@ -17,6 +17,7 @@ _WORDS = {
     tree.TieStatement: "tie",
     tree.LeaveStatement: "leave out",
     tree.WrapperStatement: "wrapper",
+    tree.NamesStatement: "names",
     tree.OrderStatement: "order",
 }
 

@@ -119,6 +119,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
     left_out = []
     wrappers: list[str] = []
     orders = []
+    names = ""
     for item in block.statements:
         if isinstance(item, tree.MeshStatement):
             mesh.update({axis.name.text: axis.size for axis in item.axes})
@@ -140,6 +141,8 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
             left_out.append(LeftOut(pattern, unescaped(item.because.text), item.span))
         elif isinstance(item, tree.WrapperStatement):
             wrappers += [unescaped(part.text) for part in item.parts]
+        elif isinstance(item, tree.NamesStatement):
+            names = item.layout.text
         elif isinstance(item, tree.OrderStatement):
             orders.append(ParameterOrder(tuple(unescaped(x.text) for x in item.names), item.when))
         else:
@@ -161,6 +164,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         tuple(left_out),
         tuple(wrappers),
         tuple(orders),
+        names,
     )
 
 

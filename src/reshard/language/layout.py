@@ -216,6 +216,7 @@ class Layout:
            ties: name -> the name of the tensor that it is too.  left_out: what is no parameter.
            wrappers: parts of names that wrappers of the module add.
            orders: of the module's parameters.
+           names: the layout of their model that names tensors so; "" where the source's will do.
     """
 
     name: str
@@ -232,3 +233,4 @@ class Layout:
     left_out: tuple[LeftOut, ...] = ()
     wrappers: tuple[str, ...] = ()
     orders: tuple[ParameterOrder, ...] = ()
+    names: str = ""

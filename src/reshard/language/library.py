@@ -8,8 +8,8 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from reshard.language.compile import compile_layouts
-from reshard.language.layout import Layout
+from reshard.language.compile import compile_layouts, compile_models
+from reshard.language.layout import Layout, Model
 from reshard.language.parser import parse
 from reshard.language.tree import Document, LayoutBlock
 
@@ -64,6 +64,16 @@ def shipped_text(name: str) -> str:
     """The UCL text of a family that comes with reshard."""
     folder = resources.files("reshard").joinpath("layouts")
     return folder.joinpath(f"{name}.ucl").read_text(encoding="utf-8")
+
+
+def missing_models(document: Document) -> Mapping[str, Model]:
+    """The models that a document's layouts are of and that it does not declare, where they ship."""
+    own = {block.name.text for block in document.models}
+    wanted = {block.model.text for block in document.layouts if block.model is not None} - own
+    if not wanted:
+        return {}
+    found = {family.name: family for family in shipped() if family.name in wanted}
+    return {name: compile_models(family.document)[name] for name, family in found.items()}
 
 
 def families(text: str, file: str) -> tuple[Family, ...]:

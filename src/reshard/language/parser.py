@@ -184,6 +184,8 @@ class _Builder:
         if node.data == "leave":
             why = self._string(children[1])
             return tree.LeaveStatement(self._string(children[0]), why, span=span)
+        if node.data == "called":
+            return tree.NamesStatement(self._word(children[0]), span=span)
         if node.data == "ordering":
             *_, when = children
             return tree.OrderStatement(self._strings(node), self._maybe(when), span=span)

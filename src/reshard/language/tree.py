@@ -266,6 +266,15 @@ class WrapperStatement:
 
 
 @dataclass(frozen=True, slots=True)
+class NamesStatement:
+    """`names LAYOUT`."""
+
+    layout: Word
+    trivia: Trivia = Trivia()
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class OrderStatement:
     """`order "NAME", "NAME" when CONDITION`."""
 
@@ -285,6 +294,7 @@ LayoutStatement = (
     | TieStatement
     | LeaveStatement
     | WrapperStatement
+    | NamesStatement
     | OrderStatement
     | RuleStatement
 )

@@ -16,19 +16,33 @@ def slice_spec(whole: Whole, box: Box) -> ArraySpec:
 
     Args:  box: over the dimensions of the whole tensor, inside its shape.
     """
-    segments = tuple(
-        (key, held) for key, piece in whole.segments for held in _held(piece, whole.shape, box)
-    )
+    segments = boxed(whole, box, 0, row_major(box.size))
     return ArraySpec(whole.name, whole.state, whole.dtype, box.volume, segments, box.size)
 
 
-def _held(piece: Piece, shape: tuple[int, ...], box: Box) -> list[Piece]:
-    """What the box has of one piece, addressed in the array of the box alone."""
+def boxed(
+    whole: Whole, box: Box, offset: int, strides: tuple[int, ...]
+) -> tuple[tuple[str, Piece], ...]:
+    """The elements of a whole tensor that lie in a box, as they lie in another array.
+
+    Args:  box: over the dimensions of the whole tensor.
+           offset, strides: where the box lies in the array, and what a step along each dimension is
+           there, in elements.
+    """
+    return tuple(
+        (key, held.shift(offset))
+        for key, piece in whole.segments
+        for held in _held(piece, whole.shape, box, strides)
+    )
+
+
+def _held(piece: Piece, shape: tuple[int, ...], box: Box, inner: tuple[int, ...]) -> list[Piece]:
+    """What the box has of one piece, addressed in an array of these strides."""
     if not piece.box.volume or not box.volume:
         return []
-    if box.size == shape:
+    outer = row_major(shape)
+    if box.size == shape and inner == outer:
         return [piece]
-    outer, inner = row_major(shape), row_major(box.size)
     choices = []
     for dim, (step, length) in enumerate(zip(outer, shape, strict=True)):
         axes = [a for a in range(len(piece.strides)) if _dim_of(piece, a, outer, shape) == dim]

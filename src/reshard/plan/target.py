@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -11,15 +12,30 @@ from reshard.errors import ReshardError, target_error
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`format[:key=value,...]`, split but not yet understood; the format checks its own options."""
+    """`format[:key=value,...]`, split but not yet understood; the format checks its own options.
+
+    Args:  layout: of a target that a layout describes: its name, or `FILE.ucl#NAME`.
+    """
 
     format: str
     options: Mapping[str, str]
+    layout: str = ""
+
+    @property
+    def head(self) -> str:
+        """What stands before the options."""
+        return self.layout or self.format
+
+    @property
+    def layout_file(self) -> tuple[str, str | None] | None:
+        """The file of the layout and its name there; None for a layout that ships."""
+        file, mark, name = self.layout.partition("#")
+        return (file, name if mark else None) if file.endswith(".ucl") else None
 
     def __str__(self) -> str:
         if not self.options:
-            return self.format
-        return self.format + ":" + ",".join(f"{key}={value}" for key, value in self.options.items())
+            return self.head
+        return self.head + ":" + ",".join(f"{key}={value}" for key, value in self.options.items())
 
     def reject_unknown(self, known: Collection[str]) -> None:
         """Refuse an option that the format does not have.
@@ -32,7 +48,7 @@ class Target:
                 listed = ", ".join(f"`{name}`" for name in known)
                 raise target_error(
                     "unknown-option",
-                    f"target `{self.format}` has no option `{key}`",
+                    f"target `{self.head}` has no option `{key}`",
                     notes=[f"it takes {listed}" if known else "it takes no options"],
                     helps=[f"did you mean `{near[0]}`?"] if near else [],
                 )
@@ -48,22 +64,37 @@ class Target:
         if not text.isascii() or not text.isdigit() or int(text) < least:
             raise target_error(
                 "bad-option",
-                f"option `{key}` of target `{self.format}` is `{text}`, "
+                f"option `{key}` of target `{self.head}` is `{text}`, "
                 f"not an integer of at least {least}",
-                helps=[f"write it as `{self.format}:{key}={max(least, 2)}`"],
+                helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
             )
         return int(text)
 
 
-def parse_target(text: str, formats: Collection[str]) -> Target:
-    """Split `format[:key=value,...]`.
+DESCRIBED = "described"
+"""The format of targets that a layout describes."""
 
-    Args:  formats: the names that can be written.
+_FILE = re.compile(r"(?P<layout>[^#]*?\.ucl(?:#[A-Za-z]\w*)?)(?::(?P<rest>.*))?", re.DOTALL)
+
+
+def parse_target(text: str, formats: Collection[str], layouts: Collection[str] = ()) -> Target:
+    """Split `format[:key=value,...]` or `FILE.ucl[#layout][:axis=size,...]`.
+
+    Args:  formats: the names that can be written.  layouts: those of layouts that describe files.
     Raises: ReshardError[bad-target], ReshardError[unknown-target].
     """
+    file = _FILE.fullmatch(text)
+    if file is not None:
+        return Target(DESCRIBED, _options(text, file["rest"] or ""), file["layout"])
     name, _, rest = text.partition(":")
-    if name not in formats:
-        raise _unknown(name, formats)
+    if name in layouts:
+        return Target(DESCRIBED, _options(text, rest), name)
+    if name not in formats or name == DESCRIBED:
+        raise _unknown(name, [*(item for item in formats if item != DESCRIBED), *layouts])
+    return Target(name, _options(text, rest))
+
+
+def _options(text: str, rest: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for item in rest.split(",") if rest else ():
         key, equals, value = item.partition("=")
@@ -77,7 +108,7 @@ def parse_target(text: str, formats: Collection[str]) -> Target:
                 ],
             )
         options[key] = value
-    return Target(name, options)
+    return options
 
 
 def _unknown(name: str, formats: Collection[str]) -> ReshardError:

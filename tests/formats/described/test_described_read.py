@@ -192,7 +192,7 @@ def zero_run(folder: Path, kind: str, ranks: int = 2) -> dict[str, dict[str, Any
     whole = {"l0.w": counted(3, 5), "l0.b": counted(3, start=100), "l1.w": counted(2, 5, start=200)}
     groups = [["l0.w", "l1.w"], ["l0.b"]]
     states = {"param": whole}
-    states["master"] = {name: value + np.float32(0.25) for name, value in whole.items()}
+    states["master"] = {name: value.copy() for name, value in whole.items()}
     states["exp_avg"] = {name: value * np.float32(0.5) for name, value in whole.items()}
 
     def shares(state: str, group: list[str]) -> list[Any]:

@@ -89,11 +89,12 @@ def walk_files(layout: Layout, root: Path, files: Files) -> Walked:
         lost = _walk(out, rule, item, tree, places)
         if lost:
             unnamed.append(_unnamed(rule, item, lost))
+    obeyed = {id(leaf.entry) for leaf in out.leaves}
     for index, keys in seen.items():
         for entry in layout.files[index].entries:
             if (
                 not entry.optional
-                and id(entry) not in places
+                and id(entry) not in obeyed
                 and entry.role not in ("leave", "keep")
             ):
                 first = next(item for item in files.known if item.rule == index)
@@ -113,7 +114,7 @@ def _walk(
             _rest(out, entry, item, tree, account)
             continue
         for found in _chosen(entry, tree, places):
-            if account.is_taken(found.where) or not fits(entry, found.value):
+            if account.is_taken(found.where) and entry.role in ("state", "states"):
                 continue
             if any(item.bindings.get(k, v) != v for k, v in found.bindings.items()):
                 continue

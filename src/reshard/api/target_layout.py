@@ -1,0 +1,49 @@
+"""The layout of a target that a layout describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reshard import formats
+from reshard.api.source import load_user_layout, read_layout_file
+from reshard.errors import target_error
+from reshard.language.layout import Layout
+from reshard.plan.target import DESCRIBED, Target, parse_target
+
+
+def read_target(text: str) -> Target:
+    """What `--to` says.
+
+    Raises: ReshardError[bad-target | unknown-target].
+    """
+    return parse_target(text, formats.TARGETS, formats.described_names())
+
+
+def layout_of(target: Target) -> Layout | None:
+    """The layout that describes a target's files; None for a target of another kind.
+
+    Raises: ReshardError[layout-missing | bad-target], and what is wrong with the text.
+    """
+    if target.format != DESCRIBED:
+        return None
+    file = target.layout_file
+    if file is None:
+        return formats.described_layout(target.layout)
+    path, name = file
+    layout = load_user_layout(read_layout_file(Path(path)), path, name)
+    if not layout.files:
+        raise target_error(
+            "bad-target",
+            f"layout `{layout.name}` of `{path}` does not describe files",
+            notes=["a target is written as its `file` statements say"],
+            helps=['add `file "rank{tp}.pt" { state param at "model/{name}" }`'],
+        )
+    return layout
+
+
+def same_names(layout: Layout) -> frozenset[str]:
+    """Layouts of sources that call tensors as a layout of a target does."""
+    shipped = {name: formats.described_layout(name) for name in formats.described_names()}
+    alike = {name for name, other in shipped.items() if other.names == layout.names}
+    known = formats.TARGETS.get(layout.names)
+    return frozenset({layout.name, *alike, *(known.plain if known is not None else ())})

@@ -1,0 +1,137 @@
+"""Facts of a run as a target's files state them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic
+from reshard.formats.described import NAME as FORMAT
+from reshard.formats.described.tree import At, Where
+from reshard.formats.described.write_states import WrittenStates
+from reshard.language.layout import FileRule, Layout
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.framework_config import framework_config
+from reshard.plan.plan import ArraySpec
+from reshard.storage.objects import from_json
+from reshard.storage.torch_output import TorchOutput
+
+_DEFAULTS = ("iteration", "param_groups", "config")
+
+
+class Facts:
+    """What of the run goes into files, and what is kept of a run of the same layout."""
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        layout: Layout,
+        states: WrittenStates,
+        output: TorchOutput,
+    ) -> None:
+        self._arrangement = arrangement
+        self._layout = layout
+        self._states = states
+        self._output = output
+        self._extras = {w.name: w for w in arrangement.wholes if w.state == EXTRA}
+        self._used: set[str] = set()
+        self._asked: set[str] = set()
+        framework = arrangement.catalog.training.framework or {}
+        is_own = framework.get("name") == FORMAT and framework.get("layout") == layout.name
+        self._kept = cast("list[dict[str, object]]", framework.get("kept", [])) if is_own else []
+
+    def run(self, name: str) -> tuple[bool, object]:
+        """Whether a fact is known, and what it is."""
+        self._asked.add(name)
+        training = self._arrangement.catalog.training
+        if name == "iteration":
+            return training.iteration is not None, training.iteration
+        if name == "param_groups":
+            return bool(training.param_groups), self._groups()
+        if name == "config":
+            config = self._config()
+            return config is not None, config
+        state = training.state or {}
+        return name in state, self._value(state[name]) if name in state else None
+
+    def _groups(self) -> list[object]:
+        """The settings of each group; where the numbers stand is another statement's."""
+        return [
+            {key: self._value(item) for key, item in group.items() if key != "params"}
+            for group in self._arrangement.catalog.training.param_groups
+        ]
+
+    def _config(self) -> Mapping[str, object] | None:
+        """The model's configuration: in the words of the layout of the names, or as found."""
+        layout, values = self._arrangement.layout, self._arrangement.values
+        made = framework_config(layout, values) if layout.model is not None else {}
+        if made:
+            return made
+        config = self._arrangement.catalog.config
+        return None if config is None else cast("dict[str, object]", self._value(dict(config)))
+
+    def kept(self, rule: FileRule, at: Mapping[str, str | int]) -> Iterator[tuple[Where, object]]:
+        """What is kept for a file, with its places."""
+        names = {name.text for name in rule.names}
+        mine = [item for item in self._kept if item["file"] in names]
+        for item in mine:
+            ranks = cast("dict[str, object]", item["at"])
+            if all(at.get(axis) == index for axis, index in ranks.items() if axis[0] != "#"):
+                steps = cast("list[list[object]]", item["where"])
+                where = tuple(
+                    At(from_json(value, lambda x: x), is_item=kind == "item")
+                    for kind, value in steps
+                )
+                yield where, self._value(item["value"])
+
+    def _value(self, value: object) -> object:
+        return from_json(value, self._tensor)
+
+    def _tensor(self, body: object) -> object:
+        if isinstance(body, str) and body in self._extras:
+            self._used.add(body)
+            whole = self._extras[body]
+            return self._output.tensor(_spec(whole))
+        told = cast("dict[str, object]", body)
+        data = base64.b64decode(str(told["data"]))
+        shape = tuple(cast("list[int]", told["shape"]))
+        return self._output.constant(DType(str(told["dtype"])), shape, data)
+
+    def dropped(self) -> Iterator[tuple[str, str, str]]:
+        """Tensors of no parameter that are not written."""
+        for name in self._extras:
+            if name not in self._used:
+                yield name, EXTRA, f"layout `{self._layout.name}` has no place for it"
+
+    def warnings(self) -> Iterator[Diagnostic]:
+        """What of the run is not written."""
+        training = self._arrangement.catalog.training
+        lost = [name for name in training.state or {} if name not in self._asked]
+        if training.iteration is not None and "iteration" not in self._asked:
+            lost.append("iteration")
+        if training.param_groups and "param_groups" not in self._asked:
+            lost.append("param_groups")
+        if lost:
+            yield Diagnostic(
+                "training-left",
+                f"layout `{self._layout.name}` has no place for {', '.join(lost)}",
+                level="warning",
+                helps=('name a place: `run NAME = "..."`',),
+            )
+
+
+def facts_of(
+    arrangement: Arrangement, layout: Layout, states: WrittenStates, output: TorchOutput
+) -> Facts:
+    """The facts of a source for a layout."""
+    return Facts(arrangement, layout, states, output)
+
+
+def _spec(whole: Whole) -> ArraySpec:
+    numel = 1
+    for size in whole.shape:
+        numel *= size
+    return ArraySpec(whole.name, EXTRA, whole.dtype, numel, whole.segments, whole.shape)

@@ -1,0 +1,275 @@
+"""The tensors of a target, at each of its coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+from reshard.algebra.flat import cut
+from reshard.algebra.partition import Share, spread
+from reshard.algebra.piece import Piece
+from reshard.errors import Diagnostic, Label, ReshardError, target_error
+from reshard.formats.described.sharing import alignment
+from reshard.language.expression import known_value
+from reshard.language.layout import Entry, Layout, PartitionRule
+from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
+from reshard.plan.plan import ArraySpec
+from reshard.plan.recut import CutTensor, cut_tensors
+from reshard.storage.torch_output import TorchOutput
+from reshard.storage.torch_writer import NewTensor
+
+At = Mapping[str, str | int]
+
+
+class WrittenStates:
+    """Which tensor goes where, and which have no place.
+
+    Args:  names: of parameters, in the order of the source.  kinds: states that are stored.
+           groups: names of each group's parameters, in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        arrangement: Arrangement,
+        layout: Layout,
+        mesh: Mapping[str, int],
+        output: TorchOutput,
+    ) -> None:
+        self._arrangement = arrangement
+        self._layout = layout
+        self._mesh = mesh
+        self._output = output
+        self._rules = {state: rule for rule in layout.partitions for state in rule.states}
+        self._cut = cut_tensors(arrangement, layout, mesh)
+        self._wholes: dict[tuple[str, str], Whole] = {
+            (whole.name, whole.state): whole for whole in arrangement.wholes if whole.state != EXTRA
+        }
+        self._specs: dict[int, tuple[NewTensor, ArraySpec]] = {}
+        self._placed: set[tuple[str, str]] = set()
+        self._folded: dict[tuple[str, str], str] = {}
+        self._homes = self._find_homes()
+        self.names = list(dict.fromkeys(name for name, _ in self._wholes))
+        self.kinds = list(dict.fromkeys(state for _, state in self._wholes))
+        self.groups, self._is_guessed = self._find_groups()
+        self._numbers = {
+            name: number for number, name in enumerate(n for group in self.groups for n in group)
+        }
+
+    # ---- what goes where -----------------------------------------------------------------------
+
+    def _find_homes(self) -> dict[str, Entry]:
+        """By state, the statement that it is written by: the one that names it, else any."""
+        out: dict[str, Entry] = {}
+        for state in dict.fromkeys(state for _, state in self._wholes):
+            entries = [entry for rule in self._layout.files for entry in rule.entries]
+            named = [e for e in entries if e.role == "state" and state in e.names]
+            free = [e for e in entries if e.role == "states" and state != "param"]
+            if named or free:
+                out[state] = (named or free)[0]
+        return out
+
+    def of(self, entry: Entry) -> list[str]:
+        """The states that a statement writes."""
+        return [state for state, home in self._homes.items() if home is entry]
+
+    def _find_groups(self) -> tuple[list[list[str]], bool]:
+        """The parameters of each group, and whether their order is only the source's."""
+        known = set(self.names)
+        trained = {name for name, state in self._wholes if state not in ("param", EXTRA)}
+        groups = [
+            [str(name) for name in params if name in known]
+            for group in self._arrangement.catalog.training.param_groups
+            if isinstance(params := group.get("params"), (list, tuple))
+        ]
+        if not any(groups) and trained:
+            return [[name for name in self.names if name in trained]], True
+        config = self._arrangement.catalog.config or {}
+        for order in self._layout.orders:
+            holds = order.when is None or known_value(order.when, config) is True
+            if holds and all(order.has(name) for group in groups for name in group):
+                return [sorted(group, key=order.key) for group in groups], False
+        framework = self._arrangement.catalog.training.framework or {}
+        return groups, framework.get("layout") != self._layout.name
+
+    def numbers(self) -> list[list[int]]:
+        """The numbers of each group."""
+        return [[self._numbers[name] for name in group] for group in self.groups]
+
+    def number(self, name: str, entry: Entry) -> int:
+        """The number of a parameter.
+
+        Raises: ReshardError[no-groups].
+        """
+        if name in self._numbers:
+            return self._numbers[name]
+        raise target_error(
+            "no-groups",
+            f"`{name}` has no number, since it is in no parameter group of the source",
+            notes=["states are written by number here, group by group"],
+            helps=["leave the states out with `--states weights`"],
+            primary=Label(entry.span, "by number") if entry.span else None,
+        )
+
+    def weights(self) -> list[Whole]:
+        """The weights that are written."""
+        return [whole for (_, state), whole in self._wholes.items() if state == "param"]
+
+    # ---- tensors -------------------------------------------------------------------------------
+
+    def tensors(self, state: str, at: At, path: str) -> Iterator[tuple[str, str, NewTensor]]:
+        """What a file holds of a state: name of the parameter, name there, and tensor."""
+        for name in self.names:
+            whole = self._wholes.get((name, state))
+            if whole is None:
+                continue
+            if whole.rule < 0:
+                local = self._local(name, at)
+                if local is not None:
+                    self._placed.add((name, state))
+                    yield name, local.name, self._tensor(_number_spec(whole, whole.segments))
+                continue
+            local = self._local(name, at)
+            if local is None:
+                continue
+            self._check_axes(local, at, path)
+            self._placed.add((name, state))
+            rule = self._rules.get(state)
+            if rule is None or not local.shape:
+                spec = ArraySpec(
+                    name, state, whole.dtype, prod(local.shape), local.segments[state], local.shape
+                )
+                yield name, local.name, self._tensor(spec)
+            else:
+                yield name, local.name, self._share(whole, local, rule, at)
+
+    def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> NewTensor:
+        """A rank's part of one tensor."""
+        ranks, rank = self._mesh[rule.over], int(at[rule.over])
+        cuts = spread(rule.kind, [local.shape], ranks, alignment(rule, self._mesh, ranks))
+        length = cuts.lengths[rank]
+        mine = [share for share in cuts.shares if share.rank == rank]
+        segments = _shared(local.segments[whole.state], mine)
+        shape: tuple[int, ...] = (length,)
+        if rule.kind == "rows":
+            row = prod(local.shape[1:])
+            shape = (length // row if row else 0, *local.shape[1:])
+        return self._tensor(
+            ArraySpec(whole.name, whole.state, whole.dtype, length, segments, shape)
+        )
+
+    def buffer(self, state: str, group: int, at: At, entry: Entry) -> NewTensor | None:
+        """What a file holds of a state for all parameters of a group."""
+        members = []
+        for name in self.groups[group]:
+            whole, local = self._wholes.get((name, state)), self._local(name, at)
+            if whole is not None and local is not None:
+                members.append((whole, local))
+        if not members:
+            return None
+        if len(members) != len(self.groups[group]):
+            raise target_error(
+                "no-groups",
+                f"not every parameter of group {group} has a state `{state}`",
+                notes=["one place holds it for all of the group"],
+                helps=["leave it out with `--states`"],
+                primary=Label(entry.span, "of a whole group") if entry.span else None,
+            )
+        first, _ = members[0]
+        self._placed.update((whole.name, state) for whole, _ in members)
+        if first.rule < 0:
+            segments = tuple(item for whole, _ in members for item in whole.segments)
+            for whole, _ in members[1:]:
+                self._folded[whole.name, state] = f"one `{state}` of its group"
+            return self._tensor(_number_spec(first, segments))
+        rule = self._rules.get(state)
+        ranks = 1 if rule is None else self._mesh[rule.over]
+        rank = 0 if rule is None else int(at[rule.over])
+        shapes = [local.shape for _, local in members]
+        align = 1 if rule is None else alignment(rule, self._mesh, ranks)
+        cuts = spread("buffer" if rule is None else rule.kind, shapes, ranks, align)
+        held: list[tuple[str, Piece]] = []
+        for share in cuts.shares:
+            if share.rank == rank:
+                _, local = members[share.tensor]
+                held += _shared(local.segments[state], [share])
+        length = cuts.lengths[rank]
+        label = f"{state} of group {group}"
+        return self._tensor(ArraySpec(label, state, first.dtype, length, tuple(held), (length,)))
+
+    def local_shape(self, name: str, at: At) -> tuple[int, ...]:
+        """The shape of a parameter at a coordinate."""
+        local = self._local(name, at)
+        return () if local is None else local.shape
+
+    def _local(self, name: str, at: At) -> CutTensor | None:
+        """What a coordinate holds of a tensor; None for nothing."""
+        for item in self._cut.get(name, ()):
+            if all(at.get(axis, index) == index for axis, index in item.coord):
+                return item
+        return None
+
+    def _check_axes(self, local: CutTensor, at: At, path: str) -> None:
+        for axis, _ in local.coord:
+            if axis not in at:
+                raise target_error(
+                    "no-place",
+                    f"`{local.name}` is cut over `{axis}`, and {path} is not of one rank of it",
+                    helps=[f"name the file after the rank: `{{{axis}}}`"],
+                    primary=Label(self._layout.span, "this layout") if self._layout.span else None,
+                )
+
+    def _tensor(self, spec: ArraySpec) -> NewTensor:
+        made = self._output.tensor(spec)
+        self._specs[id(made)] = (made, spec)
+        return made
+
+    def spec_of(self, value: object) -> ArraySpec:
+        """The array that fills a tensor."""
+        return self._specs[id(value)][1]
+
+    # ---- what has no place ---------------------------------------------------------------------
+
+    def dropped(self) -> Iterator[tuple[str, str, str]]:
+        """For `Output.dropped`."""
+        for name, state in self._wholes:
+            if (name, state) not in self._placed:
+                yield name, state, f"layout `{self._layout.name}` has no place for it"
+
+    def folded(self) -> tuple[tuple[str, str, str], ...]:
+        """For `Output.folded`."""
+        return tuple((name, state, how) for (name, state), how in self._folded.items())
+
+    def warnings(self) -> Iterator[Diagnostic]:
+        """For `Output.warnings`."""
+        counts = any(e.role == "number" for rule in self._layout.files for e in rule.entries)
+        if self._is_guessed and counts and self._numbers:
+            yield Diagnostic(
+                "order-assumed",
+                "parameters are numbered in the order in which the source lists them",
+                level="warning",
+                notes=(
+                    "an optimizer takes states by number: what loads them must register its "
+                    "parameters in the same order",
+                ),
+                helps=('say the order in the layout: `order "embed", "layers.{i}.attn", ...`',),
+            )
+
+
+def _shared(
+    segments: Sequence[tuple[str, Piece]], shares: Sequence[Share]
+) -> tuple[tuple[str, Piece], ...]:
+    """The elements of a flat tensor that lie in shares, where these hold them."""
+    return tuple(
+        (key, item.shift(share.offset - share.start))
+        for share in shares
+        for key, piece in segments
+        for item in cut(piece, share.start, share.start + share.numel)
+    )
+
+
+def _number_spec(whole: Whole, segments: tuple[tuple[str, Piece], ...]) -> ArraySpec:
+    return ArraySpec(whole.name, whole.state, whole.dtype, 1, segments, ())
+
+
+__all__ = ["ReshardError", "WrittenStates"]

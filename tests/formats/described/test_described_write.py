@@ -1,0 +1,294 @@
+"""Checkpoints written as a text describes them: read again they are equal, leaf for leaf."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_described_read import HOME, NET, ZERO, home, layout_file, numbered, same, zero_run
+
+import reshard
+from reshard.cli import main
+from reshard.errors import ReshardError
+from reshard.storage.tensor_ref import TensorRef
+from reshard.storage.torch_file import open_torch_file, read_small
+from torch_trees import counted, write_tree
+
+
+def plain(value: object) -> Any:
+    """A tree of a file with tensors as (type, shape, bytes)."""
+    if isinstance(value, TensorRef):
+        return str(value.dtype), value.shape, read_small(value)
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def leaves(folder: Path) -> dict[str, Any]:
+    """What every torch file of a folder holds."""
+    return {path.name: plain(open_torch_file(path).root) for path in sorted(folder.glob("*.pt"))}
+
+
+def test_at_another_mesh_and_back(tmp_path: Path) -> None:
+    whole = home(tmp_path / "run")
+    text = layout_file(tmp_path, HOME)
+    reshard.convert(tmp_path / "run", tmp_path / "one", f"{text}:tp=1", layout=text)
+    (part,) = leaves(tmp_path / "one").values()
+    assert part["step"] == 7
+    assert {name: value[1] for name, value in part["model"].items()} == {
+        name: value.shape for name, value in whole.items()
+    }
+    reshard.convert(tmp_path / "one", tmp_path / "two", f"{text}#home:tp=2", layout=text)
+    assert leaves(tmp_path / "two") == leaves(tmp_path / "run")
+
+
+def test_from_any_source_and_on_the_command_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    home(tmp_path / "run")
+    text = layout_file(tmp_path, HOME)
+    reshard.convert(tmp_path / "run", tmp_path / "u", "universal", layout=text)
+    argv = ["convert", str(tmp_path / "u"), str(tmp_path / "back"), "--to", f"{text}:tp=2"]
+    assert main(argv) == 0
+    said = capfd.readouterr().out.replace(str(tmp_path), "...")
+    assert said.startswith("wrote a checkpoint described by a layout to .../back\n")
+    assert said.endswith("next: reshard inspect .../back --layout .../x.ucl\n")
+    assert leaves(tmp_path / "back") == leaves(tmp_path / "run")
+    assert main(["inspect", str(tmp_path / "back"), "--layout", str(text)]) == 0
+    via = ["roundtrip", str(tmp_path / "run"), "--layout", str(text), "--via", f"{text}:tp=1"]
+    assert main(via) == 0
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("buffer align 2 * dp", 2), ("each", 3)])
+def test_buffers_that_ranks_share(tmp_path: Path, kind: str, ranks: int) -> None:
+    states = zero_run(tmp_path / "run", kind.split()[0], ranks)
+    text = layout_file(tmp_path, ZERO.replace("KIND", kind))
+    src = tmp_path / "run"
+    reshard.convert(src, tmp_path / "again", f"{text}:dp={ranks}", layout=text)
+    wanted, found = leaves(src), leaves(tmp_path / "again")
+    wanted["weights.pt"].pop("mask")
+    for tree in wanted.values():  # numbers of groups are tensors when they are written
+        for group in tree.get("state", {}).values():
+            group["step"] = ("I64", (), (4).to_bytes(8, "little"))
+    assert found == wanted
+    reshard.convert(src, tmp_path / "five", f"{text}:dp=5", layout=text)
+    checkpoint = reshard.open(tmp_path / "five", layout=text)
+    assert checkpoint.mesh == {"dp": 5}
+    for state, tensors in states.items():
+        for name, value in tensors.items():
+            assert same(checkpoint.read(name, state), value), (name, state)
+
+
+def test_rows_of_each_tensor(tmp_path: Path) -> None:
+    text = layout_file(
+        tmp_path,
+        """
+layout rows {
+    mesh dp
+    file "model_{#dp}_{dp}.pt" { state param at "{name}" }
+    file "optim_{#dp}_{dp}.pt" { states at "{name}/{state}" }
+    partition param, exp_avg over dp as rows
+}
+""",
+    )
+    tree = {"model": NET, "optimizer": numbered(NET, [list(NET)])}
+    write_tree(tmp_path / "one.pt", tree)
+    reshard.convert(tmp_path / "one.pt", tmp_path / "rows", f"{text}:dp=4", states="param,exp_avg")
+    parts = leaves(tmp_path / "rows")
+    assert [parts[f"model_4_{rank}.pt"]["a.weight"][1] for rank in range(4)] == [
+        (2, 4),
+        (2, 4),
+        (2, 4),
+        (0, 4),
+    ]
+    again = reshard.open(tmp_path / "rows", layout=text)
+    for name, value in NET.items():
+        assert same(again.read(name), value)
+        assert same(again.read(name, "exp_avg"), value * np.float32(0.5))
+
+
+GPT = {
+    "transformer.wte.weight": counted(5, 4),
+    "transformer.wpe.weight": counted(3, 4, start=20),
+    "transformer.h.0.ln_1.weight": counted(4, start=40),
+    "transformer.h.0.attn.c_attn.weight": counted(12, 4, start=50),
+    "transformer.ln_f.weight": counted(4, start=100),
+}
+
+
+def nanogpt(folder: Path) -> None:
+    """What nanoGPT saves."""
+    matrices = [name for name, value in GPT.items() if value.ndim > 1]
+    vectors = [name for name, value in GPT.items() if value.ndim == 1]
+    tree = {
+        "model": {**GPT, "lm_head.weight": GPT["transformer.wte.weight"]},
+        "optimizer": numbered(GPT, [matrices, vectors], betas=(0.9, 0.95)),
+        "model_args": {"n_layer": 1, "vocab_size": 5},
+        "iter_num": 3,
+        "best_val_loss": np.array(2.5, np.float32),
+        "config": {"out_dir": "out", "seed": None},
+    }
+    write_tree(folder / "ckpt.pt", tree)
+
+
+def test_nanogpt_there_and_back(tmp_path: Path) -> None:
+    nanogpt(tmp_path / "run")
+    done = reshard.convert(tmp_path / "run", tmp_path / "u", "universal")
+    assert not done.report.warnings
+    again = reshard.convert(tmp_path / "u", tmp_path / "back", "nanogpt")
+    assert not again.report.warnings
+    wanted, found = leaves(tmp_path / "run"), leaves(tmp_path / "back")
+    assert found == wanted
+    assert list(found["ckpt.pt"]["model"]) == list(wanted["ckpt.pt"]["model"])
+
+
+def trainer(folder: Path) -> dict[str, Any]:
+    """A `checkpoint-3` of transformers' Trainer; returns the weights."""
+    shapes = {"q_proj": (4, 4), "k_proj": (4, 4), "v_proj": (4, 4), "o_proj": (4, 4)}
+    weights = {"model.embed_tokens.weight": counted(6, 4)}
+    for layer in range(2):
+        prefix = f"model.layers.{layer}."
+        for at, (name, shape) in enumerate(shapes.items()):
+            weights[f"{prefix}self_attn.{name}.weight"] = counted(*shape, start=100 * at + layer)
+        weights[f"{prefix}input_layernorm.weight"] = counted(4, start=7 * layer)
+    weights["model.norm.weight"] = counted(4, start=70)
+    folder.mkdir(parents=True)
+    _safetensors(folder / "model.safetensors", dict(sorted(weights.items())))
+    decay = [name for name in weights if "norm" not in name]
+    rest = [name for name in weights if "norm" in name]
+    write_tree(folder / "optimizer.pt", numbered(weights, [decay, rest]))
+    write_tree(folder / "scheduler.pt", {"last_epoch": 3, "_last_lr": [0.1, 0.1]})
+    write_tree(folder / "rng_state.pth", {"cpu": np.arange(8, dtype=np.uint8)})
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3, "max_steps": 9}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return weights
+
+
+def _safetensors(path: Path, tensors: dict[str, Any]) -> None:
+    header, at, data = {}, 0, b""
+    for name, value in tensors.items():
+        raw = value.tobytes()
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(value.shape),
+            "data_offsets": [at, at + len(raw)],
+        }
+        at += len(raw)
+        data += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_the_trainer_of_transformers_there_and_back(tmp_path: Path) -> None:
+    weights = trainer(tmp_path / "checkpoint-3")
+    checkpoint = reshard.open(tmp_path / "checkpoint-3")
+    assert checkpoint.training.iteration == 3
+    for name, value in weights.items():
+        assert same(checkpoint.read(name), value)
+        assert same(checkpoint.read(name, "exp_avg"), value * np.float32(0.5)), name
+    done = reshard.convert(tmp_path / "checkpoint-3", tmp_path / "back", "trainer")
+    assert not done.report.warnings
+    for name in ("optimizer.pt", "scheduler.pt"):
+        wanted, found = (
+            plain(open_torch_file(tmp_path / where / name).root)
+            for where in ("checkpoint-3", "back")
+        )
+        assert found == wanted
+    assert json.loads((tmp_path / "back/trainer_state.json").read_text()) == {
+        "global_step": 3,
+        "max_steps": 9,
+    }
+    assert (tmp_path / "back/config.json").read_text() == '{"model_type": "llama"}'
+    assert reshard.verify(tmp_path / "checkpoint-3", tmp_path / "back").ok
+
+
+def test_names_that_are_sorted_and_no_order(tmp_path: Path) -> None:
+    trainer(tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3/config.json").write_text(json.dumps({"model_type": "unheard_of"}))
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "checkpoint-3")
+    assert str(caught.value).split("\n")[:3] == [
+        "error[ambiguous-optimizer-ids]: the optimizer states in optimizer.pt cannot "
+        "be given names",
+        "  = note: the file of the weights sorts their names, so the model's order is not known",
+        "  = note: number 1 has shape [4, 4]: it may be "
+        "`model.layers.0.self_attn.k_proj.weight`, `model.layers.0.self_attn.o_proj.weight`, "
+        "`model.layers.0.self_attn.q_proj.weight`, `model.layers.0.self_attn.v_proj.weight`, "
+        "or one of 4 more",
+    ]
+
+
+def test_what_the_source_does_not_tell(tmp_path: Path) -> None:
+    text = layout_file(tmp_path, HOME.partition('    "tok.w"')[0] + "}\n")
+    write_tree(tmp_path / "w.pt", {"w": counted(2)})
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "w.pt", tmp_path / "out", f"{text}:tp=1")
+    assert str(caught.value).replace(str(tmp_path), "...") == (
+        "error[no-place]: the source does not tell `iteration`, which rank0.pt has\n"
+        " --> .../x.ucl:6:9\n"
+        "  |\n"
+        '6 |         run iteration = "step"\n'
+        "  |         ^^^^^^^^^^^^^^^^^^^^^^ not known\n"
+        "  |\n"
+        "  = help: write `optional` behind it if it may be missing"
+    )
+
+
+NUMBERED = """
+layout numbers {
+    file "x.pt" {
+        state param at "model/{name}"
+        states at "opt/state/{number}/{state}"
+        number by "opt/param_groups[{group}]/params"
+    }
+}
+"""
+
+
+def test_numbers_in_the_order_of_the_source(tmp_path: Path) -> None:
+    text = layout_file(tmp_path, NUMBERED)
+    write_tree(tmp_path / "one.pt", {"model": NET, "optimizer": numbered(NET, [list(NET)])})
+    done = reshard.convert(tmp_path / "one.pt", tmp_path / "out", str(text))
+    (warning,) = [item for item in done.report.warnings if item.code == "order-assumed"]
+    assert warning.render() == (
+        "warning[order-assumed]: parameters are numbered in the order in which the source lists "
+        "them\n"
+        "  = note: an optimizer takes states by number: what loads them must register its "
+        "parameters in the same order\n"
+        '  = help: say the order in the layout: `order "embed", "layers.{i}.attn", ...`'
+    )
+    assert same(
+        reshard.open(tmp_path / "out", layout=text).read("b.weight", "exp_avg"),
+        NET["b.weight"] * np.float32(0.5),
+    )
+
+
+def test_a_parameter_without_a_number(tmp_path: Path) -> None:
+    text = layout_file(tmp_path, NUMBERED)
+    byname = tmp_path / "y.ucl"
+    byname.write_text(
+        'layout named { file "y.pt" { state param at "model/{name}" states at "opt/{name}/{state}" '
+        'run param_groups = "groups" named by "groups[{group}]/names" } }'
+    )
+    names = {"a": counted(2), "c": counted(3)}
+    opt = {name: {"exp_avg": value} for name, value in names.items()}
+    write_tree(
+        tmp_path / "y.pt", {"model": names, "opt": opt, "groups": [{"lr": 1, "names": ["a"]}]}
+    )
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "y.pt", tmp_path / "out", str(text), layout=byname)
+    assert str(caught.value).replace(str(tmp_path), "...") == (
+        "error[no-groups]: `c` has no number, since it is in no parameter group of the source\n"
+        " --> .../x.ucl:5:9\n"
+        "  |\n"
+        '5 |         states at "opt/state/{number}/{state}"\n'
+        "  |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ by number\n"
+        "  |\n"
+        "  = note: states are written by number here, group by group\n"
+        "  = help: leave the states out with `--states weights`"
+    )
