@@ -50,8 +50,8 @@ _SETTINGS = frozenset(
 )
 """Hyper-parameters; other entries of a param group may be what an optimizer adapts on each rank."""
 
-_NOT_TOLD = ("overflow", "lr_scheduler")
-"""What may differ: between steps, and between the optimizers of pipeline stages."""
+_NOT_TOLD = ("overflow", "lr_scheduler", "ds_autoep_layers", "autoep_layers")
+"""What may differ: between steps, pipeline stages, and expert-parallel ranks."""
 
 _MOST_COMPARED = 1 << 20
 """Bytes of a buffer; larger ones are not looked at."""
