@@ -24,7 +24,7 @@ def model_values(
     for _ in model.axes:  # a size that needs another one is found in a later round
         for axis in model.axes.values():
             if axis.size is not None and axis.name in sizes:
-                _solve(axis.size, sizes[axis.name], values)
+                solve_size(axis.size, sizes[axis.name], values)
     return values
 
 
@@ -40,7 +40,7 @@ def model_names(model: Model) -> Iterable[str]:
             yield from (name for name in names(tensor.only) if name != tensor.along)
 
 
-def _solve(expression: Expression, size: int, values: dict[str, object]) -> None:
+def solve_size(expression: Expression, size: int, values: dict[str, object]) -> None:
     """Give the one name of `expression == size` its value, where it is alone and solvable."""
     if isinstance(expression, Variable):
         values[expression.name] = size
@@ -52,18 +52,18 @@ def _solve(expression: Expression, size: int, values: dict[str, object]) -> None
     if known_right is not None:
         inverse = {"/": size * known_right, "+": size - known_right, "-": size + known_right}
         if expression.operator == "*" and known_right and size % known_right == 0:
-            _solve(left, size // known_right, values)
+            solve_size(left, size // known_right, values)
         elif expression.operator in inverse:
-            _solve(left, inverse[expression.operator], values)
+            solve_size(left, inverse[expression.operator], values)
     elif known_left is not None:
         if expression.operator == "*" and known_left and size % known_left == 0:
-            _solve(right, size // known_left, values)
+            solve_size(right, size // known_left, values)
         elif expression.operator == "+":
-            _solve(right, size - known_left, values)
+            solve_size(right, size - known_left, values)
         elif expression.operator == "-":
-            _solve(right, known_left - size, values)
+            solve_size(right, known_left - size, values)
         elif expression.operator == "/" and size and known_left % size == 0:
-            _solve(right, known_left // size, values)
+            solve_size(right, known_left // size, values)
 
 
 def _number(expression: Expression, values: Mapping[str, object]) -> int | None:

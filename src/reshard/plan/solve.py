@@ -12,7 +12,9 @@ from reshard.language.expression import names as names_in
 from reshard.language.layout import Axis, Rule, Split
 from reshard.plan import solve_faults
 from reshard.plan.axes import AxisCut, block_count, blocks_of
+from reshard.plan.eliminate import eliminate, expand
 from reshard.plan.environment import is_known
+from reshard.plan.model_values import solve_size
 from reshard.plan.solve_faults import Equation, Observation
 
 NO_SPLIT = Split()
@@ -73,7 +75,12 @@ class Solver:
         ]
         while open_equations:
             left = [item for item in open_equations if not self._settle(item)]
-            if len(left) == len(open_equations) and not self._share(left):
+            if (
+                len(left) == len(open_equations)
+                and not self._derive(names)
+                and not self._eliminate(left)
+                and not self._share(left)
+            ):
                 raise solve_faults.unsolvable(left, self._settable(left))
             open_equations = left
         for name in names:
@@ -89,6 +96,45 @@ class Solver:
         split = self._splits.get(name, NO_SPLIT)
         size = integer(evaluate(axis.size, self._env), f"the size of axis `{name}`")
         self._cuts[name] = stated_cut(name, size, split, self._mesh, self._env)
+
+    def _derive(self, names: Sequence[str]) -> bool:
+        """State axes whose sizes follow from one that was seen: `d` from `half = d / 2`; whether
+        there were such.
+        """
+        values = dict(self._env)
+        for name in names:
+            axis, size = self._axes.get(name), self._sizes.get((name, None))
+            if size is not None and axis is not None and axis.size is not None:
+                solve_size(axis.size, size, values)
+        if values == self._env:
+            return False
+        self._env, open_names = values, [name for name in names if name not in self._cuts]
+        for name in open_names:
+            if (name, None) not in self._sizes:
+                self._state(name)
+        return any(name in self._cuts for name in open_names)
+
+    def _eliminate(self, items: Sequence[Equation]) -> bool:
+        """Solve several equations at once; whether that gave a size."""
+        seen: dict[object, Observation] = {}
+        equations = []
+        for item in items:
+            coord = dict(item.seen.coord)
+
+            def known(axis: str, coord: Mapping[str, int] = coord) -> int | object:
+                what = axis, self._block(axis, coord)
+                is_open = axis not in self._cuts and what not in self._sizes
+                return what if is_open else self._size(Leaf(axis), coord)
+
+            for unknown in self._unknowns(item.term, coord):
+                seen.setdefault(unknown, item.seen)
+            equations.append((expand(item.term, known), item.length))
+        found = eliminate(equations)
+        for what, size in found.items():
+            assert isinstance(what, tuple)
+            self._sizes[what[0], what[1]] = size
+            self._seen[what[0], what[1]] = seen[what]
+        return bool(found)
 
     def _settable(self, items: Sequence[Equation]) -> list[str]:
         """Names without a value that the sizes of unknown axes are made of."""

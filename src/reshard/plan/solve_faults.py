@@ -130,7 +130,7 @@ def _state_one_of(settable: Sequence[str]) -> str:
     names = [f"`{name}`" for name in settable]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
     example = "head_dim" if "head_dim" in settable else settable[0]
-    return f"state {listed}, as the model's configuration does: `--set {example}=64`"
+    return f"state {listed}, as the model's configuration does: `--set {example}=N`"
 
 
 def unknown_padding(name: str, seen: Observation) -> ReshardError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -231,3 +232,51 @@ def cut_down(path: Path, rank: int) -> None:
     args = root["args"]
     assert isinstance(args, Record)
     save(path, {**root, "args": args, "model": model})
+
+
+NORMED = {
+    "embedding.word_embeddings.weight": (20, 16),
+    "decoder.layers.self_attention.linear_qkv.layer_norm_weight": (2, 16),
+    "decoder.layers.self_attention.linear_proj.weight": (2, 16, 16),
+    "decoder.layers.self_attention.linear_qkv.weight": (2, 32, 16),
+    "decoder.layers.self_attention.q_layernorm.weight": (2, 4),
+    "decoder.layers.self_attention.k_layernorm.weight": (2, 4),
+    "decoder.layers.mlp.linear_fc1.layer_norm_weight": (2, 16),
+    "decoder.layers.mlp.linear_fc1.weight": (2, 20, 16),
+    "decoder.layers.mlp.linear_fc2.weight": (2, 16, 10),
+    "decoder.final_layernorm.weight": (16,),
+    "output_layer.weight": (20, 16),
+}
+
+
+def without_arguments(root: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A folder whose common state has no arguments."""
+    dist(root, shapes, {})
+    save(root / "release" / "common.pt", {"checkpoint_version": 3.0})
+    return root
+
+
+def test_sizes_follow_from_shapes(tmp_path: Path) -> None:
+    """The norms of queries tell the width of a head, and two equations the numbers of heads."""
+    source = without_arguments(tmp_path / "run", NORMED)
+    reshard.convert(source, tmp_path / "out", "hf")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    sizes = ("head_dim", "num_attention_heads", "num_key_value_heads", "vocab_size")
+    assert {key: config[key] for key in sizes} == dict(zip(sizes, (4, 4, 2, 20), strict=True))
+    reshard.convert(source, tmp_path / "ranks", "megatron:tp=2")
+    assert reshard.verify(source, tmp_path / "ranks").ok
+
+
+def test_a_size_that_is_stated_solves_the_others(tmp_path: Path) -> None:
+    plain = {n: s for n, s in NORMED.items() if ".q_layernorm" not in n and ".k_l" not in n}
+    source = without_arguments(tmp_path / "run", plain)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "out", "hf")
+    assert caught.value.diagnostics[0].code == "unsolvable-size"
+    assert caught.value.diagnostics[0].helps == (
+        "state `num_key_value_heads`, `num_attention_heads` or `head_dim`, as the model's "
+        "configuration does: `--set head_dim=N`",
+    )
+    reshard.convert(source, tmp_path / "out", "hf", settings={"head_dim": 4})
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)

@@ -92,14 +92,19 @@ class Arguments:
         multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
         return self.true_vocabulary(rows) or max(0, rows - multiple + 1)
 
-    def config(self) -> dict[str, object]:
-        """The arguments that are plain values, for a layout's expressions (`args.num_layers`)."""
+    def config(self, rows: int | None = None) -> dict[str, object]:
+        """The arguments that are plain values, for a layout's expressions (`args.num_layers`).
+
+        Args:  rows: of the embedding, padding included; they stand in for an argument of theirs.
+        """
         plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
         true = self.true_vocabulary()
         if true is not None:
             plain["vocab_size"] = true
         elif self.integer("padded_vocab_size") is not None:
             plain.pop("vocab_size", None)
+        if rows:
+            plain.setdefault("padded_vocab_size", rows)
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):
             plain["num_query_groups"] = heads  # the argument is 1 where it is not used

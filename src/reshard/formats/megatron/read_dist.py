@@ -89,7 +89,7 @@ def read_dist(folder: Path) -> Catalog:
         training=training_of(
             root, groups, [], {"form": backend, "saved_over": args.mesh(), "objects": objects}
         ),
-        config=args.config(),
+        config=args.config(_rows(weights)),
         buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
         padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),
@@ -179,9 +179,14 @@ def _tensor(
     return LocalTensor(key.name, key.state, (), shape, stored.dtype, fragments)
 
 
+def _rows(weights: list[LocalTensor]) -> int | None:
+    """Rows of the embedding."""
+    return next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
+
+
 def _vocabulary(weights: list[LocalTensor], args: Arguments) -> int | None:
     """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
-    rows = next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
+    rows = _rows(weights)
     true = args.true_vocabulary(rows)
     return true if true != rows else None
 

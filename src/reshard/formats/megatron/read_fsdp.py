@@ -82,7 +82,9 @@ def read_fsdp(folder: Path) -> Catalog:
         training=training_of(
             root, groups, [], {"form": "fsdp", "saved_over": args.mesh(), "objects": objects}
         ),
-        config=args.config(),
+        config=args.config(
+            next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
+        ),
         buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
         padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),

@@ -67,7 +67,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     finally:
         sampler.close()
     vocabulary = _vocabulary(model)
-    config = ranks.args.config()
+    config = ranks.args.config(_rows(model))
     return Catalog(
         format="megatron",
         version=str(ranks.version),
@@ -249,11 +249,15 @@ def _left(model: _Model) -> tuple[Left, ...]:
     )
 
 
+def _rows(model: _Model) -> int:
+    """Rows of the embedding, over all ranks."""
+    rows = next((s[0] for n, s in model.shapes.items() if n.endswith("word_embeddings.weight")), 0)
+    return rows * model.ranks.tp
+
+
 def _vocabulary(model: _Model) -> int | None:
     """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
-    args = model.ranks.args
-    rows = next((s[0] for n, s in model.shapes.items() if n.endswith("word_embeddings.weight")), 0)
-    padded = rows * model.ranks.tp
+    args, padded = model.ranks.args, _rows(model)
     true = args.true_vocabulary(padded)
     return true if true != padded else None
 
