@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
+from typing import Any
 
-from reshard.storage.torch_writer import NewStorage, plan_torch_file
+from reshard.algebra.piece import row_major
+from reshard.dtypes import DType
+from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.storage.torch_writer import NewStorage, NewTensor, plan_torch_file
 
 
 def save(path: Path, root: object, data: Mapping[NewStorage, bytes]) -> None:
@@ -26,3 +31,56 @@ def save(path: Path, root: object, data: Mapping[NewStorage, bytes]) -> None:
     for at, raw in image.tail(crcs):
         out[at : at + len(raw)] = raw
     path.write_bytes(bytes(out))
+
+
+class Tensor:
+    """A tensor that is to be written again."""
+
+    def __init__(self, dtype: DType, shape: tuple[int, ...], data: bytes) -> None:
+        self.dtype, self.shape, self.data = dtype, shape, data
+
+
+def loaded(path: Path) -> Any:
+    """The tree of a file of `torch.save`, with the bytes of its tensors."""
+
+    def value(item: Any) -> Any:
+        if isinstance(item, TensorRef):
+            return Tensor(item.dtype, item.shape, read_small(item))
+        if isinstance(item, dict):
+            return {key: value(inner) for key, inner in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(map(value, item))
+        return item
+
+    return value(open_torch_file(path).root)
+
+
+def saved(root: Any, stem: str = "archive") -> bytes:
+    """A file of `torch.save` of a tree."""
+    data: dict[int, bytes] = {}
+    keep: list[object] = []
+
+    def value(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            storage = NewStorage(item.dtype, prod(item.shape))
+            data[id(storage)] = item.data
+            keep.append(storage)
+            return NewTensor(storage, 0, item.shape, row_major(item.shape))
+        if isinstance(item, dict):
+            return {key: value(inner) for key, inner in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(map(value, item))
+        return item
+
+    image = plan_torch_file(value(root), stem)
+    out = bytearray(image.nbytes)
+    for at, raw in image.head:
+        out[at : at + len(raw)] = raw
+    crcs = {}
+    for slot in image.storages:
+        raw = data[id(slot.storage)]
+        out[slot.byte_offset : slot.byte_offset + len(raw)] = raw
+        crcs[slot.key] = zlib.crc32(raw)
+    for at, raw in image.tail(crcs):
+        out[at : at + len(raw)] = raw
+    return bytes(out)

@@ -10,14 +10,12 @@ import json
 import shutil
 import struct
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from byte_changes import (
     closed,
@@ -30,7 +28,6 @@ from byte_changes import (
 )
 
 from reshard import convert, plan
-from reshard.algebra.piece import row_major
 from reshard.api.inspection import inspect
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
@@ -45,7 +42,7 @@ from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_writer import write_pickle
 from reshard.storage.safetensors import layout_header, read_header
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small, walk
-from reshard.storage.torch_writer import NewStorage, NewTensor, plan_torch_file
+from torch_files import Tensor, loaded, saved
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 
@@ -65,59 +62,6 @@ class Fuzzed(ABC):
     @abstractmethod
     def run(self, data: bytes) -> None:
         """Read an input.  Raises: ReshardError, and whatever is a bug."""
-
-
-class Tensor:
-    """A tensor that is to be written again."""
-
-    def __init__(self, dtype: DType, shape: tuple[int, ...], data: bytes) -> None:
-        self.dtype, self.shape, self.data = dtype, shape, data
-
-
-def loaded(path: Path) -> Any:
-    """The tree of a file of `torch.save`, with the bytes of its tensors."""
-
-    def value(item: Any) -> Any:
-        if isinstance(item, TensorRef):
-            return Tensor(item.dtype, item.shape, read_small(item))
-        if isinstance(item, dict):
-            return {key: value(inner) for key, inner in item.items()}
-        if type(item) in (list, tuple):
-            return type(item)(map(value, item))
-        return item
-
-    return value(open_torch_file(path).root)
-
-
-def saved(root: Any, stem: str = "archive") -> bytes:
-    """A file of `torch.save` of a tree."""
-    data: dict[int, bytes] = {}
-    keep: list[object] = []
-
-    def value(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            storage = NewStorage(item.dtype, prod(item.shape))
-            data[id(storage)] = item.data
-            keep.append(storage)
-            return NewTensor(storage, 0, item.shape, row_major(item.shape))
-        if isinstance(item, dict):
-            return {key: value(inner) for key, inner in item.items()}
-        if type(item) in (list, tuple):
-            return type(item)(map(value, item))
-        return item
-
-    image = plan_torch_file(value(root), stem)
-    out = bytearray(image.nbytes)
-    for at, raw in image.head:
-        out[at : at + len(raw)] = raw
-    crcs = {}
-    for slot in image.storages:
-        raw = data[id(slot.storage)]
-        out[slot.byte_offset : slot.byte_offset + len(raw)] = raw
-        crcs[slot.key] = zlib.crc32(raw)
-    for at, raw in image.tail(crcs):
-        out[at : at + len(raw)] = raw
-    return bytes(out)
 
 
 def odd_tensor(random: Random) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
+from reshard.formats.megatron.described import arguments_beside, step_beside
 from reshard.plan.catalog import Left
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
@@ -77,7 +78,13 @@ def common_state(folder: Path, chunks: ChunkReader, backend: str) -> CommonState
 def _state(root: object, file: str, folder: Path, left: tuple[Left, ...]) -> CommonState:
     known = root if isinstance(root, dict) else {}
     path = str(folder / file)
-    args = arguments_in(known.get("args"), path) if "args" in known else Arguments({}, path)
+    if "args" in known:
+        args = arguments_in(known["args"], path)
+    else:
+        args = arguments_beside(folder) or Arguments({}, path)
+    step = known.get("global_step", step_beside(folder))
+    if "iteration" not in known and isinstance(step, int):
+        known = {**known, "iteration": step}
     if args is None:
         raise no_arguments(path)
     return CommonState(known, args, file, left)

@@ -12,6 +12,8 @@ from reshard.errors import source_error
 from reshard.storage.regular_file import read_note
 
 TRACKER = "latest_checkpointed_iteration.txt"
+WEIGHTS = "weights"
+"""The folder of the tensors in a checkpoint of NeMo."""
 _ITERATION = re.compile(r"iter_\d{7,}|release")
 
 
@@ -19,7 +21,8 @@ def detect(path: Path) -> bool:
     """Whether a folder has the tracker file, rank folders, or a `torch_dist` folder's files."""
     if not path.is_dir():
         return False
-    return _is_tracked(path) or is_legacy(path) or is_dist(path) or is_plain(path)
+    is_one = is_legacy(path) or is_dist(path) or is_plain(path)
+    return _is_tracked(path) or is_one or is_dist(path / WEIGHTS)
 
 
 def _is_tracked(path: Path) -> bool:
@@ -57,6 +60,8 @@ def find_folder(path: Path, step: str | None) -> Path:
     Args:  path: it, or the folder with the tracker file.  step: its number, or its folder's name.
     Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron | mixed-source].
     """
+    if step is None and is_dist(path / WEIGHTS) and not (path / TRACKER).exists():
+        return path / WEIGHTS
     if step is None and (is_legacy(path) or is_dist(path) or is_plain(path)):
         return _of_one_form(path)
     wanted = step

@@ -52,6 +52,11 @@ def key_of(name: str) -> StateKey | FlatKey:
         state = "master" if state in MASTERS else state
         return FlatKey(index, int(group), int(buffer), kinds, int(bucket), state)
     if not rest.startswith(_STATE):
-        return StateKey(name, "extra" if "_extra_state" in name else "param")
+        return StateKey(_unwrapped(name), "extra" if "_extra_state" in name else "param")
     state, _, parameter = rest[len(_STATE) :].partition(".")
-    return StateKey(parameter, "master" if state in MASTERS else state)
+    return StateKey(_unwrapped(parameter), "master" if state in MASTERS else state)
+
+
+def _unwrapped(name: str) -> str:
+    """A name without the wrapper that NeMo saves its module in."""
+    return name.removeprefix("module.")

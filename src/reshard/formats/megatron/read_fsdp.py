@@ -14,6 +14,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
 from reshard.formats.megatron.cuts import is_vocabulary
+from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
 from reshard.formats.megatron.training import Groups, training_of
@@ -58,7 +59,8 @@ def read_fsdp(folder: Path) -> Catalog:
         tensor = LocalTensor(name, state, (), stored.shape, stored.dtype, fragments)
         (weights if state in ("param", "extra") else states).append(tensor)
     chunks.refuse_overlaps()
-    args = arguments_in(raw.get("args"), str(folder / ".metadata")) or Arguments({}, "")
+    args = arguments_in(raw.get("args"), str(folder / ".metadata"))
+    args = args or arguments_beside(folder) or Arguments({}, "")
     root: dict[object, object] = {
         key: value for key, value in raw.items() if not key.startswith("optimizer.")
     }

@@ -1,0 +1,85 @@
+"""The model of a checkpoint without Megatron's arguments, as the files beside it describe it.
+
+Megatron-Bridge and NeMo save the configuration of the model, in the words of Megatron-core's
+TransformerConfig; a layout wants Megatron's arguments.
+
+Source: Megatron-Bridge training/config.py and training/utils/checkpoint_utils.py; NeMo
+lightning/io/mixin.py; megatron/training/arguments.py `core_transformer_config_from_args`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from reshard.formats.megatron.arguments import Arguments
+from reshard.storage.bounded_json import load_bounded
+from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.storage.yaml_file import load_yaml
+
+_MAX_NBYTES = 16 << 20
+_FILES = (
+    ("run_config.yaml", "model"),
+    ("../context/model.yaml", "config"),
+    ("../model_config.yaml", ""),
+    ("model_config.yaml", ""),
+    ("transformer_config.json", ""),
+    ("../transformer_config.json", ""),
+)
+"""From the folder of the tensors, and the section in which the model is."""
+
+_OTHER_NAMES = {
+    "layernorm_epsilon": "norm_epsilon",
+    "num_moe_experts": "num_experts",
+    "layernorm_zero_centered_gamma": "apply_layernorm_1p",
+    "rope_scaling": "use_rope_scaling",
+    "seq_length": "max_position_embeddings",
+}
+_WANTED = ("num_layers", "hidden_size")
+_TRAIN_STATE = "train_state.pt"
+
+
+def arguments_beside(folder: Path) -> Arguments | None:
+    """Megatron's arguments as far as a configuration beside the tensors tells them."""
+    for name, section in _FILES:
+        path = folder / name
+        model = _section(path, section)
+        if model is not None and all(isinstance(model.get(key), int) for key in _WANTED):
+            return Arguments(dict(_arguments(model)), str(path))
+    return None
+
+
+def step_beside(folder: Path) -> int | None:
+    """The iteration that the state of the training loop tells."""
+    if not (folder / _TRAIN_STATE).is_file():
+        return None
+    root = open_torch_file(folder / _TRAIN_STATE).root
+    step = root.get("step") if isinstance(root, dict) else None
+    if isinstance(step, TensorRef) and step.numel == 1:
+        step = int.from_bytes(read_small(step), "little", signed=True)
+    return step if isinstance(step, int) else None
+
+
+def _section(path: Path, section: str) -> Mapping[str, object] | None:
+    try:
+        data = read_regular(path, _MAX_NBYTES)
+        value = load_bounded(data) if path.suffix == ".json" else load_yaml(data)
+    except (OSError, ValueError, FileTooLargeError):
+        return None
+    found = value.get(section) if section and isinstance(value, dict) else value
+    return found if isinstance(found, dict) else None
+
+
+def _arguments(model: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for key, value in model.items():
+        if isinstance(value, int | float | str | bool) and not str(key).startswith("_"):
+            yield _OTHER_NAMES.get(str(key), str(key)), value
+    if "share_embeddings_and_output_weights" in model:
+        shared = model["share_embeddings_and_output_weights"]
+        yield "untie_embeddings_and_output_weights", not shared
+    if isinstance(model.get("num_query_groups"), int):
+        yield "group_query_attention", True
+    if "gated_linear_unit" in model:
+        gated, function = model["gated_linear_unit"], str(model.get("activation_func") or "silu")
+        yield "swiglu", bool(gated) and ("silu" in function or "swish" in function)
