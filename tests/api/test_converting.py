@@ -124,7 +124,7 @@ def test_a_source_that_is_linked_from_the_target_stays(
 
     def refused(source: Path, how: str) -> None:
         with pytest.raises(reshard.ReshardError) as caught:
-            reshard.convert(source, dst, "hf", states="weights", force=True)
+            reshard.convert(source, dst, "hf", states="weights", names="source", force=True)
         assert str(caught.value) == (
             f"error[output-overlap]: the target `{dst}` {how}\n"
             "  = note: a source is never changed\n"
@@ -150,16 +150,18 @@ def test_a_source_that_is_linked_from_the_target_stays(
         (src / "global_step3" / file.name).symlink_to(tmp_path / "between" / file.name)
     (src / "latest").write_text("global_step3")
     with pytest.raises(reshard.ReshardError, match="output-overlap"):
-        reshard.convert(src, dst, "hf", states="weights", force=True)
+        reshard.convert(src, dst, "hf", states="weights", names="source", force=True)
     fresh()  # a folder of links, which the source's own link leads to
     (src / "latest").write_text("global_step3")
     (src / "global_step3").symlink_to(tmp_path / "between")
     with pytest.raises(reshard.ReshardError, match=r"output-overlap.*the source reads as"):
-        reshard.convert(src, dst, "hf", states="weights", force=True)
+        reshard.convert(src, dst, "hf", states="weights", names="source", force=True)
     # The same without links in the way: through one in the target's path.
     (tmp_path / "alias").symlink_to(tmp_path)
     with pytest.raises(reshard.ReshardError, match="is the source itself"):
-        reshard.convert(dst, tmp_path / "alias" / "D", "hf", states="weights", force=True)
+        reshard.convert(
+            dst, tmp_path / "alias" / "D", "hf", states="weights", names="source", force=True
+        )
     assert reshard.verify(tmp_path / "U", dst).ok
 
 

@@ -53,7 +53,7 @@ def test_infinities_are_refused_where_a_type_has_none(tmp_path: Path) -> None:
     data = np.array([1, np.inf], np.float32).tobytes()
     source = safetensors_files.save(tmp_path / "s" / "model.safetensors", {"w": ("F32", [2], data)})
     with pytest.raises(reshard.ReshardError) as caught:
-        reshard.convert(source, tmp_path / "out", "hf", dtype="fp8_e4m3")
+        reshard.convert(source, tmp_path / "out", "hf", names="source", dtype="fp8_e4m3")
     assert str(caught.value) == (
         "error[cast-refused]: `w` (param) cannot be converted from F32 to F8_E4M3\n"
         "  = note: F8_E4M3 has no infinity: inf (0x7f800000)\n"
@@ -61,5 +61,5 @@ def test_infinities_are_refused_where_a_type_has_none(tmp_path: Path) -> None:
         "  = help: keep F32 for it, or choose a type that holds its values"
     )
     assert not (tmp_path / "out").exists()
-    reshard.convert(source, tmp_path / "out", "hf", dtype="fp8_e5m2")
+    reshard.convert(source, tmp_path / "out", "hf", names="source", dtype="fp8_e5m2")
     assert reshard.open(tmp_path / "out").read("w").astype(np.float32).tolist() == [1, np.inf]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -192,6 +192,30 @@ def pairs_nbytes(pairs: Iterable[Pair]) -> list[int]:
         0 if one is None or other is None else prod(one.shape) * one.dtype.itemsize
         for one, other in pairs
     ]
+
+
+def written_from_masters(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs of weights that only one side has, with the master weights that the other has alone.
+
+    A run that keeps its weights as master weights alone (ZeRO-3) is exported as weights.
+    """
+    left = {(one.name, one.state): one for one, other in pairs if one and other is None}
+    right = {(other.name, other.state): other for one, other in pairs if other and one is None}
+    met: dict[Whole, Pair] = {}
+    for (name, state), first in left.items():
+        second = right.get((name, {"master": "param", "param": "master"}.get(state, state)))
+        if second is not None:
+            met[first] = met[second] = (first, second)
+    out: dict[Pair, None] = {}
+    both = [pair for pair in pairs if pair[0] and pair[1]]
+    paired = ({one for one, _ in both}, {other for _, other in both})
+    for one, other in pairs:
+        alone = one if other is None else other if one is None else None
+        if alone is None:
+            out[one, other] = None
+        elif alone not in paired[one is None]:
+            out[met.get(alone, (one, other))] = None
+    return list(out)
 
 
 def compare_tensors(

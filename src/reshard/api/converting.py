@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
+from reshard.api.converted import Converted, Resumed, written_fates
 from reshard.api.drifting import settle
 from reshard.api.memory import fit_memory
+from reshard.api.promises import Reading, next_step, refuse_unfinished
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
 from reshard.api.target_layout import layout_of, read_target
 from reshard.api.target_source import open_for_target
 from reshard.engine.progress import OnProgress, Progress
 from reshard.errors import Diagnostic, target_error
-from reshard.plan.bind import EXTRA
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
 from reshard.plan.kept_states import without_kept_states
@@ -26,88 +27,11 @@ from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
-from reshard.plan.shown import Shown
 from reshard.plan.target import Target
-from reshard.plan.text import show_count, show_nbytes, show_pace
 
 if TYPE_CHECKING:
     from reshard.engine.run import Folder
     from reshard.engine.source_files import SourceFiles
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """What an earlier run of the same conversion had written, read again and found right.
-
-    Args:  arrays: pieces of the target.  nbytes: of them.
-    """
-
-    arrays: int
-    nbytes: int
-
-    def to_text(self) -> str:
-        """In a few words."""
-        pieces = show_count(self.arrays, "piece")
-        return f"{show_nbytes(self.nbytes)} of them, {pieces}, were there from an earlier run"
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Converted(Shown):
-    """What `convert` did.
-
-    Args:  path: of the new folder.  report: the plan that was followed.
-           seconds: from the first look at the source to the last byte in place.
-           dry_run: nothing was written.
-           resumed: what an earlier run had written, and was not written again.
-           settings: sizes that the user stated, without which the source is not read again.
-    """
-
-    path: Path
-    report: PlanReport
-    seconds: float
-    dry_run: bool = False
-    resumed: Resumed = field(default_factory=lambda: Resumed(0, 0))
-    settings: Mapping[str, int] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        """In a line."""
-        verb = "would write" if self.dry_run else "wrote"
-        return f"{verb} {self.path}, {show_nbytes(self.report.nbytes_written)}"
-
-    def to_text(self) -> str:
-        """What was written, and what to do next."""
-        report = self.report
-        written = [fate for fate in report.fates if fate.kind not in ("dropped", "left out")]
-        missing = not_written_lines(report.fates)
-        files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
-        aim = read_target(report.target)
-        target = formats.TARGETS[aim.format]
-        lines = [f"wrote a {target.title} to {self.path}"]
-        lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
-        if self.resumed.arrays:
-            lines.append(f"  {self.resumed.to_text()}")
-        lines.append(f"  {show_pace(report.nbytes_written, self.seconds)}")
-        if missing:
-            lines += ["", *missing]
-        step = target.next_step.format(src=report.source.path, dst=self.path)
-        if aim.layout_file is not None:
-            step += f" --layout {aim.layout}"
-        kept = dict.fromkeys(fate.state for fate in written)
-        if missing and "{src}" in target.next_step:
-            step += f" --states {','.join(state for state in kept if state != EXTRA)}"
-        if step.startswith("reshard verify") and "{src}" in target.next_step:
-            step += "".join(f" --set {name}={value}" for name, value in self.settings.items())
-        return "\n".join([*lines, "", f"next: {step}"])
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {
-            "path": str(self.path),
-            "dry_run": self.dry_run,
-            "seconds": round(self.seconds, 3),
-            "resumed": {"arrays": self.resumed.arrays, "nbytes": self.resumed.nbytes},
-            **self.report.to_json(),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +54,7 @@ def plan(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
     places: Iterable[str] = (),
@@ -142,6 +66,8 @@ def plan(
     max_memory: int | None = None,
     max_file_size: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    config: PathLike | None = None,
+    leave_out: Iterable[str] = (),
 ) -> PlanReport:
     """What `convert` would do with the same arguments; nothing is written.
 
@@ -165,6 +91,8 @@ def plan(
         max_memory,
         max_file_size,
         on_progress,
+        config,
+        tuple(leave_out),
     ).report
 
 
@@ -176,7 +104,7 @@ def convert(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
     places: Iterable[str] = (),
@@ -190,6 +118,8 @@ def convert(
     max_file_size: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
+    config: PathLike | None = None,
+    leave_out: Iterable[str] = (),
 ) -> Converted:
     """Write a checkpoint in another form, or at another size; bit for bit, or not at all.
 
@@ -207,6 +137,8 @@ def convert(
            on_drift: what to do where copies differ that should not: "error", "average", "first".
            check: read all of the source first, and hold it to its own digests or checksums.
            force: replace what is at `dst`, if reshard wrote all of it.
+           config: the model's `config.json`, or a folder that holds it, for a source without one.
+           leave_out: tensors that are not wanted, as names with `*` in them.
            threads, max_memory (bytes): bounds of the work.  max_file_size: in bytes, of universal.
            on_progress: is called now and then, from any thread.  dry_run: plan only.
     Raises: ReshardError; what it says is in docs/errors/.
@@ -216,6 +148,7 @@ def convert(
     from reshard.storage.destination import check_beforehand
 
     start = perf_counter()
+    leave_out = tuple(leave_out)
     target_path = Path(dst)
     check_apart(Path(src), target_path, files=() if layout is None else (Path(layout),))
     check_beforehand(target_path, force)
@@ -237,6 +170,8 @@ def convert(
         max_memory,
         max_file_size,
         on_progress,
+        config,
+        leave_out,
     )
     catalog = prepared.source.catalog
     read = (file.path for file in catalog.files)
@@ -251,7 +186,34 @@ def convert(
             warnings=(*report.warnings, *notes),
         )
     seconds = perf_counter() - start
-    return Converted(target_path, report, seconds, dry_run, resumed, settings or {})
+    reading = Reading(
+        step,
+        None if layout is None else str(layout),
+        layout_name,
+        settings or {},
+        model,
+        dtype,
+        None if config is None else str(config),
+        leave_out,
+        on_drift != "error",
+    )
+    return Converted(
+        target_path,
+        report,
+        seconds,
+        dry_run,
+        resumed,
+        next_step(
+            prepared.target.format,
+            prepared.source.named,
+            report.source.path,
+            target_path,
+            reading,
+            written=dict.fromkeys(fate.state for fate in written_fates(report)),
+            described=prepared.target.layout if prepared.target.layout_file is not None else None,
+            is_less=bool(not_written_lines(report.fates)),
+        ),
+    )
 
 
 def _prepare(
@@ -260,7 +222,7 @@ def _prepare(
     step: str | None,
     layout: PathLike | None,
     layout_name: str | None,
-    settings: Mapping[str, int] | None,
+    settings: Mapping[str, float] | None,
     model: str | None,
     names: str | None,
     places: Iterable[str],
@@ -272,6 +234,8 @@ def _prepare(
     max_memory: int | None,
     max_file_size: int | None,
     on_progress: OnProgress | None,
+    config: PathLike | None,
+    leave_out: tuple[str, ...],
 ) -> Prepared:
     target = read_target(to)
     source = open_for_target(
@@ -289,8 +253,10 @@ def _prepare(
         on_progress=on_progress,
         states=states,
         on_drift=on_drift,
+        config=config,
+        leave_out=leave_out,
     )
-    return prepare_source(
+    prepared = prepare_source(
         source,
         target,
         states=states,
@@ -299,6 +265,8 @@ def _prepare(
         max_memory=max_memory,
         max_file_size=max_file_size,
     )
+    refuse_unfinished(source, target, prepared.output)
+    return prepared
 
 
 def prepare_source(

@@ -62,7 +62,7 @@ def load(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
     places: Iterable[str] = (),

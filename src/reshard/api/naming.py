@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from reshard.api.candidates import candidates
 from reshard.api.stated_model import guessed, is_stated, stated_type, types_of
+from reshard.api.unfitting import (
+    UNFITTING,
+    Found,
+    listed,
+    nearest,
+    nothing_fits,
+    several_fit,
+    unknown_type,
+)
 from reshard.errors import ReshardError, layout_error
 from reshard.language import load_layout
-from reshard.language.expression import to_text
 from reshard.language.layout import Layout
 from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
-from reshard.plan.fit import Fit, fit, read_alike, unmatched
+from reshard.plan.fit import fit, read_alike
 from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
@@ -36,23 +46,12 @@ class Modelled:
     family: Family
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A layout that fits."""
-
-    family: Family
-    fit: Fit
-
-    def __str__(self) -> str:
-        return f"`{self.family.name}.{self.fit.layout.name}`"
-
-
 def find_model(
     catalog: Catalog,
     *,
     model: str | None = None,
     extra: Sequence[Family] = (),
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> Modelled:
     """The one layout of all that are known that a checkpoint is in.
 
@@ -68,28 +67,53 @@ def find_model(
         raise layout_error(
             "unknown-model-name",
             f"there is no model `{model}`",
-            notes=[f"known are {_listed(known)}"],
+            notes=[f"known are {listed(known)}"],
             helps=["describe it in a UCL file, and give that with `--layout`"],
         )
     asked = [item for item in families if model is None or item.name == model]
     kind = stated_type(catalog) if model is None else None
     if kind is not None:
         asked = [item for item in asked if kind in types_of(item) or not types_of(item)]
+    problems: list[tuple[int, ReshardError]] = []
+    for candidate in candidates(catalog, asked):
+        try:
+            return _fitted(candidate, known, asked, model, kind, settings or {})
+        except ReshardError as error:
+            if any(item.code not in UNFITTING for item in error.diagnostics):
+                raise
+            near = nearest(candidate, asked, StoredNames.of(candidate))
+            distance = sys.maxsize if near is None else near.distance
+            problems.append((distance, error))
+    raise min(problems, key=lambda pair: pair[0])[1]
+
+
+def _fitted(
+    catalog: Catalog,
+    known: Mapping[str, Family],
+    asked: Sequence[Family],
+    model: str | None,
+    kind: str | None,
+    settings: Mapping[str, float],
+) -> Modelled:
+    """The one layout that a catalog is in.
+
+    Raises: ReshardError[no-layout-fits | several-layouts-fit].
+    """
     stored = StoredNames.of(catalog)
     own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     fitting = [
-        _Found(family, item)
+        Found(family, item)
         for family in asked
         for layout in family.layouts.values()
-        if (item := fit(_as_stated(layout, own), catalog, settings or {}, stored)) is not None
+        if (item := fit(_as_stated(layout, own), catalog, settings, stored)) is not None
     ]
     found = [item for item in fitting if item.fit.agrees is not False]
     if not found and model is not None:
         found = fitting  # the user knows better
     if not found:
-        if kind is not None and not any(kind in types_of(item) for item in families):
-            raise _unknown_type(catalog, kind, known)
-        raise _nothing_fits(catalog, known, asked, fitting, stored, kind)
+        if kind is not None and not any(kind in types_of(item) for item in known.values()):
+            raise unknown_type(catalog, kind, known)
+        raise nothing_fits(catalog, known, asked, fitting, stored)
     if any(item.fit.is_used for item in found):
         found = [item for item in found if item.fit.is_used]  # no experts, no model with experts
     stated = [item for item in found if item.fit.agrees]
@@ -100,94 +124,15 @@ def find_model(
             found = closer  # the checkpoint says it, or the reader knows which form it met
     first = found[0].fit
     if not all(read_alike(first, item.fit, catalog, stored) for item in found[1:]):
-        raise _several_fit(catalog, found)
+        raise several_fit(catalog, found)
     item = found[0].fit
     config = {**(catalog.config or {}), **item.facts}
     oddities = catalog.oddities
     is_named = item.layout.name == _NAMES or item.layout.name.startswith(f"{_NAMES}_")
-    if is_named and kind is None and model is None and found[0].family not in extra:
+    if is_named and kind is None and model is None and found[0].family in shipped():
         oddities = (*oddities, guessed(found[0].family.name))
     catalog = replace(catalog, config=config, oddities=oddities)
     return Modelled(catalog, item.layout, found[0].family)
-
-
-def _unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> ReshardError:
-    return layout_error(
-        "no-layout-fits",
-        f"the source is a `{kind}`, as its configuration says, and no known layout is of that",
-        notes=[
-            f"{_example(catalog)}",
-            "a model of another type may have the same names, and compute something else",
-            f"known models: {_listed(known)}",
-        ],
-        helps=[
-            "describe the model in a UCL file, and give that with `--layout FILE#NAME`",
-            "if it computes the same as one of them, say so with `--model NAME`",
-        ],
-    )
-
-
-def _several_fit(catalog: Catalog, found: Sequence[_Found]) -> ReshardError:
-    models = dict.fromkeys(item.family.name for item in found)
-    helps = ["choose one with `--model NAME`"]
-    if len(models) == 1:
-        helps = ["give one in a UCL file, `--layout FILE#NAME`, or say more with `--set`"]
-    return layout_error(
-        "several-layouts-fit",
-        f"the names of this {catalog.format} checkpoint are those of several "
-        f"{'models' if len(models) > 1 else 'layouts'}",
-        notes=[f"these fit: {', '.join(map(str, found))}"],
-        helps=helps,
-    )
-
-
-def _nothing_fits(
-    catalog: Catalog,
-    known: Mapping[str, Family],
-    asked: Sequence[Family],
-    fitting: Sequence[_Found],
-    stored: StoredNames,
-    kind: str | None = None,
-) -> ReshardError:
-    """Why no layout fits: the configuration forbids those that would, or the names do."""
-    helps = ["describe the model in a UCL file, and give that with `--layout FILE#NAME`"]
-    if fitting:
-        item = fitting[0]
-        condition = item.fit.layout.when
-        assert condition is not None
-        return layout_error(
-            "no-layout-fits",
-            f"this {catalog.format} checkpoint is not of a known model, as its configuration says",
-            notes=[
-                f"its names are those of {', '.join(map(str, fitting))}",
-                f"layout `{item.fit.layout.name}` is of checkpoints where {to_text(condition)}",
-            ],
-            helps=[
-                f"if its tensors mean the same, say `--model {item.family.name}`",
-                *helps,
-            ],
-        )
-    notes = [_example(catalog)]
-    near = max(
-        ((family, layout) for family in asked for layout in family.layouts.values()),
-        key=lambda pair: len(stored.kinds) - len(unmatched(pair[1], stored)),
-        default=None,
-    )
-    if near is not None:
-        family, layout = near
-        left = unmatched(layout, stored)
-        if len(left) < len(stored.kinds):
-            rest = f"which has no rule for `{left[0]}`" if left else "of which a tensor is missing"
-            notes.append(f"the nearest layout is `{family.name}.{layout.name}`, {rest}")
-    notes.append(f"known models: {_listed(known)}")
-    return layout_error(
-        "no-layout-fits",
-        f"the names of this {catalog.format} checkpoint are not those of "
-        + ("a known model" if len(asked) > 1 else f"model `{asked[0].name}`")
-        + (f", which its configuration states (`{kind}`)" if kind is not None else ""),
-        notes=notes,
-        helps=helps,
-    )
 
 
 def _as_stated(layout: Layout, own: Layout) -> Layout:
@@ -207,7 +152,7 @@ def rename_to(
     mesh: Mapping[str, int],
     *,
     instead: str = "",
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     places: Mapping[str, Placement] | None = None,
 ) -> Arrangement:
     """The same numbers in the names of another layout.
@@ -224,7 +169,7 @@ def rename_to(
         raise layout_error(
             "unknown-names",
             f"model `{family.name}` has no layout `{names}`",
-            notes=[f"it has {_listed(family.layout_names)}"],
+            notes=[f"it has {listed(family.layout_names)}"],
         )
     own = arrangement.layout.name
     if not exact and own in near:
@@ -241,12 +186,3 @@ def rename_to(
     if stacked and instead in family.layout_names:
         return rename_to(arrangement, family, instead, mesh, settings=settings, places=places)
     raise problems[0]
-
-
-def _example(catalog: Catalog) -> str:
-    names = [tensor.name for tensor in catalog.tensors if tensor.state != "extra"]
-    return f"it stores `{names[0]}`" if names else "it stores no tensors"
-
-
-def _listed(names: Mapping[str, object] | Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

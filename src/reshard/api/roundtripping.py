@@ -53,7 +53,7 @@ def roundtrip(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",

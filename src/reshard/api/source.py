@@ -9,7 +9,19 @@ from pathlib import Path
 
 from reshard import formats
 from reshard.api.checking import check_source
+from reshard.api.given_config import with_given_config
+from reshard.api.leaving_out import without_named
 from reshard.api.naming import Modelled, find_model, rename_to
+from reshard.api.own_names import (
+    SOURCE,
+    Keep,
+    Named,
+    are_own_names,
+    cannot_keep,
+    is_named,
+    kept_beside,
+)
+from reshard.api.unfitting import UNFITTING
 from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import compile_layout, format_document, load_layout, parse
@@ -33,6 +45,8 @@ class OpenedSource:
 
     Args:  layout_text: UCL through which it was read; the source's own, or the user's.
            family: the layouts of its model, where that is known.
+           named: what gave the names of the tensors: a layout of the model; the configuration that
+                  goes with the source's own names; or the source, and nothing is known of them.
     """
 
     path: Path
@@ -41,6 +55,7 @@ class OpenedSource:
     proof: Proof
     layout_text: str
     family: Family | None = None
+    named: Named = "source"
 
 
 def open_source(
@@ -49,16 +64,19 @@ def open_source(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
     instead: str = "",
     into: Layout | None = None,
     mesh: Mapping[str, int] | None = None,
-    plain: Collection[str] = (),
+    keep: Keep = "never",
+    alike: Collection[str] = (),
     places: Iterable[str] = (),
     check: bool = False,
     on_progress: OnProgress | None = None,
+    config: PathLike | None = None,
+    leave_out: Iterable[str] = (),
 ) -> OpenedSource:
     """A source, read through its own layout, the user's, or that of its model.
 
@@ -66,14 +84,19 @@ def open_source(
            layout: a UCL file; layout_name: which layout of it.
            settings: sizes that win over those of the checkpoint.
            model: read it through the layout of this model that fits its names.
-           names: read it through its model, and call its tensors as this layout of it does.
+           names: read it through its model, and call its tensors as this layout of it does;
+                  `source` for the names that they have.
            instead: the layout of it that does so where `names` cannot stack its layers.
            into: read it through its model, and call its tensors as this layout of it does.
            mesh: on which they will lie; the rules of the layout may ask for it.
-           plain: layouts of sources that keep their own names where no model is known.
+           keep: whether it keeps its own names where no layout of a model fits: `established`
+                 where they are shown to be the names that are asked for.
+           alike: layouts of sources that have these names.
            places: `axis=mesh:how`, how axes lie in the layout that gives the names.
            check: read all of it first, and hold it to its own digests or checksums.
            on_progress: is called now and then while it is checked.
+           config: a `config.json` of transformers, or a folder that holds one, for a source that
+                   has none.  leave_out: tensors that are not wanted, as names with `*` in them.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
@@ -91,25 +114,39 @@ def open_source(
     if check:
         checked = check_source(catalog, on_progress)
         catalog = replace(catalog, oddities=(*catalog.oddities, *checked))
-    family, is_plain, plain_catalog = None, False, catalog
+    if config is not None:
+        catalog = with_given_config(catalog, Path(config))
+    catalog = without_named(catalog, leave_out)
+    family, plain_catalog = None, catalog
+    named: Named = "source"
+    if names == SOURCE:
+        names = None
     if chosen is not None and chosen.model is not None and own is not None:
-        family = _family(own, str(layout), chosen.model.name)
+        family, named = _family(own, str(layout), chosen.model.name), "layout"
     elif model is not None or names is not None or into is not None:
         extra = () if own is None else families(own, str(layout))
-        is_plain = model is None and own is None and catalog.layout_name in plain
-        modelled = _modelled(catalog, model, extra, settings, is_plain=is_plain)
+        may_keep = keep if model is None and own is None else "never"
+        if may_keep != "never" and catalog.layout_name in alike:
+            may_keep = "always"
+        modelled = _modelled(catalog, model, extra, settings, names, may_keep)
         if modelled is not None:
             catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
             own = format_document(family.document)
+            named = "layout"
+        elif keep == "established":
+            named = "config"
+            kept = kept_beside(catalog, shipped())
+            catalog = replace(catalog, oddities=(*catalog.oddities, *kept))
     if chosen is None:
         chosen = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     try:
         arrangement = bind(chosen, catalog, settings=settings)
     except ReshardError as error:
+        may_keep = keep if model is None and layout is None else "never"
         joined = _joined(chosen, catalog, settings) if _is_cut_otherwise(error) else None
         if joined is not None:
             catalog, arrangement = joined.catalog, joined
-        elif not (is_plain and _is_named(chosen, names) and _are_unsolved(error)):
+        elif may_keep == "never" or not is_named(chosen, names) or not _are_unsolved(error):
             raise
         else:
             # Its names are those that are wanted, so that what they mean need not be known.
@@ -137,29 +174,29 @@ def open_source(
         arrangement = replace(renamed, catalog=catalog)
     elif placements:
         raise _not_placed(placements)
-    return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout, family)
+    return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout, family, named)
 
 
 def _modelled(
     catalog: Catalog,
     model: str | None,
     extra: Sequence[Family],
-    settings: Mapping[str, int] | None,
-    *,
-    is_plain: bool,
+    settings: Mapping[str, float] | None,
+    names: str | None,
+    keep: Keep,
 ) -> Modelled | None:
-    """The model of a source; None where none is known and its own names will do."""
+    """The model of a source; None where none is known and its own names will do.
+
+    Raises: what `find_model` raises.
+    """
     try:
         return find_model(catalog, model=model, extra=extra, settings=settings)
     except ReshardError as error:
-        if is_plain and all(item.code == "no-layout-fits" for item in error.diagnostics):
+        if keep == "never" or any(item.code not in UNFITTING for item in error.diagnostics):
+            raise
+        if keep == "always" or are_own_names(catalog, names, shipped()):
             return None
-        raise
-
-
-def _is_named(layout: Layout, names: str | None) -> bool:
-    """Whether a layout has the names that are asked for."""
-    return names is not None and (layout.name == names or layout.name.startswith(f"{names}_"))
+        raise cannot_keep(error, names or "", catalog) from None
 
 
 def _are_unsolved(error: ReshardError) -> bool:
@@ -175,7 +212,7 @@ def _is_cut_otherwise(error: ReshardError) -> bool:
 
 
 def _joined(
-    chosen: Layout, catalog: Catalog, settings: Mapping[str, int] | None
+    chosen: Layout, catalog: Catalog, settings: Mapping[str, float] | None
 ) -> Arrangement | None:
     """The whole tensors that the checkpoint's own layout joins, read through that of the model;
     None where that does not say more.

@@ -50,7 +50,7 @@ class Work:
     threads: int | None = None
     max_memory: int | None = None
     on_progress: Callable[[Progress], None] | None = None
-    settings: Mapping[str, int] | None = None
+    settings: Mapping[str, float] | None = None
     model: str | None = None
 
 
@@ -139,7 +139,7 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
         model=work.model,
         names=names,
         mesh=form.mesh_of(target),
-        plain=form.plain,
+        keep="always",
     )
 
 

@@ -15,6 +15,9 @@ from reshard.plan.kept_states import without_kept_states
 WEIGHTS = ("param",)
 """State kinds that `weights` stands for."""
 
+MASTERS = ("master",)
+"""State kinds that it stands for where a run keeps its weights in no other form (ZeRO-3)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Selected:
@@ -44,10 +47,11 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
         raise ReshardError(source.catalog.withheld, Exit.SOURCE)
     if wanted == ["all"]:
         return Selected(arrangement, None, ())
-    kinds = {kind for item in wanted for kind in (WEIGHTS if item == "weights" else (item,))}
+    weights = WEIGHTS if "param" in stored or "master" not in stored else MASTERS
+    kinds = {kind for item in wanted for kind in (weights if item == "weights" else (item,))}
     unknown = [kind for kind in dict.fromkeys(wanted) if kind in kinds and kind not in stored]
     if "weights" in wanted:
-        unknown += [kind for kind in WEIGHTS if kind not in stored and kind not in unknown]
+        unknown += [kind for kind in weights if kind not in stored and kind not in unknown]
     if unknown:
         path = str(source.path)
         raise ReshardError([_unknown(kind, stored, path) for kind in unknown], Exit.USAGE)

@@ -45,5 +45,4 @@ def same_names(layout: Layout) -> frozenset[str]:
     """Layouts of sources that call tensors as a layout of a target does."""
     shipped = {name: formats.described_layout(name) for name in formats.described_names()}
     alike = {name for name, other in shipped.items() if other.names == layout.names}
-    known = formats.TARGETS.get(layout.names)
-    return frozenset({layout.name, *alike, *(known.plain if known is not None else ())})
+    return frozenset({layout.name, *alike})

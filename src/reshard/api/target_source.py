@@ -24,7 +24,7 @@ def open_for_target(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
     places: Iterable[str] = (),
@@ -33,6 +33,8 @@ def open_for_target(
     on_progress: OnProgress | None = None,
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",
+    config: PathLike | None = None,
+    leave_out: Iterable[str] = (),
 ) -> OpenedSource:
     """The source as a target wants it.
 
@@ -48,9 +50,9 @@ def open_for_target(
         called = described.names or None
         into = described if described.model is not None and names is None else None
         mesh = {axis: target.integer(axis, 1) or 1 for axis in described.mesh}
-        plain = same_names(described)
+        alike = same_names(described)
     else:
-        called, into, mesh, plain = own or None, None, form.mesh_of(target), form.plain
+        called, into, mesh, alike = own or None, None, form.mesh_of(target), frozenset()
     dtypes = parse_dtypes(dtype)
     source = open_source(
         path,
@@ -63,10 +65,13 @@ def open_for_target(
         instead=form.instead if names is None else "",
         into=into,
         mesh=mesh,
-        plain=plain if names is None else (names,),
+        keep="established",
+        alike=alike,
         places=places,
         check=check,
         on_progress=on_progress,
+        config=config,
+        leave_out=leave_out,
     )
     # Weights of another type are made of the master weights, whatever is asked for.
     makes = "param" in dtypes

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.algebra.box import Box
-from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
+from reshard.api.comparing import (
+    Mismatch,
+    Side,
+    compare_tensors,
+    pair_tensors,
+    pairs_nbytes,
+    written_from_masters,
+)
 from reshard.api.junit import Case, Suite
 from reshard.api.masters import find_mismatch
 from reshard.api.pairing import open_pair
@@ -104,9 +111,13 @@ def verify(
     states: str | Iterable[str] = "all",
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
     model: str | None = None,
     names: str | None = None,
+    step: str | None = None,
+    dtype: str | None = None,
+    config: PathLike | None = None,
+    leave_out: Iterable[str] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Verification:
     """Read everything, and say what is not as it must be.
@@ -115,7 +126,8 @@ def verify(
            against each other; or, when there is a `b`, compared with it bit for bit, whatever
            the formats.
            states: `all`, `weights`, or kinds of state, of both sides.
-           layout, layout_name: as for `open`, of `a`.
+           layout, layout_name, step: as for `open`, of `a`.
+           dtype, config, leave_out: as for `convert`, of `a`: what it was made into `b` with.
            settings, model, names: as for `open`, of both sides. Two checkpoints of one model that
            name their tensors otherwise are compared in the names of `a`.
            on_progress: is called now and then.
@@ -123,7 +135,15 @@ def verify(
     """
     if b is None:
         alone = open_source(
-            a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
+            a,
+            step=step,
+            layout=layout,
+            layout_name=layout_name,
+            settings=settings,
+            model=model,
+            names=names,
+            config=config,
+            leave_out=leave_out,
         )
         return _verify_one(alone, states, on_progress)
     left, right = open_pair(
@@ -134,6 +154,10 @@ def verify(
         settings=settings,
         model=model,
         names=names,
+        step=step,
+        dtype=dtype,
+        config=config,
+        leave_out=leave_out,
     )
     return _verify_two(left, right, states, on_progress)
 
@@ -189,7 +213,7 @@ def _verify_two(
     on_progress: Callable[[Progress], None] | None,
 ) -> Verification:
     began = time.monotonic()
-    pairs = pair_tensors(left, right, states)
+    pairs = written_from_masters(pair_tensors(left, right, states))
     sides = (Side.of(left), Side.of(right))
     mismatches: list[Mismatch] = []
     nbytes = pairs_nbytes(pairs)

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from reshard.api.checkpoint import Checkpoint, open_checkpoint
-from reshard.api.converting import Converted
+from reshard.api.converted import Converted
 from reshard.api.converting import convert as _convert
 from reshard.api.loading import Loaded
 from reshard.api.loading import load as _load

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated
 
 import typer
@@ -35,12 +36,12 @@ def parse_nbytes(text: str) -> int:
     return nbytes
 
 
-def parse_settings(items: list[str] | None) -> dict[str, int]:
+def parse_settings(items: list[str] | None) -> dict[str, float]:
     """`--set name=value` pairs.
 
     Raises: typer.BadParameter.
     """
-    out: dict[str, int] = {}
+    out: dict[str, float] = {}
     for item in items or ():
         name, equals, value = item.partition("=")
         words = {"true": 1, "false": 0}
@@ -49,12 +50,26 @@ def parse_settings(items: list[str] | None) -> dict[str, int]:
         if name in out:
             raise typer.BadParameter(f"{name!r} is set twice", param_hint="'--set'")
         try:
-            out[name] = words[value] if value in words else int(value)
+            out[name] = words[value] if value in words else _number(value)
         except ValueError:
             raise typer.BadParameter(
-                f"{value!r} of {item!r} is no whole number", param_hint="'--set'"
+                f"{value!r} of {item!r} is no number", param_hint="'--set'"
             ) from None
     return out
+
+
+def _number(text: str) -> float:
+    """A whole number, or a real one such as `1e-5`.
+
+    Raises: ValueError.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+        if not isfinite(value):
+            raise
+        return value
 
 
 def split_layout(text: str | None) -> tuple[str | None, str | None]:
@@ -116,7 +131,8 @@ Names = Annotated[
     typer.Option(
         "--names",
         metavar="LAYOUT",
-        help="Call the tensors as this layout of the model does: hf, megatron, ...",
+        help="Call the tensors as this layout of the model does: hf, megatron, ...; "
+        "or `source`, as the source does.",
     ),
 ]
 Places = Annotated[
@@ -148,6 +164,22 @@ Drift = Annotated[
         show_default=False,
         help="Where copies differ that should not: take their mean, or the first. "
         "Without it that is an error.",
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="DIR",
+        help="A model's config.json, or the folder that holds it, for a source that has none.",
+    ),
+]
+LeaveOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--leave-out",
+        metavar="NAME",
+        help="Leave a tensor out; a * in the name stands for anything: 'v_head.*'.",
     ),
 ]
 Check = Annotated[

@@ -8,15 +8,19 @@ from typing import Annotated
 import typer
 
 from reshard.cli.options import (
+    Config,
+    Dtype,
     Json,
     JUnit,
     LayoutFile,
+    LeaveOut,
     ModelName,
     Names,
     NoColor,
     Quiet,
     Settings,
     States,
+    Step,
     parse_settings,
     split_layout,
 )
@@ -43,6 +47,10 @@ def verify(
     model: ModelName = None,
     names: Names = None,
     states: States = "all",
+    step: Step = None,
+    dtype: Dtype = None,
+    config: Config = None,
+    leave_out: LeaveOut = None,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -72,6 +80,10 @@ def verify(
                 settings=parse_settings(settings),
                 model=model,
                 names=names,
+                step=step,
+                dtype=dtype,
+                config=config,
+                leave_out=leave_out or (),
                 on_progress=on_progress,
             )
 

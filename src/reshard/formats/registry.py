@@ -115,7 +115,6 @@ class TargetFormat:
                   one; empty where the target keeps the names of the source.
            instead: another layout for models that `names` cannot stack, having layers of two kinds.
            variants: by an option that is 1, other names, and facts of the model with them.
-           plain: layouts of sources whose own names will do where no model is known.
            mesh: options that are sizes of mesh axes, each 1 if it is left out; of targets that have
                  names of their own.
            kept_mesh: options that are sizes of mesh axes, each the source's if it is left out.
@@ -127,13 +126,12 @@ class TargetFormat:
     next_step: str
     names: str = ""
     instead: str = ""
-    variants: Mapping[str, tuple[str, Mapping[str, int]]] = field(default_factory=dict)
-    plain: frozenset[str] = frozenset()
+    variants: Mapping[str, tuple[str, Mapping[str, float]]] = field(default_factory=dict)
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
     carries_files: bool = False
 
-    def names_of(self, target: Target) -> tuple[str, dict[str, int]]:
+    def names_of(self, target: Target) -> tuple[str, dict[str, float]]:
         """The names that a target asks for, and facts of the model with them.
 
         Raises: ReshardError[bad-option].
@@ -184,7 +182,6 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "torchtitan resumes from it with `--checkpoint.folder={dst}`",
             names="torchtitan",
             variants=MappingProxyType({"fused": ("torchtitan_fused", {"fuse_qkv": True})}),
-            plain=frozenset({"dcp", "universal"}),
             carries_files=True,
         ),
         "olmo-core": TargetFormat(
@@ -192,7 +189,6 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "checkpoint of OLMo-core",
             "OLMo-core loads it with `load_path: {dst}/model_and_optim`",
             names="olmo_core",
-            plain=frozenset({"dcp", "universal"}),
             carries_files=True,
         ),
         "accelerate": TargetFormat(
@@ -227,7 +223,6 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "Hugging Face model",
             "transformers loads it with `from_pretrained('{dst}')`",
             names="hf",
-            plain=frozenset({"hf", "accelerate", "deepspeed", "dcp", "universal"}),
             carries_files=True,
         ),
         "megatron-dist": TargetFormat(

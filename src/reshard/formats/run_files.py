@@ -281,6 +281,11 @@ class _Found:
             self.wanted[name] = SourceFile(path, status.st_size, status.st_mtime_ns)
 
 
+def is_of_model(name: str) -> bool:
+    """Whether a side file belongs to a model, whoever trained it."""
+    return _MODEL.fullmatch(name) is not None
+
+
 def is_of_training(name: str) -> bool:
     """Whether a side file belongs to a run, and not to its model."""
     return _TRAINING.fullmatch(name) is not None

@@ -27,7 +27,7 @@ from reshard.plan.ties import settle
 
 
 def bind(
-    layout: Layout, catalog: Catalog, *, settings: Mapping[str, int] | None = None
+    layout: Layout, catalog: Catalog, *, settings: Mapping[str, float] | None = None
 ) -> Arrangement:
     """The arrangement of a catalog under a layout.
 
@@ -51,7 +51,7 @@ def bind(
     return builder.finish()
 
 
-def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, int]) -> dict[str, int]:
+def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, float]) -> dict[str, int]:
     """The mesh of the source: what the checkpoint tells, and what the layout states."""
     mesh = dict(catalog.mesh)
     env = environment(layout, catalog, mesh, settings)

@@ -14,7 +14,7 @@ from itertools import product
 
 from reshard.errors import ReshardError
 from reshard.language.expression import Expression, known_value, names, operands
-from reshard.language.layout import Layout
+from reshard.language.layout import Layout, Rule
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit_indices import solve_indices
@@ -42,7 +42,10 @@ class Fit:
 
 
 def fit(
-    layout: Layout, catalog: Catalog, settings: Mapping[str, int], stored: StoredNames | None = None
+    layout: Layout,
+    catalog: Catalog,
+    settings: Mapping[str, float],
+    stored: StoredNames | None = None,
 ) -> Fit | None:
     """The layout with the facts under which it is that of a checkpoint; None if there are none.
 
@@ -142,6 +145,35 @@ def unmatched(layout: Layout, stored: StoredNames) -> tuple[str, ...]:
     return tuple(
         name for name in stored.kinds if not any(rule.pattern.match(name) for rule in layout.rules)
     )
+
+
+def unused_rules(layout: Layout, catalog: Catalog, stored: StoredNames) -> tuple[Rule, ...]:
+    """The rules of a layout that must have a tensor and have none.
+
+    Facts that are unknown are as leaves the fewest rules without one.
+    """
+    try:
+        env = environment(layout, catalog, dict(catalog.mesh), {})
+    except ReshardError:
+        env = {}
+    unknown = [name for name in facts(layout) if name not in env]
+    chosen: dict[str, bool] = dict.fromkeys(unknown, False)
+    found = _unused(layout, {**env, **chosen}, stored)
+    for name in unknown:
+        other = _unused(layout, {**env, **chosen, name: True}, stored)
+        if len(other) < len(found):
+            chosen[name], found = True, other
+    return tuple(layout.rules[index] for index in found)
+
+
+def _unused(layout: Layout, env: Mapping[str, object], stored: StoredNames) -> list[int]:
+    return [
+        index
+        for index in sorted(_active(layout, env) or ())
+        if not layout.rules[index].optional
+        and layout.rules[index].only is None
+        and not any(layout.rules[index].pattern.match(name) for name in stored.kinds)
+    ]
 
 
 def facts(layout: Layout) -> tuple[str, ...]:

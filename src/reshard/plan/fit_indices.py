@@ -94,7 +94,7 @@ def _seen(
             whole = axis not in item.match.indices
             indices = range(size) if whole else [global_indices(layout, item, cuts, mesh)[axis]]
             for index in indices:
-                seen[index].add(followed)
+                seen.setdefault(index, set()).add(followed)
     return seen, size
 
 

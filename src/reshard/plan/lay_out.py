@@ -44,7 +44,7 @@ def lay_out(
     mesh: Mapping[str, int],
     *,
     copied: Collection[str] = ("pp", "tp"),
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> tuple[LaidTensor, ...]:
     """Every local tensor of every coordinate, in the order of the source's tensors.
 
@@ -73,7 +73,7 @@ class _Layer:
         arrangement: Arrangement,
         mesh: Mapping[str, int],
         copied: Collection[str],
-        settings: Mapping[str, int],
+        settings: Mapping[str, float],
     ) -> None:
         self._arrangement = arrangement
         self._layout = arrangement.layout

@@ -37,7 +37,7 @@ def rename(
     layout: Layout,
     mesh: Mapping[str, int],
     *,
-    settings: Mapping[str, int] | None = None,
+    settings: Mapping[str, float] | None = None,
 ) -> Arrangement:
     """The same atoms and stored parts, with the whole tensors of another layout.
 
@@ -84,7 +84,7 @@ class _Renamer:
         arrangement: Arrangement,
         layout: Layout,
         mesh: Mapping[str, int],
-        settings: Mapping[str, int],
+        settings: Mapping[str, float],
     ) -> None:
         self._source = arrangement
         self._layout = layout

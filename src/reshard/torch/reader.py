@@ -63,7 +63,7 @@ class ReshardReader(StorageReader):
         layout: str | os.PathLike[str] | None = None,
         layout_name: str | None = None,
         model: str | None = None,
-        settings: Mapping[str, int] | None = None,
+        settings: Mapping[str, float] | None = None,
         model_keys: Iterable[str] = ("", "model"),
         optimizer_keys: Iterable[str] = ("optim", "optimizer"),
         on_drift: OnDrift = "error",

@@ -189,7 +189,7 @@ def test_whole_state_dicts() -> None:
             "why": "it holds no weights and no optimizer states",
         }
     ]
-    reshard.convert("ckpt", "out", "hf")
+    reshard.convert("ckpt", "out", "hf", names="source")
     assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["model.safetensors"]
 
 

@@ -19,9 +19,26 @@ from reshard.storage.torch_writer import NewStorage, NewTensor
 from torch_files import save
 
 Fixture = Callable[[str], Path]
+OF_THE_FIXTURES = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "intermediate_size": 53,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+    "dtype": "bfloat16",
+}
 Read = dict[str, tuple[str, tuple[int, ...], bytes]]
 A, B, C = counted(3, 4), counted(5, start=100), counted(2, 2, start=200)
 PT = {"format": "pt"}
+OWN = {"model_type": "own"}
+"""The configuration of a model that no shipped layout is of."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,13 +77,12 @@ def refused(**options: Any) -> str:
 def model(tensors: dict[str, np.ndarray], **config: Any) -> None:
     Path("model").mkdir()
     Path("model/model.safetensors").write_bytes(safetensors(tensors))
-    if config:
-        Path("model/config.json").write_text(json.dumps(config), encoding="utf-8")
+    Path("model/config.json").write_text(json.dumps(OWN | config), encoding="utf-8")
 
 
 def test_one_file() -> None:
     sharded(Path("model"), {"x.safetensors": {"a": A}, "y.safetensors": {"b": B}})
-    Path("model/config.json").write_bytes(b'{ "dtype": "float32" , "x": Infinity}')
+    Path("model/config.json").write_bytes(b'{ "model_type": "own" , "x": Infinity}')
     Path("model/tokenizer.json").write_bytes(b"\xff\x00")
     done = reshard.convert("model", "out", "hf")
     assert sorted(path.name for path in Path("out").glob("[!.]*")) == [
@@ -75,7 +91,7 @@ def test_one_file() -> None:
         "tokenizer.json",
     ]
     assert stored(Path("out/model.safetensors")) == floats(a=A, b=B)
-    assert Path("out/config.json").read_bytes() == b'{ "dtype": "float32" , "x": Infinity}'
+    assert Path("out/config.json").read_bytes() == b'{ "model_type": "own" , "x": Infinity}'
     assert Path("out/tokenizer.json").read_bytes() == b"\xff\x00"
     assert done.report.warnings == ()
     assert done.to_text().endswith("next: transformers loads it with `from_pretrained('out')`")
@@ -119,21 +135,21 @@ def test_weights_are_rounded_to_nearest_even_and_the_configuration_says_so() -> 
     assert halves[-1] == 0x7FC0
     assert found["n"] == ("I64", (3,), np.arange(3).tobytes())
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
-    assert config == {"torch_dtype": "bfloat16", "hidden_size": 3}
+    assert config == OWN | {"torch_dtype": "bfloat16", "hidden_size": 3}
 
 
 def test_a_configuration_that_states_no_type_learns_it() -> None:
     model({"w": B}, hidden_size=5)
     reshard.convert("model", "out", "hf", dtype="fp16")
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
-    assert config == {"hidden_size": 5, "torch_dtype": "float16"}
+    assert config == OWN | {"hidden_size": 5, "torch_dtype": "float16"}
 
 
 def test_a_universal_folder_keeps_up_the_configuration() -> None:
     model({"w": B}, hidden_size=5, dtype="float32")
     reshard.convert("model", "out", "universal", dtype="bf16")
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
-    assert config == {"hidden_size": 5, "dtype": "bfloat16"}
+    assert config == OWN | {"hidden_size": 5, "dtype": "bfloat16"}
     assert reshard.verify("out").ok
 
 
@@ -153,7 +169,7 @@ def test_a_type_that_safetensors_does_not_have() -> None:
     Path("model").mkdir()
     data = safetensors({"w": np.zeros(1, np.uint8).repeat(16)}, kinds={"w": ("C128", [1])})
     Path("model/model.safetensors").write_bytes(data)
-    assert refused() == (
+    assert refused(names="source") == (
         "error[tensor-dtype]: no safetensors file that others read can hold `w` in C128\n"
         "  = help: convert to `universal`, which reshard itself reads"
     )
@@ -183,7 +199,7 @@ def test_tied_weights_are_stored_as_the_configuration_says(
     tensor = NewTensor(storage, 0, (3, 4), (4, 1))
     Path("model").mkdir()
     save(Path("model/pytorch_model.bin"), {"a": tensor, "lm_head": tensor}, {storage: A.tobytes()})
-    Path("model/config.json").write_text(json.dumps({"n": 1} | config), encoding="utf-8")
+    Path("model/config.json").write_text(json.dumps(OWN | config), encoding="utf-8")
     reshard.convert("model", "out", "hf")
     assert stored(Path("out/model.safetensors")) == floats(**dict.fromkeys(names, A))
 
@@ -225,6 +241,7 @@ def toy(*, bias: bool) -> None:
     Path("toy.ucl").write_text(MODEL, encoding="utf-8")
     more = {"bias": counted(2, 6, start=500)} if bias else {}
     model({"stack": counted(2, 6, 3), **more})
+    Path("model/config.json").unlink()
 
 
 def test_a_configuration_is_made_of_what_the_layout_says() -> None:
@@ -246,22 +263,22 @@ def test_a_configuration_is_made_of_what_the_layout_says() -> None:
     assert done.report.warnings == ()
 
 
-def test_what_a_configuration_lacks_is_told() -> None:
+def test_what_a_configuration_lacks_must_be_said() -> None:
     toy(bias=True)
-    settings = {"has_bias": 1, "epsilon": 3}
-    done = reshard.convert(
-        "model", "out", "hf", layout="toy.ucl", layout_name="run", settings=settings
+    asked: dict[str, Any] = {"layout": "toy.ucl", "layout_name": "run"}
+    assert refused(**asked, settings={"has_bias": 1, "epsilon": 3}) == (
+        "error[incomplete-model-config]: nothing tells all that the `config.json` of the model "
+        "must say\n"
+        "  = note: without a value: `rope_theta`\n"
+        "  = help: give the model's `config.json` with `--config DIR`\n"
+        "  = help: or state what is missing, like `--set NAME=NUMBER`\n"
+        "  = help: `--names source` writes the tensors alone, under the names that they have"
     )
+    settings = {"has_bias": 1, "epsilon": 3, "theta": 5}
+    reshard.convert("model", "out", "hf", **asked, settings=settings)
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "biased"
-    assert config["norms"] == {"eps": 3}
-    assert [item.render() for item in done.report.warnings] == [
-        "warning[incomplete-model-config]: `config.json` does not say all that the source does "
-        "not tell either\n"
-        "  = note: without a value: `rope_theta`\n"
-        "  = note: transformers takes its own defaults for them\n"
-        "  = help: look them up in the configuration of the run, and write them into the file"
-    ]
+    assert (config["norms"], config["rope_theta"]) == ({"eps": 3}, 5)
 
 
 def truth(case: Path) -> dict[str, bytes]:
@@ -279,10 +296,11 @@ def truth(case: Path) -> dict[str, bytes]:
 
 def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> None:
     case = fixture_checkpoint("z3_bf16_dp3_untied")
-    done = reshard.convert(case / "ckpt", "out", "hf")
+    done = reshard.convert(case / "ckpt", "out", "hf", names="source")
+    assert done.next_step == f"reshard verify {case / 'ckpt'} out --states weights"
     found = {name: data for name, (_, _, data) in stored(Path("out/model.safetensors")).items()}
     assert found == truth(case)
-    assert [item.render() for item in done.report.warnings[1:]] == [
+    assert [item.render() for item in done.report.warnings] == [
         "warning[no-model-config]: no `config.json` is written\n"
         "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
         "  = help: put that of the model into the folder; transformers cannot load without it",
@@ -298,8 +316,9 @@ def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> 
         "  = note: its step, schedulers, and hyper-parameters are left behind\n"
         "  = help: keep the source, or convert to `universal`, to go on training",
     ]
-    assert done.report.warnings[0].code == "unsolved-model"
-    reshard.convert(case / "ckpt", "rounded", "hf", dtype="bf16")
+    assert reshard.verify(case / "ckpt", "out", states="weights").ok
+    reshard.convert(case / "ckpt", "rounded", "hf", dtype="bf16", names="source")
+    assert reshard.verify(case / "ckpt", "rounded", states="weights", dtype="bf16").ok
     rounded = stored(Path("rounded/model.safetensors"))
     for name, data in found.items():
         wanted = [nearest_even(int(bits)) for bits in np.frombuffer(data, np.uint32)]
@@ -309,29 +328,51 @@ def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> 
 
 def test_sizes_that_only_a_person_knows(fixture_checkpoint: Fixture) -> None:
     case = fixture_checkpoint("z1_bf16_dp4_tied")
-    done = reshard.convert(case / "ckpt", "own", "hf")
-    assert done.report.warnings[0].render() == (
-        "warning[unsolved-model]: the tensors are those of model `llama`, and do not tell all its "
-        "sizes\n"
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(case / "ckpt", "own", "hf")
+    assert str(caught.value) == (
+        "error[no-model-config]: transformers loads no model without a `config.json`, and nothing "
+        "tells one\n"
+        "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
+        "  = note: the tensors are those of model `llama`, and do not tell all its sizes\n"
         "  = note: kv * q * two * half = 40, from dimension 0 of "
         "`model.layers.0.self_attn.q_proj.weight`, shape [40, 40] "
         "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
         "  = note: kv * two * half = 20, from dimension 0 of "
         "`model.layers.0.self_attn.k_proj.weight`, shape [20, 40] "
         "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
-        "  = help: state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`"
+        "  = help: give the model's `config.json` with `--config DIR`\n"
+        "  = help: or state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`\n"
+        "  = help: `--names source` writes the tensors alone, under the names that they have"
     )
+    done = reshard.convert(case / "ckpt", "own", "hf", names="source")
     left = {fate.state: fate.why for fate in done.report.fates if fate.kind == "dropped"}
     why = "a model folder holds weights only"
     assert left == dict.fromkeys(("master", "exp_avg", "exp_avg_sq", "step"), why)
-    settings = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    reshard.convert(case / "ckpt", "told", "hf", settings=settings)
+    Path("given").mkdir()
+    given = json.dumps(OF_THE_FIXTURES)
+    Path("given/config.json").write_text(given, encoding="utf-8")
+    Path("given/tokenizer.json").write_text("{}", encoding="utf-8")
+    Path("given/weights.bin").write_text("", encoding="utf-8")
+    done = reshard.convert(case / "ckpt", "told", "hf", config="given")
+    assert done.next_step == "transformers loads it with `from_pretrained('told')`"
+    told = {path.name: path.read_bytes() for path in Path("told").glob("[!.]*.json")}
+    assert told == {"config.json": given.encode(), "tokenizer.json": b"{}"}
     one, other = (stored(Path(name, "model.safetensors")) for name in ("own", "told"))
     assert one == other
-    config = json.loads(Path("told/config.json").read_text(encoding="utf-8"))
-    assert config["num_key_value_heads"] == 2
-    assert config["hidden_size"] == 40
-    assert config["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_hidden_layers", "vocab_size"])
+def test_a_configuration_of_another_model_is_refused(
+    name: str, fixture_checkpoint: Fixture
+) -> None:
+    case = fixture_checkpoint("z1_bf16_dp4_tied")
+    given = OF_THE_FIXTURES | {name: 41}
+    Path("given.json").write_text(json.dumps(given), encoding="utf-8")
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(case / "ckpt", "out", "hf", config="given.json")
+    assert caught.value.exit_code in (Exit.LAYOUT, Exit.SOURCE, Exit.TARGET)
+    assert not Path("out").exists()
 
 
 def test_a_source_without_weights(fixture_checkpoint: Fixture) -> None:

@@ -1,0 +1,78 @@
+"""A `config.json` that the user gives, for a source that has none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.run_files import is_of_model
+from reshard.plan.catalog import Catalog, SourceFile
+from reshard.storage.objects import to_json
+from reshard.storage.regular_file import FileTooLargeError, read_regular
+
+CONFIG = "config.json"
+_MAX_NBYTES = 64 << 20
+
+
+def with_given_config(catalog: Catalog, path: Path) -> Catalog:
+    """The catalog with a configuration, which goes before what the source says.
+
+    Args:  path: of a `config.json`; or of a folder that holds it, of which the files go along that
+           belong to a model too: its tokenizer, and what it generates with.
+    Raises: ReshardError[bad-config | missing-file].
+    """
+    file = path / CONFIG if path.is_dir() else path
+    given = _read(file)
+    paths = {CONFIG: file}
+    if path.is_dir():
+        paths |= {
+            item.name: item
+            for item in sorted(path.iterdir())
+            if item.is_file() and is_of_model(item.name) and item.name != CONFIG
+        }
+    known = {name: _file(item, Path(catalog.root)) for name, item in paths.items()}
+    return replace(
+        catalog,
+        config={**(catalog.config or {}), **given},
+        files=(*catalog.files, *known.values()),
+        side_files={**catalog.side_files, **{name: item.path for name, item in known.items()}},
+    )
+
+
+def _file(path: Path, root: Path) -> SourceFile:
+    """A file as it is now, by its path from the root of the source."""
+    status = path.stat()
+    relative = Path(os.path.relpath(path.absolute(), root)).as_posix()
+    return SourceFile(relative, status.st_size, status.st_mtime_ns)
+
+
+def _read(file: Path) -> Mapping[str, object]:
+    if not file.exists():
+        raise source_error(
+            "missing-file",
+            f"{file} is missing",
+            notes=["`--config` names it"],
+            helps=["give a `config.json`, or the folder that holds it"],
+        )
+    try:
+        value = json.loads(read_regular(file, _MAX_NBYTES))
+    except (OSError, ValueError, RecursionError, FileTooLargeError) as error:
+        raise _bad(file, str(error)) from None
+    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
+        raise _bad(file, "it states no `model_type`")
+    tagged = to_json(value, lambda ref: ref)
+    assert isinstance(tagged, dict)
+    return tagged
+
+
+def _bad(file: Path, why: str) -> ReshardError:
+    return source_error(
+        "bad-config",
+        f"{file} is not the configuration of a model",
+        notes=[why],
+        helps=["give the `config.json` that transformers wrote for the model"],
+    )

@@ -1,0 +1,134 @@
+"""When a source's own names are those of a target, although no layout names its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from reshard.api.quantized import block_scales
+from reshard.api.unfitting import Near, nearest, stated_layouts
+from reshard.api.unnamed import with_prefixes
+from reshard.errors import Diagnostic, ReshardError
+from reshard.language.layout import Layout
+from reshard.language.library import Family
+from reshard.plan.catalog import Catalog
+from reshard.plan.names import group_names
+from reshard.plan.stored_names import StoredNames
+
+Keep = Literal["never", "established", "always"]
+"""Whether a source keeps its names where no layout names its tensors: only where they are shown to
+be the target's, or always."""
+
+Named = Literal["layout", "config", "source"]
+
+SOURCE = "source"
+"""What `--names` takes to keep the source's names on purpose."""
+
+_HF = "hf"
+_CAUSAL = re.compile("ForCausalLM|LMHead")
+
+
+def is_named(layout: Layout, names: str | None) -> bool:
+    """Whether a layout has the names that are asked for."""
+    return names is not None and (layout.name == names or layout.name.startswith(f"{names}_"))
+
+
+def are_own_names(catalog: Catalog, names: str | None, families: Sequence[Family]) -> bool:
+    """Whether a source that no layout fits has the names that its own configuration promises.
+
+    That is so for transformers alone: it loads a folder by the `model_type` of its `config.json`,
+    leaves tensors alone that it has no use for, and makes a prefix good.  A folder of a model that
+    reshard knows must have every tensor of it; a folder of another model must be one of
+    transformers, or agree with the sizes in its configuration.
+    """
+    config = catalog.config or {}
+    if names != _HF or not isinstance(config.get("model_type"), str):
+        return False
+    if _has_unread_scales(catalog, config):
+        return False
+    near = _nearest_form(catalog, families)
+    if near is not None and near.is_stated:
+        return not near.missing or _has_all(near, config)
+    return catalog.format == _HF or _sizes_agree(catalog, config)
+
+
+def _nearest_form(catalog: Catalog, families: Sequence[Family]) -> Near | None:
+    """The nearest layout to what transformers takes the names for: it makes a prefix good."""
+    stated = [layout for _, layout in stated_layouts(catalog, families)]
+    forms = (catalog, *with_prefixes(catalog, stated))
+    near = [nearest(form, families, StoredNames.of(form)) for form in forms]
+    return min(filter(None, near), key=lambda item: item.distance, default=None)
+
+
+def _has_unread_scales(catalog: Catalog, config: Mapping[str, object]) -> bool:
+    """Whether there are scales of quantized weights that the configuration does not speak of."""
+    return "quantization_config" not in config and bool(block_scales(catalog))
+
+
+def _has_all(near: Near, config: Mapping[str, object]) -> bool:
+    """Whether what is missing is only the head, and the configuration names a model without it."""
+    listed = config.get("architectures")
+    heads = all(_is_head(pattern) for pattern in near.missing)
+    causal = not isinstance(listed, list) or any(_CAUSAL.search(str(name)) for name in listed)
+    return heads and not causal
+
+
+def _is_head(pattern: str) -> bool:
+    return pattern.split(".")[0] in ("lm_head", "embed_out", "cls")
+
+
+def _sizes_agree(catalog: Catalog, config: Mapping[str, object]) -> bool:
+    """Whether the number of layers and the embedding are those of the configuration."""
+    layers, rows, columns = (
+        config.get(name) for name in ("num_hidden_layers", "vocab_size", "hidden_size")
+    )
+    if not all(isinstance(size, int) for size in (layers, rows, columns)):
+        return False
+    shapes = {tensor.shape for tensor in catalog.tensors if tensor.state != "extra"}
+    numbers = {
+        int(part)
+        for tensor in catalog.tensors
+        if tensor.state != "extra"
+        for part in tensor.name.split(".")
+        if part.isdigit() and len(part) < 9
+    }
+    return (rows, columns) in shapes and isinstance(layers, int) and {*range(layers)} <= numbers
+
+
+def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnostic, ...]:
+    """What a folder holds besides the tensors of the model that its configuration states."""
+    near = nearest(catalog, families, StoredNames.of(catalog))
+    if near is None or not near.is_stated or near.missing:
+        return ()
+    scales = {*block_scales(catalog).values()}
+    unknown = [name for name in near.unknown if name not in scales]
+    if not unknown:
+        return ()
+    shown = tuple(f"`{name}`" for name, _ in group_names(unknown))[:8]
+    return (
+        Diagnostic(
+            "unnamed-kept",
+            f"{near} has no rule for {len(unknown)} names, which are kept as they are",
+            level="warning",
+            notes=shown,
+            helps=("the loader passes over what its model does not have",),
+        ),
+    )
+
+
+def cannot_keep(error: ReshardError, names: str, catalog: Catalog) -> ReshardError:
+    """Why the names of a source are not written into a target that has names of its own."""
+    first, *rest = error.diagnostics
+    more = (f"the target has names of its own (layout `{names}`); nothing says which is which",)
+    helps = [
+        *first.helps,
+        f"`--names {SOURCE}` keeps the names of the source; nothing says that the loader of "
+        "the target knows them",
+    ]
+    if names == _HF and not isinstance((catalog.config or {}).get("model_type"), str):
+        helps.insert(0, "if transformers knows the model, give its `config.json`: `--config DIR`")
+    return ReshardError(
+        [replace(first, notes=(*first.notes, *more), helps=tuple(helps)), *rest], error.exit_code
+    )

@@ -1,0 +1,135 @@
+"""What is said of a new folder: who loads it, and the command that proves it.
+
+Nothing is promised that was not established for this very folder: its names are the target's, its
+configuration is there and complete, and the command that is printed ends with 0.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from reshard import formats
+from reshard.api.own_names import SOURCE, Named
+from reshard.api.source import OpenedSource
+from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.plan.bind import EXTRA
+from reshard.plan.output import Output
+from reshard.plan.target import Target
+
+_VERIFY = "reshard verify {src} {dst}"
+_INCOMPLETE = ("no-model-config", "incomplete-model-config")
+_CONFIG = "give the model's `config.json` with `--config DIR`"
+_ON_PURPOSE = f"`--names {SOURCE}` writes the tensors alone, under the names that they have"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a source was read, as far as another command must be told.
+
+    Args:  as for `convert`.  are_settled: whether copies that differ were settled.
+    """
+
+    step: str | None = None
+    layout: str | None = None
+    layout_name: str | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    model: str | None = None
+    dtype: str | None = None
+    config: str | None = None
+    leave_out: tuple[str, ...] = ()
+    are_settled: bool = False
+
+    def options(self) -> str:
+        """The options of `reshard verify` that read it so again."""
+        layout = self.layout
+        if layout is not None and self.layout_name is not None:
+            layout = f"{layout}#{self.layout_name}"
+        pairs = [
+            ("--step", self.step),
+            ("--layout", layout),
+            *(("--set", f"{name}={value}") for name, value in self.settings.items()),
+            ("--model", self.model),
+            ("--dtype", self.dtype),
+            ("--config", self.config),
+            *(("--leave-out", pattern) for pattern in self.leave_out),
+        ]
+        return "".join(f" {option} {shlex.quote(value)}" for option, value in pairs if value)
+
+
+def refuse_unfinished(source: OpenedSource, target: Target, output: Output) -> None:
+    """Refuse a model folder that transformers cannot load, unless its names are kept on purpose.
+
+    Raises: ReshardError[no-model-config | incomplete-model-config].
+    """
+    if target.format != "hf" or source.named == SOURCE:
+        return
+    lacking = [item for item in output.warnings if item.code in _INCOMPLETE]
+    if not lacking:
+        return
+    raise ReshardError([_unfinished(item, source) for item in lacking], Exit.TARGET)
+
+
+def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
+    """The error that a warning of a configuration becomes."""
+    unsolved = [other for other in source.catalog.oddities if other.code == "unsolved-model"]
+    helps = [_CONFIG]
+    if item.code == "incomplete-model-config":
+        return replace(
+            item,
+            headline="nothing tells all that the `config.json` of the model must say",
+            level="error",
+            notes=item.notes[:1],
+            helps=(_CONFIG, "or state what is missing, like `--set NAME=NUMBER`", _ON_PURPOSE),
+        )
+    notes = list(item.notes)
+    for other in unsolved:
+        notes += [other.headline, *other.notes]
+        helps += [f"or {text}" for text in other.helps]
+    return replace(
+        item,
+        headline="transformers loads no model without a `config.json`, and nothing tells one",
+        level="error",
+        notes=tuple(notes),
+        helps=(*helps, _ON_PURPOSE),
+    )
+
+
+def next_step(
+    target: str,
+    named: Named,
+    src: str,
+    dst: Path,
+    reading: Reading,
+    *,
+    written: Collection[str],
+    is_less: bool,
+    described: str | None = None,
+) -> str:
+    """What to do with a new folder.
+
+    Args:  target: name of its format.  named: what gave the names of its tensors.
+           written: kinds of state in it.  is_less: whether the source holds more.
+           described: the user's layout that says how the files lie.
+    """
+    form = formats.TARGETS[target]
+    text = form.next_step
+    if form.names and named == SOURCE:
+        text = _VERIFY
+    if text != _VERIFY:
+        layout = "" if described is None else f" --layout {shlex.quote(described)}"
+        return text.format(src=src, dst=dst) + layout
+    if reading.are_settled:
+        return f"reshard verify {shlex.quote(str(dst))}"
+    out = text.format(src=shlex.quote(src), dst=shlex.quote(str(dst))) + reading.options()
+    if is_less:
+        out += f" --states {_states(target, written)}"
+    return out
+
+
+def _states(target: str, written: Iterable[str]) -> str:
+    if target == "hf":
+        return "weights"
+    return ",".join(state for state in written if state != EXTRA)

@@ -1,0 +1,230 @@
+"""Why no layout, or more than one, is that of a checkpoint: the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reshard.api.quantized import quantized_note
+from reshard.errors import ReshardError, layout_error, target_error
+from reshard.language.expression import names, to_text
+from reshard.language.layout import Layout
+from reshard.language.library import Family
+from reshard.plan.catalog import Catalog
+from reshard.plan.environment import environment
+from reshard.plan.fit import Fit, holds, unmatched, unused_rules
+from reshard.plan.names import group_names, quantity
+from reshard.plan.stored_names import StoredNames
+
+_SHOWN = 4
+_TYPE = "model_type"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A layout that fits."""
+
+    family: Family
+    fit: Fit
+
+    def __str__(self) -> str:
+        return f"`{self.family.name}.{self.fit.layout.name}`"
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A layout that does not quite fit.
+
+    Args:  is_stated: the source's configuration says that it is the one.
+           unknown: stored names that it has no rule for.
+           missing: patterns of its rules that no stored name follows.
+    """
+
+    family: Family
+    layout: Layout
+    is_stated: bool
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def distance(self) -> int:
+        """Names that only one of the two has."""
+        return len(self.unknown) + len(self.missing)
+
+    def __str__(self) -> str:
+        return f"`{self.family.name}.{self.layout.name}`"
+
+
+def stated_layouts(
+    catalog: Catalog, families: Sequence[Family]
+) -> tuple[tuple[Family, Layout], ...]:
+    """The layouts that the source's configuration says it is in."""
+    found = []
+    for family in families:
+        for layout in family.layouts.values():
+            try:
+                env = environment(layout, catalog, dict(catalog.mesh), {})
+            except ReshardError:
+                continue
+            if layout.when is None:
+                continue
+            agrees = holds(layout.when, env)
+            if agrees is None:  # it states the type, and leaves facts of the names open
+                agrees = _TYPE in env and _TYPE in names(layout.when)
+            if agrees:
+                found.append((family, layout))
+    return tuple(found)
+
+
+def nearest(catalog: Catalog, families: Sequence[Family], stored: StoredNames) -> Near | None:
+    """The layout that most stored names follow; one that the configuration states goes first."""
+    stated = stated_layouts(catalog, families)
+    near = [_near(catalog, *pair, stored, is_stated=True) for pair in stated]
+    if not near:
+        near = [
+            _near(catalog, family, layout, stored, is_stated=False)
+            for family in families
+            for layout in family.layouts.values()
+        ]
+        near = [item for item in near if len(item.unknown) < len(stored.kinds)]
+    return min(near, key=lambda item: (len(item.unknown), item.distance), default=None)
+
+
+def _near(
+    catalog: Catalog, family: Family, layout: Layout, stored: StoredNames, *, is_stated: bool
+) -> Near:
+    missing = tuple(rule.pattern.text for rule in unused_rules(layout, catalog, stored))
+    return Near(family, layout, is_stated, unmatched(layout, stored), missing)
+
+
+UNFITTING = ("no-layout-fits", "quantized-weights")
+"""Codes of errors which say that no layout fits."""
+
+
+def several_fit(catalog: Catalog, found: Sequence[Found]) -> ReshardError:
+    """More than one layout fits, and they do not say the same."""
+    models = dict.fromkeys(item.family.name for item in found)
+    helps = ["choose one with `--model NAME`"]
+    if len(models) == 1:
+        helps = ["give one in a UCL file, `--layout FILE#NAME`, or say more with `--set`"]
+    return layout_error(
+        "several-layouts-fit",
+        f"the names of this {catalog.format} checkpoint are those of several "
+        f"{'models' if len(models) > 1 else 'layouts'}",
+        notes=[f"these fit: {', '.join(map(str, found))}"],
+        helps=helps,
+    )
+
+
+def nothing_fits(
+    catalog: Catalog,
+    known: Mapping[str, Family],
+    asked: Sequence[Family],
+    fitting: Sequence[Found],
+    stored: StoredNames,
+) -> ReshardError:
+    """Why no layout fits: the configuration forbids those that would, or the names do."""
+    describe = "describe the model in a UCL file, and give that with `--layout FILE#NAME`"
+    if fitting:
+        item = fitting[0]
+        condition = item.fit.layout.when
+        assert condition is not None
+        return layout_error(
+            "no-layout-fits",
+            f"this {catalog.format} checkpoint is not of a known model, as its configuration says",
+            notes=[
+                f"its names are those of {', '.join(map(str, fitting))}",
+                f"layout `{item.fit.layout.name}` is of checkpoints where {to_text(condition)}",
+            ],
+            helps=[f"if its tensors mean the same, say `--model {item.family.name}`", describe],
+        )
+    notes, helps = [], []
+    quantized = quantized_note(catalog)
+    if quantized:
+        return target_error(
+            "quantized-weights",
+            "the weights are quantized, and no layout names them with their scales",
+            notes=[quantized],
+            helps=[
+                "convert the model to BF16 with the tools that it came with, and then that",
+                "`universal` and `dcp` keep weights and scales as they are",
+            ],
+        )
+    near = nearest(catalog, asked, stored)
+    if near is None:
+        notes.append(_example(catalog))
+    else:
+        notes += near_notes(near, catalog)
+        if near.unknown and not near.missing:
+            few = group_names(name for name in stored.every if stored.every[name] in near.unknown)
+            if len(few) <= _SHOWN:
+                patterns = " ".join(f"--leave-out '{_starred(name)}'" for name, _ in few)
+                helps.append(f"leave them out, if the target goes without them: `{patterns}`")
+    if near is None or not near.is_stated:
+        notes.append(f"known models: {listed(known)}")
+    whose = "a known model" if len(asked) > 1 else f"model `{asked[0].name}`"
+    if near is not None and near.is_stated:
+        whose = f"model `{near.family.name}`, of which it is by its configuration"
+    return layout_error(
+        "no-layout-fits",
+        f"the names of this {catalog.format} checkpoint are not those of {whose}",
+        notes=notes,
+        helps=[*helps, describe],
+    )
+
+
+def unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> ReshardError:
+    """The configuration states a type of model that no layout is of."""
+    return layout_error(
+        "no-layout-fits",
+        f"the source is a `{kind}`, as its configuration says, and no known layout is of that",
+        notes=[
+            f"{_example(catalog)}",
+            "a model of another type may have the same names, and compute something else",
+            f"known models: {listed(known)}",
+        ],
+        helps=[
+            "describe the model in a UCL file, and give that with `--layout FILE#NAME`",
+            "if it computes the same as one of them, say so with `--model NAME`",
+        ],
+    )
+
+
+def near_notes(near: Near, catalog: Catalog) -> list[str]:
+    """What a layout has no rule for, and what it has that is not stored."""
+    head = f"the nearest layout is {near}"
+    if near.is_stated:
+        said = (catalog.config or {}).get("model_type")
+        head = f"by its configuration it is in layout {near}"
+        if isinstance(said, str):
+            head = f"its configuration says `{said}`, and that is layout {near}"
+    notes = [head]
+    if near.unknown:
+        notes.append(f"the layout has no rule for {_few(near.unknown)}")
+    if near.missing:
+        notes.append(f"the source does not store {_few(near.missing)}, which the layout has")
+    return notes
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = [f"`{name}`{quantity(count)}" for name, count in group_names(names)]
+    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+    return ", ".join(shown[:_SHOWN]) + more
+
+
+def _starred(pattern: str) -> str:
+    """`layers.{0..3}.w` as the command line takes it: `layers.*.w`."""
+    out = []
+    for part in pattern.split("."):
+        out.append("*" if part.startswith("{") else part)
+    return ".".join(out)
+
+
+def _example(catalog: Catalog) -> str:
+    names = [tensor.name for tensor in catalog.tensors if tensor.state != "extra"]
+    return f"it stores `{names[0]}`" if names else "it stores no tensors"
+
+
+def listed(names: Mapping[str, object] | Sequence[str]) -> str:
+    """Names for a message."""
+    return ", ".join(f"`{name}`" for name in names)

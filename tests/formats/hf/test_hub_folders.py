@@ -1,0 +1,302 @@
+"""Model folders as hubs and runs hold them: more names than the model has, fewer, others."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from model_folders import counted, safetensors
+
+import reshard
+from reshard.cli.entry import main
+from reshard.errors import Exit, ReshardError
+
+Tensors = dict[str, np.ndarray]
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "vocab_size": 16,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+}
+TARGETS = ("hf", "megatron:tp=2", "torchtitan", "nanotron:tp=2")
+LEFT = "rotary frequencies, which the model computes from its configuration"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def llama() -> Tensors:
+    """A model of two layers; each element is its own number."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (16, 8)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (8, 8) for name in "qkvo"}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (12, 8) for name in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (8, 12)
+        shapes |= {f"{at}.{n}_layernorm.weight": (8,) for n in ("input", "post_attention")}
+    shapes |= {"model.norm.weight": (8,), "lm_head.weight": (16, 8)}
+    out, start = {}, 1
+    for name, shape in shapes.items():
+        out[name] = counted(*shape, start=start)
+        start += out[name].size
+    return out
+
+
+def folder(name: str, tensors: Mapping[str, np.ndarray], **config: Any) -> Path:
+    path = Path(name)
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(safetensors(tensors))
+    (path / "config.json").write_text(json.dumps(CONFIG | config), encoding="utf-8")
+    return path
+
+
+def read(path: str | Path) -> dict[str, bytes]:
+    """Every weight of a checkpoint, by its name there."""
+    checkpoint = reshard.open(path)
+    return {name: checkpoint.read(name).tobytes() for name in checkpoint.tensors}
+
+
+def as_bytes(tensors: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in tensors.items()}
+
+
+def refused(src: Path, to: str, **options: Any) -> str:
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(src, "out", to, **options)
+    assert not Path("out").exists()
+    return str(caught.value)
+
+
+def check_next(done: Any) -> None:
+    """The command that is printed, if it is one, ends with 0."""
+    words = shlex.split(done.next_step)
+    if words[0] == "reshard":
+        assert main(words[1:]) == Exit.OK, done.next_step
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_buffers_are_left_out_and_reported(to: str) -> None:
+    more = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": counted(2) for i in range(2)}
+    source = folder("source", llama() | more)
+    done = reshard.convert(source, "out", to)
+    assert [item.why for item in done.report.left if item.key] == [LEFT, LEFT]
+    assert "keys-left" in [item.code for item in done.report.warnings]
+    check_next(done)
+    plain = folder("plain", llama())
+    assert reshard.verify(plain, "out").ok
+
+
+def test_a_name_that_a_layout_has_is_no_buffer() -> None:
+    """A bias by the name of a mask: four dimensions make the mask."""
+    source = folder("source", llama() | {"model.layers.0.self_attn.bias": counted(4)})
+    assert "no rule for `model.layers.0.self_attn.bias`" in refused(source, "megatron")
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: name.replace("layers.1.", "layers.1._checkpoint_wrapped_module."),
+    ],
+)
+def test_what_wrappers_put_into_names_is_taken_away(wrap: Any, to: str) -> None:
+    source = folder("source", {wrap(name): value for name, value in llama().items()})
+    done = reshard.convert(source, "out", to)
+    check_next(done)
+    assert reshard.verify(folder("plain", llama()), "out").ok
+    if to == "hf":
+        assert read("out") == as_bytes(llama())
+
+
+def test_a_base_model_has_no_head() -> None:
+    base = {name.removeprefix("model."): value for name, value in llama().items()}
+    del base["lm_head.weight"]
+    source = folder("source", base, architectures=["LlamaModel"])
+    done = reshard.convert(source, "model", "hf")
+    assert done.next_step == "transformers loads it with `from_pretrained('model')`"
+    assert read("model") == as_bytes(base)
+    assert refused(source, "megatron:tp=2").splitlines()[:3] == [
+        "error[no-layout-fits]: the names of this hf checkpoint are not those of model `llama`, of "
+        "which it is by its configuration",
+        "  = note: its configuration says `llama`, and that is layout `llama.hf`",
+        "  = note: the source does not store `lm_head.weight`, which the layout has",
+    ]
+
+
+def test_a_whole_model_without_the_prefix_is_named_in_full() -> None:
+    names = {name.removeprefix("model."): value for name, value in llama().items()}
+    source = folder("source", names)
+    done = reshard.convert(source, "out", "megatron:tp=2")
+    check_next(done)
+    assert reshard.verify(folder("plain", llama()), "out").ok
+
+
+def test_a_causal_model_without_its_head_is_not_promised() -> None:
+    tensors = llama()
+    del tensors["lm_head.weight"]
+    text = refused(folder("source", tensors), "hf")
+    assert "the source does not store `lm_head.weight`" in text
+
+
+def test_the_head_of_a_reward_model_is_kept_or_named() -> None:
+    tensors = llama() | {"score.weight": counted(1, 8)}
+    del tensors["lm_head.weight"]
+    source = folder("source", tensors, architectures=["LlamaForSequenceClassification"])
+    for to in ("hf", "universal", "dcp"):
+        reshard.convert(source, to, to)
+        assert read(to) == as_bytes(tensors)
+    assert "no rule for `score.weight`" in refused(source, "megatron:tp=2")
+
+
+def test_a_value_head_is_kept_or_left_out_on_purpose() -> None:
+    head = {"v_head.summary.weight": counted(1, 8), "v_head.summary.bias": counted(1)}
+    source = folder("source", llama() | head)
+    done = reshard.convert(source, "model", "hf")
+    assert read("model") == as_bytes(llama() | head)
+    assert [item.render() for item in done.report.warnings] == [
+        "warning[unnamed-kept]: `llama.hf` has no rule for 2 names, which are kept as they are\n"
+        "  = note: `v_head.summary.weight`\n"
+        "  = note: `v_head.summary.bias`\n"
+        "  = help: the loader passes over what its model does not have"
+    ]
+    text = refused(source, "megatron:tp=2")
+    assert "--leave-out 'v_head.summary.weight' --leave-out 'v_head.summary.bias'" in text
+    done = reshard.convert(source, "out", "megatron:tp=2", leave_out=["v_head.*"])
+    assert done.next_step == "reshard verify source out --leave-out 'v_head.*'"
+    assert [item.key for item in done.report.left if item.key] == [*head]
+    check_next(done)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, "again", "hf", leave_out=["v_heat.summary.bias"])
+    assert str(caught.value) == (
+        "error[unknown-tensor]: no tensor of the source is named `v_heat.summary.bias`, which is "
+        "to be left out\n"
+        "  = help: did you mean `v_head.summary.bias`?"
+    )
+
+
+@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("stored", ["embedding", "head", "both"])
+def test_a_tied_head_is_written_once(stored: str, to: str) -> None:
+    tensors = llama()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    once = {name: value for name, value in tensors.items() if name != "lm_head.weight"}
+    if stored == "embedding":
+        tensors = once
+    elif stored == "head":
+        del tensors["model.embed_tokens.weight"]
+    source = folder("source", tensors, tie_word_embeddings=True)
+    done = reshard.convert(source, "out", to)
+    check_next(done)
+    assert reshard.verify(folder("plain", once, tie_word_embeddings=True), "out").ok
+    if to == "hf":
+        assert read("out") == as_bytes(once)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_a_tied_head_that_differs_is_drift(to: str) -> None:
+    source = folder("source", llama(), tie_word_embeddings=True)
+    assert "error[replica-mismatch]" in refused(source, to)
+    reshard.convert(source, "kept", "universal")
+    assert read("kept") == as_bytes(llama())
+
+
+def test_a_layer_that_predicts_further_tokens_is_left_out() -> None:
+    tensors = llama()
+    behind = {
+        name.replace("layers.1.", "layers.2."): value + 1
+        for name, value in tensors.items()
+        if "layers.1." in name
+    }
+    for name in ("enorm", "hnorm", "eh_proj"):
+        behind[f"model.layers.2.{name}.weight"] = counted(8)
+    source = folder("source", tensors | behind)
+    done = reshard.convert(source, "out", "megatron:tp=2")
+    assert {item.key for item in done.report.left if item.key} == {*behind}
+    check_next(done)
+    assert reshard.verify(folder("plain", tensors), "out").ok
+
+
+def test_layers_behind_the_last_one_that_are_like_the_others_are_refused() -> None:
+    tensors = llama()
+    tensors |= {k.replace("layers.1.", "layers.2."): v for k, v in llama().items()}
+    assert refused(folder("source", tensors), "megatron").startswith("error[")
+
+
+def quantized(**config: Any) -> Path:
+    tensors = llama()
+    name = "model.layers.0.mlp.up_proj.weight"
+    return folder("source", tensors | {f"{name}_scale_inv": counted(2, 1)}, **config)
+
+
+def test_quantized_weights_are_kept_where_the_configuration_speaks_of_them() -> None:
+    settings = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    source = quantized(quantization_config=settings)
+    done = reshard.convert(source, "model", "hf")
+    assert read("model") == read(source)
+    assert done.next_step == "transformers loads it with `from_pretrained('model')`"
+    assert refused(source, "megatron") == (
+        "error[quantized-weights]: the weights are quantized, and no layout names them with their "
+        "scales\n"
+        "  = note: 1 weights are quantized, with a scale for each of their blocks of 8 x 8: "
+        "`model.layers.0.mlp.up_proj.weight` is F32 [12, 8], "
+        "`model.layers.0.mlp.up_proj.weight_scale_inv` [2, 1]\n"
+        "  = note: the target has names of its own (layout `megatron`); nothing says which is "
+        "which\n"
+        "  = help: convert the model to BF16 with the tools that it came with, and then that\n"
+        "  = help: `universal` and `dcp` keep weights and scales as they are\n"
+        "  = help: `--names source` keeps the names of the source; nothing says that the loader "
+        "of the target knows them"
+    )
+
+
+def test_quantized_weights_that_nothing_speaks_of_are_not_promised() -> None:
+    assert refused(quantized(), "hf").startswith("error[quantized-weights]")
+
+
+@pytest.mark.parametrize("to", ["hf", "torchtitan", "olmo-core"])
+def test_names_of_no_layout_are_kept_on_purpose_alone(to: str) -> None:
+    tensors = {"blocks.0.w": counted(3, 4), "head": counted(2)}
+    source = folder("source", tensors, model_type="llama")
+    text = refused(source, to)
+    assert text.startswith("error[no-layout-fits]")
+    assert "`--names source` keeps the names of the source" in text
+    done = reshard.convert(source, "out", to, names="source")
+    assert done.next_step == "reshard verify source out"
+    check_next(done)
+
+
+def test_a_model_that_no_layout_knows_is_its_own_proof() -> None:
+    tensors = {"blocks.0.w": counted(3, 4), "head": counted(2)}
+    source = folder("source", tensors, model_type="own", architectures=["OwnModel"])
+    done = reshard.convert(source, "out", "hf")
+    assert done.next_step == "transformers loads it with `from_pretrained('out')`"
+    assert read("out") == as_bytes(tensors)
+
+
+def test_the_printed_verification_knows_how_the_source_was_read() -> None:
+    source = folder("source", llama())
+    done = reshard.convert(
+        source, "out", "megatron:tp=2", dtype="bf16", settings={"head_dim": 4}, model="llama"
+    )
+    wanted = "reshard verify source out --set head_dim=4 --model llama --dtype bf16"
+    assert done.next_step == wanted
+    check_next(done)
