@@ -225,3 +225,59 @@ def test_files_of_ranks_beside_a_distributed_checkpoint(tmp_path: Path) -> None:
         "  = note: Megatron would load the distributed one, whichever is the newer",
         "  = help: move one of them into a folder of its own",
     ]
+
+
+# What all ranks say alike.
+
+
+def otherwise(change: Any) -> Forge:
+    """A run of which the last rank's file says something else."""
+
+    def last(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        if place == (1, 1, 0):
+            change(tree)
+
+    return Forge(tp=2, pp=2, stages=(1, 1), change=last)
+
+
+def argument(tree: dict[str, Any]) -> None:
+    tree["args"] = namespace(**{**tree["args"].attributes, "num_attention_heads": 4})
+
+
+def schedule(tree: dict[str, Any]) -> None:
+    tree["opt_param_scheduler"] = {"num_steps": 13}
+
+
+def rate(tree: dict[str, Any]) -> None:
+    tree["optimizer"]["param_groups"][0]["lr"] = 0.25
+
+
+@pytest.mark.parametrize(
+    ("change", "here", "there"),
+    [
+        (argument, "num_attention_heads=4", "num_attention_heads=2"),
+        (schedule, "opt_param_scheduler.num_steps=13", "opt_param_scheduler.num_steps=12"),
+        (
+            rate,
+            "lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.25",
+            "lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.5",
+        ),
+    ],
+    ids=["argument", "schedule", "rate"],
+)
+def test_ranks_that_say_other_things(change: Any, here: str, there: str, tmp_path: Path) -> None:
+    otherwise(change).write(tmp_path)
+    assert message(tmp_path, tmp_path) == [
+        "error[mixed-runs]: .../iter_0000003 holds files of two runs, or of two iterations of one",
+        f"  = note: mp_rank_01_001/model_optim_rng.pt says {here}",
+        f"  = note: mp_rank_00_000/model_optim_rng.pt says {there}",
+        "  = help: remove what does not belong to the checkpoint",
+    ]
+
+
+def test_what_belongs_to_one_rank_may_differ(tmp_path: Path) -> None:
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        own = {"rank": place[0] + 2 * place[1], "local_rank": place[0], "save": f"/node{place[0]}"}
+        tree["args"] = namespace(**{**tree["args"].attributes, **own})
+
+    assert_whole(Forge(tp=2, pp=2, stages=(1, 1), change=change), tmp_path)

@@ -12,11 +12,15 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in, arguments_of
+from reshard.formats.megatron.rank_settings import differences, settings_of
 from reshard.storage.torch_file import TorchFile, open_torch_file
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
 DISTRIBUTED = "distrib_optim.pt"
 """The states of the distributed optimizer, beside the model's file."""
+
+_TOLD = 4
+"""Settings that differ and are named."""
 
 MAX_RANKS = 1 << 20
 _NAME = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?$")
@@ -205,6 +209,14 @@ def _check_same(
         roots = (first.opened.root, item.opened.root)
         told[name] = tuple(root.get(name) if isinstance(root, dict) else None for root in roots)
     differ = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
+    if not differ:
+        roots = (first.opened.root, item.opened.root)
+        sides = [
+            settings_of(root if isinstance(root, dict) else {}, own)
+            for root, own in zip(roots, (args, here), strict=True)
+        ]
+        apart = differences(*sides)
+        differ = {name: (sides[0][name], sides[1][name]) for name in apart[:_TOLD]}
     if differ:
         one = ", ".join(f"{name}={pair[1]}" for name, pair in differ.items())
         other = ", ".join(f"{name}={pair[0]}" for name, pair in differ.items())
