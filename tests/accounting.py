@@ -271,6 +271,7 @@ def _facts(catalog: Catalog) -> tuple[set[tuple[str, str]], set[str]]:
 
     def walk(key: str, value: object) -> None:
         known.add((key, _canonical(value)))
+        known.add((key.rpartition(".")[2], _canonical(value)))
         if isinstance(value, dict):
             inline = value.get("$tensor")
             if isinstance(inline, dict):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from accounting import unaccounted
 from real_cases import READABLE
 from reshard.errors import ReshardError
+from torch_files import loaded, saved
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 """More real checkpoints, where they lie beside the checkout."""
@@ -20,6 +24,49 @@ NAMES = {"ckpt", "state", "state_nodcp", "consolidated", "sharded_only"}
 @pytest.mark.parametrize("name", READABLE)
 def test_every_fixture(name: str, fixture_checkpoint: Callable[[str], Path]) -> None:
     assert unaccounted(fixture_checkpoint(name) / "ckpt") == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["z1_fp32_dp2_untied", "z0_fp32_dp2", "pipe_pp2_dp2_z1_fp32_tied", "megatron_untied_tp2_pp2"],
+)
+def test_an_entry_that_nobody_knows(
+    name: str, fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Anywhere in any file it is kept, listed, or refused."""
+    folder = tmp_path / "ckpt"
+    shutil.copytree(fixture_checkpoint(name) / "ckpt", folder)
+    seen = set()
+    silent = []
+    for path in sorted(folder.rglob("*.pt")):
+        seed = path.read_bytes()
+        for index, (key, _) in enumerate(_dicts(loaded(path))):
+            kind = re.sub(r"\d+", "#", f"{path.name}: {key}")
+            if kind in seen or "param_slice_mappings" in key:  # it says where states lie
+                continue
+            seen.add(kind)
+            tree = loaded(path)
+            list(_dicts(tree))[index][1]["nobody_knows"] = "what this is"
+            path.write_bytes(saved(tree, path.stem))
+            try:
+                silent += [f"{kind}: {item}" for item in unaccounted(folder)]
+            except ReshardError:
+                continue  # it is refused
+            finally:
+                path.write_bytes(seed)
+    assert silent == []
+    assert len(seen) > 5
+
+
+def _dicts(tree: Any, key: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Every dict of a tree, with the keys that lead to it."""
+    if isinstance(tree, dict):
+        yield key, tree
+        for name, item in tree.items():
+            yield from _dicts(item, f"{key}.{name}")
+    elif type(tree) in (list, tuple):
+        for index, item in enumerate(tree):
+            yield from _dicts(item, f"{key}.{index}")
 
 
 @pytest.mark.slow

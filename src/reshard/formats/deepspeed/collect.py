@@ -110,7 +110,7 @@ def _weights(
             for tensor in pipeline.tensors(source.grid.tp_rank(mp_rank))
             if dict(tensor.coord).get("pp", 0) == stage and tensor.name not in out.aliases
         )
-    experts = read_experts(source.files, source.folder, mp_rank)
+    experts = read_experts(source.files, source.folder, mp_rank, source.fused)
     out.expert_layers.update(dict.fromkeys(expert_modules(experts)))
     if source.fused:
         yield from fused_weights(source.fused, experts, coord)

@@ -23,19 +23,30 @@ Weights = Mapping[str, tuple[TensorRef, str]]
 
 
 def read_experts(
-    files: Files, folder: Folder, mp_rank: int
+    files: Files, folder: Folder, mp_rank: int, fused: Sequence[FusedLayer]
 ) -> dict[int | None, dict[int, Weights]]:
     """What the expert files of one mp rank hold, by MoE layer and global expert."""
+    names = {
+        f"{name}.{expert}"
+        for layer in fused
+        for name in layer.names
+        for own in layer.experts
+        for expert in own
+    }
     out: dict[int | None, dict[int, Weights]] = {}
     for (layer, expert, mp), name in folder.experts.items():
         if mp != mp_rank:
             continue
         root = files.root_of(name)
-        out.setdefault(layer, {})[expert] = {
-            key: (item.tensor(), name)
-            for key, item in root.entries()
-            if isinstance(item.value, TensorRef)
-        }
+        held: dict[str, tuple[TensorRef, str]] = {}
+        for key, item in root.entries():
+            if not isinstance(item.value, TensorRef):
+                files.leave(item, "it is no tensor")
+            elif key in names if fused else native_index(key) is not None:
+                held[key] = (item.value, name)
+            else:
+                files.leave(item, "it is a weight of no expert")
+        out.setdefault(layer, {})[expert] = held
     return out
 
 

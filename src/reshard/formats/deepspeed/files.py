@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.siblings import Siblings
-from reshard.plan.catalog import SourceFile
+from reshard.plan.catalog import Left, SourceFile
 from reshard.storage.zip_directory import archive_name
 
 _RANK = "_states"
@@ -25,6 +25,7 @@ class Files:
         self.root = root
         self._siblings = Siblings()
         self._seen: dict[str, SourceFile] = {}
+        self.left: list[Left] = []
 
     def root_of(self, name: str) -> Node:
         """The object tree of a file.
@@ -37,6 +38,10 @@ class Files:
         status = os.stat(path)
         self._seen[name] = SourceFile(name, status.st_size, status.st_mtime_ns)
         return Node(root, name)
+
+    def leave(self, node: Node, why: str) -> None:
+        """Note an entry that no reader has a use for."""
+        self.left.append(Left(node.file, node.path, why))
 
     @property
     def seen(self) -> tuple[SourceFile, ...]:

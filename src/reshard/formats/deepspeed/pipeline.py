@@ -39,11 +39,12 @@ class Pipeline:
         self._layers: dict[int, dict[int, tuple[Node, Weights]]] = {}
         for (layer, tp_rank), name in folder.layers.items():
             root = files.root_of(name)
-            weights = {
-                key: item.tensor()
-                for key, item in root.entries()
-                if isinstance(item.value, TensorRef)
-            }
+            weights: dict[str, TensorRef] = {}
+            for key, item in root.entries():
+                if isinstance(item.value, TensorRef):
+                    weights[key] = item.value
+                elif not item.is_none:
+                    files.leave(item, "it is no tensor")
             self._layers.setdefault(tp_rank or 0, {})[layer] = (root, weights)
         self._check_ranks(folder)
         self._stages = self._find_stages()

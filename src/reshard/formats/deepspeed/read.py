@@ -9,6 +9,7 @@ from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
 from reshard.formats.deepspeed.keeper import Keeper
 from reshard.formats.deepspeed.layout_text import LAYOUT_NAME
+from reshard.formats.deepspeed.left import left_of
 from reshard.formats.deepspeed.source import read_source
 from reshard.formats.deepspeed.step import find_step
 from reshard.formats.deepspeed.training import read_training
@@ -47,4 +48,5 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         files=source.files.seen,
         oddities=(*described.oddities, *oddities, *ages(source.files.seen)),
         withheld=found.withheld,
+        left=left_of(source),
     )
