@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from framework import Resume, Resumed
+from framework import HERE, Resume, Resumed, run_framework
 
 pytestmark = pytest.mark.interop
 
@@ -95,3 +96,38 @@ def test_deepspeed_resumes_from_what_went_through_a_universal_checkpoint(
     _convert(case / "ckpt", tmp_path / "universal", "universal")
     _convert(tmp_path / "universal", tmp_path / "native", "deepspeed:zero=3,dp=2")
     _assert_restored(resume(case, tmp_path / "native", zero=3, dp=2), case.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "zero", "dp"),
+    [
+        ("run_nadam_z2", "nadam", 1, 4),
+        ("run_nadam_z2", "nadam", 3, 1),
+        ("run_zk_perrank", "adamw", 1, 4),
+        ("run_muon_z2_dp4", "muon", 1, 2),
+        ("run_muon_z2_dp4", "muon", 3, 2),
+    ],
+)
+def test_deepspeed_resumes_with_other_optimizers(
+    name: str,
+    optimizer: str,
+    zero: int,
+    dp: int,
+    fixture_checkpoint: Callable[[str], Path],
+    interop_python: Path,
+    tmp_path: Path,
+) -> None:
+    case = fixture_checkpoint(name)
+    _convert(case / "ckpt", tmp_path / "native", f"deepspeed:zero={zero},dp={dp}")
+    report = tmp_path / "report.json"
+    truth = str(case / "truth.safetensors")
+    command = [str(interop_python), str(HERE / "small_run.py"), truth, str(tmp_path / "native")]
+    run_framework([*command, str(report), optimizer, str(zero), str(dp)], tmp_path)
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert found["different"] == []
+    assert found["equal"] >= 52
+    assert found["numbers"]["step"] == 3
+    if optimizer == "nadam":
+        assert 0 < found["numbers"]["mu_product"] < 1
+    wanted = json.loads((case / "losses.json").read_text(encoding="utf-8"))["next"]
+    assert found["losses"] == pytest.approx(wanted, abs=TOLERANCE["fp32"])
