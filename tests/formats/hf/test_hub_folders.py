@@ -300,3 +300,67 @@ def test_the_printed_verification_knows_how_the_source_was_read() -> None:
     wanted = "reshard verify source out --set head_dim=4 --model llama --dtype bf16"
     assert done.next_step == wanted
     check_next(done)
+
+
+def parts(tensors: Tensors) -> list[Tensors]:
+    names = sorted(tensors)
+    return [{name: tensors[name] for name in half} for half in (names[:9], names[9:])]
+
+
+def test_a_whole_set_of_files_needs_no_index() -> None:
+    Path("source").mkdir()
+    for number, part in enumerate(parts(llama()), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        Path("source", name).write_bytes(safetensors(part))
+    Path("source/config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    done = reshard.convert("source", "out", "hf")
+    assert done.next_step == "transformers loads it with `from_pretrained('out')`"
+    assert read("out") == as_bytes(llama())
+
+
+def test_a_set_without_index_that_holds_a_tensor_twice_is_refused() -> None:
+    Path("source").mkdir()
+    for number in (1, 2):
+        name = f"model-{number:05}-of-00002.safetensors"
+        Path("source", name).write_bytes(safetensors({"w": counted(2)}))
+    assert refused(Path("source"), "universal") == (
+        "error[index-mismatch]: two files of source hold `w`, and no index says which one counts\n"
+        "  = note: it is in `model-00001-of-00002.safetensors` and in "
+        "`model-00002-of-00002.safetensors`\n"
+        "  = help: copy the index of the set too"
+    )
+
+
+def cached(revision: str) -> Path:
+    """A model in the cache of the hub: files are links to blobs."""
+    plain, root = folder("plain", llama()), Path("models--a--b")
+    for name in ("blobs", "refs", "snapshots/abc"):
+        (root / name).mkdir(parents=True)
+    (root / "refs/main").write_text(revision, encoding="utf-8")
+    for number, item in enumerate(sorted(plain.iterdir())):
+        item.rename(root / f"blobs/{number}")
+        (root / f"snapshots/abc/{item.name}").symlink_to(f"../../blobs/{number}")
+    return root
+
+
+def test_the_root_of_a_cached_model_means_its_main_snapshot() -> None:
+    done = reshard.convert(cached("abc\n"), "out", "hf")
+    assert done.next_step == "transformers loads it with `from_pretrained('out')`"
+    assert read("out") == as_bytes(llama())
+
+
+@pytest.mark.parametrize("revision", ["../../plain", "", "abc/../abc", "other"])
+def test_a_reference_that_names_no_snapshot_is_followed_nowhere(revision: str) -> None:
+    assert "unknown-source" in refused(cached(revision), "hf")
+
+
+def test_an_adapter_is_not_called_a_model() -> None:
+    Path("source").mkdir()
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    data = safetensors({name: counted(4, 8)})
+    Path("source/adapter_model.safetensors").write_bytes(data)
+    Path("source/adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}', encoding="utf-8")
+    assert refused(Path("source"), "hf").startswith("error[no-layout-fits]")
+    done = reshard.convert("source", "out", "hf", names="source")
+    assert done.next_step == "reshard verify source out"
+    assert Path("out/adapter_config.json").read_bytes() == b'{"peft_type": "LORA", "r": 4}'

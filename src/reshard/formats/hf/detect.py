@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.storage.index import SUFFIX
 
 _WEIGHTS = re.compile(
@@ -18,6 +19,7 @@ def detect(path: Path) -> bool:
 
     Sets of optimizer states beside them are what is left of a universal checkpoint.
     """
+    path = snapshot_of(path)
     if not path.is_dir() or is_torn_universal(path):
         return False
     return any(_WEIGHTS.fullmatch(item.name) for item in path.iterdir())

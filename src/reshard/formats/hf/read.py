@@ -7,6 +7,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
+from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.formats.hf.links import known_file
 from reshard.formats.hf.model_config import read_config
 from reshard.formats.hf.safetensors_set import read_set
@@ -38,6 +39,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
             notes=["a model folder holds the weights of one step, and does not say of which"],
             helps=["leave `--step` out"],
         )
+    path = snapshot_of(path)
     weights = find_weights(path)
     config = read_config(path)
     aliases: dict[str, str] = {}

@@ -49,6 +49,7 @@ def check_index(root: Path, weights: WeightFiles, held: Mapping[str, tuple[str, 
     Raises: ReshardError[index-mismatch].
     """
     if weights.weight_map is None:
+        _refuse_twice(root, held)
         return
     faults = [
         f"`{name}` is not in `{file}`, where the index has it"
@@ -64,6 +65,21 @@ def check_index(root: Path, weights: WeightFiles, held: Mapping[str, tuple[str, 
                 faults.append(f"`{name}` is in `{file}` too, and the index has it in `{listed}`")
     if faults:
         raise _mismatch(root, weights, faults)
+
+
+def _refuse_twice(root: Path, held: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuse a name that several files of a set without an index have."""
+    first: dict[str, str] = {}
+    for file, names in held.items():
+        for name in names:
+            if name in first:
+                raise source_error(
+                    "index-mismatch",
+                    f"two files of {root} hold `{name}`, and no index says which one counts",
+                    notes=[f"it is in `{first[name]}` and in `{file}`"],
+                    helps=["copy the index of the set too"],
+                )
+            first[name] = file
 
 
 def metadata_of(headers: Mapping[str, SafetensorsHeader]) -> Mapping[str, str]:

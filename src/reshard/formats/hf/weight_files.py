@@ -54,10 +54,12 @@ def find_weights(path: Path) -> WeightFiles:
             other = next(name for name in plain if name not in shards)
             _ambiguous(path, f"`{shards[0]}`", f"`{other}`")
         return WeightFiles("shards", tuple(sorted(shards, key=_numbers)))
-    if "model.safetensors" in plain or len(plain) == 1:
+    if "model.safetensors" in plain or (len(plain) == 1 and not _is_whole_set(plain)):
         chosen = "model.safetensors" if "model.safetensors" in plain else plain[0]
         _refuse_unindexed(path, [chosen] if len(plain) == 1 else plain)
         return WeightFiles("safetensors", (chosen,))
+    if _is_whole_set(plain):
+        return WeightFiles("safetensors", tuple(plain))
     if plain:
         _refuse_unindexed(path, plain)
         _ambiguous(path, f"`{plain[0]}`", f"`{plain[1]}`")
@@ -92,6 +94,8 @@ def _torch_files(path: Path, names: list[str]) -> WeightFiles:
         found = _indexed(path, "torch", _TORCH_INDEX)
         _refuse_second(path, found, [*numbered, *([_TORCH] if _TORCH in names else [])])
         return found
+    if _TORCH not in names and _is_whole_set(numbered):
+        return WeightFiles("torch", tuple(numbered))
     if numbered:
         _refuse_unindexed(path, [*numbered, *([_TORCH] if _TORCH in names else [])])
     return WeightFiles("torch", (_TORCH,))
@@ -120,6 +124,15 @@ def _refuse_unindexed(path: Path, names: list[str]) -> None:
         notes=[f"it has {len(numbered)} files of a set of {int(match[3])}, e.g. `{numbered[0]}`"],
         helps=["copy the index too; it says which tensors there are"],
     )
+
+
+def _is_whole_set(names: list[str]) -> bool:
+    """Whether numbered files are all of one set, as their names say; an index tells no more."""
+    found = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    stems = {(match[1], match[3], match[4]) for match in found}
+    numbers = sorted(int(match[2]) for match in found)
+    is_one = len(found) == len(names) and len(stems) == 1
+    return is_one and numbers == [*range(1, int(found[0][3]) + 1)]
 
 
 def _numbers(name: str) -> tuple[int, ...]:
