@@ -111,6 +111,23 @@ def test_states_next_to_their_weights_are_never_weights(tmp_path: Path) -> None:
     assert reshard.verify(source, tmp_path / "out").ok
 
 
+def test_flat_states_next_to_their_weights_have_no_shapes(tmp_path: Path) -> None:
+    forge = Forge(tmp_path / "in")
+    for name, size in (("embed.weight", 32), ("norm.weight", 4)):
+        for end in ("main", *STATES):
+            forge.tensor(f"{name}.{end}", counted(size))
+    source = forge.write()
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "out", "hf")
+    assert str(caught.value) == (
+        f"error[unsupported-dcp]: {source} holds the flat weights of OLMo-core's distributed "
+        "optimizer\n"
+        "  = note: `embed.weight.exp_avg` is [32] elements, as all others are; nothing in "
+        "`.metadata` tells the shapes of the parameters\n"
+        "  = help: load it where it was trained, and save the state dict of the model itself"
+    )
+
+
 def test_numbers_with_names_next_to_them(tmp_path: Path) -> None:
     forge = Forge(tmp_path / "in")
     for name, first in (("embed.weight", 0), ("head.weight", 32)):

@@ -143,10 +143,31 @@ def collect(
         for role, stored in read.tensors
         if role.state in WEIGHTS
     }
+    _refuse_shapeless(reads, out, str(folder.root))
     for read in reads:
         _add_tensors(out, read, chunks, shapes)
     _sort_parameters(out)
     return out
+
+
+def _refuse_shapeless(reads: list[_Read], out: Collected, where: str) -> None:
+    """Refuse master weights that were laid flat, each without the shape of its parameter.
+
+    Source: OLMo-core optim/moe_optimizer.py `OLMoDDPOptimizer`.
+    """
+    tensors = [item for read in reads for item in read.tensors if item[0].state != "extra"]
+    if not out.suffixed or any(len(stored.shape) > 1 for _, stored in tensors):
+        return
+    stored = next(stored for role, stored in tensors if role.state not in NOT_STATES)
+    raise source_error(
+        "unsupported-dcp",
+        f"{where} holds the flat weights of OLMo-core's distributed optimizer",
+        notes=[
+            f"`{stored.name}` is {list(stored.shape)} elements, as all others are; nothing in "
+            "`.metadata` tells the shapes of the parameters",
+        ],
+        helps=["load it where it was trained, and save the state dict of the model itself"],
+    )
 
 
 def _add_tensors(out: Collected, read: _Read, chunks: ChunkReader, shapes: Shapes) -> None:
