@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import PurePosixPath
 from zlib import crc32
@@ -31,6 +31,21 @@ class _Planned:
     crcs: Mapping[str, int]
 
 
+def _key(root: object) -> object:
+    """What files have in common that are alike; None for trees of more than one tensor."""
+    if isinstance(root, NewTensor):
+        storage = root.storage
+        of_storage = (storage.dtype, storage.numel, root.storage_offset)
+        return (*of_storage, root.shape, root.strides, root.requires_grad, root.parameter)
+    return repr(root) if _is_plain(root) else None
+
+
+def _is_plain(root: object) -> bool:
+    if type(root) is tuple:
+        return all(_is_plain(item) for item in root)
+    return root is None or type(root) in (bool, int, float, str)
+
+
 class TorchOutput:
     """Torch files with tensors that the engine fills."""
 
@@ -40,6 +55,7 @@ class TorchOutput:
         self.head: list[FileBytes] = []
         self._planned: list[_Planned] = []
         self._specs: dict[int, tuple[NewStorage, ArraySpec]] = {}
+        self._alike: dict[object, TorchImage] = {}
         self._known: dict[int, tuple[NewStorage, bytes]] = {}
 
     def tensor(self, spec: ArraySpec, *, requires_grad: bool = False) -> NewTensor:
@@ -87,8 +103,21 @@ class TorchOutput:
             out += [FileBytes(item.file, item.at + at, data) for at, data in item.image.tail(crcs)]
         return tuple(out)
 
+    def _image(self, root: object, archive: str) -> TorchImage:
+        """A file laid out; those of one tensor are alike but for what lies in its storage."""
+        key = _key(root)
+        if key is None:
+            return plan_torch_file(root, archive)
+        known = self._alike.get((archive, key))
+        if known is None:
+            known = self._alike.setdefault((archive, key), plan_torch_file(root, archive))
+        if not isinstance(root, NewTensor):
+            return known
+        slots = tuple(replace(slot, storage=root.storage) for slot in known.storages)
+        return replace(known, storages=slots)
+
     def _plan(self, file: str, at: int, root: object, archive: str) -> int:
-        image = plan_torch_file(root, archive)
+        image = self._image(root, archive)
         first, keys = len(self.placed), []
         crcs: dict[str, int] = {}
         for slot in image.storages:

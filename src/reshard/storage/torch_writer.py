@@ -243,11 +243,24 @@ class _Layout:
         size = len(_directory(tuple(self._entries), self._at, none))
         return TorchImage(
             self._at + size,
-            tuple(self._head),
+            _joined(self._head),
             tuple(self._storages),
             tuple(self._entries),
             self._at,
         )
+
+
+def _joined(pieces: list[tuple[int, bytes]]) -> tuple[tuple[int, bytes], ...]:
+    """Neighbouring bytes in one piece."""
+    out: list[tuple[int, list[bytes]]] = []
+    end = -1
+    for at, data in pieces:
+        if at == end:
+            out[-1][1].append(data)
+        else:
+            out.append((at, [data]))
+        end = at + len(data)
+    return tuple((at, b"".join(found)) for at, found in out)
 
 
 def _local_header(entry: _Entry, crc: int) -> bytes:
