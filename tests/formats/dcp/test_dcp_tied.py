@@ -14,7 +14,12 @@ import reshard
 from reshard.errors import ReshardError
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+TOLD = {
+    "model_type": "llama",
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+}
 
 
 @pytest.mark.parametrize(
@@ -36,16 +41,21 @@ def test_every_target_has_one_tensor_and_is_read_back(
     fixture_checkpoint: Callable[[str], Path], tmp_path: Path, target: str
 ) -> None:
     source = fixture_checkpoint("dcp_dp2_tied") / "ckpt"
-    reshard.convert(source, tmp_path / "out", target, settings=HEADS)
+    told = tmp_path / "told"
+    told.mkdir()
+    (told / "config.json").write_text(json.dumps(TOLD), encoding="utf-8")
+    config = told if target == "hf" else None
+    reshard.convert(source, tmp_path / "out", target, settings=HEADS, config=config)
     states = "weights" if target == "hf" else "all"
     found = reshard.verify(source, tmp_path / "out", settings=HEADS, states=states)
     assert found.ok
     if target == "hf":
-        config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-        assert config["tie_word_embeddings"] is True
-    reshard.convert(tmp_path / "out", tmp_path / "back", "hf", settings=HEADS)
-    config = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
-    assert config["tie_word_embeddings"] is True
+        made = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+        assert made["tie_word_embeddings"] is True
+        told = tmp_path / "out"
+    reshard.convert(tmp_path / "out", tmp_path / "back", "hf", settings=HEADS, config=told)
+    made = json.loads((tmp_path / "back" / "config.json").read_text(encoding="utf-8"))
+    assert made["tie_word_embeddings"] is True
     first = reshard.open(tmp_path / "back").read("model.embed_tokens.weight")
     assert (first == reshard.open(source).read("model.embed_tokens.weight")).all()
 
