@@ -202,3 +202,34 @@ def test_a_model_that_nothing_states_is_a_guess() -> None:
     )
     done = reshard.convert("model", "out", "megatron", settings=heads, model="llama")
     assert "guessed-model" not in codes(done)
+
+
+def test_a_size_that_a_framework_derives() -> None:
+    said = {"head_dim": 4, "hidden_size": 8}
+    tensors = weights()
+    for layer in range(2):
+        at = f"model.layers.{layer}.self_attn."
+        for name, rows in (("q", 16), ("k", 8), ("v", 8)):
+            tensors[f"{at}{name}_proj.weight"] = np.zeros((rows, 8), np.float32)
+        tensors[f"{at}o_proj.weight"] = np.zeros((8, 16), np.float32)
+    model("llama", tensors, **said)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert("model", "out", "nanotron")
+    assert str(caught.value) == (
+        "error[other-facts]: layout `nanotron` is of models where `head_dim` is 2, and here it is "
+        "4\n"
+        "  = note: it derives the size: hidden_size / num_attention_heads\n"
+        "  = note: read through layout `hf`\n"
+        "  = help: write for another framework; this one has no such models"
+    )
+    reshard.convert("model", "out", "megatron")
+
+
+def test_a_round_trip_that_loses_keys_is_not_proved() -> None:
+    model("llama", rope_scaling=LLAMA3)
+    proof = reshard.roundtrip("model", via=["megatron:tp=2"], strict=True)
+    assert proof.ok, proof.to_text()
+    path = Path("model/config.json")
+    for way in ("nanotron:tp=2", "dcp:dp=2"):
+        assert reshard.roundtrip("model", via=[way], strict=True).ok
+    assert json.loads(path.read_text(encoding="utf-8"))["rope_scaling"] == LLAMA3

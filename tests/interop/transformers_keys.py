@@ -1,12 +1,14 @@
 """Writes `src/reshard/layouts/transformers.json`: the keys of model types, and which do nothing.
 
-    python tests/interop/transformers_keys.py > src/reshard/layouts/transformers.json
+    python tests/interop/transformers_keys.py src/reshard/layouts/transformers.json
 
 Defaults are those of the configuration classes. That a key of `harmless` does nothing was found by
 trying: equal weights and another value of the key give the same logits. Needs transformers.
 """
 
 import json
+import sys
+from pathlib import Path
 
 import transformers
 from transformers import CONFIG_MAPPING
@@ -96,6 +98,8 @@ PLAIN: dict[str, dict[str, object]] = {
     "deepseek_v2": {"scoring_func": "softmax", "moe_layer_freq": 1},
     "deepseek_v3": {"scoring_func": "sigmoid", "moe_layer_freq": 1, "topk_method": "noaux_tc"},
 }
+# Keys that follow from others: the sizes of latent attention.
+FOLLOWS = ["head_dim", "qk_head_dim", "num_key_value_heads"]
 # Facts of the class itself, which follow from other keys.
 DERIVED = {"layer_types"}
 
@@ -107,6 +111,8 @@ def facts(kind: str) -> dict[str, object]:
     out: dict[str, object] = {"architecture": CAUSAL[kind]} if kind != "bert" else {}
     out["default"] = dict(sorted(known.items()))
     out["nullable"] = [key for key in sorted(known) if is_nullable(kind, key)]
+    if kind.startswith("deepseek"):
+        out["derived"] = FOLLOWS
     if kind in PLAIN:
         out["plain"] = PLAIN[kind]
     return out
@@ -120,16 +126,13 @@ def is_nullable(kind: str, key: str) -> bool:
         return False
 
 
-def main() -> None:
-    """Print the file: one line a type."""
+def text() -> str:
+    """The file: one line a type."""
     lines = [f"  {json.dumps(kind)}: {json.dumps(facts(kind))}" for kind in TYPES]
-    print("{")
-    print(f'"transformers": {json.dumps(transformers.__version__)},')
-    print(f'"harmless": {json.dumps(HARMLESS)},')
-    print('"types": {')
-    print(",\n".join(lines))
-    print("}}")
+    head = f'"transformers": {json.dumps(transformers.__version__)},\n'
+    head += f'"harmless": {json.dumps(HARMLESS)},\n"types": {{\n'
+    return "{\n" + head + ",\n".join(lines) + "\n}}\n"
 
 
 if __name__ == "__main__":
-    main()
+    Path(sys.argv[1]).write_text(text(), encoding="utf-8")

@@ -67,13 +67,62 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("DeepseekV3", {**LATENT, "q_lora_rank": 24}),
     "moonlight": ("DeepseekV3", {**LATENT, "q_lora_rank": None}),
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+HEADS = {**GROUPED, "head_dim": 8, "pad_token_id": 0}
+GPT2 = FAMILIES["gpt2"][1]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-llama3": ("Llama", {**GROUPED, "rope_parameters": LLAMA3}),
+    "llama-linear": ("Llama", {**GROUPED, "rope_parameters": LINEAR}),
+    "llama-yarn": ("Llama", {**GROUPED, "rope_parameters": YARN}),
+    "llama-gelu": ("Llama", {**GROUPED, "hidden_act": "gelu"}),
+    "mistral-window": ("Mistral", {**GROUPED, "sliding_window": 4}),
+    "qwen2-window": ("Qwen2", {**GROUPED, **WINDOW}),
+    "qwen3-window": ("Qwen3", {**GROUPED, "head_dim": 16, **WINDOW}),
+    "phi3": ("Phi3", {**GROUPED, "pad_token_id": 0}),
+    "phi3-window": ("Phi3", {**GROUPED, "pad_token_id": 0, "sliding_window": 4}),
+    "gpt2-relu": ("GPT2", {**GPT2, "activation_function": "relu"}),
+    "gpt2-inverse": ("GPT2", {**GPT2, "scale_attn_by_inverse_layer_idx": True}),
+    "neox-sequential": ("GPTNeoX", {**SIZES, "use_parallel_residual": False}),
+    "neox-relu": ("GPTNeoX", {**SIZES, "hidden_act": "relu"}),
+    "mixtral-one": ("Mixtral", {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 1}),
+    "qwen3_moe-norm": ("Qwen3Moe", {**GROUPED, **EXPERTS, "head_dim": 16, "norm_topk_prob": True}),
+    "v3-scale": ("DeepseekV3", {**LATENT, "q_lora_rank": 24, "routed_scaling_factor": 7.0}),
+    "v3-yarn": ("DeepseekV3", {**LATENT, "q_lora_rank": 24, "rope_parameters": YARN}),
+    "v2": ("DeepseekV2", {**LATENT, "q_lora_rank": 24}),
+    "olmo2-gelu": ("Olmo2", {**GROUPED, "hidden_act": "gelu"}),
+    "gemma": ("Gemma", HEADS),
+    "granite": ("Granite", {**GROUPED, "embedding_multiplier": 12.0, "logits_scaling": 8.0}),
+    "smollm3": ("SmolLM3", {**GROUPED, "pad_token_id": 0}),
+    "helium": ("Helium", HEADS),
+    "olmo3": ("Olmo3", GROUPED),
+    "ministral": ("Ministral", {**HEADS, "sliding_window": 4}),
+    "ernie": ("Ernie4_5", HEADS),
+    "stablelm": ("StableLm", GROUPED),
+    "cohere": ("Cohere", GROUPED),
+}
+"""One fact changed in a model that has a layout, and models of which there is none."""
 
 
 def make(folder: Path, names: list[str]) -> None:
     """Save a model for each name, every parameter at random, biases and norms too."""
     for number, name in enumerate(names):
         family, _, tied = name.partition("+")
-        prefix, sizes = FAMILIES[family]
+        prefix, sizes = {**FAMILIES, **VARIANTS}[family]
         config = getattr(transformers, f"{prefix}Config")(
             **sizes, tie_word_embeddings=bool(tied), eos_token_id=2, bos_token_id=1
         )

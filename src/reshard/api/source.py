@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reshard import formats
 from reshard.api.checking import check_source
+from reshard.api.facts import check_facts
 from reshard.api.given_config import with_given_config
 from reshard.api.leaving_out import without_named
 from reshard.api.naming import Modelled, find_model, rename_to
@@ -170,7 +171,9 @@ def open_source(
                 settings=settings,
                 places=placements,
             )
+        warnings = check_facts(arrangement, renamed, family)
         catalog = renamed_catalog(arrangement, renamed)
+        catalog = replace(catalog, oddities=(*catalog.oddities, *warnings))
         arrangement = replace(renamed, catalog=catalog)
     elif placements:
         raise _not_placed(placements)

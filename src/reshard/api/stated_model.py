@@ -28,9 +28,13 @@ def stated_type(catalog: Catalog) -> str | None:
     return None
 
 
-def types_of(family: Family) -> frozenset[str]:
-    """The types that the layouts of a family say that they are of; none for most of a user's."""
-    conditions = (block.when for block in family.document.layouts)
+def types_of(family: Family, layout: str | None = None) -> frozenset[str]:
+    """The types that the layouts of a family say that they are of; none for most of a user's.
+
+    Args:  layout: only what this one says.
+    """
+    blocks = family.document.layouts
+    conditions = (item.when for item in blocks if layout in (None, item.name.text))
     return frozenset(text for item in conditions for text in _types(item))
 
 

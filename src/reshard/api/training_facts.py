@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from reshard.formats.model_json import CONFIG, stated_config
 from reshard.plan.catalog import Catalog
 from reshard.storage.digest import digest_file_range
 
@@ -38,8 +39,8 @@ class FactChange:
 def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
     """Every value that differs: of training, roles of names, and the files beside the weights.
 
-    The configuration and what only the writing framework understands (`training.framework`) are
-    not compared: they say how a checkpoint was written, and so differ from one form to another.
+    Of `config.json` every key is compared. What only the writing framework understands
+    (`training.framework`, its arguments) is not: it says how a checkpoint was written.
     """
     one, other = facts_of(left), facts_of(right)
     out = []
@@ -72,8 +73,9 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         "side_files": {
             name: _digest(catalog, path)
             for name, path in sorted(catalog.side_files.items())
-            if name != "config.json"
+            if name != CONFIG
         },
+        CONFIG: dict(stated_config(catalog) or {}),
     }
     return dict(_leaves(tree, ""))
 

@@ -251,6 +251,8 @@ def _complete(kind: Kind, told: dict[str, object]) -> None:
     for key, value in kind.plain.items():
         if key in kind.default:
             told.setdefault(key, value)
+    if told.get("sliding_window") and "use_sliding_window" in kind.default:
+        told.update(use_sliding_window=True, max_window_layers=0)
     if "num_key_value_heads" in kind.default and "num_attention_heads" in told:
         told.setdefault("num_key_value_heads", told["num_attention_heads"])
 

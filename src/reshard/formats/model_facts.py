@@ -26,7 +26,7 @@ class Kind:
 
     Args:  architecture: the class that loads it; "" where its tensors decide.
            default: every key that may change what it computes, as it is where it is not said.
-           nullable: keys that may be `null`.
+           nullable: keys that may be `null`.  derived: keys that follow from others.
            plain: as the frameworks that train such models have it, where that is another value.
     """
 
@@ -34,6 +34,7 @@ class Kind:
     default: Mapping[str, object]
     plain: Mapping[str, object]
     nullable: frozenset[str] = frozenset()
+    derived: frozenset[str] = frozenset()
 
 
 @cache
@@ -57,6 +58,7 @@ def kind_of(model_type: object) -> Kind | None:
         found["default"],
         found.get("plain", {}),
         frozenset(found.get("nullable", ())),
+        frozenset(found.get("derived", ())),
     )
 
 
@@ -110,7 +112,7 @@ def changing_keys(config: Mapping[str, object], used: Collection[str]) -> dict[s
     kind = kind_of(config.get("model_type")) or Kind("", {}, {})
     out: dict[str, object] = {}
     for key, value in config.items():
-        if value is None or key in used or key in _harmless():
+        if value is None or key in used or key in _harmless() or key in kind.derived:
             continue
         if key in ROPE:
             changes = not isinstance(value, Mapping) or any(

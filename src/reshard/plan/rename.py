@@ -13,7 +13,7 @@ from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
-from reshard.language.expression import names, to_text
+from reshard.language.expression import Expression, names, to_text
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -159,6 +159,7 @@ class _Renamer:
                     helps=["name the tensors as another layout of the model does"],
                 )
 
+            self._refuse_other_size(name, expression)
         if not can_be(self._layout, self._values):
             assert self._layout.when is not None
             raise layout_error(
@@ -170,6 +171,25 @@ class _Renamer:
                 ],
                 helps=["name the tensors as another layout of the model does"],
             )
+
+    def _refuse_other_size(self, name: str, expression: Expression) -> None:
+        """Refuse a layout whose framework derives a size that is another one here."""
+        here = self._values.get(name)
+        if isinstance(here, bool) or not isinstance(here, int) or name in names(expression):
+            return
+        said = constant(expression, self._values) if names(expression) else None
+        if said is None or said == here or isinstance(said, bool):
+            return
+        raise layout_error(
+            "other-facts",
+            f"layout `{self._layout.name}` is of models where `{name}` is {said}, and here it is "
+            f"{here}",
+            notes=[
+                f"it derives the size: {to_text(expression)}",
+                f"read through layout `{self._source.layout.name}`",
+            ],
+            helps=["write for another framework; this one has no such models"],
+        )
 
     def _tensors(self, index: int) -> Iterator[Bound]:
         """Every whole tensor of one rule."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
+from reshard.formats.megatron.model_facts import facts_of
 from reshard.storage.inert import Global, Record
 from reshard.storage.torch_file import TorchFile
 
@@ -22,6 +23,9 @@ _SIZES = {
 
 _WITH_AN_ENTRY_MORE = ("NullTokenizer", "NullMultimodalTokenizer")
 """Source: megatron/training/tokenizer/tokenizer.py `_NullTokenizer`, megatron/core/tokenizers."""
+
+_MAX_LISTED = 1000
+"""Entries of an argument that is a list: one for each layer, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class Arguments:
 
         Args:  rows: of the embedding, padding included; they stand in for an argument of theirs.
         """
-        plain = {k: v for k, v in self.values.items() if isinstance(v, (int, str, float, bool))}
+        plain = {k: _listed(v) for k, v in self.values.items() if _is_value(v)}
         true = self.true_vocabulary()
         if true is not None:
             plain["vocab_size"] = true
@@ -113,7 +117,8 @@ class Arguments:
         hidden = self.integer("hidden_size")
         if heads and hidden and "kv_channels" not in plain:
             plain["kv_channels"] = hidden // heads
-        return {"args": plain}
+        facts, _ = facts_of(plain)
+        return {"args": plain, "transformers": facts} if facts else {"args": plain}
 
 
 def arguments_in(value: object, file: str) -> Arguments | None:
@@ -145,6 +150,16 @@ def no_arguments(path: str) -> ReshardError:
         notes=["they say how the run was cut: nothing is guessed without them"],
         helps=["give a layout of your own with `--layout`, or save with Megatron's arguments"],
     )
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) <= _MAX_LISTED and all(_is_value(item) for item in value)
+    return isinstance(value, (int, str, float, bool))
+
+
+def _listed(value: object) -> object:
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: object) -> object:

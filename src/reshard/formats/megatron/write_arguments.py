@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
+from reshard.formats.megatron.model_facts import arguments_for
 from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
 from reshard.formats.megatron.write_resume import Resume
+from reshard.formats.model_json import stated_config
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.storage.inert import Record
@@ -141,7 +143,14 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
     bound = arrangement.bound
     known = framework_config(arrangement.layout, arrangement.values).get("args")
     args: dict[str, object] = dict(known) if isinstance(known, dict) else {}
-    args.update(_hugging_face(arrangement.catalog.config or {}, args))
+    stated = stated_config(arrangement.catalog) or arrangement.catalog.config or {}
+    args.update(_hugging_face(stated, args))
+    is_latent = "kv_lora_rank" in args
+    args.update(arguments_for(stated, is_latent=is_latent)[0])
+    if is_latent:
+        has_bias = bool(args.get("moe_router_enable_expert_bias"))
+        args["moe_router_score_function"] = "sigmoid" if has_bias else "softmax"
+        args["moe_router_pre_softmax"] = not has_bias
     norms = [name for name in bound if "norm" in name.rpartition(".")[0] or "norm_" in name]
     learned = any(".position_embeddings." in name for name in bound)
     biased = [name for name in bound if name.endswith(".bias")]
