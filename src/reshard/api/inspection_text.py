@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -121,10 +122,7 @@ def _states(found: Inspection) -> list[str]:
 def _tensors(title: str, tensors: Sequence[TensorFacts]) -> list[str]:
     """One row for each family of names that are alike in everything else."""
     axes = list(dict.fromkeys(axis for item in tensors for axis in item.lies))
-    usual = max(
-        (tuple(item.states) for item in tensors),
-        key=[tuple(item.states) for item in tensors].count,
-    )
+    ((usual, _),) = Counter(tuple(item.states) for item in tensors).most_common(1)
     odd = any(tuple(item.states) != usual for item in tensors)
     families: dict[tuple[object, ...], list[TensorFacts]] = {}
     for item in tensors:

@@ -151,8 +151,9 @@ def _uses(scope: Scope, term: tree.TermTree) -> tuple[Uses, Uses]:
         return axes, mesh
     for part in term.parts:
         used, cut = _uses(scope, part.term)
-        axes = {**used, **axes}
-        mesh = {**cut, **mesh}
+        for known, more in ((axes, used), (mesh, cut)):
+            for name, span in more.items():
+                known.setdefault(name, span)
     return axes, mesh
 
 

@@ -40,7 +40,7 @@ def _pattern(texts: tuple[str, ...], indices: list[tuple[int, ...]]) -> str:
 def _run(values: list[int]) -> str:
     if len(values) == 1:
         return str(values[0])
-    if values == list(range(values[0], values[-1] + 1)) and len(values) > 2:
+    if values[-1] - values[0] + 1 == len(values) > 2:
         return f"{{{values[0]}..{values[-1]}}}"
     if len(values) <= 4:
         return "{" + ",".join(map(str, values)) + "}"
