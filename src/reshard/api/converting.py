@@ -11,7 +11,7 @@ from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.converted import Converted, Resumed, written_fates
 from reshard.api.drifting import settle
-from reshard.api.memory import fit_memory
+from reshard.api.memory import Resident, fit_memory
 from reshard.api.promises import Reading, next_step, refuse_unfinished
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import Selected, select_states
@@ -237,6 +237,7 @@ def _prepare(
     config: PathLike | None,
     leave_out: tuple[str, ...],
 ) -> Prepared:
+    before = Resident.now()
     target = read_target(to)
     source = open_for_target(
         src,
@@ -264,6 +265,7 @@ def _prepare(
         threads=threads,
         max_memory=max_memory,
         max_file_size=max_file_size,
+        before=before,
     )
     refuse_unfinished(source, target, prepared.output)
     return prepared
@@ -278,17 +280,19 @@ def prepare_source(
     threads: int | None = None,
     max_memory: int | None = None,
     max_file_size: int | None = None,
+    before: Resident | None = None,
 ) -> Prepared:
     """All that is decided of a conversion before any byte is moved.
 
-    Args and Raises: as for `convert`.
+    Args:  before: what the process held in memory before it opened the source.
+    Others, and Raises: as for `convert`.
     """
     selected = select_states(source, states)
     source, arrangement = settle(source, selected.arrangement, on_drift)
     selected = replace(selected, arrangement=arrangement)
     output = _output(source, selected, target, max_file_size)
     made = build_plan(arrangement, output.placed, on_drift=on_drift)
-    work = fit_memory(made, threads=threads, max_nbytes=max_memory)
+    work = fit_memory(made, threads=threads, max_nbytes=max_memory, before=before)
     files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
     left = formats.left_by(target.format, source.catalog)

@@ -21,26 +21,62 @@ class Work:
     peak_nbytes: int
 
 
-def fit_memory(plan: Plan, *, threads: int | None = None, max_nbytes: int | None = None) -> Work:
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """What this process has in memory, as the system counts it.
+
+    Args:  nbytes: now.  peak: the most so far.
+    """
+
+    nbytes: int
+    peak: int
+
+    @staticmethod
+    def now() -> Resident | None:
+        """None where the system does not tell."""
+        try:
+            with open("/proc/self/status", encoding="ascii") as file:
+                told = dict(line.split(":", 1) for line in file)
+            nbytes, peak = (int(told[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
+        except (OSError, KeyError, ValueError):
+            return None
+        return Resident(nbytes, peak)
+
+
+def fit_memory(
+    plan: Plan,
+    *,
+    threads: int | None = None,
+    max_nbytes: int | None = None,
+    before: Resident | None = None,
+) -> Work:
     """The most threads, and then the largest buffers, that stay within a bound.
 
     Args:  threads: at most so many; chosen by the machine if None.
            max_nbytes: no bound if None.
+           before: what the process held before it planned; what it took since counts too.
     Raises: ReshardError[memory-bound].
     """
-    from reshard.engine.cost import peak_memory
+    from reshard.engine.cost import BASE_NBYTES, buffer_memory, peak_memory
     from reshard.engine.run import BUFFER_NBYTES, default_threads
 
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     most = threads or default_threads()
     least = 0
+    now = Resident.now() if before is not None and max_nbytes is not None else None
+    foreign = max(0, before.nbytes - BASE_NBYTES) if before is not None else 0
     for count in range(most, 0, -1):
         buffer = BUFFER_NBYTES
         while buffer >= LEAST_BUFFER_NBYTES:
-            least = peak_memory(plan, count, buffer)
+            estimate = least = peak_memory(plan, count, buffer)
+            fits = max_nbytes is None or estimate <= max_nbytes
+            if fits and now is not None and before is not None:
+                taken = now.peak if now.peak > before.peak else now.nbytes
+                running = now.nbytes + buffer_memory(plan, count, buffer)
+                least = max(least, max(taken, running) - foreign)
             if max_nbytes is None or least <= max_nbytes:
-                return Work(count, buffer, least)
+                return Work(count, buffer, estimate)
             buffer //= 2
     raise target_error(
         "memory-bound",

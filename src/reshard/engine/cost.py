@@ -19,8 +19,16 @@ def peak_memory(plan: Plan, threads: int, buffer_bytes: int) -> int:
     Args:  threads, buffer_bytes: as for `execute`.
     """
     copies = sum(len(item.array.copies) for item in plan.placed)
+    return BASE_NBYTES + copies * COPY_NBYTES + buffer_memory(plan, threads, buffer_bytes)
+
+
+def buffer_memory(plan: Plan, threads: int, buffer_bytes: int) -> int:
+    """What of it is buffers.
+
+    Args:  as for `peak_memory`.
+    """
     window = max((_window_nbytes(item.array, buffer_bytes) for item in plan.placed), default=0)
-    return BASE_NBYTES + copies * COPY_NBYTES + threads * (window + 2 * SCRATCH_NBYTES)
+    return threads * (window + 2 * SCRATCH_NBYTES)
 
 
 def _window_nbytes(array: Array, buffer_bytes: int) -> int:
