@@ -111,11 +111,9 @@ def test_a_run_of_deepspeed_is_the_model_that_it_trained(
 ) -> None:
     """ZeRO-3 weights in transformers, beside the truth in a folder that another program made."""
     case = fixture_checkpoint("z3_fp32_dp2_untied")
-    settings = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    reshard.convert(case / "ckpt", tmp_path / "out", "hf", settings=settings)
-    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    told = {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}
-    (tmp_path / "out" / "config.json").write_text(json.dumps(config | told), encoding="utf-8")
+    settings = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    constants = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}
+    reshard.convert(case / "ckpt", tmp_path / "out", "hf", settings=settings | constants)
     command = [str(interop_python), SCRIPT, "truth", str(tmp_path / "truth")]
     run_framework([*command, str(tmp_path / "out"), str(case / "truth.safetensors")], tmp_path)
     report = tmp_path / "report.json"
