@@ -62,10 +62,12 @@ STRUCTURE = {
 
 _WHATEVER = (
     (re.compile(r"optimizer_state_dict\.fp32_flat_groups\.\d+"), 16),
+    (re.compile(r"optimizer_state_dict\.base_optimizer_state\.state\.\d+\.\w+"), 16),
     (re.compile(r".*\.bucket_idx_\d+\.\w+"), 64),
 )
 """Flat buffers in which padding holds whatever lay in the memory, and how many elements are less
-than one gap: ZeRO-3 pads each parameter to a multiple of the ranks, Megatron to one of 64.
+than one gap: ZeRO-3 pads each parameter to a multiple of the ranks, Megatron to one of 64; the
+padding behind a group of ZeRO-1 has a state too.
 """
 
 

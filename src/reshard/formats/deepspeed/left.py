@@ -46,7 +46,11 @@ def _of_model(model: ModelFile) -> Iterator[Left]:
 def _settings(first: Node, own: Node) -> Iterator[Left]:
     """What an optimizer's file says of the configuration otherwise than the model's file."""
     here, there = own.get("ds_config"), first.get("ds_config")
-    if here is None or not isinstance(here.value, dict):
+    if here is None:
+        return
+    if not isinstance(here.value, dict):  # the path of a file
+        if there is None or here.value != there.value:
+            yield _left(here, f"{first.file} says otherwise, and is believed")
         return
     known = {} if there is None or not isinstance(there.value, dict) else dict(there.entries())
     stated = dict(here.entries())
