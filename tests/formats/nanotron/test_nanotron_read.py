@@ -24,6 +24,7 @@ from reshard.formats.nanotron.slices import SlicesError, parse_pairs, parse_shap
 
 Fixture = Callable[[str], Path]
 CASES = ("nanotron_tp2_pp2_dp2_z1", "nanotron_tp2_pp3_dp5_z1_tied", "nanotron_tp1_z0")
+OWN = "nanotron_pp2_z0_lr"
 MODEL = "model/model/decoder/0/pp_block"
 
 
@@ -57,6 +58,44 @@ def test_every_state_is_put_together(name: str, fixture_checkpoint: Fixture) -> 
     assert recognize(case / "ckpt") == "nanotron"
     assert held(case / "ckpt") == truth(case)
     assert held(case / "ckpt" / "7") == truth(case)
+
+
+def test_what_nanotron_itself_saved_is_put_together(fixture_checkpoint: Fixture) -> None:
+    case = fixture_checkpoint(OWN)
+    assert held(case / "ckpt") == truth(case)
+    training = reshard.open(case / "ckpt").training
+    groups = [(group["initial_lr"], group["weight_decay"]) for group in training.param_groups]
+    assert groups == [(0.01, 0.1), (0.003, 0.0)]
+    assert [len(group["params"]) for group in training.param_groups] == [14, 7]  # type: ignore[arg-type]
+    assert training.state is not None
+    scheduler = training.state["lr_scheduler"]
+    assert isinstance(scheduler, dict)
+    assert (scheduler["base_lrs"], scheduler["last_epoch"]) == ([0.01, 0.003], 3)
+
+
+def test_settings_that_differ_between_ranks_are_refused(ckpt: Path) -> None:
+    """A byte of the learning rate that one tensor-parallel rank has."""
+    path = ckpt / "optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-1-of-2_exp-0-of-1.pt"
+    data = path.read_bytes()
+    rate = struct.pack(">d", 1e-3)
+    assert data.count(rate) >= 1
+    path.write_bytes(data.replace(rate, struct.pack(">d", 2e-3)))
+    assert refused().startswith(
+        "error[mixed-runs]: the param groups of a stage are not the same on every rank\n"
+        "  = note: `[0].lr` is 0.001 in optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-0-of-2_"
+        "exp-0-of-1.pt, and 0.002 in optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-1-of-2_"
+        "exp-0-of-1.pt\n"
+    )
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"", b"seven", b"\0" * 3_000_000])
+def test_a_tracker_that_names_no_step(data: bytes, ckpt: Path) -> None:
+    (ckpt.parent / "latest.txt").write_bytes(data)
+    assert refused() == (
+        "error[bad-tracker]: ckpt/latest.txt does not name a step\n"
+        "  = note: nanotron writes the number of the last step into it, and nothing else\n"
+        "  = help: choose a step with `--step`, or write its number into the file"
+    )
 
 
 def test_what_is_known_besides(fixture_checkpoint: Fixture) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.nanotron import LATEST, METADATA
+from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+
+_MAX_TRACKER_NBYTES = 64
 
 
 def detect(path: Path) -> bool:
@@ -41,8 +44,7 @@ def step_folder(path: Path, step: str | None) -> Path:
         )
     known = steps(path)
     if step is None:
-        latest = path / LATEST
-        step = latest.read_text(encoding="utf-8").strip() if latest.is_file() else None
+        step = _latest(path / LATEST)
     if step in known:
         return path / step
     listed = ", ".join(f"`{item}`" for item in known)
@@ -57,4 +59,27 @@ def step_folder(path: Path, step: str | None) -> Path:
         f"{path} has {len(known)} steps, and no `{LATEST}` says which one is meant",
         notes=[f"they are {listed}"],
         helps=[f"choose one with `--step {known[-1]}`"],
+    )
+
+
+def _latest(file: Path) -> str | None:
+    """The step that `latest.txt` names; None where there is no such file.
+
+    Raises: ReshardError[bad-tracker | source-unreadable].
+    """
+    if not file.is_file():
+        return None
+    try:
+        text = read_regular(file, _MAX_TRACKER_NBYTES).decode("ascii").strip()
+    except (UnicodeDecodeError, FileTooLargeError):
+        text = ""
+    except OSError as error:
+        raise unreadable(file, error) from None
+    if text.isdigit():
+        return text
+    raise source_error(
+        "bad-tracker",
+        f"{file} does not name a step",
+        notes=["nanotron writes the number of the last step into it, and nothing else"],
+        helps=["choose a step with `--step`, or write its number into the file"],
     )

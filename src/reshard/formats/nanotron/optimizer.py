@@ -16,10 +16,14 @@ from typing import cast
 from reshard.algebra.flat import cut
 from reshard.errors import ReshardError, source_error
 from reshard.formats.nanotron import COPY
+from reshard.formats.nanotron.groups import Group
 from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.weights import Shard, Weight, boxed
+from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
 from reshard.storage.links import refuse_outside
+from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file
 
@@ -47,12 +51,12 @@ class States:
     """What the files of all ranks hold.
 
     Args:  parts: by name and state, and then by the rank whose copy it is, its fragments.
-           dtypes: of these.  groups: param groups of the first rank that has them.
+           dtypes: of these.  stages: the param groups of each pipeline stage.
     """
 
     files: list[SourceFile] = field(default_factory=list)
     tensors: tuple[LocalTensor, ...] = ()
-    groups: tuple[dict[str, object], ...] = ()
+    stages: dict[int, list[Group]] = field(default_factory=dict)
     sizes: Sizes | None = None
     copies: int = 1
 
@@ -75,7 +79,7 @@ def read_states(root: Path, weights: Mapping[str, Weight]) -> States:
         out.files.append(SourceFile(item.file, stat.st_size, stat.st_mtime_ns))
         reader.add(item, open_torch_file(path).root)
     out.tensors = tuple(reader.local_tensors())
-    out.groups = tuple(reader.groups)
+    out.stages = reader.stages
     out.copies = reader.copies
     return out
 
@@ -132,7 +136,8 @@ class _Reader:
         self._sizes = sizes
         self._parts: dict[tuple[str, str], dict[tuple[int, ...], list[Fragment]]] = {}
         self._refs: dict[tuple[str, str], TensorRef] = {}
-        self.groups: list[dict[str, object]] = []
+        self.stages: dict[int, list[Group]] = {}
+        self._first_of: dict[int, str] = {}
         self.copies = 1
 
     def add(self, item: RankFile, root: object) -> None:
@@ -155,7 +160,7 @@ class _Reader:
             raise _bad(path, "`gradient_accumulator` is no dict")
         for name, value in masters.items():
             self._state(item, self._name(path, name), "master", value)
-        self._group(path, root.get("param_groups", []), names)
+        self._group(item, root.get("param_groups", []), names)
 
     def _name(self, path: Path, name: object) -> str:
         text = str(name)
@@ -209,22 +214,30 @@ class _Reader:
                 shifted = part.shift(-start)
                 yield boxed(shifted, weight.shape, item.file, ref.byte_offset, ref.dtype)
 
-    def _group(self, path: Path, groups: object, names: Mapping[object, object]) -> None:
-        """Add the parameters of a rank's groups to those of all."""
+    def _group(self, item: RankFile, groups: object, names: Mapping[object, object]) -> None:
+        """Add the parameters of a rank's groups to those of its stage, whose settings are one."""
+        path = self._root / item.file
         if not isinstance(groups, list):
             raise _bad(path, "`param_groups` is no list")
-        for position, group in enumerate(groups):
+        found = []
+        for group in groups:
             if not isinstance(group, dict) or not isinstance(group.get("params"), list):
                 raise _bad(path, "a param group has no `params`")
             own = [self._name(path, names[i]) for i in group["params"] if i in names]
             rest = {str(key): value for key, value in group.items() if key != "params"}
-            if position == len(self.groups):
-                self.groups.append({**rest, "params": []})
-            known = self.groups[position]
-            if {key: value for key, value in known.items() if key != "params"} != rest:
-                raise _bad(path, "its param groups are not those of the first rank")
-            params = cast("list[str]", known["params"])
-            params += [name for name in own if name not in params]
+            found.append(Group({k: to_json(v, small_tensor) for k, v in rest.items()}, own))
+        known = self.stages.get(item.pp)
+        if known is None:
+            self.stages[item.pp] = found
+            self._first_of[item.pp] = item.file
+            return
+        copies = [
+            (self._first_of[item.pp], [group.settings for group in known]),
+            (item.file, [group.settings for group in found]),
+        ]
+        agreed(copies, "param groups of a stage")
+        for one, other in zip(known, found, strict=True):
+            one.members += [name for name in other.members if name not in one.members]
 
     def local_tensors(self) -> Iterator[LocalTensor]:
         """Every state; one that several ranks hold, once for each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,14 +15,16 @@ from reshard.formats.nanotron import (
     OPTIMIZER_CONFIG,
 )
 from reshard.formats.nanotron.detect import step_folder
+from reshard.formats.nanotron.groups import merge
 from reshard.formats.nanotron.optimizer import States, read_states
 from reshard.formats.nanotron.weights import local_tensors, read_weights
+from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Catalog, SourceFile, Training
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
-from reshard.storage.tensor_ref import TensorRef
-from reshard.storage.torch_file import open_torch_file, read_small
+from reshard.storage.small_tensors import small_tensor
+from reshard.storage.torch_file import open_torch_file
 
 LAYOUT = """\
 # Every shard says itself which boxes of its tensor it holds: nothing is cut by rank. Along `copy`
@@ -32,6 +34,7 @@ layout nanotron {
     "**" = [...] optional
 }
 """
+_SCHEDULER = re.compile(r"lr_scheduler/lr_scheduler_pp-(?P<pp>[0-9]+)-of-")
 _MAX_NBYTES = 64 << 20
 
 
@@ -74,18 +77,38 @@ def _training(
 ) -> Training:
     metas = metadata.get("metas")
     iteration = metas.get("last_train_step") if isinstance(metas, dict) else None
-    schedulers = [value for name, value in others.items() if name.startswith("lr_scheduler/")]
-    same = bool(schedulers) and all(value == schedulers[0] for value in schedulers)
-    groups = tuple(
-        {key: to_json(value, _tensor) for key, value in group.items()} for group in states.groups
-    )
-    framework = {"name": NAME, "metadata": metadata, "model_config": config, "objects": others}
+    merged = merge(states.stages, _schedulers(others))
+    framework = {
+        "name": NAME,
+        "metadata": metadata,
+        "model_config": config,
+        "objects": others,
+        "groups": merged.kind,
+    }
     return Training(
         iteration=iteration if isinstance(iteration, int) else None,
-        param_groups=groups,
-        state={"lr_scheduler": schedulers[0]} if same else None,
+        param_groups=merged.groups,
+        state=None if merged.scheduler is None else {"lr_scheduler": merged.scheduler},
         framework=framework,
     )
+
+
+def _schedulers(others: Mapping[str, object]) -> dict[int, Mapping[str, object]]:
+    """The scheduler of each pipeline stage, which all of its ranks have.
+
+    Raises: ReshardError[mixed-runs].
+    """
+    found: dict[int, list[tuple[str, object]]] = {}
+    for name, value in others.items():
+        match = _SCHEDULER.match(name)
+        if match is not None:
+            found.setdefault(int(match["pp"]), []).append((name, value))
+    out: dict[int, Mapping[str, object]] = {}
+    for stage, copies in found.items():
+        value = agreed(copies, "learning rate schedulers of a stage")
+        if isinstance(value, dict):
+            out[stage] = value
+    return out
 
 
 def _others(root: Path, files: list[SourceFile]) -> dict[str, object]:
@@ -95,7 +118,7 @@ def _others(root: Path, files: list[SourceFile]) -> dict[str, object]:
         refuse_outside(root, path)
         name = path.relative_to(root).as_posix()
         files.append(_known(root, name))
-        out[name] = to_json(open_torch_file(path).root, _tensor)
+        out[name] = to_json(open_torch_file(path).root, small_tensor)
     return out
 
 
@@ -103,11 +126,6 @@ def _torch_files(root: Path) -> Iterator[Path]:
     for folder in ("lr_scheduler", "random"):
         if (root / folder).is_dir():
             yield from sorted((root / folder).glob("*.pt"))
-
-
-def _tensor(ref: TensorRef) -> object:
-    data = base64.b64encode(read_small(ref)).decode("ascii")
-    return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}
 
 
 def _json(root: Path, name: str, files: list[SourceFile]) -> Mapping[str, object]:

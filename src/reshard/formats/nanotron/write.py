@@ -12,11 +12,11 @@ from reshard.errors import target_error
 from reshard.formats.nanotron import LATEST, METADATA, MODEL_CONFIG, NAME, OPTIMIZER_CONFIG
 from reshard.formats.nanotron.shards import VERSION, OutShard, out_shard
 from reshard.formats.nanotron.stages import HEAD, block_of, blocks, stages
-from reshard.formats.nanotron.write_optimizer import OptimizerFiles, Parameter
+from reshard.formats.nanotron.write_optimizer import GroupOfStage, OptimizerFiles, Parameter
 from reshard.formats.nanotron.write_training import (
     metadata_of,
     model_config,
-    schedulers,
+    scheduler,
     training_warnings,
 )
 from reshard.plan.arrangement import Arrangement, Whole
@@ -97,13 +97,26 @@ class _Run:
         states = OptimizerFiles(arrangement, self.output, self._dp if self._zero else None)
         if self.has_states:
             files[OPTIMIZER_CONFIG] = states.config(self._parameters, self._pp, self._tp, self._dp)
-            for suffix, root in states.roots(self._parameters, self._pp, self._tp):
-                self.output.add(f"{self.tag}/optimizer/optimizer_{suffix}", root)
-                for content in schedulers(arrangement, self.output):
-                    self.output.add(f"{self.tag}/lr_scheduler/lr_scheduler_{suffix}", content)
+            for stage, groups in enumerate(states.stages(self._parameters, self._pp)):
+                for tp in range(self._tp):
+                    self._rank(states, stage, groups, tp)
         for name, value in files.items():
             data = json.dumps(value, indent=2).encode()
             self.output.head.append(FileBytes(f"{self.tag}/{name}", 0, data))
+
+    def _rank(
+        self, states: OptimizerFiles, stage: int, groups: Sequence[GroupOfStage], tp: int
+    ) -> None:
+        """The files of the ranks of a stage that have one place along tp."""
+        at, of = f"pp-{stage}-of-{self._pp}", f"tp-{tp}-of-{self._tp}_exp-0-of-1.pt"
+        for dp in range(self._dp) if self._zero else (None,):
+            share = "" if dp is None else f"_dp-{dp}-of-{self._dp}"
+            root = states.root(groups, tp, dp)
+            self.output.add(f"{self.tag}/optimizer/optimizer_{at}{share}_{of}", root)
+        content = scheduler(self._arrangement, self.output, [group.number for group in groups])
+        if content is not None:
+            # nanotron names it by `zero_stage is True`, which a number never is: without dp.
+            self.output.add(f"{self.tag}/lr_scheduler/lr_scheduler_{at}_{of}", content)
 
     def dropped(self) -> Iterator[tuple[str, str, str]]:
         """What there is no place for."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -11,6 +11,7 @@ from reshard.dtypes import DType
 from reshard.errors import target_error
 from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.shards import OutShard
+from reshard.formats.nanotron.write_training import shares_groups
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
@@ -40,6 +41,18 @@ class Parameter:
     def shard(self, tp: int) -> OutShard:
         """What a rank holds."""
         return self.shards[tp if tp in self.shards else None]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOfStage:
+    """A param group as a stage has it.
+
+    Args:  number: of the source's group.  settings: its hyper-parameters.
+    """
+
+    number: int
+    settings: Mapping[str, object]
+    members: Sequence[Parameter]
 
 
 class OptimizerFiles:
@@ -82,26 +95,42 @@ class OptimizerFiles:
         parallelism = {key: str(value) for key, value in sizes.items()}
         return {"type": kind, "parallelism": parallelism, "configs": configs}
 
-    def roots(
-        self, parameters: Mapping[str, Parameter], pp: int, tp: int
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        """The end of the name of each file, and its content.
+    def stages(self, parameters: Mapping[str, Parameter], pp: int) -> list[list[GroupOfStage]]:
+        """The param groups of every stage, in the order of its parameters.
 
         Raises: ReshardError[nanotron-states].
         """
         groups = self._groups(parameters)
+        shared = shares_groups(self._arrangement)
+        out = []
         for stage in range(pp):
-            for tp_rank in range(tp):
-                for dp_rank in (None,) if self._dp is None else range(self._dp):
-                    at = "" if dp_rank is None else f"_dp-{dp_rank}-of-{self._dp}"
-                    suffix = f"pp-{stage}-of-{pp}{at}_tp-{tp_rank}-of-{tp}_exp-0-of-1.pt"
-                    yield suffix, self._root(groups, stage, tp_rank, dp_rank)
+            held = {
+                name: item
+                for name, item in parameters.items()
+                if stage in item.holders and name in self._states
+            }
+            if shared:
+                out.append(
+                    [
+                        GroupOfStage(number, rest, [held[name] for name in names if name in held])
+                        for number, (rest, names) in enumerate(groups)
+                    ]
+                )
+                continue
+            group_of = {name: number for number, (_, names) in enumerate(groups) for name in names}
+            out.append(
+                [
+                    GroupOfStage(group_of[name], groups[group_of[name]][0], [item])
+                    for name, item in held.items()
+                ]
+            )
+        return out
 
     def _groups(
         self, parameters: Mapping[str, Parameter]
-    ) -> list[tuple[dict[str, object], list[Parameter]]]:
-        """Every param group with its parameters, in the order of the model."""
-        out: list[tuple[dict[str, object], list[Parameter]]] = []
+    ) -> list[tuple[dict[str, object], list[str]]]:
+        """Every param group of the source with its parameters, in the order of the model."""
+        out: list[tuple[dict[str, object], list[str]]] = []
         grouped: set[str] = set()
         for group in self._arrangement.catalog.training.param_groups:
             listed = group.get("params")
@@ -112,7 +141,7 @@ class OptimizerFiles:
                 for key, value in group.items()
                 if key not in ("params", "param_names")
             }
-            out.append((rest, [item for name, item in parameters.items() if name in names]))
+            out.append((rest, [name for name in parameters if name in names]))
         left = [name for name in parameters if name in self._states and name not in grouped]
         if left:
             shown = [f"`{name}`{quantity(count)} is in none" for name, count in group_names(left)]
@@ -124,22 +153,15 @@ class OptimizerFiles:
             )
         return out
 
-    def _root(
-        self,
-        groups: Sequence[tuple[dict[str, object], list[Parameter]]],
-        stage: int,
-        tp: int,
-        dp: int | None,
-    ) -> dict[str, object]:
+    def root(self, groups: Sequence[GroupOfStage], tp: int, dp: int | None) -> dict[str, object]:
+        """The content of the file of one rank of a stage."""
         state: dict[int, dict[str, object]] = {}
         names: dict[int, str] = {}
         masters: dict[str, object] = {}
         written: list[dict[str, object]] = []
-        for rest, members in groups:
+        for group in groups:
             indices = []
-            for item in members:
-                if stage not in item.holders or item.name not in self._states:
-                    continue
+            for item in group.members:
                 shard = item.shard(tp)
                 numel = prod(shard.shape)
                 start, stop = (0, numel) if dp is None else ranges(numel, self._dp or 1)[dp]
@@ -152,7 +174,7 @@ class OptimizerFiles:
                 if "master" in values:
                     masters[item.name] = values.pop("master")
                 state[index] = values
-            written.append({**rest, "params": indices})
+            written.append({**group.settings, "params": indices})
         out: dict[str, object] = {"state": state, "param_groups": written, "names": names}
         return {**out, "gradient_accumulator": masters} if masters else out
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 
 from reshard.errors import Diagnostic
 from reshard.formats.nanotron import NAME
+from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
@@ -51,14 +52,27 @@ def model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
     return {**base, "vocab_size": vocab}
 
 
-def schedulers(arrangement: Arrangement, output: TorchOutput) -> Iterator[object]:
-    """The learning rate scheduler of a rank, if the source has one of nanotron's."""
-    state = arrangement.catalog.training.state or {}
-    found = state.get("lr_scheduler")
-    if found is None or not _own(arrangement):
-        return
+def scheduler(
+    arrangement: Arrangement, output: TorchOutput, groups: Sequence[int]
+) -> Mapping[str, object] | None:
+    """The learning rate scheduler of a stage, if the source has one of nanotron's.
 
-    yield from_json(found, lambda told: constant_of(told, output.constant))
+    Args:  groups: of the source, by position: those that the stage has, in its order.
+    """
+    training = arrangement.catalog.training
+    found = (training.state or {}).get("lr_scheduler")
+    if not isinstance(found, Mapping) or not _own(arrangement):
+        return None
+    chosen = scheduler_of(found, len(training.param_groups), groups)
+    return {
+        str(key): from_json(value, lambda told: constant_of(told, output.constant))
+        for key, value in chosen.items()
+    }
+
+
+def shares_groups(arrangement: Arrangement) -> bool:
+    """Whether a source of nanotron's has the same few groups on every stage, as earlier ones do."""
+    return _own(arrangement).get("groups", ONE_EACH) == SHARED
 
 
 def training_warnings(arrangement: Arrangement, *, has_states: bool) -> tuple[Diagnostic, ...]:
