@@ -77,6 +77,20 @@ def test_a_tower_without_gates_beside_a_gated_model(tmp_path: Path) -> None:
     assert_whole(Model(tp=2, more=more, gated=True), tmp_path)
 
 
+def test_a_bias_of_zeros_is_whole_where_its_weight_is(tmp_path: Path) -> None:
+    tower = "vision_model.decoder.layers.0.self_attention.linear_qkv"
+    more = (Kind(f"{tower}.weight", (18, 6)), Kind(f"{tower}.bias", (18,)))
+    run = Model(tp=2, more=more, bias=False)
+    whole = run.whole()
+    whole[f"{tower}.bias", "param"][:] = 0
+
+    class Zeros(Model):
+        def whole(self) -> Any:
+            return whole
+
+    assert_whole(Zeros(tp=2, more=more, bias=False), tmp_path)
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["copied", "cut"])
 def test_a_down_projection_by_either_implementation(whole: bool, tmp_path: Path) -> None:
     name = "decoder.layers.0.self_attention.linear_q_down_proj.weight"

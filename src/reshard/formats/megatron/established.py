@@ -19,6 +19,7 @@ from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef
 
 _QKV = re.compile(r".*\.(linear_qkv|query_key_value)\.(weight|bias)")
+_HEADS = re.compile(r".*\.mixer\.(A_log|D|dt_bias|norm\.weight)")
 _OUT = re.compile(r".*\.(linear_proj|(self_attention|attention)\.dense)\.weight")
 _FIRST = re.compile(r".*\.(linear_fc1|dense_h_to_4h)\.(weight|bias)\d*")
 _SECOND = re.compile(r".*\.(linear_fc2|dense_4h_to_h)\.weight\d*")
@@ -59,7 +60,11 @@ def _sizes(name: str, args: Arguments) -> Iterator[int]:
     heads, groups = args.integer("num_attention_heads"), args.integer("num_query_groups")
     hidden = args.integer("hidden_size")
     width = args.integer("kv_channels") or (hidden // heads if heads and hidden else None)
-    if is_vocabulary(name):
+    if _HEADS.fullmatch(name) and args.integer("mamba_head_dim"):
+        size = args.integer("mamba_head_dim") or 1
+        count = args.integer("mamba_num_heads") or 2 * (hidden or 0) // size
+        yield count * size if name.endswith("norm.weight") else count
+    elif is_vocabulary(name):
         yield from _stated(args.integer("padded_vocab_size"))
     elif _QKV.fullmatch(name) and heads and width:
         shared = groups if args.get("group_query_attention") and groups else heads

@@ -16,6 +16,7 @@ from reshard.plan.names import group_names, quantity
 from reshard.storage.torch_file import TensorRef
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+_BIAS = re.compile(r"\.bias(\d*)$")
 _TAIL = re.compile(r"(?<=[a-z])\d+$")
 _GROUPED = ("experts.weight1", "experts.weight2")
 
@@ -50,6 +51,13 @@ def layout_text(
         if cut is not None:
             count = ranks.etp if is_expert(name) else ranks.tp
             cut = established(name, shape, cut, count, args, pieces.get(name, ()))
+            weight = _BIAS.sub(r".weight\1", name)  # a bias is cut if its weight is
+            if cut is not None and not cut.copied and weight != name and weight in shapes:
+                other = cut_of(weight, shapes[weight], args, gated=gating.is_gated(weight))
+                if other is not None:
+                    held = pieces.get(weight, ())
+                    other = established(weight, shapes[weight], other, count, args, held)
+                    cut = other if other is None or other.copied else cut
         dims = cut.dims if cut is not None else "[...]"
         axis = "etp" if is_expert(name) and ranks.etp != ranks.tp else "tp"
         dims = dims.replace("{tp}", axis)
