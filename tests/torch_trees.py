@@ -9,6 +9,7 @@ import numpy as np
 
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
+from reshard.storage.inert import Record, Size
 from reshard.storage.torch_writer import NewStorage, NewTensor
 from torch_files import save
 
@@ -35,6 +36,12 @@ def write_tree(path: Path, root: object) -> None:
                 known = NewTensor(storage, 0, value.shape, row_major(value.shape))
                 made[id(value)] = known
             return known
+        if isinstance(value, Record):
+            args = tuple(tensors(item) for item in value.args)
+            state = [tensors(item) for item in value.state]
+            return Record(value.module, value.name, args, value.how, state)
+        if isinstance(value, Size):
+            return value
         if isinstance(value, dict):
             return {key: tensors(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):

@@ -83,7 +83,7 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "reshard.formats.described",
             "checkpoint described by a layout",
             "",
-            "the files that nanoGPT, Lightning, or transformers' Trainer write",
+            "the files that nanoGPT, Lightning, verl, Meta, or transformers' Trainer write",
             turn=1,
         ),
         "hf": SourceFormat(
@@ -318,11 +318,16 @@ def check_bytes(
     return found
 
 
+_READ_ONLY = frozenset({"lightning", "single_file", "verl"})
+"""Descriptions with names that say no one file, or of tensors that only a mesh of torch makes."""
+
+
 def described_names() -> tuple[str, ...]:
-    """The layouts that describe files, and ship."""
+    """The layouts that describe files, and ship, and are written."""
     folder = resources.files("reshard").joinpath("layouts", "files")
     names = sorted(item.name for item in folder.iterdir())
-    return tuple(name.removesuffix(".ucl") for name in names if name.endswith(".ucl"))
+    found = (name.removesuffix(".ucl") for name in names if name.endswith(".ucl"))
+    return tuple(name for name in found if name not in _READ_ONLY)
 
 
 def described_layout(name: str) -> Layout:

@@ -194,4 +194,6 @@ def _states(
 
 
 def _stores(entry: tree.EntryStatement, state: str) -> bool:
+    if state == "states":
+        return entry.role == "states" or any(name.text != "param" for name in entry.names)
     return entry.role == "states" or any(name.text == state for name in entry.names)

@@ -134,6 +134,16 @@ def _size(args: tuple[object, ...]) -> object:
     return Size(cast("tuple[int, ...]", tuple(_items(args))))
 
 
+def _nested(args: tuple[object, ...]) -> object:
+    """A class that is declared within a class: its name, which is not looked up."""
+    cls, name = args if len(args) == 2 else (None, None)
+    if not isinstance(cls, Global) or not isinstance(name, str):
+        raise ValueError("an attribute of something else than a class")
+    if not name.isidentifier() or name.startswith("_"):
+        raise ValueError(f"an attribute `{name}` of a class")
+    return Global(cls.module, f"{cls.name}.{name}")
+
+
 CONSTRUCTORS: dict[Global, Constructor] = {
     Global("collections", "OrderedDict"): _ordered,
     Global("torch", "Size"): _size,
@@ -147,6 +157,7 @@ CONSTRUCTORS: dict[Global, Constructor] = {
             ("bytearray", _bytearray),
             ("bytes", _bytes),
             ("complex", _complex),
+            ("getattr", _nested),
             ("dict", _ordered),
         )
     },

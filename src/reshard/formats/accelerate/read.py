@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import ReshardError, source_error
 from reshard.formats.accelerate import COPY, NAME
 from reshard.formats.accelerate.detect import Files, find_files
-from reshard.formats.accelerate.dtensor import DTensorError, RankTensor, rank_tensor
+from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensor
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Training
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json

@@ -60,7 +60,7 @@ def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
         elif name == _GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
-            state[name] = keeper.json(leaf)
+            state[name] = keeper.json(leaf, leaf.file.name.text)
     kept = _kept(walked, keeper)
     framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
     if kept:
@@ -122,7 +122,7 @@ def _kept(walked: Walked, keeper: _Keeper) -> list[object]:
                     "file": leaf.file.name.text,
                     "at": {} if whole else dict(leaf.file.bindings),
                     "where": [_step(at) for at in where],
-                    "value": keeper.json(leaf),
+                    "value": keeper.json(leaf, leaf.file.name.text if whole else leaf.file.path),
                 }
             )
     return out
@@ -140,13 +140,16 @@ class _Keeper:
         self._names: dict[TensorRef, str] = {}
         self._taken: set[str] = set()
 
-    def json(self, leaf: Leaf) -> object:
-        """The value of a leaf."""
+    def json(self, leaf: Leaf, file: str) -> object:
+        """The value of a leaf.
+
+        Args:  file: what tensors inside of it are named after, with its place.
+        """
 
         def tensor(ref: TensorRef) -> object:
             known = self._names.get(ref)
             if known is None:
-                known = self._names[ref] = self._free(f"{leaf.file.path}:{show(leaf.where)}")
+                known = self._names[ref] = self._free(f"{file}:{show(leaf.where)}")
                 strides = None if ref.is_contiguous else ref.strides
                 parts = (Fragment(0, ref.numel, leaf.file.path, ref.byte_offset, strides),)
                 fragments = parts if ref.numel else ()

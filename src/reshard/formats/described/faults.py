@@ -61,3 +61,24 @@ def unknown_member(name: str, leaf: Leaf) -> ReshardError:
         notes=[f"at {leaf.shown}"],
         primary=label(leaf.entry.span, "names"),
     )
+
+
+def bad_shard(leaf: Leaf, why: str) -> ReshardError:
+    """A rank's part of a tensor that cannot be read."""
+    return source_error(
+        "bad-shard",
+        f"{leaf.file.path} is not a shard of a distributed checkpoint",
+        notes=[f"{leaf.shown}: {why}"],
+        helps=["the folder mixes two checkpoints, or is damaged; copy it again"],
+        primary=label(leaf.entry.span, "read here"),
+    )
+
+
+def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
+    """Parts of one tensor that say that it is two."""
+    return source_error(
+        "bad-shard",
+        f"{leaf.file.path} is not a shard of a distributed checkpoint",
+        notes=[f"`{name}` ({state}) has another shape or type than {first.shown}"],
+        helps=["the folder mixes two checkpoints, or is damaged; copy it again"],
+    )

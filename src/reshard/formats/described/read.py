@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reshard.errors import source_error
+from reshard.errors import ReshardError, source_error
 from reshard.formats.described import NAME
 from reshard.formats.described.facts import read_config, read_facts
 from reshard.formats.described.files import find_files
-from reshard.formats.described.states import put_together
+from reshard.formats.described.states import COPY, put_together
 from reshard.formats.described.walk import walk_files
 from reshard.language.layout import Layout
+from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
 
 
@@ -43,7 +44,7 @@ def read_described(
         format=name,
         version="",
         root=str(root.absolute()),
-        mesh=files.mesh,
+        mesh={**files.mesh, **({COPY: states.copies} if states.copies > 1 else {})},
         tensors=(*states.tensors, *facts.tensors),
         layout=text,
         layout_name=layout.name,
@@ -53,6 +54,7 @@ def read_described(
         frozen=states.frozen,
         files=tuple(walked.files),
         left=(*walked.left, *states.left),
+        withheld=states.withheld,
     )
 
 
@@ -61,8 +63,16 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
 
     Raises: what `read_described` raises.
     """
-    from reshard.formats.described.shipped import find_description
+    from reshard.formats.described.shipped import find_descriptions
 
-    found = find_description(path)
-    assert found is not None, "that is how it was known"
-    return read_described(found.layout, found.text, path, step=step)
+    found = find_descriptions(path)
+    assert found, "that is how it was known"
+    *others, last = found
+    for item in others:  # such as are cut in another way
+        try:
+            catalog = read_described(item.layout, item.text, path, step=step)
+            bind(item.layout, catalog)
+        except ReshardError:
+            continue
+        return catalog
+    return read_described(last.layout, last.text, path, step=step)

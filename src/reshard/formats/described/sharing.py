@@ -6,7 +6,16 @@ from collections.abc import Mapping
 
 from reshard.errors import Label, layout_error
 from reshard.language.expression import evaluate
-from reshard.language.layout import PartitionRule
+from reshard.language.layout import Layout, PartitionRule
+
+ALL = "states"
+"""What stands in a `partition` for all states but the weights."""
+
+
+def rule_of(layout: Layout, state: str) -> PartitionRule | None:
+    """How ranks share a state: as the line says that names it, else as that of all states does."""
+    rules = {name: rule for rule in layout.partitions for name in rule.states}
+    return rules.get(state) or (rules.get(ALL) if state != "param" else None)
 
 
 def alignment(rule: PartitionRule, mesh: Mapping[str, int], ranks: int) -> int:

@@ -41,11 +41,12 @@ def descriptions() -> Mapping[str, Description]:
     return MappingProxyType(out)
 
 
-def find_description(path: Path) -> Description | None:
-    """The description that a folder has the files of, with everything in them that must be there.
+def find_descriptions(path: Path) -> list[Description]:
+    """The descriptions that a folder has the files of, with everything in them that must be there.
 
     One file of each kind is opened, if all kinds are there by their names.
     """
+    out = []
     for item in descriptions().values():
         rules = [rule for rule in item.layout.files if not rule.optional]
         if item.layout.name == ANY_FILE:
@@ -55,8 +56,8 @@ def find_description(path: Path) -> Description | None:
             name is not None and holds(rule, path / name)
             for rule, name in zip(rules, firsts, strict=True)
         ):
-            return item
-    return None
+            out.append(item)
+    return out
 
 
 def holds(rule: FileRule, path: Path) -> bool:

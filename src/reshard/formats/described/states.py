@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.algebra.partition import spread
-from reshard.dtypes import DType
-from reshard.errors import source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.described.faults import (
+    bad_shard,
     label,
     no_shape,
+    not_alike,
     share_mismatch,
     unknown_member,
     unlisted,
 )
+from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
 from reshard.formats.described.names import Unwrapped
-from reshard.formats.described.sharing import alignment
+from reshard.formats.described.sharing import ALL, alignment, rule_of
+from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
+from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensors
 from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
 from reshard.plan.numbering import names_of_numbers
+from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 
 Shape = tuple[int, ...]
+COPY = "copy"
+"""The mesh axis along which such copies lie."""
 _SHAPED = ("exp_avg", "exp_avg_sq", "master", "momentum_buffer")
 """States that have the shape of their parameter, the surest first."""
 
@@ -36,6 +42,8 @@ class States:
     """What was put together.
 
     Args:  groups: the names of each group's parameters, in order.  aliases: other name -> name.
+           withheld: why numbered states are not listed.
+           copies: of tensors that say themselves which ranks hold the same of them.
     """
 
     tensors: list[LocalTensor] = field(default_factory=list)
@@ -43,6 +51,8 @@ class States:
     aliases: dict[str, str] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
     frozen: tuple[str, ...] = ()
+    copies: int = 1
+    withheld: tuple[Diagnostic, ...] = ()
 
 
 def put_together(
@@ -73,7 +83,6 @@ class _Together:
         self._walked = walked
         self._mesh = mesh
         self._shared = {rule.over for rule in layout.partitions}
-        self._rules = {state: rule for rule in layout.partitions for state in rule.states}
         self._out = States()
         self._names_of = Unwrapped(
             layout.wrappers,
@@ -127,10 +136,12 @@ class _Together:
                 grouped.setdefault((state, int(leaf.bindings[GROUP])), []).append(leaf)
         self._find_aliases(named)
         for (state, name), found in named.items():
-            if state == "param" and isinstance(found[0].value, TensorRef):
+            if state == "param" and is_tensor(found[0].value):
                 shapes[name] = self._whole_shape(state, found)
         names = self._names(home, numbered, shapes)
-        for (state, number), found in numbered.items():
+        known = numbered.items() if names is not None else ()
+        for (state, number), found in known:
+            assert names is not None
             if number not in names:
                 raise unlisted(number, found[0])
             named.setdefault((state, names[number]), []).extend(found)
@@ -151,17 +162,65 @@ class _Together:
         self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
     ) -> None:
         """One parameter's tensor of one state, from the ranks that share it or have copies."""
-        rule = self._rules.get(state)
+        if any(isinstance(leaf.value, Record) for leaf in found):
+            self._boxes(state, name, found)
+            return
+        rule = rule_of(self._layout, state)
         first = found[0].value
         if rule is None or not isinstance(first, TensorRef) or not first.shape:
-            for leaf in found:
-                self._out.tensors.append(_local(name, state, self._coord(leaf, set()), leaf))
+            without = self._shared if are_alike(found) else set()
+            made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
+            for coord, leaf in reversed(made.items()):
+                self._out.tensors.append(local_tensor(name, state, coord, leaf))
             return
         parts = self._by_rank(rule, found, f"`{name}` ({state})")
         whole = self._whole_shape(state, found) if rule.kind == "rows" else shape
         if whole is None:
             raise no_shape(rule, name, found[0])
         self._shares(home, state, rule, [(name, whole)], parts)
+
+    def _boxes(self, state: str, name: str, found: Sequence[Leaf]) -> None:
+        """A tensor of which every rank says itself which part it holds."""
+        copies: dict[tuple[object, ...], list[Fragment]] = {}
+        first: RankTensor | None = None
+        for leaf in found:
+            for part in self._rank_tensors(leaf):
+                first = first or part
+                if (part.shape, part.ref.dtype) != (first.shape, first.ref.dtype):
+                    raise not_alike(name, state, found[0], leaf)
+                if not part.box.volume:
+                    continue
+                whole = part.box.size == part.shape
+                strides = None if part.ref.is_contiguous else part.ref.strides
+                copies.setdefault(part.copy, []).append(
+                    Fragment(
+                        0,
+                        part.ref.numel,
+                        leaf.file.path,
+                        part.ref.byte_offset,
+                        strides,
+                        None,
+                        None if whole else part.box,
+                    )
+                )
+        if first is None:
+            return
+        self._out.copies = max(self._out.copies, len(copies))
+        for copy, fragments in enumerate(list(copies.values()) or [[]]):
+            coord = ((COPY, copy),) if len(copies) > 1 else ()
+            self._out.tensors.append(
+                LocalTensor(name, state, coord, first.shape, first.ref.dtype, tuple(fragments))
+            )
+
+    def _rank_tensors(self, leaf: Leaf) -> list[RankTensor]:
+        axes = [hole.name for hole in leaf.file.name.pattern.holes if hole.name in self._mesh]
+        rank = 0
+        for axis in dict.fromkeys(axes):
+            rank = rank * self._mesh[axis] + int(leaf.bindings.get(axis, 0))
+        try:
+            return rank_tensors(leaf.value, rank)
+        except DTensorError as error:
+            raise bad_shard(leaf, str(error)) from None
 
     def _buffer(
         self,
@@ -181,11 +240,13 @@ class _Together:
                 primary=label(found[0].entry.span, "states of a group"),
             )
         members = list(orders[group].items())
-        rule = self._rules.get(state)
+        rule = rule_of(self._layout, state)
         if not isinstance(found[0].value, TensorRef) or not found[0].value.shape:
             for name, _ in members:
-                for leaf in found:
-                    self._out.tensors.append(_local(name, state, self._coord(leaf, set()), leaf))
+                without = self._shared if are_alike(found) else set()
+                made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
+                for coord, leaf in reversed(made.items()):
+                    self._out.tensors.append(local_tensor(name, state, coord, leaf))
             return
         if rule is None:
             used = PartitionRule((state,), "", "buffer", None, found[0].entry.span)
@@ -252,8 +313,11 @@ class _Together:
 
     def _whole_shape(self, state: str, found: Sequence[Leaf]) -> Shape:
         """The shape of a tensor that its ranks may share by rows."""
+        if isinstance(found[0].value, Record):
+            parts = self._rank_tensors(found[0])
+            return parts[0].shape if parts else ()
         shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
-        rule = self._rules.get(state)
+        rule = rule_of(self._layout, state)
         if rule is None or rule.kind != "rows" or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -263,13 +327,13 @@ class _Together:
         home: Coord,
         numbered: Mapping[tuple[str, int], Sequence[Leaf]],
         shapes: Mapping[str, Shape],
-    ) -> dict[int, str]:
-        """The name of every number, and the groups."""
+    ) -> dict[int, str] | None:
+        """The name of every number; None where it is not known. The groups are noted."""
         numbers = self._lists("number", home)
         named = self._lists("named", home)
         if named and numbers:
             pairs = [
-                (_integer(number), self._names_of.name(str(name)))
+                (integer(number), self._names_of.name(str(name)))
                 for group, listed in numbers.items()
                 for number, name in zip(listed, named.get(group, ()), strict=False)
             ]
@@ -278,23 +342,25 @@ class _Together:
             seen: dict[int, Shape] = {}
             for state in dict.fromkeys((*_SHAPED, *(state for state, _ in numbered))):
                 for (kind, number), found in numbered.items():
-                    if (
-                        kind == state
-                        and isinstance(found[0].value, TensorRef)
-                        and found[0].value.shape
-                    ):
-                        seen.setdefault(number, self._whole_shape(state, found))
+                    if kind == state and is_tensor(found[0].value):
+                        shape = self._whole_shape(state, found)
+                        if shape:
+                            seen.setdefault(number, shape)
             parameters = [(n, s) for n, s in shapes.items() if n not in self._out.aliases]
-            groups = [[_integer(n) for n in listed] for listed in numbers.values()]
+            groups = [[integer(n) for n in listed] for listed in numbers.values()]
             where = next(leaf.file.path for leaf in self._walked.of("number"))
             is_ordered, parameters = self._in_order(parameters)
-            out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
+            try:
+                out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
+            except ReshardError as error:
+                self._out.withheld += error.diagnostics
+                return None
         else:
             out = {}
         if not self._out.groups and (numbers or named):
             source = numbers or named
             self._out.groups = [
-                [out[_integer(n)] if numbers else self._names_of.name(str(n)) for n in listed]
+                [out[integer(n)] if numbers else self._names_of.name(str(n)) for n in listed]
                 for listed in source.values()
             ]
         return out
@@ -329,7 +395,7 @@ class _Together:
         for leaf in self._walked.of("order"):
             group = out.setdefault(int(leaf.bindings.get(GROUP, 0)), {})
             if NAME in leaf.bindings:
-                shape = _shape(leaf.value)
+                shape = shape_of(leaf.value)
                 name = self._names_of.name(str(leaf.bindings[NAME]))
                 known = shapes.get(name)
                 if shape is None or known not in (None, shape):
@@ -403,7 +469,7 @@ class _Together:
     def _check_partitions(self, states: set[str]) -> None:
         for rule in self._layout.partitions:
             for state in rule.states:
-                if states and state not in states and states != {"param"}:
+                if state != ALL and states and state not in states and states != {"param"}:
                     raise source_error(
                         "not-obeyed",
                         f"no file stores a state `{state}`, which `{rule.over}` is to share",
@@ -411,37 +477,3 @@ class _Together:
                         helps=["correct its name, or leave it out of the line"],
                         primary=label(rule.span, f"`{state}` is not stored"),
                     )
-
-
-def _local(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor:
-    value, file = leaf.value, leaf.file.path
-    if isinstance(value, TensorRef):
-        strides = None if value.is_contiguous else value.strides
-        fragments = (
-            (Fragment(0, value.numel, file, value.byte_offset, strides),) if value.numel else ()
-        )
-        return LocalTensor(name, state, coord, value.shape, value.dtype, fragments)
-    dtype, data = _number(value)
-    return LocalTensor(name, state, coord, (), dtype, (Fragment(0, 1, file, 0, None, data),))
-
-
-def _number(value: object) -> tuple[DType, bytes]:
-    if isinstance(value, bool):
-        return DType.BOOL, bytes([value])
-    if isinstance(value, int):
-        return DType.I64, value.to_bytes(8, "little", signed=True)
-    assert isinstance(value, float)
-    return DType.F64, struct.pack("<d", value)
-
-
-def _integer(value: object) -> int:
-    """A number of a parameter; -1 for what is none, which no state has."""
-    return value if isinstance(value, int) else -1
-
-
-def _shape(value: object) -> Shape | None:
-    if isinstance(value, TensorRef):
-        return value.shape
-    if isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value):
-        return tuple(value)
-    return None

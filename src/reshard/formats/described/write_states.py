@@ -9,7 +9,7 @@ from reshard.algebra.flat import cut
 from reshard.algebra.partition import Share, spread
 from reshard.algebra.piece import Piece
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
-from reshard.formats.described.sharing import alignment
+from reshard.formats.described.sharing import alignment, rule_of
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
@@ -40,7 +40,6 @@ class WrittenStates:
         self._layout = layout
         self._mesh = mesh
         self._output = output
-        self._rules = {state: rule for rule in layout.partitions for state in rule.states}
         self._cut = cut_tensors(arrangement, layout, mesh)
         self._wholes: dict[tuple[str, str], Whole] = {
             (whole.name, whole.state): whole for whole in arrangement.wholes if whole.state != EXTRA
@@ -134,7 +133,7 @@ class WrittenStates:
                 continue
             self._check_axes(local, at, path)
             self._placed.add((name, state))
-            rule = self._rules.get(state)
+            rule = rule_of(self._layout, state)
             if rule is None or not local.shape:
                 spec = ArraySpec(
                     name, state, whole.dtype, prod(local.shape), local.segments[state], local.shape
@@ -182,7 +181,7 @@ class WrittenStates:
             for whole, _ in members[1:]:
                 self._folded[whole.name, state] = f"one `{state}` of its group"
             return self._tensor(_number_spec(first, segments))
-        rule = self._rules.get(state)
+        rule = rule_of(self._layout, state)
         ranks = 1 if rule is None else self._mesh[rule.over]
         rank = 0 if rule is None else int(at[rule.over])
         shapes = [local.shape for _, local in members]

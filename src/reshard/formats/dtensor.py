@@ -1,4 +1,4 @@
-"""A pickled DTensor: which box of the whole tensor a rank holds.
+"""A pickled DTensor or ShardedTensor: which box of the whole tensor a rank holds.
 
 Source: torch/distributed/tensor/{_api,_dtensor_spec,placement_types}.py,
 torch/distributed/device_mesh.py, torch/distributed/_mesh_layout.py (2.13).
@@ -13,7 +13,7 @@ from typing import cast
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
-from reshard.storage.inert import Record
+from reshard.storage.inert import Global, Record
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -39,6 +39,45 @@ class RankTensor:
     box: Box
     copy: tuple[object, ...]
     ranks: tuple[int, ...]
+
+
+def rank_tensors(value: object, rank: int) -> list[RankTensor]:
+    """What a rank holds of a tensor: one part of a DTensor, any number of parts of a ShardedTensor.
+
+    Raises: DTensorError.
+    """
+    if isinstance(value, Record) and len(value.args) == 4:
+        kind = value.args[1]
+        if isinstance(kind, Global) and kind.name == "ShardedTensor":
+            return _shards(value.args[3], rank)
+    found = rank_tensor(value, rank)
+    return [] if found is None else [found]
+
+
+def _shards(state: object, rank: int) -> list[RankTensor]:
+    """Source: torch/distributed/_shard/sharded_tensor/api.py `ShardedTensor.__getstate__`."""
+    if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[0], list):
+        raise DTensorError("it is a sharded tensor of a form that is not known")
+    whole = state[1].attributes.get("size") if isinstance(state[1], Record) else None
+    group = state[2].attributes if isinstance(state[2], Record) else {}
+    world, own = group.get("global_world_size"), group.get("global_rank")
+    if not isinstance(whole, tuple) or not isinstance(world, int):
+        raise DTensorError("it does not say its whole shape, or how many ranks there are")
+    if own != rank:
+        raise DTensorError(f"it was written by rank {own}")
+    out = []
+    for shard in state[0]:
+        fields = shard.attributes if isinstance(shard, Record) else {}
+        ref, metadata = fields.get("tensor"), fields.get("metadata")
+        told = metadata.attributes if isinstance(metadata, Record) else {}
+        lo, size = told.get("shard_offsets"), told.get("shard_sizes")
+        if not (isinstance(ref, TensorRef) and isinstance(lo, list) and isinstance(size, list)):
+            raise DTensorError("one of its shards is not one that can be read")
+        if tuple(size) != ref.shape or len(lo) != len(whole):
+            raise DTensorError(f"a shard of {size} has {list(ref.shape)} elements")
+        box = Box(tuple(lo), tuple(size))
+        out.append(RankTensor(ref, tuple(whole), box, (), tuple(range(world))))
+    return out
 
 
 def rank_tensor(value: object, rank: int) -> RankTensor | None:

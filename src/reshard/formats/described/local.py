@@ -1,0 +1,62 @@
+"""Leaves as tensors of one coordinate, and as the numbers and shapes that they are."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from reshard.dtypes import DType
+from reshard.formats.described.walk import Leaf
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.storage.tensor_ref import TensorRef
+from reshard.storage.torch_file import read_small
+
+Shape = tuple[int, ...]
+
+
+def are_alike(found: Sequence[Leaf]) -> bool:
+    """Whether the numbers of several ranks are one; tensors with dimensions are not compared."""
+    values = []
+    for leaf in found:
+        value = leaf.value
+        if isinstance(value, TensorRef):
+            if value.shape:
+                return False
+            values.append((value.dtype, read_small(value)))
+        else:
+            values.append(_number(value))
+    return len(set(values)) == 1
+
+
+def local_tensor(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor:
+    value, file = leaf.value, leaf.file.path
+    if isinstance(value, TensorRef):
+        strides = None if value.is_contiguous else value.strides
+        fragments = (
+            (Fragment(0, value.numel, file, value.byte_offset, strides),) if value.numel else ()
+        )
+        return LocalTensor(name, state, coord, value.shape, value.dtype, fragments)
+    dtype, data = _number(value)
+    return LocalTensor(name, state, coord, (), dtype, (Fragment(0, 1, file, 0, None, data),))
+
+
+def _number(value: object) -> tuple[DType, bytes]:
+    if isinstance(value, bool):
+        return DType.BOOL, bytes([value])
+    if isinstance(value, int):
+        return DType.I64, value.to_bytes(8, "little", signed=True)
+    assert isinstance(value, float)
+    return DType.F64, struct.pack("<d", value)
+
+
+def integer(value: object) -> int:
+    """A number of a parameter; -1 for what is none, which no state has."""
+    return value if isinstance(value, int) else -1
+
+
+def shape_of(value: object) -> Shape | None:
+    if isinstance(value, TensorRef):
+        return value.shape
+    if isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value):
+        return tuple(value)
+    return None

@@ -1,0 +1,169 @@
+"""Folders that descriptions of ours are of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_described_read import same
+
+import reshard
+from reshard.errors import ReshardError
+from reshard.storage.inert import Global, Record, Size
+from torch_trees import counted, write_tree
+
+DIM, LAYERS, INNER, VOCABULARY = 16, 2, 12, 10
+CUTS = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0}
+
+
+def meta(folder: Path, ranks: int, embedding: int) -> dict[str, Any]:
+    """A release of Llama by Meta; returns the whole tensors.
+
+    Args:  embedding: the dimension that the embedding is cut along: 1 up to Llama 2, then 0.
+    """
+    whole = {
+        "tok_embeddings.weight": counted(VOCABULARY * 8, DIM),
+        "norm.weight": counted(DIM),
+        "output.weight": counted(VOCABULARY * 8, DIM, start=1000),
+    }
+    for layer in range(LAYERS):
+        prefix = f"layers.{layer}."
+        for at, name in enumerate(CUTS):
+            shape = {"w1": (INNER * 8, DIM), "w3": (INNER * 8, DIM), "w2": (DIM, INNER * 8)}.get(
+                name, (DIM, DIM)
+            )
+            part = "feed_forward" if name[1].isdigit() else "attention"
+            whole[f"{prefix}{part}.{name}.weight"] = counted(*shape, start=100 * at + layer)
+        whole[f"{prefix}attention_norm.weight"] = counted(DIM, start=layer)
+        whole[f"{prefix}ffn_norm.weight"] = counted(DIM, start=layer + 5)
+    for rank in range(ranks):
+        tree: dict[str, Any] = {"rope.freqs": counted(2)}
+        for name, value in whole.items():
+            kind = name.split(".")[-2]
+            dim = {**CUTS, "tok_embeddings": embedding, "output": 0}.get(kind)
+            if dim is None:
+                tree[name] = value.copy()
+            else:
+                size = value.shape[dim] // ranks
+                cut = [slice(None)] * 2
+                cut[dim] = slice(rank * size, rank * size + size)
+                tree[name] = value[tuple(cut)].copy()
+        write_tree(folder / f"consolidated.{rank:02}.pth", tree)
+    params = {"dim": DIM, "n_layers": LAYERS, "n_heads": 8, "norm_eps": 1e-5, "vocab_size": 80}
+    (folder / "params.json").write_text(json.dumps(params))
+    return whole
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize(("layout", "embedding"), [("meta", 1), ("meta_llama3", 0)])
+def test_releases_of_meta(tmp_path: Path, ranks: int, layout: str, embedding: int) -> None:
+    whole = meta(tmp_path / "llama", ranks, embedding)
+    checkpoint = reshard.open(tmp_path / "llama")
+    assert checkpoint.mesh == {"tp": ranks}
+    assert set(checkpoint.parameters) == set(whole)
+    assert all(same(checkpoint.read(name), value) for name, value in whole.items())
+    left = [(item.file, item.key) for item in checkpoint.inspect().left]
+    assert ("consolidated.00.pth", "rope.freqs") in left
+    other = 2 if ranks != 2 else 4
+    reshard.convert(tmp_path / "llama", tmp_path / "other", f"{layout}:tp={other}")
+    again = reshard.open(tmp_path / "other")
+    assert again.mesh == {"tp": other}
+    assert all(same(again.read(name), value) for name, value in whole.items())
+    part = "consolidated.00.pth"
+    wanted = (80, DIM // other) if embedding else (80 // other, DIM)
+    from reshard.storage.torch_file import open_torch_file
+
+    tree = open_torch_file(tmp_path / "other" / part).root
+    assert isinstance(tree, dict)
+    assert tree["tok_embeddings.weight"].shape == wanted
+
+
+def test_a_release_of_meta_becomes_a_model_of_transformers(tmp_path: Path) -> None:
+    meta(tmp_path / "llama", 2, 1)
+    reshard.convert(tmp_path / "llama", tmp_path / "hf", "hf")
+    reshard.convert(tmp_path / "hf", tmp_path / "back", "meta:tp=2")
+    assert reshard.verify(tmp_path / "llama", tmp_path / "back").ok
+
+
+def sharded(value: Any, shape: tuple[int, ...], rank: int, world: int, lo: list[int]) -> Record:
+    """A ShardedTensor as FSDP1 pickles it."""
+    api = "torch.distributed._shard.sharded_tensor"
+    told = {"shard_offsets": lo, "shard_sizes": list(value.shape)}
+    metadata = Record("torch.distributed._shard.metadata", "ShardMetadata", (), "newobj", [told])
+    fields = {"tensor": value, "metadata": metadata}
+    shard = Record(f"{api}.shard", "Shard", (), "newobj", [(None, fields)])
+    whole = Record(
+        f"{api}.metadata", "ShardedTensorMetadata", (), "newobj", [{"size": Size(shape)}]
+    )
+    group = {"global_rank": rank, "global_world_size": world}
+    state = Record(f"{api}.api", "ShardedTensor.ProcessGroupState", (), "newobj", [group])
+    kind = Global(f"{api}.api", "ShardedTensor")
+    args = (
+        Global("torch._utils", "_rebuild_wrapper_subclass"),
+        kind,
+        (),
+        ([shard], whole, state, None, False),
+    )
+    return Record("torch._tensor", "_rebuild_from_type_v2", args)
+
+
+def verl(folder: Path) -> dict[str, Any]:
+    """What verl saves of two ranks; returns the whole weights."""
+    whole = {"a.weight": counted(6, 4), "a.bias": counted(6), "b.weight": counted(3, 6)}
+    for rank in range(2):
+
+        def cut(value: Any, rank: int = rank) -> Any:
+            rows = -(-value.shape[0] // 2)
+            part = value[rank * rows : (rank + 1) * rows].copy()
+            lo = [rank * rows, *[0] * (value.ndim - 1)]
+            return sharded(part, value.shape, rank, 2, lo)
+
+        end = f"world_size_2_rank_{rank}.pt"
+        write_tree(folder / f"model_{end}", {name: cut(value) for name, value in whole.items()})
+        state = {
+            at: {"step": np.array(3, np.float32), "exp_avg": cut(value * np.float32(0.5))}
+            for at, value in enumerate(whole.values())
+        }
+        groups = [{"lr": 0.1, "params": [0, 1, 2]}]
+        write_tree(folder / f"optim_{end}", {"state": state, "param_groups": groups})
+        extra = {"lr_scheduler": {"last_epoch": 3}, "rng": np.full(3, rank, np.uint8)}
+        write_tree(folder / f"extra_state_{end}", extra)
+    return whole
+
+
+def test_ranks_that_say_which_part_they_hold(tmp_path: Path) -> None:
+    whole = verl(tmp_path / "actor")
+    checkpoint = reshard.open(tmp_path / "actor")
+    assert checkpoint.mesh == {"dp": 2}
+    assert checkpoint.training.iteration == 3
+    assert checkpoint.training.state == {"lr_scheduler": {"last_epoch": 3}}
+    for name, value in whole.items():
+        assert same(checkpoint.read(name), value)
+        assert same(checkpoint.read(name, "exp_avg"), value * np.float32(0.5))
+    reshard.convert(tmp_path / "actor", tmp_path / "u", "universal")
+    assert reshard.verify(tmp_path / "actor", tmp_path / "u").ok
+
+
+def test_a_file_under_the_name_of_another_rank(tmp_path: Path) -> None:
+    verl(tmp_path / "actor")
+    names = [tmp_path / "actor" / f"model_world_size_2_rank_{rank}.pt" for rank in range(2)]
+    names[0].rename(tmp_path / "x")
+    names[1].rename(names[0])
+    (tmp_path / "x").rename(names[1])
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "actor")
+    assert "`a.weight` in model_world_size_2_rank_0.pt: it was written by rank 1" in str(
+        caught.value
+    )
+
+
+def test_files_of_two_runs(tmp_path: Path) -> None:
+    verl(tmp_path / "actor")
+    other = tmp_path / "actor" / "model_world_size_4_rank_3.pt"
+    other.write_bytes((tmp_path / "actor" / "model_world_size_2_rank_0.pt").read_bytes())
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "actor")
+    assert "error[mixed-runs]" in str(caught.value)
