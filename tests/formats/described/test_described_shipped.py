@@ -53,6 +53,7 @@ def meta(folder: Path, ranks: int, embedding: int) -> dict[str, Any]:
                 tree[name] = value[tuple(cut)].copy()
         write_tree(folder / f"consolidated.{rank:02}.pth", tree)
     params = {"dim": DIM, "n_layers": LAYERS, "n_heads": 8, "norm_eps": 1e-5, "vocab_size": 80}
+    params["rope_theta"] = 10000.0
     (folder / "params.json").write_text(json.dumps(params))
     return whole
 
@@ -83,7 +84,8 @@ def test_releases_of_meta(tmp_path: Path, ranks: int, layout: str, embedding: in
 
 def test_a_release_of_meta_becomes_a_model_of_transformers(tmp_path: Path) -> None:
     meta(tmp_path / "llama", 2, 1)
-    reshard.convert(tmp_path / "llama", tmp_path / "hf", "hf")
+    settings = {"max_position_embeddings": 64}
+    reshard.convert(tmp_path / "llama", tmp_path / "hf", "hf", settings=settings)
     reshard.convert(tmp_path / "hf", tmp_path / "back", "meta:tp=2")
     assert reshard.verify(tmp_path / "llama", tmp_path / "back").ok
 
