@@ -156,7 +156,19 @@ def _differ(weight: Elements, master: Elements, through: DType | None) -> Elemen
         # Processors may take what is too small for a normal number for zero.
         flushed = (wide == 0) & (np.abs(made.astype(np.float64)) < _least(weight))
         same: Elements = (made == weight) | (np.isnan(made) & np.isnan(weight)) | flushed
+        if weight.dtype == numpy_dtype(DType.BF16) and master.dtype == np.float32:
+            same |= _is_tie_upwards(weight, master)
     return np.logical_not(same)
+
+
+def _is_tie_upwards(weight: Elements, master: Elements) -> Elements:
+    """Which masters lie between two weights, and the weight is the upper one: so rounds an
+    optimizer that keeps both halves of a master apart.
+    """
+    bits = master.view(np.uint32)
+    upper = (bits >> np.uint32(16)) + np.uint32(1)
+    found: Elements = ((bits & 0xFFFF) == 0x8000) & (upper == weight.view(np.uint16))
+    return found
 
 
 def _least(weight: Elements) -> float:

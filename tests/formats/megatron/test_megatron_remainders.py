@@ -97,6 +97,15 @@ def write(root: Path, dtype: str, **args: object) -> Path:
     return root
 
 
+def test_weights_between_two_are_no_fault(tmp_path: Path) -> None:
+    source = write(tmp_path / "run", "int16")
+    for target in ("universal", "megatron-dist"):
+        reshard.convert(source, tmp_path / target, target)
+        found = reshard.verify(tmp_path / target)
+        assert found.ok
+        assert not found.warnings
+
+
 def assert_masters(root: Path, names: str | None = None) -> None:
     """Masters and weights of a checkpoint are those that were."""
     found = reshard.open(root, names=names) if names else reshard.open(root)
