@@ -169,3 +169,87 @@ def test_files_of_two_runs(tmp_path: Path) -> None:
     with pytest.raises(ReshardError) as caught:
         reshard.open(tmp_path / "actor")
     assert "error[mixed-runs]" in str(caught.value)
+
+
+def safetensors(path: Path, tensors: dict[str, Any]) -> None:
+    """A file of safetensors."""
+    header, at, data = {}, 0, b""
+    for name, value in tensors.items():
+        raw = np.ascontiguousarray(value).tobytes()
+        offsets = [at, at + len(raw)]
+        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": offsets}
+        at += len(raw)
+        data += raw
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+
+
+def fused(value: Any, sizes: tuple[int, ...], rank: int, ranks: int) -> Any:
+    """A rank's rows of each part of a fused tensor."""
+    out, at = [], 0
+    for size in sizes:
+        step = size // ranks
+        out.append(value[at + rank * step : at + rank * step + step])
+        at += size
+    return np.concatenate(out)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_ranks_of_vllm(tmp_path: Path, parts: int) -> None:
+    whole = {
+        "model.embed_tokens.weight": counted(8, 16),
+        "model.layers.0.self_attn.qkv_proj.weight": counted(32, 16),
+        "model.layers.0.self_attn.o_proj.weight": counted(16, 16, start=9),
+        "model.layers.0.mlp.gate_up_proj.weight": counted(24, 16, start=5),
+        "model.layers.0.mlp.down_proj.weight": counted(16, 12, start=3),
+        "model.layers.0.input_layernorm.weight": counted(16),
+        "model.norm.weight": counted(16, start=1),
+        "lm_head.weight": counted(8, 16, start=2),
+    }
+    for rank in range(2):
+        held = {}
+        for name, value in whole.items():
+            if "qkv" in name:
+                held[name] = fused(value, (16, 8, 8), rank, 2)
+            elif "gate_up" in name:
+                held[name] = fused(value, (12, 12), rank, 2)
+            elif "o_proj" in name or "down" in name:
+                held[name] = np.split(value, 2, axis=1)[rank]
+            else:
+                held[name] = value if "norm" in name else np.split(value, 2)[rank]
+        items = list(held.items())
+        for part in range(parts):
+            path = tmp_path / "run" / f"model-rank-{rank}-part-{part}.safetensors"
+            safetensors(path, dict(items[part::parts]))
+    (tmp_path / "run/config.json").write_text(json.dumps(CONFIG))
+    checkpoint = reshard.open(tmp_path / "run")
+    assert checkpoint.mesh == {"tp": 2}
+    assert all(same(checkpoint.read(name), value) for name, value in whole.items())
+    reshard.convert(tmp_path / "run", tmp_path / "one", "vllm_sharded:tp=1")
+    assert (tmp_path / "one/model-rank-0-part-0.safetensors").is_file()
+    reshard.convert(tmp_path / "one", tmp_path / "two", "vllm_sharded:tp=2")
+    assert reshard.verify(tmp_path / "run", tmp_path / "two").ok
+    assert json.loads((tmp_path / "two/config.json").read_text()) == CONFIG
+
+
+def test_ranks_of_tensorrt(tmp_path: Path) -> None:
+    whole = {
+        "transformer.vocab_embedding.weight": counted(8, 16),
+        "transformer.layers.0.attention.qkv.weight": counted(32, 16),
+        "transformer.layers.0.attention.dense.weight": counted(16, 16, start=9),
+        "transformer.layers.0.mlp.fc.weight": counted(12, 16, start=5),
+        "transformer.layers.0.mlp.proj.weight": counted(16, 12, start=3),
+        "transformer.layers.0.input_layernorm.weight": counted(16),
+        "transformer.ln_f.weight": counted(16, start=1),
+        "lm_head.weight": counted(8, 16, start=2),
+    }
+    safetensors(tmp_path / "one/rank0.safetensors", whole)
+    (tmp_path / "one/config.json").write_text(json.dumps(CONFIG))
+    reshard.convert(tmp_path / "one", tmp_path / "two", "tensorrt_llm:tp=2")
+    checkpoint = reshard.open(tmp_path / "two")
+    assert checkpoint.mesh == {"tp": 2}
+    assert all(same(checkpoint.read(name), value) for name, value in whole.items())

@@ -129,9 +129,11 @@ def _check_sizes(layout: Layout, root: Path, known: list[RankFile], mesh: dict[s
 
 def _check_grid(rule: FileRule, root: Path, mine: list[RankFile], mesh: Mapping[str, int]) -> None:
     """Refuse a folder in which the file of some rank is missing, or is there twice."""
-    axes = [h.name for h in mine[0].name.pattern.holes if h.name not in HOLES and not h.is_size]
-    if any(h.name in HOLES for h in mine[0].name.pattern.holes) or mine[0].name.pattern.has_star:
+    ranked = [item for item in mine if _is_of_rank(item.name)]
+    axes = [h.name for item in ranked[:1] for h in item.name.pattern.holes if not h.is_size]
+    if not ranked:
         return
+    mine = ranked
     held: dict[tuple[object, ...], RankFile] = {}
     for item in mine:
         place = tuple(item.bindings[axis] for axis in axes)
@@ -158,6 +160,11 @@ def _check_grid(rule: FileRule, root: Path, mine: list[RankFile], mesh: Mapping[
             helps=["copy the files of all ranks into one folder"],
             primary=_label(rule, "one for each rank"),
         )
+
+
+def _is_of_rank(name: FileName) -> bool:
+    """Whether there is one file of this name for each rank."""
+    return not name.pattern.has_star and not any(h.name in HOLES for h in name.pattern.holes)
 
 
 def _no_file(layout: Layout, rule: FileRule, root: Path, others: list[str]) -> ReshardError:

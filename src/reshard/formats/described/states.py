@@ -347,6 +347,7 @@ class _Together:
                         if shape:
                             seen.setdefault(number, shape)
             parameters = [(n, s) for n, s in shapes.items() if n not in self._out.aliases]
+            parameters = self._as_shared(parameters, numbered)
             groups = [[integer(n) for n in listed] for listed in numbers.values()]
             where = next(leaf.file.path for leaf in self._walked.of("number"))
             is_ordered, parameters = self._in_order(parameters)
@@ -364,6 +365,19 @@ class _Together:
                 for listed in source.values()
             ]
         return out
+
+    def _as_shared(
+        self,
+        parameters: list[tuple[str, Shape]],
+        numbered: Mapping[tuple[str, int], Sequence[Leaf]],
+    ) -> list[tuple[str, Shape]]:
+        """The parameters with the shapes that numbered states have: those of flat shares."""
+        rules = [rule_of(self._layout, state) for state, _ in numbered]
+        rule = next((item for item in rules if item is not None and item.kind == "each"), None)
+        if rule is None:
+            return parameters
+        ranks = self._mesh[rule.over]
+        return [(n, (spread("each", [s], ranks).lengths[0],)) for n, s in parameters]
 
     def _in_order(
         self, parameters: list[tuple[str, Shape]]
