@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reshard.api.arguments import checked
 from reshard.api.inspection import Inspection, inspect_source
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.dtypes import DType
@@ -116,6 +117,7 @@ class Checkpoint:
             if name not in buffers and set(info.dtypes) != {"extra"}
         )
 
+    @checked
     def read(
         self,
         name: str,
@@ -150,6 +152,7 @@ class Checkpoint:
         raise _no_tensor(self, name)
 
 
+@checked
 def open_checkpoint(
     path: PathLike,
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
+from reshard.api.arguments import checked
 from reshard.api.converted import Converted, Resumed, written_fates
 from reshard.api.drifting import settle
 from reshard.api.memory import Resident, fit_memory
@@ -47,6 +48,7 @@ class Prepared:
     buffer_nbytes: int
 
 
+@checked
 def plan(
     src: PathLike,
     to: str,
@@ -96,6 +98,7 @@ def plan(
     ).report
 
 
+@checked
 def convert(
     src: PathLike,
     dst: PathLike,

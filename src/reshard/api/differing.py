@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from reshard.api.arguments import checked
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
 from reshard.api.drifting import Drifts, find_drift
 from reshard.api.pairing import open_pair
@@ -60,6 +61,7 @@ class Diff(Shown):
         return diff_text(self)
 
 
+@checked
 def diff(
     a: PathLike,
     b: PathLike | None = None,

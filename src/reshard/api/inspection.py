@@ -10,6 +10,7 @@ from typing import Literal
 
 from reshard import formats
 from reshard.algebra.term import term_axes
+from reshard.api.arguments import checked
 from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.dtypes import DType
 from reshard.engine.progress import OnProgress
@@ -155,6 +156,7 @@ class Inspection(Shown):
         return inspection_text(self)
 
 
+@checked
 def inspect(
     path: PathLike,
     *,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from reshard import formats
+from reshard.api.arguments import checked
 from reshard.api.source import OpenedSource, PathLike
 from reshard.api.states import select_states
 from reshard.api.target_layout import read_target
 from reshard.api.target_source import open_for_target
-from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
@@ -52,6 +55,7 @@ class Loaded(Shown):
         return ", ".join([*held, *([] if step is None else [f"iteration {step}"])]) or "no tensors"
 
 
+@checked
 def load(
     path: PathLike,
     to: str = "universal",
@@ -83,6 +87,8 @@ def load(
            framework: what the tensors are made as.
     Other arguments, and Raises: as for `convert`; ReshardError[bad-rank].
     """
+    if framework == "torch":
+        _check_torch()
     target = read_target(to)
     form = formats.TARGETS[target.format]
     source = open_for_target(
@@ -112,6 +118,26 @@ def load(
         tensors.setdefault(spec.state, {})[spec.label] = _made(array, spec, framework)
     catalog = source.catalog
     return Loaded(tensors, catalog.training, dict(catalog.aliases or {}), catalog.oddities)
+
+
+def _check_torch() -> None:
+    """Refuse torch tensors where torch is not installed, before anything is read.
+
+    Raises: ReshardError[bad-argument].
+    """
+    try:
+        found = find_spec("torch")
+    except ValueError:  # it is imported in some other way, or kept from being imported
+        found = None
+    if found is None and sys.modules.get("torch") is None:
+        raise ReshardError(
+            Diagnostic(
+                "bad-argument",
+                "argument `framework` is 'torch', but torch is not installed",
+                helps=('install torch, or ask for numpy arrays: `framework="numpy"`',),
+            ),
+            Exit.USAGE,
+        )
 
 
 def rank_specs(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from reshard.algebra.box import Box
+from reshard.api.arguments import shown_value, whole_number
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.build import build_array
 from reshard.plan.slice import slice_spec
@@ -29,37 +31,69 @@ def read_part(
     from reshard.engine.compare import read_array
     from reshard.engine.source_files import SourceFiles
 
-    chosen: Sequence[int | slice] = (
-        () if slices is None else (slices,) if isinstance(slices, int | slice) else tuple(slices)
-    )
-    box, after = _box(whole, chosen)
+    box, after = _box(whole, _chosen(whole, slices))
     array = build_array(source.arrangement, slice_spec(whole, box))
     with SourceFiles(source.catalog.root, source.catalog.files) as files:
         read = read_array(array, files).reshape(box.size)
     return np.ascontiguousarray(read[after]).reshape(read[after].shape)
 
 
+def _chosen(
+    whole: Whole, slices: Sequence[int | slice] | int | slice | None
+) -> tuple[int | slice, ...]:
+    """An index or a range for each of the first dimensions.
+
+    Raises: ReshardError[bad-slice].
+    """
+    if slices is None:
+        return ()
+    items = _items(slices)
+    chosen = tuple(islice(items, len(whole.shape) + 1))  # an iterator need not end
+    if len(chosen) > len(whole.shape):
+        count = f"{len(items)}" if isinstance(items, Sized) else f"more than {len(whole.shape)}"
+        raise _bad(whole, f"{count} slices for {len(whole.shape)} dimensions")
+    return tuple(_item(whole, dim, item) for dim, item in enumerate(chosen))
+
+
+def _items(slices: object) -> Iterable[object]:
+    """What is given for each dimension; an array without dimensions is one index."""
+    is_one = isinstance(slices, str | bytes | Mapping) or getattr(slices, "shape", None) == ()
+    return slices if isinstance(slices, Iterable) and not is_one else (slices,)
+
+
+def _item(whole: Whole, dim: int, item: object) -> int | slice:
+    length = whole.shape[dim]
+    if isinstance(item, slice):
+        try:
+            start, stop, step = item.indices(length)
+        except (TypeError, ValueError):
+            raise _bad(whole, f"{shown_value(item)} of dimension {dim}") from None
+        if step < 1:
+            raise _bad(whole, f"step {shown_value(step)} of dimension {dim}")
+        return slice(start, stop, step)
+    try:
+        index = whole_number(item)
+    except TypeError:
+        raise _bad(whole, f"{shown_value(item)} of dimension {dim}") from None
+    if not -length <= index < length:
+        raise _bad(whole, f"index {shown_value(index)} of dimension {dim}, which has {length}")
+    return index % length
+
+
 def _box(whole: Whole, slices: Sequence[int | slice]) -> tuple[Box, tuple[int | slice, ...]]:
     """The smallest box around what is selected, and how to select from it."""
-    if len(slices) > len(whole.shape):
-        raise _bad(whole, f"{len(slices)} slices for {len(whole.shape)} dimensions")
     lo, size = [], []
     after: list[int | slice] = []
     for dim, length in enumerate(whole.shape):
-        item = slices[dim] if dim < len(slices) else slice(None)
+        item = slices[dim] if dim < len(slices) else slice(0, length, 1)
         if isinstance(item, int):
-            if not -length <= item < length:
-                raise _bad(whole, f"index {item} of dimension {dim}, which has {length}")
-            lo.append(item % length)
+            lo.append(item)
             size.append(1)
             after.append(0)
-            continue
-        start, stop, step = item.indices(length)
-        if step < 1:
-            raise _bad(whole, f"step {step} of dimension {dim}")
-        lo.append(start)
-        size.append(max(0, stop - start))
-        after.append(slice(None, None, step))
+        else:
+            lo.append(item.start)
+            size.append(max(0, item.stop - item.start))
+            after.append(slice(None, None, item.step))
     return Box(tuple(lo), tuple(size)), tuple(after)
 
 

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 
 from reshard import formats
+from reshard.api.arguments import checked
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from
 from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
 from reshard.api.masters import settle_masters
@@ -46,9 +47,10 @@ class _Start:
     strict: bool
 
 
+@checked
 def roundtrip(
     src: PathLike,
-    via: Sequence[str],
+    via: str | Sequence[str],
     *,
     step: str | None = None,
     layout: PathLike | None = None,
@@ -140,8 +142,9 @@ def roundtrip(
     )
 
 
+@checked
 def roundtrip_cases(
-    src: PathLike, via: Sequence[str], *, states: str | Iterable[str] = "all"
+    src: PathLike, via: str | Sequence[str], *, states: str | Iterable[str] = "all"
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The title of each way of a round trip with its test cases, before it is made.
 

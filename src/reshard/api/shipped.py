@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from reshard.api.arguments import checked
 from reshard.api.source import PathLike, read_layout_file
 from reshard.language.expression import to_text
 from reshard.language.layout import Layout
@@ -81,6 +82,7 @@ class Layouts(Shown):
         return "\n\n".join([*blocks, end])
 
 
+@checked
 def list_layouts(path: PathLike | None = None) -> Layouts:
     """What ships, or what a UCL file declares.
 

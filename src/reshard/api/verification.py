@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.algebra.box import Box
+from reshard.api.arguments import checked
 from reshard.api.comparing import (
     Mismatch,
     Side,
@@ -104,6 +105,7 @@ class Verification(Shown):
         return verification_text(self)
 
 
+@checked
 def verify(
     a: PathLike,
     b: PathLike | None = None,
