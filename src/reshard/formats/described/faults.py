@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
-from reshard.errors import Label, ReshardError, Span, source_error
+from reshard.errors import Diagnostic, Label, ReshardError, Span, source_error
 from reshard.formats.described.walk import Leaf
 from reshard.language.layout import PartitionRule
 
@@ -81,4 +82,19 @@ def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
         f"{leaf.file.path} is not a shard of a distributed checkpoint",
         notes=[f"`{name}` ({state}) has another shape or type than {first.shown}"],
         helps=["the folder mixes two checkpoints, or is damaged; copy it again"],
+    )
+
+
+def unnamed(error: ReshardError) -> tuple[Diagnostic, ...]:
+    """Why numbered states have no names, with what a user of a layout can do."""
+    return tuple(
+        replace(
+            item,
+            helps=(
+                "say in a layout in which order the module registers its parameters: "
+                '`order "embed", "layers.{i}.attn", ...`',
+                "or leave the states out with `--states weights`",
+            ),
+        )
+        for item in error.diagnostics
     )

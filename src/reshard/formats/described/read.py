@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
@@ -54,6 +55,7 @@ def read_described(
         frozen=states.frozen,
         files=tuple(walked.files),
         left=(*walked.left, *states.left),
+        oddities=tuple(replace(item, level="warning") for item in states.withheld),
         withheld=states.withheld,
     )
 

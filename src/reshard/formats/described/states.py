@@ -15,6 +15,7 @@ from reshard.formats.described.faults import (
     share_mismatch,
     unknown_member,
     unlisted,
+    unnamed,
 )
 from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
 from reshard.formats.described.names import Unwrapped
@@ -354,7 +355,7 @@ class _Together:
             try:
                 out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
             except ReshardError as error:
-                self._out.withheld += error.diagnostics
+                self._out.withheld += unnamed(error)
                 return None
         else:
             out = {}
