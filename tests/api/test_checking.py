@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from reshard.api.source import open_source
 from reshard.dtypes import DType
 from reshard.storage.safetensors import layout_header
 from steady import steady
+from torch_files import Tensor, saved
 
 
 def _flip(folder: Path, name: str, state: str) -> Path:
@@ -92,3 +95,50 @@ def test_a_format_without_checksums_is_a_warning(tmp_path: Path) -> None:
         "  the format has no checksums: other bytes would not be noticed\n"
         "  in 0.10 s, 4.0 MB/s"
     )
+
+
+def test_the_library_opens_what_a_loader_would(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    entries = {
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "b": {"dtype": "F32", "shape": [2**40, 2**40, 0], "data_offsets": [8, 8]},
+    }
+    head = json.dumps(entries).encode()
+    data = len(head).to_bytes(8, "little") + head + bytes(8)
+    (folder / "model.safetensors").write_bytes(data)
+    found = reshard.verify(folder)
+    assert not found.ok
+    (fault,) = found.faults
+    text = fault.render().replace(version("safetensors"), "VERSION")
+    assert text == (
+        "error[loader-refuses]: the safetensors library does not load "
+        f"{folder / 'model.safetensors'}\n"
+        "  = note: Error while deserializing header: overflow computing buffer size from shape "
+        "and/or element type\n"
+        "  = note: its version is VERSION\n"
+        "  = help: write the file again with that library, or use a version that reads it"
+    )
+
+
+def test_checksums_of_single_files_prove_no_folder(
+    fixture_checkpoint: Callable[[str], Path],
+) -> None:
+    folder = fixture_checkpoint("dcp_dp2_tied") / "ckpt"
+    found = reshard.verify(folder)
+    assert (found.ok, found.is_whole, found.unchecked) == (True, False, ())
+    head, told, *_ = found.to_text().splitlines()
+    assert head == f"intact: {folder}"
+    assert told.endswith(": their bytes have the checksums that")
+
+
+def test_torch_files_of_a_model_have_checksums(tmp_path: Path) -> None:
+    weight = Tensor(DType.F32, (2,), np.arange(2, dtype="<f4").tobytes())
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(saved({"a": weight}))
+    assert reshard.verify(tmp_path).checksums
+    data = bytearray(file.read_bytes())
+    at = data.index(weight.data)
+    data[at] ^= 1
+    file.write_bytes(bytes(data))
+    assert [item.code for item in reshard.verify(tmp_path).faults] == ["crc-mismatch"]

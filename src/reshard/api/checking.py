@@ -14,22 +14,30 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
     Universal checkpoints have a digest of every tensor and file, torch files a crc32 of each
     member.
 
-    Returns: a warning, where the format has neither.
+    Returns: a warning, where some of its bytes have neither.
     Raises: ReshardError[digest-mismatch | crc-mismatch | ...], everything that is not as written.
     """
-    if not formats.has_checksums(catalog.format):
-        title = formats.SOURCES[catalog.format].title
-        return (
-            Diagnostic(
-                "no-checksums",
-                f"a {title} carries no checksums of its tensors, so they cannot be checked",
-                "warning",
-                notes=("that its files are whole was checked, and that copies in them agree is",),
-                helps=("compare it with another copy of it: `reshard diff A B`",),
-            ),
-        )
     meter = Meter(on_progress, sum(file.nbytes for file in catalog.files), "check")
-    faults = formats.check_bytes(catalog.format, catalog, meter.add)
-    if faults:
-        raise ReshardError(faults, Exit.SOURCE)
-    return ()
+    checked = formats.check_bytes(catalog.format, catalog, meter.add)
+    if checked.faults:
+        raise ReshardError(checked.faults, Exit.SOURCE)
+    if not checked.unchecked:
+        return ()
+    title = formats.SOURCES[catalog.format].title
+    number = len(checked.unchecked)
+    if number == checked.holding:
+        headline = f"a {title} carries no checksums of its tensors, so they cannot be checked"
+    else:
+        headline = f"{number} of {checked.holding} files of a {title} carry no checksums"
+    return (
+        Diagnostic(
+            "no-checksums",
+            headline,
+            "warning",
+            notes=(
+                *([] if number == checked.holding else [f"e.g. `{checked.unchecked[0]}`"]),
+                "that its files are whole was checked, and that copies in them agree is",
+            ),
+            helps=("compare it with another copy of it: `reshard diff A B`",),
+        ),
+    )

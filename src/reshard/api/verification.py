@@ -44,7 +44,9 @@ class Verification(Shown):
            files: that were checked, of one checkpoint alone.
            mismatches: of two checkpoints.  faults: of one.
            warnings: of what is odd, and no fault.
-           checksums: whether the format of one has any; else copies alone were compared.
+           unchecked: of one, files with tensors that have none; there copies alone were compared.
+           holding: of one, number of files with tensors.
+           is_whole: of one, whether one list has a digest of every byte of it.
            seconds: what the reading took.
            padded: tensors that are equal but for rows of zeros, which pad the vocabulary of one.
     """
@@ -56,10 +58,17 @@ class Verification(Shown):
     files: int
     mismatches: tuple[Mismatch, ...] = ()
     faults: tuple[Diagnostic, ...] = ()
-    checksums: bool = True
+    unchecked: tuple[str, ...] = ()
+    holding: int = 0
+    is_whole: bool = False
     seconds: float = 0.0
     warnings: tuple[Diagnostic, ...] = ()
     padded: int = 0
+
+    @property
+    def checksums(self) -> bool:
+        """Whether the bytes of all tensors have checksums."""
+        return not self.unchecked
 
     @property
     def ok(self) -> bool:
@@ -78,7 +87,10 @@ class Verification(Shown):
 
     def suites(self, seconds: float) -> tuple[Suite, ...]:
         """For continuous integration: one test case."""
-        name = "as it was written" if self.right is None else "equal bit for bit"
+        name = "equal bit for bit"
+        if self.right is None:
+            checked = "checksums" if self.checksums else "readable"
+            name = "as it was written" if self.is_whole else checked
         head, _, rest = self.to_text().partition("\n")
         failure = None if self.ok else (head, rest)
         return (Suite(self.title, self.left, (Case(name, failure),), seconds),)
@@ -94,6 +106,7 @@ class Verification(Shown):
             "mismatches": [item.to_json() for item in self.mismatches],
             "faults": [item.to_json() for item in self.faults],
             "checksums": self.checksums,
+            "unchecked": [*self.unchecked],
             "seconds": round(self.seconds, 3),
             "warnings": [item.to_json() for item in self.warnings],
         }
@@ -174,16 +187,14 @@ def _verify_one(
     began = time.monotonic()
     catalog = source.catalog
     arrangement = select_states(source, states).arrangement
-    has_checksums = formats.has_checksums(catalog.format)
     warnings: list[Diagnostic] = []
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
     copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
-    stored = sum(file.nbytes for file in catalog.files) if has_checksums else 0
+    stored = sum(file.nbytes for file in catalog.files)
     meter = Meter(on_progress, stored + sum(array.spec.nbytes for array in copied))
-    faults: list[Diagnostic] = []
-    if has_checksums:
-        faults += formats.check_bytes(catalog.format, catalog, meter.add)
+    checked = formats.check_bytes(catalog.format, catalog, meter.add)
+    faults = [*checked.faults]
     with _files(source) as files:
         for array in copied:
             try:
@@ -202,7 +213,9 @@ def _verify_one(
         sum(file.nbytes for file in catalog.files),
         len(catalog.files),
         faults=tuple(faults),
-        checksums=has_checksums,
+        unchecked=checked.unchecked,
+        holding=checked.holding,
+        is_whole=checked.is_whole,
         seconds=time.monotonic() - began,
         warnings=tuple(warnings),
     )

@@ -38,16 +38,31 @@ def _one(found: Verification) -> str:
     if found.faults:
         count = show_count(len(found.faults), "fault")
         return f"damaged: {count} in {found.left}\n  {pace}\n\n{render_all(found.faults)}"
-    if not found.checksums:
-        return (
-            f"readable: {found.left}\n"
-            f"  {show_count(found.tensors, 'tensor')}; every file is whole, and copies agree, but\n"
-            "  the format has no checksums: other bytes would not be noticed\n"
-            f"  {pace}"
-        )
+    tensors = show_count(found.tensors, "tensor")
     files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
-    return (
-        f"intact: {found.left}\n"
-        f"  {show_count(found.tensors, 'tensor')} in {files}: every byte as it was written\n"
-        f"  {pace}"
-    )
+    if found.is_whole:
+        lines = [
+            f"intact: {found.left}",
+            f"  {tensors} in {files}: every byte as it was written",
+        ]
+    elif found.checksums:
+        lines = [
+            f"intact: {found.left}",
+            f"  {tensors} in {files}: their bytes have the checksums that",
+            "  the files state; no checksum covers the files together",
+        ]
+    elif len(found.unchecked) == found.holding:
+        lines = [
+            f"readable: {found.left}",
+            f"  {tensors}; every file is whole, and copies agree, but",
+            "  the format has no checksums: other bytes would not be noticed",
+        ]
+    else:
+        some = f"{len(found.unchecked):,} of {show_count(found.holding, 'file')} with tensors"
+        lines = [
+            f"readable: {found.left}",
+            f"  {tensors}; every file is whole, copies agree, and checksums that are",
+            f"  there are right; {some} have none, e.g.",
+            f"  `{found.unchecked[0]}`: other bytes would not be noticed there",
+        ]
+    return "\n".join([*lines, f"  {pace}"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from reshard.errors import Diagnostic
+from reshard.formats.checked import Checked
 from reshard.formats.run_files import with_run_files
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement
@@ -299,22 +299,15 @@ def local_specs(
     return specs
 
 
-def has_checksums(name: str) -> bool:
-    """Whether a format tells, of the bytes of its tensors, what they must be."""
-    return find_spec(f"{SOURCES[name].package}.verify") is not None
+def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
+    """Hold the files of a source to what it says of their bytes itself.
 
-
-def check_bytes(
-    name: str, catalog: Catalog, on_bytes: Callable[[int], None]
-) -> tuple[Diagnostic, ...]:
-    """Everything that differs from the checksums that a source carries itself; () if nothing does.
-
-    All of its files are read.
-
-    Args:  name: of a format that has checksums.  on_bytes: is told how many bytes more were read.
+    Args:  on_bytes: is told how many bytes more were read.
     """
-    found = module_of(f"{SOURCES[name].package}.verify").check_bytes(catalog, on_bytes)
-    assert isinstance(found, tuple)
+    own = f"{SOURCES[name].package}.verify"
+    module = module_of(own if find_spec(own) else "reshard.formats.checked")
+    found = module.check_bytes(catalog, on_bytes)
+    assert isinstance(found, Checked)
     return found
 
 

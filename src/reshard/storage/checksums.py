@@ -14,19 +14,23 @@ Blob = tuple[str, int, int | None]
 
 def check_blobs(
     root: Path, blobs: Iterable[Blob], on_bytes: Callable[[int], None]
-) -> tuple[Diagnostic, ...]:
-    """What is not as it was saved, at most one message a file; () if nothing is.
-
-    Each member of a torch file carries a crc32.
+) -> tuple[tuple[Diagnostic, ...], frozenset[str]]:
+    """Hold blobs to their checksums: each member of a torch file carries a crc32.
 
     Args:  on_bytes: is told how many bytes more were read.
+    Returns: what is not as it was saved, at most one message a file; the files of which each blob
+             has checksums.
     """
+    covered: dict[str, bool] = {}
     problems: dict[str, tuple[Diagnostic, ...]] = {}
     for file, byte_offset, nbytes in blobs:
         if file in problems:
             continue
         try:
-            open_torch_file(root / file, byte_offset, nbytes).check_all_crcs(on_bytes)
+            opened = open_torch_file(root / file, byte_offset, nbytes)
+            covered[file] = opened.has_checksums and covered.get(file, True)
+            opened.check_all_crcs(on_bytes)
         except ReshardError as error:
             problems[file] = error.diagnostics
-    return tuple(item for found in problems.values() for item in found)
+    faults = tuple(item for found in problems.values() for item in found)
+    return faults, frozenset(file for file, is_covered in covered.items() if is_covered)

@@ -157,7 +157,7 @@ def layout_header(
         nbytes = prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": str(dtype),
-            "shape": _written_shape(dtype, shape),
+            "shape": written_shape(dtype, shape),
             "data_offsets": [end, end + nbytes],
         }
         at[name] = end
@@ -168,7 +168,8 @@ def layout_header(
     return head, {name: len(head) + start for name, start in at.items()}, len(head) + end
 
 
-def _written_shape(dtype: DType, shape: tuple[int, ...]) -> list[int]:
+def written_shape(dtype: DType, shape: tuple[int, ...]) -> list[int]:
+    """A shape as a header has it."""
     if dtype == DType.F4:
         return [*shape[:-1], 2 * shape[-1]] if shape else [2]
     return list(shape)

@@ -57,6 +57,11 @@ class TorchFile:
     byteorder: str
 
     @property
+    def has_checksums(self) -> bool:
+        """Whether the file states a checksum of each of its storages."""
+        return True
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Members, without the name of the archive's folder."""
         return tuple(self.members)

@@ -73,6 +73,11 @@ def test_bytecheckpoint_stores_bytes_alone(tmp_path: Path) -> None:
     assert checkpoint.read("w", "step") == 0
     assert checkpoint.training.param_groups == ({"lr": 0.5},)
     assert checkpoint.inspect().side_files == ("extra_state/extra_state_rank_0.pt",)
+    found = reshard.verify(tmp_path)
+    assert not found.checksums
+    assert found.to_text().splitlines()[2] == (
+        "  the format has no checksums: other bytes would not be noticed"
+    )
 
 
 def test_columns_first_is_read_as_it_is_meant(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_sound_checkpoint_verifies(made: Path) -> None:
     seen: list[int] = []
-    assert check_bytes(read(made), seen.append) == ()
+    assert check_bytes(read(made), seen.append).faults == ()
     total = sum(len(data) for name, data in tree(made).items() if name != "manifest.json")
     assert sum(seen) == total
 

@@ -1,24 +1,25 @@
-"""Holds every byte of a Megatron checkpoint against the checksums of its own files."""
+"""Holds a Megatron checkpoint against the checksums of its own files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from reshard.errors import Diagnostic
+from reshard.formats.checked import Checked, checked
 from reshard.plan.catalog import Catalog
 from reshard.storage.checksums import Blob, check_blobs
 from reshard.storage.dcp_metadata import metadata_files, read_metadata
 
 
-def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[Diagnostic, ...]:
-    """What is not as it was saved, at most one message a file; () if nothing is.
+def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
+    """Hold each file to its checksums.
 
     Torch files, and the blobs of a distributed checkpoint, have checksums.
     """
     root = Path(catalog.root)
     whole = [(file.path, 0, None) for file in catalog.files if file.path.endswith(".pt")]
-    return check_blobs(root, [*whole, *_blobs(root)], on_bytes)
+    faults, covered = check_blobs(root, [*whole, *_blobs(root)], on_bytes)
+    return checked(catalog, faults, covered)
 
 
 def _blobs(root: Path) -> list[Blob]:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import Diagnostic
+from reshard.formats.checked import Checked, tensor_files
 from reshard.formats.universal.check_files import AGAIN, file_problems
 from reshard.formats.universal.manifest import Manifest
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.plan.catalog import Catalog
 from reshard.storage.digest import digest_file_range
+from reshard.storage.safetensors_library import library_faults
 
 THREADS = 4
 
@@ -51,9 +53,14 @@ def digests(manifest: Manifest) -> tuple[DigestedRange, ...]:
     return tuple(sorted(found, key=lambda item: (item.file, item.byte_offset, item.nbytes)))
 
 
-def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[Diagnostic, ...]:
-    """Everything in a universal source that is not as it was written; () if nothing is."""
-    return verify_files(Path(catalog.root), on_bytes)
+def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
+    """Hold every byte of a universal source against its manifest."""
+    root = Path(catalog.root)
+    holding = tensor_files(catalog)
+    faults = verify_files(root, on_bytes)
+    if not faults:
+        faults = tuple(fault for name in holding for fault in library_faults(root / name))
+    return Checked(faults, len(holding), is_whole=True)
 
 
 def verify_files(

@@ -1,0 +1,95 @@
+"""What a source says of its own bytes, and whether they are so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from reshard.errors import Diagnostic
+from reshard.plan.catalog import Catalog
+from reshard.storage.checksums import check_blobs
+from reshard.storage.regular_file import open_regular
+from reshard.storage.safetensors_library import library_faults
+
+_SAFETENSORS = ".safetensors"
+_TORCH = (".pt", ".pth", ".bin", ".ckpt")
+_ZIP = b"PK\x03\x04"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The outcome of a check.
+
+    Args:  faults: everything that differs.
+           holding: number of files with tensors.
+           unchecked: those of them with bytes of tensors that no checksum covers.
+           is_whole: whether one list has a digest of every byte of the checkpoint, so that a file
+                     of another save would be noticed too.
+    """
+
+    faults: tuple[Diagnostic, ...]
+    holding: int
+    unchecked: tuple[str, ...] = ()
+    is_whole: bool = False
+
+
+def tensor_files(catalog: Catalog) -> tuple[str, ...]:
+    """The files that hold the tensors of a source."""
+    return tuple(
+        dict.fromkeys(
+            part.file
+            for tensor in catalog.tensors
+            for part in tensor.fragments
+            if part.literal is None
+        )
+    )
+
+
+def checked(catalog: Catalog, faults: tuple[Diagnostic, ...], covered: Collection[str]) -> Checked:
+    """The outcome of a check of single files.
+
+    Args:  covered: files whose tensors all have checksums.
+    """
+    holding = tensor_files(catalog)
+    unchecked = tuple(file for file in holding if file not in covered)
+    return Checked(faults, len(holding), unchecked)
+
+
+def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
+    """Check each file of a source by itself.
+
+    Files of `torch.save` have a crc32 of each member. Safetensors files have no checksum; the
+    safetensors library opens them, as a loader will.
+
+    Args:  on_bytes: is told how many bytes more were read.
+    """
+    root = Path(catalog.root)
+    holding = {*tensor_files(catalog)}
+    beside = {*catalog.side_files.values()}
+    faults: list[Diagnostic] = []
+    read: list[str] = []
+    kept: list[str] = []
+    for name in (file.path for file in catalog.files):
+        if name.endswith(_SAFETENSORS):
+            faults += library_faults(root / name)
+        elif name in beside:
+            kept += [name] if name.endswith(_TORCH) and _is_zip(root / name) else []
+        elif name.endswith(_TORCH) or (name in holding and _is_zip(root / name)):
+            read.append(name)
+    found, covered = check_blobs(root, [(name, 0, None) for name in read], on_bytes)
+    others, _ = check_blobs(root, [(name, 0, None) for name in kept], on_bytes)
+    faults += [*found, *(item for item in others if item.code != "not-a-torch-file")]
+    return checked(catalog, tuple(faults), covered)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        fd = open_regular(path)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(_ZIP)) == _ZIP
+    finally:
+        os.close(fd)
