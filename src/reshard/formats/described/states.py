@@ -18,7 +18,7 @@ from reshard.formats.described.faults import (
     unnamed,
 )
 from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
-from reshard.formats.described.names import Unwrapped
+from reshard.formats.described.names import Unwrapped, looks_sorted
 from reshard.formats.described.sharing import ALL, alignment, rule_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
@@ -393,7 +393,10 @@ class _Together:
             if holds and all(order.has(name) for name, _ in parameters):
                 return True, sorted(parameters, key=lambda item: order.key(item[0]))
         weights = [leaf.file.path for leaf in self._walked.of("state") if NAME in leaf.bindings]
-        return not any(path.endswith(".safetensors") for path in weights), parameters
+        is_sorted = any(path.endswith(".safetensors") for path in weights) or looks_sorted(
+            [name for name, _ in parameters]
+        )
+        return not is_sorted, parameters
 
     def _lists(self, role: str, home: Coord) -> dict[int, list[object]]:
         """The lists of numbers or names, by group."""
