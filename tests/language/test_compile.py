@@ -156,5 +156,5 @@ def test_choosing_a_layout() -> None:
         "  = help: choose one with `two.ucl#x`"
     )
     with pytest.raises(ReshardError) as caught:
-        load_layout("", "none.ucl")
+        load_layout("model m { }", "none.ucl")
     assert str(caught.value) == "error[unknown-layout]: `none.ucl` has no layout"

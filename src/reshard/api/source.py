@@ -283,15 +283,19 @@ def read_layout_file(path: Path) -> str:
         reason = error.strerror or type(error).__name__
         raise _no_layout(path, reason.lower()) from None
     except UnicodeDecodeError as error:
-        raise _no_layout(path, f"byte {error.start} is not UTF-8 text") from None
+        raise _no_layout(
+            path, f"byte {error.start} is not UTF-8 text", "save the file as UTF-8"
+        ) from None
 
 
-def _no_layout(path: Path, reason: str) -> ReshardError:
+def _no_layout(path: Path, reason: str, help_text: str = "") -> ReshardError:
     others = [item.name for item in path.parent.glob("*.ucl") if item != path]
     near = get_close_matches(path.name, others, 1) if not path.exists() else []
     return layout_error(
         "layout-missing",
         f"the layout file `{path}` cannot be read",
         notes=[reason],
-        helps=[f"did you mean `{path.parent / near[0]}`?"] if near else [],
+        helps=[f"did you mean `{path.parent / near[0]}`?"]
+        if near
+        else [help_text] * bool(help_text),
     )

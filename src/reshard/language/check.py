@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, Span
 from reshard.language import tree
 from reshard.language.check_layout import check_layout
 from reshard.language.check_single import check_constant, check_twice
@@ -23,6 +23,14 @@ def check(
     Returns: errors, and warnings about what has no effect.
     """
     faults = Faults()
+    if not document.blocks:
+        faults.add(
+            "syntax",
+            "the text has neither a model nor a layout",
+            Span.of(document.source, 0, 0),
+            "nothing is described",
+            helps=['write a layout: `layout NAME { "**.weight" = [rows over tp, ...] }`'],
+        )
     check_twice(faults, "model", [block.name for block in document.models], "this file")
     check_twice(faults, "layout", [block.name for block in document.layouts], "this file")
     known = dict(models)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 
 from reshard.errors import ReshardError
@@ -18,6 +18,7 @@ from reshard.language.faults import Faults, near
 from reshard.language.layout import Model
 from reshard.language.pattern import NamePattern
 from reshard.language.scope import Scope
+from reshard.language.words import listed
 
 
 def check_layout(
@@ -127,27 +128,49 @@ def _check_placed(scope: Scope, known: Collection[str], nobody: str) -> None:
 
 def _check_mesh_use(scope: Scope, model: Model) -> None:
     """Fault two axes of one atom that are cut over the same mesh axis."""
-    said = set()
+    pairs: dict[str, dict[tuple[str, str], str]] = {}
     for tensor in model.tensors.values():
         placed = [axis for axis in dict.fromkeys(tensor.axes) if axis in scope.places]
-        for first, second in combinations(placed, 2):
+        for first, second in combinations(sorted(placed, key=list(scope.places).index), 2):
             taken = {word.text for word in scope.places[first][1].over}
             for word in scope.places[second][1].over:
-                if word.text not in taken or (word.text, first, second) in said:
-                    continue
-                said.add((word.text, first, second))
-                scope.faults.add(
-                    "mesh-axis-twice",
-                    f"axes `{first}` and `{second}` of `{tensor.name}` are both cut over mesh axis "
-                    f"`{word.text}`",
-                    scope.places[second][0].span,
-                    f"placed over `{word.text}`",
-                    beside=[(scope.places[first][0].span, f"also placed over `{word.text}`")],
-                    notes=[
-                        "a rank has one position on a mesh axis, so one axis of an atom can "
-                        "be cut over it"
-                    ],
-                )
+                if word.text in taken:
+                    pairs.setdefault(word.text, {}).setdefault((first, second), tensor.name)
+    for mesh_axis, found in pairs.items():
+        common = set.intersection(*(set(pair) for pair in found))
+        if len(found) > 1 and len(common) == 1:
+            _one_too_many(scope, mesh_axis, common.pop(), found)
+            continue
+        for (first, second), name in found.items():
+            scope.faults.add(
+                "mesh-axis-twice",
+                f"axes `{first}` and `{second}` of `{name}` are both cut over mesh axis "
+                f"`{mesh_axis}`",
+                scope.places[second][0].span,
+                f"placed over `{mesh_axis}`",
+                beside=[(scope.places[first][0].span, f"also placed over `{mesh_axis}`")],
+                notes=[_ONE_POSITION],
+            )
+
+
+_ONE_POSITION = "a rank has one position on a mesh axis, so one axis of an atom can be cut over it"
+
+
+def _one_too_many(
+    scope: Scope, mesh_axis: str, axis: str, pairs: Mapping[tuple[str, str], str]
+) -> None:
+    """Fault one axis that is cut over a mesh axis together with several others."""
+    others = [first if second == axis else second for first, second in pairs]
+    scope.faults.add(
+        "mesh-axis-twice",
+        f"axis `{axis}` is cut over mesh axis `{mesh_axis}`, and so are {listed(others)} of the "
+        "same atoms",
+        scope.places[axis][0].span,
+        f"placed over `{mesh_axis}`",
+        beside=[(scope.places[item][0].span, "also placed over it") for item in others],
+        notes=[_ONE_POSITION, f"the atoms are {listed(dict.fromkeys(pairs.values()))}"],
+        helps=[f"leave `{axis}` out of this `place`, or place it over another mesh axis"],
+    )
 
 
 def _check_partitions(scope: Scope, block: tree.LayoutBlock) -> None:
@@ -179,6 +202,7 @@ def _check_tails(scope: Scope, rule: tree.RuleStatement) -> None:
             rule.stage_span,
             "stages are positions on `pp`",
             helps=["declare it with `mesh pp`"],
+            once="mesh pp",
         )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from reshard.errors import Span
 from reshard.language import tree
+from reshard.language.expression import to_text
 from reshard.language.faults import closest, near
 from reshard.language.layout import Model
 from reshard.language.pattern import NamePattern
@@ -27,7 +29,7 @@ def check_modelled_rule(
     Args:  pattern: None if its name could not be read.
            meant: gets the atoms that a rule which is not understood may have meant.
     """
-    _check_kind(scope, rule)
+    _check_kind(scope, model, rule)
     slots: list[Use] = []
     for slot in pattern.slots if pattern else ():
         slots.append((slot.axis, slot.span))
@@ -49,6 +51,7 @@ def check_modelled_rule(
                     f"place it: `place {slot.axis} over pp`, or write `{{{slot.axis}}}` for an "
                     "index that counts through"
                 ],
+                once=f"place {slot.axis}",
             )
     shared, atoms = _atoms(scope, model, rule, meant)
     known = [(word, uses) for word, uses in atoms if _check_atom(scope, model, word, meant)]
@@ -76,7 +79,17 @@ def _check_indexed(scope: Scope, model: Model, words: list[tree.Word]) -> None:
             return
 
 
-def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
+def _name_it(model: Model, rule: tree.RuleStatement) -> str:
+    """What to write in place of an axis without a name."""
+    tensor = None if rule.atom is None else model.tensors.get(rule.atom.text)
+    if tensor is None:
+        return "name every axis of the atom; a dimension of size one is written `1`"
+    named = set(re.findall(r"\{(?:local\s+)?(\w+)", rule.pattern.text))
+    axes = ", ".join(axis for axis in tensor.axes if axis not in named)
+    return f"name the axes: `{tensor.name}[{axes}]`; a dimension of size one is written `1`"
+
+
+def _check_kind(scope: Scope, model: Model, rule: tree.RuleStatement) -> None:
     """Fault what only a rule without a model can say."""
     for term in tree.axis_terms(rule.dims):
         name = term.name.text
@@ -86,7 +99,7 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
                 f"an axis without a name, and layout `{scope.name}` has a model",
                 term.span,
                 "which axis of the atom is this?",
-                helps=["name it; a dimension of size one is written `1`"],
+                helps=[_name_it(model, rule)],
             )
         elif term.size is not None:
             scope.faults.add(
@@ -94,7 +107,9 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
                 f"the size of `{name}` is stated here, and layout `{scope.name}` has a model",
                 term.span,
                 "not stated here",
-                helps=[f"state it in the model: `axis {name} = ...`"],
+                helps=[
+                    f"leave it out here; the model states it: `axis {name} = {to_text(term.size)}`"
+                ],
             )
         elif term.placement is not None:
             scope.faults.add(
@@ -110,7 +125,7 @@ def _check_kind(scope: Scope, rule: tree.RuleStatement) -> None:
             f"this rule leaves axes out, and layout `{scope.name}` has a model",
             rule.rest_span,
             "`...` stands for axes without names",
-            helps=["name every axis of the atom"],
+            helps=[_name_it(model, rule)],
         )
 
 
@@ -130,7 +145,8 @@ def _atoms(
                 sums[0].span,
                 "a sum",
                 helps=[
-                    f"leave `{rule.atom.text}` out and name each part: `[(wq[q d] + wk[d]), h]`"
+                    f"leave `{rule.atom.text}` out, and name an atom for each part: "
+                    f"`{_said(rule, rule.atom)}`"
                 ],
             )
             return [], []
@@ -232,6 +248,7 @@ def _check_axes(
         left = tuple(axis for axis in dict.fromkeys(axes) if axis not in seen)
         if left:
             missing.setdefault(left, []).append(word)
+    lost = _lost_index(rule)
     for (name, span), holders in wrong.items():
         _wrong_axis(scope, model, name, span, holders)
     for ((name, span), first), holders in twice.items():
@@ -246,6 +263,24 @@ def _check_axes(
         return  # what is missing is probably what is misspelled
     for left, words in missing.items():
         holders = [word.text for word in words]
+        declared = [
+            (model.tensors[name].span, f"`{name}` is declared here") for name in holders[:1]
+        ]
+        if lost is not None and all(left == model.tensors[name].axes[:1] for name in holders):
+            scope.faults.add(
+                "axis-missing",
+                f"{listed(holders)} {'is' if len(words) == 1 else 'are'} stored without axis "
+                f"{listed(left)}",
+                lost[0],
+                f"`{{{left[0]}}}` belongs here",
+                beside=declared,
+                notes=[_ONCE],
+                helps=[
+                    f"write `{{{left[0]}}}` in place of `{lost[1]}`, or `{{local {left[0]}}}` "
+                    "where each rank counts from 0"
+                ],
+            )
+            continue
         scope.faults.add(
             "axis-missing",
             f"{listed(holders)} {'is' if len(words) == 1 else 'are'} stored without "
@@ -253,11 +288,43 @@ def _check_axes(
             words[0].span,
             f"{listed(left)} {'is' if len(left) == 1 else 'are'} neither in the name nor in the "
             "shape",
-            beside=[
-                (model.tensors[name].span, f"`{name}` is declared here") for name in holders[:1]
+            beside=declared,
+            notes=[_ONCE],
+            helps=[
+                f"write {listed(f'{{{axis}}}' for axis in left)} in the name, or "
+                f"{listed(left)} in the brackets"
             ],
-            notes=["every axis of an atom stands exactly once, in the name or in the shape"],
         )
+
+
+_ONCE = "every axis of an atom stands exactly once, in the name or in the shape"
+_INDEX_LIKE = re.compile(r"\*+|\((?:[^()]|\\.)*\)|\[[^\]]*\]\+?|(?<![\w{])\d+(?!\w)")
+
+
+def _lost_index(rule: tree.RuleStatement) -> tuple[Span, str] | None:
+    """What stands in a name where an index may be meant: a number, a wildcard, a regular
+    expression; None unless there is one such.
+    """
+    span = rule.pattern.span
+    found = list(_INDEX_LIKE.finditer(rule.pattern.text))
+    if span is None or len(found) != 1:
+        return None
+    begin = span.start + 1
+    return Span.of(span.source, begin + found[0].start(), begin + found[0].end()), found[0][0]
+
+
+def _said(rule: tree.RuleStatement, atom: tree.Word) -> str:
+    """The brackets of a rule as they are written."""
+    if rule.span is None or atom.span is None:
+        return "[(wq[q d] + wk[d]), h]"
+    text = rule.span.source.text[atom.span.end : rule.span.end]
+    depth, end = 0, 0
+    for place, mark in enumerate(text):
+        depth += (mark == "[") - (mark == "]")
+        if mark == "]" and not depth:
+            end = place + 1
+            break
+    return " ".join(text[:end].split())
 
 
 def _start(use: Use) -> int:

@@ -21,6 +21,7 @@ def check_twice(faults: Faults, kind: str, words: Iterable[tree.Word], where: st
                 word.span,
                 "declared again",
                 beside=[(seen[word.text].span, "first declared here")],
+                helps=["remove one of them, or give it another name"],
             )
         seen.setdefault(word.text, word)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from reshard.language import tree
@@ -65,7 +65,10 @@ def check_stored(
             block.name.span,
             f"{'this atom is' if len(missing) == 1 else 'these atoms are'} not stored",
             beside=[(model.tensors[missing[0]].span, f"`{missing[0]}` is declared here")],
-            helps=["add a rule for each atom"],
+            helps=[
+                f'add a rule for each atom: `"NAME" = {missing[0]}'
+                f"[{', '.join(model.tensors[missing[0]].axes)}]`"
+            ],
         )
     for name, items in by_atom.items():
         _check_always(scope, model, model.tensors[name], items)
@@ -107,9 +110,15 @@ def _check_names(scope: Scope, model: Model | None, stored: list[Stored]) -> Non
                 "the second one",
                 beside=[(first.rule.pattern.span, "the first one")],
                 notes=["rules have no order; exactly one must match each tensor"],
-                helps=["tell them apart with `when` in both, or with their stages"],
+                helps=["remove one of them"]
+                if _is_same(first.rule, second.rule)
+                else ["tell them apart with `when` in both, or with their stages"],
             )
             break
+
+
+def _is_same(one: tree.RuleStatement, other: tree.RuleStatement) -> bool:
+    return replace(one, trivia=tree.Trivia()) == replace(other, trivia=tree.Trivia())
 
 
 def _check_always(scope: Scope, model: Model, tensor: ModelTensor, items: list[Stored]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from reshard.errors import Diagnostic, Label, Level, ReshardError, Span
@@ -13,6 +14,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._items: list[Diagnostic] = []
+        self._once: dict[tuple[str, str], tuple[int, int]] = {}
 
     def add(
         self,
@@ -25,8 +27,18 @@ class Faults:
         notes: Iterable[str] = (),
         helps: Iterable[str] = (),
         level: Level = "error",
+        once: str = "",
     ) -> None:
-        """Add one; `beside` are further places that it speaks of."""
+        """Add one; `beside` are further places that it speaks of.
+
+        Args:  once: what it is about; further faults of the same thing are counted with the first.
+        """
+        if once and (code, once) in self._once:
+            place, count = self._once[code, once]
+            self._once[code, once] = place, count + 1
+            return
+        if once:
+            self._once[code, once] = len(self._items), 1
         primary = None if at is None else Label(at, label)
         secondary = tuple(
             Label(span, text) for span, text in beside if span is not None and span != at
@@ -41,9 +53,12 @@ class Faults:
 
     def sorted(self) -> tuple[Diagnostic, ...]:
         """All of them, by place."""
-        return tuple(
-            sorted(self._items, key=lambda item: item.primary.span.start if item.primary else 0)
-        )
+        items = list(self._items)
+        for place, count in self._once.values():
+            if count > 1:
+                more = f"the same in {count - 1} more place{'s' * (count > 2)}"
+                items[place] = replace(items[place], notes=(*items[place].notes, more))
+        return tuple(sorted(items, key=lambda item: item.primary.span.start if item.primary else 0))
 
 
 def near(word: str, names: Iterable[str]) -> list[str]:

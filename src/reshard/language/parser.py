@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, cast
 
 from reshard.algebra.split import SplitRule
-from reshard.errors import Label, ReshardError, Source, Span, layout_error
+from reshard.errors import Diagnostic, Exit, Label, ReshardError, Source, Span, layout_error
 from reshard.language import expression as ex
 from reshard.language import grammar, tree
 from reshard.language.comments import with_comments
 from reshard.language.pattern import unescaped
-from reshard.language.syntax import syntax_error
+from reshard.language.recover import without_fault
+from reshard.language.syntax import syntax_fault
 
 if TYPE_CHECKING:
     from lark import Token, Tree
@@ -45,6 +46,9 @@ MAX_DEPTH = 100
 MAX_LENGTH = 1 << 22
 """Characters of one text."""
 
+MAX_FAULTS = 20
+"""Faults of one text that are looked for."""
+
 MAX_BLOCKS = 1000
 """Models and layouts of one text, which refer to each other."""
 
@@ -63,11 +67,27 @@ def parse(text: str, name: str = "<text>") -> tree.Document:
 
     source = Source(name, text)
     _refuse_large(source)
-    try:
-        root = grammar.parser().parse(text)
-    except UnexpectedInput as error:
-        raise syntax_error(error, source) from None
-    return with_comments(_Builder(source).document(root))
+    found: list[Diagnostic] = []
+    left: str | None = text
+    while left is not None and len(found) < MAX_FAULTS:
+        try:
+            document = _Builder(source).document(grammar.parser().parse(left))
+        except UnexpectedInput as error:
+            fault = syntax_fault(error, source, left)
+        except ReshardError as error:
+            fault = error.diagnostics[0]
+        else:
+            if not found:
+                return with_comments(document)
+            break
+        if fault not in found:
+            found.append(fault)
+        left = without_fault(left, fault)
+    raise ReshardError(sorted(found, key=_start), Exit.LAYOUT)
+
+
+def _start(fault: Diagnostic) -> int:
+    return fault.primary.span.start if fault.primary else 0
 
 
 def _refuse_large(source: Source) -> None:
@@ -222,7 +242,14 @@ class _Builder:
             if tail.data in said:
                 what = {"averaged": "averaged over", "stage": "on", "condition": "when"}
                 word = what.get(str(tail.data), str(tail.data))
-                raise self._fault(f"`{word}` is said twice in one rule", "the second one", tail)
+                raise self._fault(
+                    f"`{word}` is said twice in one rule",
+                    "the second one",
+                    tail,
+                    "leave one of them out; what is on both stages has two rules"
+                    if word == "on"
+                    else "leave one of them out",
+                )
             said[str(tail.data)] = tail
         stage = said.get("stage")
         averaged = said.get("averaged")
@@ -246,8 +273,21 @@ class _Builder:
     def _term(self, node: Node, depth: int) -> tree.TermTree:
         self._check_depth(node, depth)
         factors: list[tree.TermTree] = []
-        for item in self._trees(node):
+        items = self._trees(node)
+        for item in items:
             factor = self._factor(item, depth)
+            if item.data == "group" and len(items) > 1 and not isinstance(factor, tree.SumTerm):
+                said = " ".join(
+                    self._source.text[self._span(node).start : self._span(node).end].split()
+                )
+                whole = said.replace("(", "").replace(")", "")
+                raise self._fault(
+                    "parentheses inside a dimension hold a sum",
+                    "no sum",
+                    item,
+                    f"write `{whole}` for one dimension, or put a comma between two: "
+                    f"`{said.replace(' (', ', (', 1)}`",
+                )
             factors += factor.factors if isinstance(factor, tree.ProductTerm) else (factor,)
         return (
             factors[0] if len(factors) == 1 else tree.ProductTerm(tuple(factors), self._span(node))
@@ -260,7 +300,8 @@ class _Builder:
                     "the only number that can be a dimension is `1`",
                     "not 1",
                     node,
-                    "name the axis; a layout without a model takes its size as `NAME:SIZE`",
+                    "name the axis, `h`; a layout without a model can state its size: "
+                    f"`h:{node.children[0]}`",
                 )
             return tree.ProductTerm((), self._span(node))
         if node.data == "group":
@@ -399,6 +440,7 @@ class _Builder:
         return layout_error(
             "syntax",
             f"`{word}` is a word of the language and cannot be a name",
+            helps=[f"choose another name, such as `{word}_`"],
             primary=Label(span, "reserved"),
         )
 

@@ -243,7 +243,7 @@ def _slot(text: str, start: int, end: int, span: Span | None) -> IndexSlot:
             span,
             start,
             end,
-            "an index is `{layer}`, `{local layer}`, or `{local e over ep as (3, 1)}`",
+            _instead(text[start + 1 : end - 1].strip()),
         )
     over = tuple(re.findall(_WORD, found["one"] or found["several"] or ""))
     sizes = tuple(int(number) for number in re.findall("[0-9]+", found["sizes"] or ""))
@@ -264,6 +264,24 @@ def _slot(text: str, start: int, end: int, span: Span | None) -> IndexSlot:
     return IndexSlot(
         found["axis"], bool(found["local"]), over, rule, sizes, _within(span, start, end)
     )
+
+
+def _instead(said: str) -> str:
+    """What to write in place of an index that is none."""
+    several = re.fullmatch(rf"(?:local\s+)?({_WORD}(?:\s*[ ,*]\s*{_WORD})+)", said)
+    if several and not re.search(r"\b(?:over|as|local)\b", several[1]):
+        axes = re.findall(_WORD, several[1])
+        return (
+            "an index is of one axis: declare an axis of the model that counts through "
+            f"{' and '.join(f'`{axis}`' for axis in axes)}, and write its name here, as in "
+            "`axis n = num_attention_heads` and `{n}`"
+        )
+    axis = re.match(_WORD, said)
+    if axis and re.fullmatch(rf"{_WORD}\s*:.*", said):
+        return f"an index is written without leading zeros: `{{{axis[0]}}}`"
+    if axis and re.fullmatch(rf"{_WORD}\s*[-+*/%].*", said):
+        return f"an index counts from 0 and is not computed: `{{{axis[0]}}}`"
+    return "an index is `{layer}`, `{local layer}`, or `{local e over ep as (3, 1)}`"
 
 
 def _expression(pieces: tuple[Piece, ...]) -> str:

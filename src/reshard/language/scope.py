@@ -46,6 +46,7 @@ class Scope:
             "no such mesh axis",
             beside=beside,
             helps=helps,
+            once=f"mesh {name}",
         )
 
     def check_placement(

@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from reshard.errors import Diagnostic, Exit, Label, ReshardError, Source, Span
-from reshard.language.words import joined
+from reshard.errors import Diagnostic, Label, Source, Span
+from reshard.language.faults import closest
+from reshard.language.slips import Stop, slip
+from reshard.language.statements import (
+    BLOCKS,
+    KEYWORDS,
+    OF_FILE,
+    OF_LAYOUT,
+    OF_MODEL,
+    block_of,
+    mask,
+    statement_at,
+)
+from reshard.language.words import joined, listed
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -25,6 +37,7 @@ _MARKS = {
     "PLUS": "`+`",
     "MINUS": "`-`",
 }
+_LONG = 200
 _OPERAND = {"INT", "PATH", "STRING", "TRUE", "FALSE", "NOT", "MINUS", "LPAR"}
 _OPERATOR = {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT"}
 _MODEL_STATEMENT = {"_AXIS", "_TENSOR", "RBRACE"}
@@ -41,46 +54,190 @@ _TAIL = {"_AVERAGED", "_ON", "OPTIONAL", "_WHEN"}
 _AFTER_AXIS = {"_OVER", "_PADDED", "_TRUNCATED", "COLON"}
 
 
-def syntax_error(error: UnexpectedInput, source: Source) -> ReshardError:
-    """One message for the place where a text stops being UCL."""
+def syntax_fault(error: UnexpectedInput, source: Source, text: str) -> Diagnostic:
+    """What is wrong at the place where a text stops being UCL.
+
+    Args:  text: the source's, statements with faults that are already known blanked.
+    """
     from lark.exceptions import UnexpectedToken
 
     parser = getattr(error, "interactive_parser", None)
-    accepted = set() if parser is None else set(parser.accepts())
-    wanted = _in_words(accepted)
+    accepted = frozenset() if parser is None else frozenset(parser.accepts())
     at = error.pos_in_stream or 0
     if isinstance(error, UnexpectedToken) and error.token.type == "$END":
-        at, length, found = len(source.text), 0, "the end of the text"
-    elif isinstance(error, UnexpectedToken):
-        at, length = error.token.start_pos or 0, len(str(error.token))
-        found = _shown(str(error.token))
-    else:
-        at, length, found = _characters(source.text, at)
-    helps = _helps(source.text, at, accepted)
+        return _unclosed(source, text)
+    if isinstance(error, UnexpectedToken):
+        at = error.token.start_pos or 0
+    if text[at : at + 1] == '"' and not isinstance(error, UnexpectedToken):
+        return _open_string(source, text, at)
+    word = _word_at(text, at)
     before = _end_of_last(parser)
-    if found == "a string that is not closed":
-        return _error(f"{found}", "no closing quote on this line", source, at, length, helps)
-    if before is not None and "\n" in source.text[before:at]:
-        # the fault is what is missing there, not what comes on the next line
-        return _error(
-            f"expected {wanted} after {_last_shown(parser)}, found {found}",
-            f"expected {wanted}",
-            source,
-            before,
-            0,
-            helps,
-        )
-    return _error(
-        f"expected {wanted}, found {found}", "not expected here", source, at, length, helps
+    stop = Stop(text, at, word, accepted, statement_at(text, at), at if before is None else before)
+    return _of_blocks(stop, source) or _of_slip(stop, source) or _plain(stop, parser, source)
+
+
+def _unclosed(source: Source, text: str) -> Diagnostic:
+    """The end of a text inside a block."""
+    end = len(text.rstrip())
+    masked = mask(text)
+    found = block_of(masked, text, len(text))
+    if found is None:
+        return _fault(source, "expected more, found the end of the text", "the end", end, end)
+    begin, header = found
+    opened = statement_at(text, end - 1).open_bracket(end)
+    if opened is not None:
+        mark, close = masked[opened], "]" if masked[opened] == "[" else ")"
+        headline = f"`{mark}` is not closed"
+        return _fault(source, headline, "nothing closes it", opened, opened + 1, f"write `{close}`")
+    name = _named(header)
+    return _fault(
+        source,
+        f"{name} is not closed",
+        "expected `}`",
+        end,
+        end,
+        "write `}` behind its last statement",
+        beside=(begin, begin + len(header), "opened here"),
     )
 
 
-def _error(
-    headline: str, label: str, source: Source, start: int, length: int, helps: list[str]
-) -> ReshardError:
-    span = Span.of(source, start, start + length)
-    diagnostic = Diagnostic("syntax", headline, "error", Label(span, label), helps=tuple(helps))
-    return ReshardError(diagnostic, Exit.LAYOUT)
+def _open_string(source: Source, text: str, at: int) -> Diagnostic:
+    line = text[at:].partition("\n")[0]
+    name = re.match(r'"[^\s=]*(?: [^\s="]+)*', line)
+    shown = name[0] if name and len(name[0]) <= _LONG else '"...'
+    return _fault(
+        source,
+        "a string that is not closed",
+        "no closing quote on this line",
+        at,
+        at + len(line.rstrip()),
+        f'write `{shown}"`',
+    )
+
+
+def _of_blocks(stop: Stop, source: Source) -> Diagnostic | None:
+    """A statement in a block where it does not belong, or in none."""
+    around = block_of(stop.statement.masked, stop.text, stop.at)
+    end = stop.at + len(stop.word)
+    can_begin = any(stop.accepted >= kind for kind in (_LAYOUT_STATEMENT, _MODEL_STATEMENT))
+    can_begin = can_begin or stop.accepted >= _FILE_STATEMENT
+    if around is None:
+        return _outside(stop, source) if stop.accepted >= _BLOCK else None
+    if not can_begin or not stop.is_first:
+        return None
+    begin, header = around
+    kind = header.partition(" ")[0]
+    if stop.word in BLOCKS:
+        return _fault(
+            source,
+            f"{_named(header)} is not closed before this `{stop.word}`",
+            "`}` belongs before this",
+            stop.at,
+            end,
+            "write `}` behind the last statement of the block",
+            beside=(begin, begin + len(header), "opened here"),
+        )
+    own = {"model": OF_MODEL, "file": OF_FILE}.get(kind, OF_LAYOUT)
+    if stop.word in KEYWORDS or stop.word.startswith('"'):
+        what = "a rule" if stop.word.startswith('"') else f"`{stop.word}`"
+        return _fault(
+            source,
+            f"{what} does not belong in a {kind}",
+            "not expected here",
+            stop.at,
+            end,
+            f"statements of a {kind} are {listed(own)}{', and rules' * (own is OF_LAYOUT)}",
+        )
+    if not stop.word[:1].isalpha():
+        return None
+    near = closest(stop.word.lower(), own)
+    return _fault(
+        source,
+        f"`{stop.word}` starts no statement of a {kind}",
+        "no such statement",
+        stop.at,
+        end,
+        f"did you mean `{near}`?"
+        if near
+        else f"statements of a {kind} are {listed(own)}{', and rules' * (own is OF_LAYOUT)}",
+    )
+
+
+def _outside(stop: Stop, source: Source) -> Diagnostic | None:
+    end = stop.at + len(stop.word)
+    if stop.word.startswith('"') or stop.word in KEYWORDS:
+        of_model = stop.word in OF_MODEL
+        what = "a rule" if stop.word.startswith('"') else f"`{stop.word}`"
+        block = "model" if of_model else "layout"
+        said = stop.text[stop.at : stop.statement.end].strip().partition("\n")[0]
+        return _fault(
+            source,
+            f"{what} stands outside of a {block}",
+            f"belongs in a {block}",
+            stop.at,
+            end,
+            f"write `{block} NAME {{ {said} }}`",
+        )
+    if stop.word == "}":
+        return _fault(source, "`}` closes nothing", "no open block", stop.at, end, "leave it out")
+    near = closest(stop.word.lower(), BLOCKS)
+    if near is None:
+        return None
+    return _fault(
+        source,
+        f"`{stop.word}` starts no block",
+        "not expected here",
+        stop.at,
+        end,
+        f"did you mean `{near}`?",
+    )
+
+
+def _of_slip(stop: Stop, source: Source) -> Diagnostic | None:
+    found = slip(stop)
+    if found is None:
+        return None
+    begin, end = found.span or (stop.at, stop.at + len(stop.word))
+    return _fault(source, found.headline, found.label, begin, end, found.help)
+
+
+def _plain(stop: Stop, parser: object, source: Source) -> Diagnostic:
+    """What could have stood there."""
+    wanted, found = _in_words(set(stop.accepted)), _shown(stop.word)
+    starts = stop.word in KEYWORDS or stop.word[:1] in ('"', "}")
+    if stop.is_first and starts and stop.before < stop.at:
+        # the fault is what is missing there, not what comes on the next line
+        headline = f"expected {wanted} after {_last_shown(parser)}, found {found}"
+        return _fault(source, headline, f"expected {wanted}", stop.before, stop.before)
+    end = stop.at + len(stop.word)
+    return _fault(source, f"expected {wanted}, found {found}", "not expected here", stop.at, end)
+
+
+def _fault(
+    source: Source,
+    headline: str,
+    label: str,
+    start: int,
+    end: int,
+    help_text: str = "",
+    *,
+    beside: tuple[int, int, str] | None = None,
+) -> Diagnostic:
+    return Diagnostic(
+        "syntax",
+        headline,
+        "error",
+        Label(Span.of(source, start, end), label),
+        () if beside is None else (Label(Span.of(source, *beside[:2]), beside[2]),),
+        helps=(help_text,) if help_text else (),
+    )
+
+
+def _named(header: str) -> str:
+    """A block as a message calls it: layout `hf`."""
+    kind, _, rest = header.partition(" ")
+    found = re.match(r'\w+|"[^"]*"', rest.strip())
+    return f"{kind} `{found[0]}`" if found else kind
 
 
 def _in_words(accepted: set[str]) -> str:
@@ -125,14 +282,10 @@ def _word(terminal: str) -> str:
     return plain.get(terminal) or f"`{terminal.strip('_').lower()}`"
 
 
-def _characters(text: str, at: int) -> tuple[int, int, str]:
-    """What stands where no token could be read: (start, length, words)."""
-    if text[at : at + 1] == '"':
-        end = text.find("\n", at)
-        return at, (len(text) if end < 0 else end) - at, "a string that is not closed"
-    word = re.compile(r"\w+|.", re.DOTALL).match(text, at)
-    found = word[0] if word else ""
-    return at, len(found), _shown(found)
+def _word_at(text: str, at: int) -> str:
+    """What stands at a place: a word, a string, or one character."""
+    found = re.compile(r'"(?:\\.|[^"\\\n])*"|\w+|.', re.DOTALL).match(text, at)
+    return found[0] if found else ""
 
 
 def _shown(text: str) -> str:
@@ -162,17 +315,3 @@ def _end_of_last(parser: object) -> int | None:
 def _last_shown(parser: object) -> str:
     last = _last(parser)
     return _shown(last) if isinstance(last, str) else "this"
-
-
-def _helps(text: str, at: int, accepted: set[str]) -> list[str]:
-    if text[at : at + 1] == ";":
-        return ["statements need no separator; leave the `;` out"]
-    if text[at : at + 2] == "//":
-        return ["a comment starts with `#`"]
-    if text[at : at + 1] == "'":
-        return ['strings stand in double quotes: `"..."`']
-    if text[at : at + 1] == "+" and "RSQB" in accepted:
-        return ["a sum stands in parentheses: `(a + b)`"]
-    if text[at : at + 1] == "[" and "RSQB" in accepted:
-        return ["parts of other atoms stand in parentheses: `(wq[q d] + wk[d])`"]
-    return []
