@@ -18,6 +18,7 @@ class OnDrift(StrEnum):
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_MOST_NBYTES = 2**63
 _BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -30,7 +31,10 @@ def parse_nbytes(text: str) -> int:
     if not found or (found[3] and not found[2]):
         raise typer.BadParameter(f"{text!r} is no size; write it like 5GB, 200MiB, or 1000000")
     units = _BINARY_UNITS if found[3] else _UNITS
-    nbytes = int(float(found[1]) * units[found[2]])
+    size = float(found[1]) * units[found[2]]
+    if size >= _MOST_NBYTES:
+        raise typer.BadParameter(f"{text[:24]!r} is more than a size can be")
+    nbytes = int(size)
     if nbytes < 1:
         raise typer.BadParameter(f"{text!r} is less than one byte")
     return nbytes

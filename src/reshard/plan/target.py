@@ -6,8 +6,36 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from reshard.errors import ReshardError, target_error
+
+MAX_RANKS = 1 << 17
+"""Of a run, and so of an axis of its mesh."""
+
+_WHY_RANKS = "every rank has files of its own, which are planned before anything is written"
+
+_COUNTS = frozenset(
+    ("bucket_size", "flatten", "iteration", "samples", "step", "sub_group_size", "zero")
+)
+"""Options that are no sizes of a mesh."""
+
+_MAX_COUNT = 2**63 - 1
+_MOST_DIGITS = 19
+
+_AXES = frozenset(("dp", "tp", "pp"))
+"""Axes whose sizes make the number of ranks; the others lie over ranks that these count already."""
+
+
+def _limit(key: str) -> int:
+    return _MAX_COUNT if key in _COUNTS else MAX_RANKS
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_SHOWN = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +89,48 @@ class Target:
         text = self.options.get(key)
         if text is None:
             return default
-        if not text.isascii() or not text.isdigit() or int(text) < least:
+        limit = _limit(key)
+        digits = text.lstrip("0") or "0"
+        is_integer = text.isascii() and text.isdigit()
+        if is_integer and (len(digits) > _MOST_DIGITS or int(digits) > limit):
             raise target_error(
                 "bad-option",
-                f"option `{key}` of target `{self.head}` is `{text}`, "
+                f"option `{key}` of target `{self.head}` is {_shown(text)}, "
+                f"and the most is {limit:,}",
+                notes=[_WHY_RANKS] if limit == MAX_RANKS else [],
+                helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
+            )
+        if not is_integer or int(digits) < least:
+            raise target_error(
+                "bad-option",
+                f"option `{key}` of target `{self.head}` is `{_shown(text)}`, "
                 f"not an integer of at least {least}",
                 helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
             )
-        return int(text)
+        return int(digits)
+
+    def check_ranks(self) -> None:
+        """Refuse more ranks than any run has.
+
+        Raises: ReshardError[bad-option].
+        """
+        axes = {
+            key: int(value)
+            for key, value in self.options.items()
+            if (self.layout or key in _AXES)
+            and value.isascii()
+            and value.isdigit()
+            and len(value) <= _MOST_DIGITS
+        }
+        if prod(axes.values()) > MAX_RANKS and max(axes.values()) <= MAX_RANKS:
+            said = " * ".join(f"{key}={value}" for key, value in axes.items())
+            raise target_error(
+                "bad-option",
+                f"target `{self.head}` has {said} = {prod(axes.values()):,} ranks, "
+                f"and the most is {MAX_RANKS:,}",
+                notes=[_WHY_RANKS],
+                helps=["choose smaller sizes"],
+            )
 
 
 DESCRIBED = "described"
@@ -81,8 +143,14 @@ def parse_target(text: str, formats: Collection[str], layouts: Collection[str] =
     """Split `format[:key=value,...]` or `FILE.ucl[#layout][:axis=size,...]`.
 
     Args:  formats: the names that can be written.  layouts: those of layouts that describe files.
-    Raises: ReshardError[bad-target], ReshardError[unknown-target].
+    Raises: ReshardError[bad-target | unknown-target | bad-option].
     """
+    target = _split(text, formats, layouts)
+    target.check_ranks()
+    return target
+
+
+def _split(text: str, formats: Collection[str], layouts: Collection[str]) -> Target:
     file = _FILE.fullmatch(text)
     if file is not None:
         return Target(DESCRIBED, _options(text, file["rest"] or ""), file["layout"])
