@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+import interop_table
+
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "fixtures"
 GOLDEN = ROOT / "tests" / "golden"
@@ -33,6 +35,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite the files under tests/golden with what the code says now",
     )
+    parser.addoption(
+        "--interop-table",
+        type=Path,
+        help="write what the interop tests show of each framework there, and compare the docs",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let reports say what a test shows of a framework."""
+    interop_table.note(item)
 
 
 _TOLD = pytest.StashKey[dict[str, str]]()
@@ -49,6 +61,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hand what tests have counted to the process that prints it, where that is another one."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["told"] = session.config.stash.get(_TOLD, {})
+    elif path := session.config.getoption("--interop-table"):
+        _write_interop_table(session, path)
+
+
+def _write_interop_table(session: pytest.Session, path: Path) -> None:
+    terminal: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = [report for part in terminal.stats.values() for report in part]
+    made = interop_table.table(reports)
+    update = bool(session.config.getoption("--update-golden"))
+    if wrong := interop_table.write(path, made, update=update):
+        terminal.write_line(f"\n{made}\n{wrong}", red=True)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -85,8 +85,25 @@ if [ ! -e "$complete" ]; then
     export DS_ACCELERATOR=cpu DS_BUILD_OPS=0
     "$venv/bin/python" -m pip install -qq -c constraints.txt torch setuptools
     "$venv/bin/python" -m pip install -qq -c constraints.txt -r .venv/interop-requirements.txt
-    "$venv/bin/python" -c 'import accelerate, deepspeed, torch, transformers'
+    # The one extension that DeepSpeed needs, for ranks on a CPU. Tests take a copy.
+    TORCH_EXTENSIONS_DIR=$venv/torch_extensions PATH=$venv/bin:$PATH "$venv/bin/python" -c '
+import accelerate, deepspeed, torch, transformers
+deepspeed.get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)'
     [ "$complete" = "$venv/bin/python" ] || : >"$complete"
 fi
+# Other releases, and frameworks that ask for much that the tests do not use: each list in a folder
+# that comes before the environment's packages. They are Python alone, so the wheel of any version
+# will do; Megatron-core 0.19 has one for Python 3.12 only.
+for list in tests/interop/beside/*.txt; do
+    folder=$venv/beside/$(basename "$list" .txt)
+    wanted=$(fingerprint "$list")
+    [ "$(cat "$folder/reshard-stamp" 2>/dev/null)" = "$wanted" ] && continue
+    say "installing $(basename "$list" .txt) beside them"
+    rm -rf "$folder"
+    "$venv/bin/python" -m pip install -qq --no-deps --only-binary :all: --python-version 3.12 \
+        --target "$folder" -r "$list"
+    echo "$wanted" >"$folder/reshard-stamp"
+done
 say "pytest -m interop, with the frameworks of $venv"
-RESHARD_INTEROP_VENV=$venv .venv/bin/pytest -q -n 2 --dist loadfile -m interop
+RESHARD_INTEROP_VENV=$venv .venv/bin/pytest -q -n 2 --dist loadfile -m interop \
+    --interop-table build/interop.md

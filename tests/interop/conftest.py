@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from framework import HERE, MAKE_CASE, Resume, Resumed, run_framework
+from framework import (
+    HERE,
+    MAKE_CASE,
+    Resume,
+    Resumed,
+    close_frameworks,
+    run_framework,
+    shared_memory,
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fails where a framework's run has left memory in /dev/shm."""
+    before = shared_memory()
+    yield
+    left = close_frameworks(before)
+    assert not left, f"left behind: {left}"
 
 
 @pytest.fixture

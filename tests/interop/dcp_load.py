@@ -5,11 +5,12 @@
 JOB: `folder`, `truth`, `world` (0: no process group), `shard` (as in make_dcp.py), `names`,
 `dtype`, `flat`, `tied`, `form` (`dcp`, `titan`, or `accelerate`), `reader` (None, or arguments of
 ReshardReader), `shapes` (by name, instead of those of `names`), `groups` (whether matrices are one
-of their own).
+of their own), `later` (steps to take then, after which the digest of all states is told).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ sys.path[:0] = [str(HERE.parents[1] / "fixtures" / "make"), str(HERE.parents[1] 
 
 import torch  # noqa: E402
 from dcp_model import ODD, add_odd_buffers, build, hf_names, titan_names, train  # noqa: E402
-from make_dcp import _start_torch, shard  # noqa: E402
+from make_dcp import _start_torch, accelerate_parts, shard  # noqa: E402
 from ranks import run_on_ranks  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch.distributed import checkpoint  # noqa: E402
@@ -41,6 +42,8 @@ def main() -> None:
         spoil(model, optimizer)
         counters = load(model, optimizer, job)
         equal, different = compare(model, optimizer, truth)
+        if "later" in job:
+            counters["later"] = digest_after(model, optimizer, job["later"])
         if rank == 0:
             groups = [
                 {"lr": g["lr"], "betas": g["betas"], "weight_decay": g["weight_decay"]}
@@ -91,12 +94,12 @@ def load(model: Any, optimizer: Any, job: dict[str, Any]) -> dict[str, Any]:
         states = state["optimizer"]
         counters = {"last_epoch": state["lr_scheduler"]["last_epoch"], **state["train_state"]}
     elif job["form"] == "accelerate":
-        folder = Path(job["folder"])
-        held = {"model": weights}
-        checkpoint.load(held, checkpoint_id=folder / "pytorch_model_fsdp_0")
-        trained = {"optimizer": states}
-        checkpoint.load(trained, checkpoint_id=folder / "optimizer_0")
-        weights, states = held["model"], trained["optimizer"]
+        from accelerate.utils.fsdp_utils import load_fsdp_model, load_fsdp_optimizer
+
+        parts = accelerate_parts(job["world"])
+        load_fsdp_model(*parts, model, job["folder"])
+        load_fsdp_optimizer(*parts, optimizer, model, job["folder"])
+        return counters
     else:
         state = {"model": weights, "optim": states}
         read(state, job)
@@ -120,22 +123,43 @@ def read(state: dict[str, Any], job: dict[str, Any]) -> None:
 
 def compare(model: Any, optimizer: Any, truth: dict[str, Any]) -> tuple[int, list[str]]:
     """How many tensors are bit-equal, and the keys of those that are not."""
+    found = held(model, optimizer)
+    different = sorted(set(truth).symmetric_difference(found))
+    equal = 0
+    for key in truth.keys() & found.keys():
+        whole = found[key]
+        if whole.dtype == truth[key].dtype and bits(whole) == bits(truth[key]):
+            equal += 1
+        else:
+            different.append(key)
+    return equal, sorted(different)
+
+
+def held(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Every whole tensor of the running model and optimizer."""
     found = {}
     for name, parameter in model.named_parameters():
         found[f"param/{name}"] = parameter
         for kind, value in optimizer.state[parameter].items():
             found[f"{kind}/{name}"] = value
     found |= {f"buffer/{name}": buffer for name, buffer in model.named_buffers()}
-    different = sorted(set(truth).symmetric_difference(found))
-    equal = 0
-    for key in truth.keys() & found.keys():
-        value = found[key].detach()
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if whole.dtype == truth[key].dtype and bits(whole) == bits(truth[key]):
-            equal += 1
-        else:
-            different.append(key)
-    return equal, sorted(different)
+    return {
+        key: value.full_tensor() if isinstance(value, DTensor) else value.detach()
+        for key, value in found.items()
+    }
+
+
+def digest_after(model: Any, optimizer: Any, steps: int) -> str:
+    """The digest of every tensor after some more steps, whose gradients follow from the weights."""
+    for step in range(steps):
+        for parameter in model.parameters():
+            parameter.grad = parameter.detach() * (0.5 + step) + 0.125
+        optimizer.step()
+        optimizer.zero_grad()
+    digest = hashlib.sha256()
+    for key, whole in sorted(held(model, optimizer).items()):
+        digest.update(key.encode() + bits(whole))
+    return digest.hexdigest()
 
 
 def bits(tensor: Any) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
+import shutil
 import subprocess
+import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,13 +61,16 @@ class Resume(Protocol):
     ) -> Resumed: ...
 
 
-def run_framework(command: list[str], tmp_path: Path) -> None:
+def run_framework(command: list[str], tmp_path: Path, release: str = "") -> None:
     """Run a command of the real framework; fail with the end of what it printed if it fails.
 
     A script is run beside frameworks that are imported already; `-m` starts an interpreter.
+
+    Args:  release: a list of `tests/interop/beside`, whose packages come before the others.
     """
     if command[1].endswith(".py"):
-        code, printed = _server(command[0]).run(command[1:], tmp_path)
+        first = [str(beside(Path(command[0]), release))] if release else []
+        code, printed = _server(command[0]).run(first, command[1:], tmp_path)
     else:
         done = subprocess.run(
             command,
@@ -80,12 +86,78 @@ def run_framework(command: list[str], tmp_path: Path) -> None:
         pytest.fail(f"{' '.join(command)} failed:\n{printed[-4000:]}")
 
 
+def beside(python: Path, release: str) -> Path:
+    """The folder where `tests/run.sh` keeps the packages of a list."""
+    folder = python.parent.parent / "beside" / release
+    if not folder.is_dir():
+        pytest.fail(f"{folder} does not exist: run `sh tests/run.sh interop`")
+    return folder
+
+
+@cache
 def _environment(python: str) -> dict[str, str]:
     # The variable that makes the tests find an uninstalled reshard must not reach the framework.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     # DeepSpeed looks for its build tool among the commands, not in its own environment.
     environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+    # What frameworks leave in the folders for temporary files and for caches goes with the session.
+    scratch = _scratch()
+    for name in ("HOME", "TMPDIR", "HF_HOME", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"):
+        environment[name] = str(scratch / name)
+        (scratch / name).mkdir()
+    # A copy: a lock that a killed run leaves there would make every later one wait.
+    compiled = Path(python).parent.parent / "torch_extensions"
+    environment["TORCH_EXTENSIONS_DIR"] = str(scratch / "extensions")
+    if compiled.is_dir():
+        shutil.copytree(compiled, scratch / "extensions")
     return environment
+
+
+@cache
+def _scratch() -> Path:
+    """A folder of this session; its name is short, as sockets lie in it."""
+    return Path(tempfile.mkdtemp(prefix="reshard-"))
+
+
+def shared_memory() -> set[Path]:
+    """The files of this user in /dev/shm."""
+    user, found = os.getuid(), set()
+    for path in Path("/dev/shm").glob("*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_uid == user:
+                found.add(path)
+    return found
+
+
+def close_frameworks(before: set[Path]) -> list[str]:
+    """End the interpreters, remove what they wrote outside of `tmp_path`.
+
+    Returns:  what was left in /dev/shm since `before` and is open in no process; it is removed too.
+    """
+    for server in _servers:
+        server.close()
+    shutil.rmtree(_scratch())
+    deadline = time.monotonic() + 5  # another run may be about to remove its own
+    while (left := shared_memory() - before - _open_files()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for path in left:
+        path.unlink(missing_ok=True)
+    return sorted(map(str, left))
+
+
+def _open_files() -> set[Path]:
+    """What processes have open or mapped in /dev/shm."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            for line in (process / "maps").read_text().splitlines():
+                if "/dev/shm/" in line:
+                    found.add(Path(line[line.index("/dev/shm/") :].removesuffix(" (deleted)")))
+        with suppress(OSError):
+            for link in (process / "fd").iterdir():
+                with suppress(OSError):
+                    found.add(link.readlink())
+    return found
 
 
 class _Server:
@@ -101,13 +173,13 @@ class _Server:
             text=True,
         )
 
-    def run(self, command: list[str], tmp_path: Path) -> tuple[int, str]:
+    def run(self, first: list[str], command: list[str], tmp_path: Path) -> tuple[int, str]:
         """The exit code of a script, and what it printed."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         log = tmp_path / "framework.log"
-        process.stdin.write(json.dumps([str(tmp_path), str(log), *command]) + "\n")
+        process.stdin.write(json.dumps([str(tmp_path), str(log), first, *command]) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
         assert answer, "the frameworks could not be imported"
@@ -122,8 +194,11 @@ class _Server:
         self._process.wait()
 
 
+_servers: list[_Server] = []
+
+
 @cache
 def _server(python: str) -> _Server:
     server = _Server(python)
-    atexit.register(server.close)
+    _servers.append(server)
     return server

@@ -3,9 +3,9 @@
     PYTHON tests/interop/server.py
 
 Each line of standard input is a JSON list: the folder to work in, the file that takes what is
-printed, the script, and its arguments. It is answered with the script's exit code, on a line.
-Importing the frameworks costs more than most of what the tests do with them, so every script runs
-in a process that is forked from one that has them.
+printed, folders whose packages come first, the script, and its arguments. It is answered with the
+script's exit code, on a line. Importing the frameworks costs more than most of what the tests do
+with them, so every script runs in a process that is forked from one that has them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def main() -> None:
     for name in IMPORTED:
         import_module(name)
     for line in sys.stdin:
-        folder, log, script, *arguments = json.loads(line)
+        folder, log, first, script, *arguments = json.loads(line)
         process = os.fork()
         if process == 0:
+            sys.path[:1] = [str(Path(script).parent), *first]
             _run(folder, log, script, arguments)
         _, status = os.waitpid(process, 0)
         answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
@@ -51,7 +52,6 @@ def _run(folder: str, log: str, script: str, arguments: list[str]) -> None:
         os.dup2(printed, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.argv = [script, *arguments]
-        sys.path[0] = str(Path(script).parent)
         runpy.run_path(script, run_name="__main__")
         code = 0
     except SystemExit as end:

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import reshard
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.covers("torch", "write")]
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -45,11 +45,13 @@ def _equal(found: dict[str, Any], count: int) -> None:
     assert (found["equal"], found["different"]) == (count, [])
 
 
+@pytest.mark.covers("torch", "read", "resume")
 def test_fsdp2_at_another_size(fixture_checkpoint: Find, load: Load, tmp_path: Path) -> None:
     case = fixture_checkpoint("dcp_dp2")
     reshard.convert(case / "ckpt", tmp_path / "out", "dcp:dp=2")
-    found = load(tmp_path / "out", case, world=3)
+    found = load(tmp_path / "out", case, world=3, later=2)
     _equal(found, 84)
+    assert found["later"] == load(case / "ckpt", case, later=2)["later"]
     assert [group["weight_decay"] for group in found["groups"]] == [0.1, 0.0]
     assert all(group["lr"] == 0.01 and group["betas"] == [0.9, 0.95] for group in found["groups"])
 
@@ -105,12 +107,15 @@ def test_torchtitan_resumes(fixture_checkpoint: Find, load: Load, tmp_path: Path
     assert reshard.verify(case / "ckpt", back).ok
 
 
+@pytest.mark.covers("accelerate", "read", "write", "resume")
 def test_accelerate_loads_its_two_folders(
     fixture_checkpoint: Find, load: Load, tmp_path: Path
 ) -> None:
     case = fixture_checkpoint("dcp_accelerate_dp2")
     reshard.convert(case / "ckpt", tmp_path / "out", "accelerate:dp=3")
-    _equal(load(tmp_path / "out", case, form="accelerate"), 84)
+    found = load(tmp_path / "out", case, world=3, form="accelerate", later=2)
+    _equal(found, 84)
+    assert found["later"] == load(case / "ckpt", case, form="accelerate", later=2)["later"]
 
 
 def test_tied_master_weights_of_a_deepspeed_run_in_bf16(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from framework import HERE, Resume, Resumed, run_framework
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.covers("deepspeed", "write", "resume")]
 
 # Sums over another number of ranks round differently, more so in bf16.
 TOLERANCE = {"fp32": 2e-5, "bf16": 2e-2}

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import reshard
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.covers("deepspeed", "read")]
 
 
 ODDITIES = {

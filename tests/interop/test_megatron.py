@@ -16,6 +16,14 @@ from reshard import api
 pytestmark = pytest.mark.interop
 
 Fixture = Callable[[str], Path]
+RELEASES = [
+    pytest.param("", id="0.16", marks=pytest.mark.covers("megatron-core", "write", "resume")),
+    pytest.param(
+        "megatron-core-0.19",
+        id="0.19",
+        marks=pytest.mark.covers("megatron-core-0.19", "write", "resume"),
+    ),
+]
 
 
 def _convert(source: Path, target: Path, to: str) -> None:
@@ -28,6 +36,7 @@ def _convert(source: Path, target: Path, to: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(
     ("name", "to", "run", "tolerance"),
     [
@@ -45,6 +54,7 @@ def test_megatron_resumes(
     to: str,
     run: str,
     tolerance: float | None,
+    release: str,
     fixture_checkpoint: Fixture,
     interop_python: Path,
     tmp_path: Path,
@@ -58,7 +68,7 @@ def test_megatron_resumes(
     for item in run.split():
         axis, _, size = item.partition("=")
         command += [f"--{axis}", size]
-    run_framework(command, tmp_path)
+    run_framework(command, tmp_path, release)
     found = api.verify(
         case / "ckpt", saved, settings={"vocab_size": 38}
     )  # of weights and optimizer states

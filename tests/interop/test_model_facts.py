@@ -10,7 +10,7 @@ from framework import HERE, run_framework
 
 import reshard
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.covers("transformers", "read", "write")]
 
 SCRIPT = str(HERE / "transformers_models.py")
 SHIPPED = (
