@@ -10,7 +10,10 @@ from framework import HERE, run_framework
 import reshard
 from reshard.storage.safetensors import read_header
 
-pytestmark = pytest.mark.interop
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.covers("transformers", "read", "write", "resume"),
+]
 
 SCRIPT = str(HERE / "trainer_run.py")
 
