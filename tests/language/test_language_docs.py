@@ -14,10 +14,12 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 CODES = [
     "ambiguous-atom",
+    "axes-apart",
     "axis-missing",
     "axis-size",
     "axis-twice",
     "bad-place",
+    "cut-dimension",
     "duplicate-name",
     "duplicate-place",
     "duplicate-rule",
@@ -28,6 +30,7 @@ CODES = [
     "name-pattern",
     "nested-sum",
     "not-obeyed",
+    "one-way-config",
     "split-sizes",
     "syntax",
     "unknown-atom",

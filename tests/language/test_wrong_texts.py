@@ -64,9 +64,6 @@ def test_line_ends_tabs_and_a_mark_mean_nothing(
 
 
 MAY_BE_MEANT = (
-    "06-commas-between-heads-axes-in-dims",
     "07-axes-swapped",
-    "66-pp-in-when-misspelled",
-    "67-size-unknown-name",
     "69-unused-mesh-axis",
 )

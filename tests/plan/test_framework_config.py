@@ -42,6 +42,31 @@ def test_config_lines_are_read_backwards_through_their_first_alternative() -> No
     }
 
 
+ARITHMETIC = """
+model m {
+    axis s = positions + 2
+    axis f = inner
+    axis e = shared
+    tensor w [s, f, e]
+}
+
+layout other of m {
+    config positions = args.positions - 2
+    config inner     = args.inner
+    config shared    = args.all / args.inner
+    "w" = w[s, f, e]
+}
+"""
+
+
+def test_arithmetic_is_inverted_as_sizes_are_solved() -> None:
+    layout = load_layout(ARITHMETIC, "m.ucl", "other")
+    values = {"positions": 2048, "inner": 3, "shared": 4}
+    assert framework_config(layout, values) == {
+        "args": {"positions": 2050, "inner": 3, "all": 12},
+    }
+
+
 def test_sizes_of_axes_are_solved_for_the_names_in_them() -> None:
     layout = load_layout(TEXT, "m.ucl", "other")
     sizes = {"layer": 3, "kv": 2, "q": 4, "d": 4, "f": 10}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.api.source import PathLike, read_layout_file
+from reshard.api.vocabulary import vocabulary
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language import check, compile_layout, format_document, parse
 from reshard.language.library import missing_models
@@ -65,7 +66,7 @@ def check_layout(path: PathLike) -> CheckedLayouts:
     """
     document = parse(read_layout_file(Path(path)), str(path))
     models = missing_models(document)
-    found = check(document, models=models)
+    found = check(document, models=models, vocabulary=vocabulary())
     errors = [item for item in found if item.level == "error"]
     if errors:
         raise ReshardError(errors, Exit.LAYOUT)

@@ -62,6 +62,13 @@ def kind_of(model_type: object) -> Kind | None:
     )
 
 
+def config_keys() -> frozenset[str]:
+    """Every key of every type that is known."""
+    types = _table()["types"]
+    assert isinstance(types, dict)
+    return frozenset((*_harmless(), *(key for item in types.values() for key in item["default"])))
+
+
 def type_of_architecture(name: str) -> str | None:
     """The type that a class of transformers is of."""
     types = _table()["types"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from reshard.errors import Diagnostic, Span
 from reshard.language import tree
 from reshard.language.check_layout import check_layout
+from reshard.language.check_names import check_names
 from reshard.language.check_single import check_constant, check_twice
 from reshard.language.faults import Faults, near
 from reshard.language.layout import Model
@@ -15,11 +16,15 @@ from reshard.language.words import listed
 
 
 def check(
-    document: tree.Document, *, models: Mapping[str, Model] = NO_MODELS
+    document: tree.Document,
+    *,
+    models: Mapping[str, Model] = NO_MODELS,
+    vocabulary: Collection[str] = (),
 ) -> tuple[Diagnostic, ...]:
     """Everything that is wrong with a document, in the order of its text; () if nothing is.
 
     Args:  models: those that its layouts may refer to without declaring them; its own come first.
+           vocabulary: names that configurations have; () where names are not to be checked.
     Returns: errors, and warnings about what has no effect.
     """
     faults = Faults()
@@ -40,6 +45,8 @@ def check(
         _check_model(faults, block)
     for layout in document.layouts:
         check_layout(faults, layout, _model(faults, layout, known), _spelled(document, layout))
+    if vocabulary:
+        check_names(faults, document, vocabulary)
     return faults.sorted()
 
 

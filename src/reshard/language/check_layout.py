@@ -7,13 +7,14 @@ from itertools import combinations
 
 from reshard.errors import ReshardError
 from reshard.language import tree
+from reshard.language.check_dims import check_dims
 from reshard.language.check_files import check_files
 from reshard.language.check_free import check_free_rule, free_axes
 from reshard.language.check_modelled import check_modelled_rule
 from reshard.language.check_single import check_constant, check_twice
 from reshard.language.check_stored import Stored, check_stored
 from reshard.language.conditions import constant
-from reshard.language.expression import Expression, names
+from reshard.language.expression import Expression, can_be_inverted, inverted_names, names
 from reshard.language.faults import Faults, near
 from reshard.language.layout import Model
 from reshard.language.pattern import NamePattern
@@ -57,6 +58,7 @@ def check_layout(
             for rule, pattern in rules
         ]
         check_stored(scope, block, model, stored, meant)
+        check_dims(scope, model, [rule for rule, _ in rules])
     if model is not False:
         _check_config(faults, block, model if isinstance(model, Model) else None, spelled)
 
@@ -214,9 +216,20 @@ def _check_config(
     check_twice(faults, "config", [item.name for item in items], f"layout `{block.name.text}`")
     used = {name for expression in _expressions(block, model) for name in names(expression)}
     used.update(spelled)
+    told = {name for item in items for name in inverted_names(item.value)}
     for item in items:
         if not names(item.value) and constant(item.value, {}) is None:
             check_constant(faults, item.value, "the value", int)
+        if model is not None and not can_be_inverted(item.value, told):
+            faults.add(
+                "one-way-config",
+                f"`{item.name.text}` can be read from this, and not written back",
+                item.value.span,
+                "has no inverse",
+                notes=["a checkpoint that is written in this layout does not get these names"],
+                helps=["make it of one name, with `+`, `-`, `*`, `/`, `not`, or `or` behind it"],
+                level="warning",
+            )
         if item.name.text not in used:
             faults.add(
                 "unused-config",

@@ -181,7 +181,8 @@ def _atoms(
                 "a part of this sum names no atom",
                 part.span,
                 "which atom is this?",
-                helps=["name it as in `(wq[q d] + wk[d])`"],
+                helps=[_labelled(model, rule, sums[0])],
+                once=str(part.span and part.span.line),
             )
             continue
         if part.label.text in seen:
@@ -202,6 +203,27 @@ def _atoms(
         if id(term) not in inside and term.name.text != "_"
     ]
     return shared, atoms
+
+
+def _labelled(model: Model, rule: tree.RuleStatement, term: tree.SumTerm) -> str:
+    """The sum with an atom and its axes in each part, where the parts are names of atoms."""
+    names = [
+        part.term.name.text
+        for part in term.parts
+        if part.label is None
+        and isinstance(part.term, tree.AxisTerm)
+        and part.term.name.text in model.tensors
+    ]
+    if len(names) != len(term.parts):
+        return "name it as in `(wq[q d] + wk[d])`"
+    inside = {id(axis) for part in term.parts for axis in tree.axis_terms((part.term,))}
+    said = {axis.name.text for axis in tree.axis_terms(rule.dims) if id(axis) not in inside}
+    said.update(re.findall(r"\{(?:local\s+)?(\w+)", rule.pattern.text))
+    parts = []
+    for name in names:
+        left = " ".join(axis for axis in model.tensors[name].axes if axis not in said)
+        parts.append(f"{name}[{left or '1'}]")
+    return f"write `({' + '.join(parts)})`: an atom with its further axes in brackets, or `1`"
 
 
 def _uses(terms: tuple[tree.TermTree, ...]) -> list[Use]:

@@ -5,7 +5,7 @@ A real number, such as the epsilon of a norm, can be named, compared with anothe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -109,6 +109,35 @@ def variables(expression: Expression) -> tuple[Variable, ...]:
     if isinstance(expression, Binary):
         return variables(expression.left) + variables(expression.right)
     return ()
+
+
+def can_be_inverted(expression: Expression, known: Collection[str] = ()) -> bool:
+    """Whether a value of an expression says what a name in it is; one without names says what is
+    always so.
+
+    Args:  known: names whose values are known otherwise.
+    """
+    if isinstance(expression, Unary):
+        return can_be_inverted(expression.operand, known)
+    if not isinstance(expression, Binary):
+        return True
+    if expression.operator == "or":
+        return can_be_inverted(expression.left, known)
+    if expression.operator == "==":
+        return isinstance(expression.left, Variable) and isinstance(expression.right, Text)
+    if expression.operator in ("+", "-", "*", "/"):
+        return len({*names(expression)} - {*known}) < 2
+    return not variables(expression)
+
+
+def inverted_names(expression: Expression) -> frozenset[str]:
+    """The names that a value of an expression tells."""
+    if isinstance(expression, Unary):
+        return inverted_names(expression.operand)
+    if isinstance(expression, Binary) and expression.operator in ("or", "=="):
+        return inverted_names(expression.left)
+    found = frozenset(names(expression))
+    return found if len(found) == 1 and can_be_inverted(expression) else frozenset()
 
 
 def evaluate(expression: Expression, env: Mapping[str, object]) -> Value:

@@ -60,6 +60,13 @@ def shipped() -> tuple[Family, ...]:
     return tuple(found)
 
 
+def shipped_texts() -> tuple[str, ...]:
+    """The texts of all families that come with reshard."""
+    folder = resources.files("reshard").joinpath("layouts")
+    files = [item for item in folder.iterdir() if item.name.endswith(".ucl")]
+    return tuple(item.read_text(encoding="utf-8") for item in files)
+
+
 def shipped_text(name: str) -> str:
     """The UCL text of a family that comes with reshard."""
     folder = resources.files("reshard").joinpath("layouts")

@@ -8,6 +8,7 @@ config head_dim            = head_dim or hidden_size / heads      head_dim = 64
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 from reshard.language.conditions import constant
 from reshard.language.expression import (
@@ -22,7 +23,7 @@ from reshard.language.expression import (
     operands,
 )
 from reshard.language.layout import Layout
-from reshard.plan.model_values import model_names
+from reshard.plan.model_values import model_names, solve_size
 
 
 def framework_config(
@@ -45,6 +46,9 @@ def framework_config(
     for name, expression in layout.config.items():
         if values.get(name) is not None:
             assign(expression, values[name], out)
+    for name, expression in layout.config.items():
+        if values.get(name) is not None and len(names(expression)) > 1:
+            _solve(expression, values[name], out)
     found = []
     for alternative in operands("or", layout.when):
         if _is_so(alternative, layout, values):
@@ -132,6 +136,35 @@ def assign(expression: Expression, value: object, out: dict[str, object]) -> Non
         left, right = expression.left, expression.right
         if isinstance(left, Variable) and isinstance(right, Text):
             _store(left.name.split("."), right.value, out)
+    elif len(names(expression)) == 1:
+        _solve(expression, value, out)
+
+
+def _solve(expression: Expression, value: object, out: dict[str, object]) -> None:
+    """Put into a configuration the one size of an expression that it does not have yet."""
+    known = _flat(out)
+    is_arithmetic = isinstance(expression, Binary) and expression.operator in "+-*/"
+    if not is_arithmetic or not is_size(value) or len({*names(expression)} - {*known}) != 1:
+        return
+    found = dict(known)
+    solve_size(expression, value, found)
+    for name in found.keys() - known.keys():
+        _store(name.split("."), found[name], out)
+
+
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    out: dict[str, object] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            out.update(_flat(value, f"{prefix}{name}."))
+        else:
+            out[f"{prefix}{name}"] = value
+    return out
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, and no truth."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _store(path: list[str], value: object, out: dict[str, object]) -> None:

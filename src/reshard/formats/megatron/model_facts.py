@@ -192,11 +192,12 @@ def _is_plain(value: object, plain: tuple[object, ...]) -> bool:
 
 def unknown(args: Mapping[str, object]) -> tuple[str, ...]:
     """Arguments that Megatron-LM itself does not have, and that are not off."""
-    return tuple(sorted(k for k, v in args.items() if k not in _names() and v not in _OFF))
+    return tuple(sorted(k for k, v in args.items() if k not in argument_names() and v not in _OFF))
 
 
 @cache
-def _names() -> frozenset[str]:
+def argument_names() -> frozenset[str]:
+    """The arguments that Megatron-LM has."""
     folder = resources.files("reshard").joinpath("layouts")
     lines = folder.joinpath("megatron_arguments.txt").read_text("utf-8").splitlines()
     return frozenset(name for line in lines if not line.startswith("#") for name in line.split())

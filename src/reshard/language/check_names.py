@@ -1,0 +1,126 @@
+"""Checks of names that only a checkpoint gives values to: those that are probably misspelled."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
+
+from reshard.language import tree
+from reshard.language.expression import Expression, Variable, variables
+from reshard.language.faults import Faults
+
+_LONG = 8
+"""Characters of a name from which on one that is nearly the same is not another one."""
+
+_ALIKE = 0.9
+
+
+def check_names(faults: Faults, document: tree.Document, vocabulary: Collection[str]) -> None:
+    """Fault names that nearly are known ones, and tell of others that nobody knows.
+
+    Args:  vocabulary: what configurations call sizes and facts; of dotted names the last part.
+    """
+    declared = {word for block in document.layouts for word in _declared(block)}
+    shapes = {
+        item.name.text
+        for block in document.models
+        for item in block.statements
+        if isinstance(item, tree.AxisStatement)
+    }
+    unknown: dict[str, Variable] = {}
+    for block in document.blocks:
+        mesh = _mesh(block) if isinstance(block, tree.LayoutBlock) else ()
+        for expression in _expressions(block):
+            for variable in variables(expression):
+                name = variable.name
+                last = name.rpartition(".")[2]
+                if name in declared or name in shapes or name in mesh or last in vocabulary:
+                    continue
+                near = _meant(name, mesh, vocabulary)
+                if near is None:
+                    unknown.setdefault(name, variable)
+                    continue
+                faults.add(
+                    "unknown-name",
+                    f"nothing known is called `{name}`",
+                    variable.span,
+                    "no such name",
+                    helps=[
+                        f"did you mean `{near}`?",
+                        "if the configuration does have this name, say so in the layout: "
+                        f"`config {last} = {name}`",
+                    ],
+                    once=name,
+                )
+    for name, variable in unknown.items():
+        close = get_close_matches(name.rpartition(".")[2], vocabulary, 1, 0.8)
+        faults.add(
+            "unknown-name",
+            f"`{name}` is in no configuration that is known here",
+            variable.span,
+            "the checkpoint must tell it",
+            notes=["it needs a value from the checkpoint's configuration or from `--set`"],
+            helps=[f"did you mean `{close[0]}`?"] if close else [],
+            level="warning",
+        )
+
+
+def _meant(name: str, mesh: Collection[str], vocabulary: Collection[str]) -> str | None:
+    """The name that was surely meant; None where it may be another one."""
+    if len(name) <= 4:
+        near = get_close_matches(name, mesh, 1, 0.75)
+        return near[0] if near else None
+    before, dot, last = name.rpartition(".")
+    if len(last) < _LONG:
+        return None
+    near = [
+        word
+        for word in get_close_matches(last, vocabulary, 3, _ALIKE)
+        if word.rstrip("s") != last.rstrip("s")
+    ]
+    return f"{before}{dot}{near[0]}" if near else None
+
+
+def _mesh(block: tree.LayoutBlock) -> tuple[str, ...]:
+    return tuple(
+        axis.name.text
+        for item in block.statements
+        if isinstance(item, tree.MeshStatement)
+        for axis in item.axes
+    )
+
+
+def _declared(block: tree.LayoutBlock) -> Iterator[str]:
+    for item in block.statements:
+        if isinstance(item, tree.ConfigStatement):
+            yield item.name.text
+            if isinstance(item.value, Variable) and item.value.name.endswith(item.name.text):
+                yield item.value.name
+
+
+def _expressions(block: tree.ModelBlock | tree.LayoutBlock) -> Iterator[Expression]:
+    """Every expression of a block that a configuration gives values to."""
+    if isinstance(block, tree.LayoutBlock) and block.when is not None:
+        yield block.when
+    for item in block.statements:
+        if isinstance(item, tree.AxisStatement):
+            yield from _some(item.size)
+        elif isinstance(item, tree.ConfigStatement):
+            yield item.value
+        elif isinstance(item, tree.MeshStatement):
+            for axis in item.axes:
+                yield from _some(axis.size)
+        elif isinstance(item, tree.PlaceStatement):
+            yield from _some(item.placement.pad_to)
+            yield from _some(item.placement.truncated_to)
+        elif isinstance(item, tree.RuleStatement):
+            yield from _some(item.when)
+            for term in tree.axis_terms(item.dims):
+                yield from _some(term.size)
+        elif isinstance(item, (tree.TensorStatement, tree.OrderStatement)):
+            yield from _some(item.when)
+
+
+def _some(expression: Expression | None) -> Iterator[Expression]:
+    if expression is not None:
+        yield expression
