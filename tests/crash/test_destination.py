@@ -92,6 +92,71 @@ def test_force_leaves_what_somebody_else_wrote(
     assert everything(tmp_path) == before
 
 
+@pytest.mark.parametrize("to", ["universal", "deepspeed-universal", "dcp"])
+@pytest.mark.parametrize("how", ["longer", "another byte"])
+def test_force_leaves_files_that_somebody_changed(
+    tiny: Path, tmp_path: Path, to: str, how: str
+) -> None:
+    dst = tmp_path / "out"
+    reshard.convert(tiny, dst, to)
+    lists = {"manifest.json", ".reshard-files.json"}
+    names = [name for name in tree(dst) if name not in lists and tree(dst)[name]]
+    for name in names:
+        whole = (dst / name).read_bytes()
+        edited = whole + b"!" if how == "longer" else whole[:-1] + bytes([whole[-1] ^ 1])
+        (dst / name).write_bytes(edited)
+        before = everything(tmp_path)
+        assert refused(tiny, dst) == (
+            "error[output-foreign]: .../out holds files that were changed after reshard wrote "
+            "them, so `--force` does not replace it\n"
+            f"  = note: changed: `{name}`\n"
+            "  = help: move them elsewhere yourself, or choose another destination"
+        )
+        assert everything(tmp_path) == before
+        (dst / name).write_bytes(whole)
+    (dst / names[0]).unlink()  # moved elsewhere
+    reshard.convert(tiny, dst, to, force=True)
+    assert names[0] in tree(dst)
+
+
+def test_force_sees_another_large_file_under_the_name(tiny: Path, tmp_path: Path) -> None:
+    """Its length is the same, and its beginning and end."""
+    dst = tmp_path / "out"
+    with OutputFolder.create(dst) as folder:
+        folder.open_file("weights.bin", 5 << 20)
+        folder.write("weights.bin", 0, bytes(5 << 20))
+        folder.commit(receipt=True)
+    with (dst / "weights.bin").open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(os.urandom(3 << 20))
+    assert "changed: `weights.bin`" in refused(tiny, dst)
+
+
+def test_a_list_of_an_earlier_version_has_names_alone(tiny: Path, tmp_path: Path) -> None:
+    dst = tmp_path / "out"
+    reshard.convert(tiny, dst, "dcp")
+    listed = json.loads((dst / ".reshard-files.json").read_text(encoding="utf-8"))
+    del listed["contents"]
+    (dst / ".reshard-files.json").write_text(json.dumps(listed), encoding="utf-8")
+    (dst / ".metadata").write_bytes(b"")
+    reshard.convert(tiny, dst, "dcp", force=True)
+    assert (dst / ".metadata").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [3, [], {"a": 1}, {"../mine": [1, "x"]}, {"a": [-1, "x"]}, {"a": [2**70, "x"]}, {"": [1, ""]}],
+)
+def test_a_list_with_odd_contents(tiny: Path, tmp_path: Path, contents: object) -> None:
+    (tmp_path / "mine").write_text("mine", encoding="utf-8")
+    dst = tmp_path / "out"
+    dst.mkdir()
+    listed = json.dumps({"files": [], "contents": contents})
+    (dst / ".reshard-files.json").write_text(listed, encoding="utf-8")
+    reshard.convert(tiny, dst, "universal", force=True)
+    assert (tmp_path / "mine").read_text(encoding="utf-8") == "mine"
+
+
 def test_force_leaves_a_checkpoint_that_a_framework_wrote(
     tiny: Path, tmp_path: Path, fixture_checkpoint: Callable[[str], Path]
 ) -> None:

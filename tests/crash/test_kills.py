@@ -64,6 +64,15 @@ def test_deepspeed_universal_in_place_of_another(tiny: Path, tmp_path: Path, tel
 
 
 @pytest.mark.slow
+def test_a_distributed_checkpoint_in_place_of_another(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path, tell: Tell
+) -> None:
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    reshard.convert(source, tmp_path / "previous", "dcp:dp=2")
+    kill(tmp_path / "work", tell, source, "dcp:dp=1", 40, previous=tmp_path / "previous")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "to", "step"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 from reshard.errors import ReshardError, output_error
 from reshard.storage.journal import Notes, read_journal
 from reshard.storage.output_error import as_output_error
-from reshard.storage.owned import foreign_entries, written_names
+from reshard.storage.owned import changed_files, foreign_entries, written_names
 
 PARTIAL = ".reshard-partial"
 """What the name of a folder ends with that holds what is not in place yet."""
@@ -130,6 +130,15 @@ def check_destination(dst: Path, force: bool = False) -> None:
     foreign = foreign_entries(dst, written)
     if foreign:
         raise _not_replaced(dst, foreign, bool(written))
+    changed = changed_files(dst)
+    if changed:
+        raise output_error(
+            "output-foreign",
+            f"{dst} holds files that were changed after reshard wrote them, so `--force` does not "
+            "replace it",
+            notes=[f"changed: {_listed(changed)}"],
+            helps=["move them elsewhere yourself, or choose another destination"],
+        )
 
 
 def check_beforehand(dst: Path, force: bool = False) -> None:
@@ -169,9 +178,7 @@ def _not_ours(path: Path, kind: str) -> ReshardError:
 
 
 def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardError:
-    shown = ", ".join(f"`{name}`" for name in foreign[:_SHOWN])
-    more = f", and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
-    notes = [f"it holds {shown}{more}"]
+    notes = [f"it holds {_listed(foreign)}"]
     if not is_listed:
         notes.append("nothing in it says that reshard wrote it")
     return output_error(
@@ -180,3 +187,8 @@ def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardErro
         notes=notes,
         helps=["move that elsewhere yourself, or choose another destination"],
     )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return shown + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

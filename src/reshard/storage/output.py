@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import ReshardError
+from reshard.storage.contents import content_digest
 from reshard.storage.destination import Places, check_destination, check_hidden, folder_inode
 from reshard.storage.journal import NEW, Journal, Making, Record
 from reshard.storage.leftovers import (
@@ -230,7 +231,9 @@ class OutputFolder:
         """
         assert self._journal is not None
         if receipt:
-            data = receipt_bytes(self._making.program, self._open)
+            with as_output_error(self.path):
+                contents = {name: self._content(name) for name in self._open}
+            data = receipt_bytes(self._making.program, contents)
             self.open_file(RECEIPT, len(data))
             self.write(RECEIPT, 0, data)
         with as_output_error(self.path):
@@ -283,6 +286,17 @@ class OutputFolder:
             nbytes = sum(self._making.files.values())
             with as_output_error(self.path, nbytes):
                 _check_room(os.statvfs(self._places.data), nbytes)
+
+    def _content(self, name: str) -> tuple[int, str]:
+        """The number of bytes of a file that was written, and a digest for the receipt."""
+
+        def read(byte_offset: int, nbytes: int) -> bytes:
+            out = bytearray(nbytes)
+            found = self.read(name, byte_offset, memoryview(out)) if nbytes else 0
+            return bytes(out[:found])
+
+        nbytes = os.stat(self._path(name)).st_size
+        return nbytes, content_digest(nbytes, read)
 
     def _path(self, name: str) -> Path:
         parts = Path(name).parts

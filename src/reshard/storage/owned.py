@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from reshard.errors import ReshardError, output_error
+from reshard.storage.contents import changed_by_list, changed_by_manifest
 
 RECEIPT = ".reshard-files.json"
 """Lists what was written, in a folder of a format that has no place for such a list."""
@@ -18,9 +19,17 @@ _MAX_NBYTES = 1 << 30
 _SHOWN = 3
 
 
-def receipt_bytes(program: str, names: Iterable[str]) -> bytes:
-    """The list of what was written, itself left out."""
-    return json.dumps({"written_by": program, "files": sorted(names)}, indent=1).encode() + b"\n"
+def receipt_bytes(program: str, contents: Mapping[str, tuple[int, str]]) -> bytes:
+    """The list of what was written, itself left out.
+
+    Args:  contents: the number of bytes of each file, and its `content_digest`.
+    """
+    document = {
+        "written_by": program,
+        "files": sorted(contents),
+        "contents": dict(sorted(contents.items())),
+    }
+    return json.dumps(document, indent=1).encode() + b"\n"
 
 
 def written_names(folder: Path) -> frozenset[str]:
@@ -36,6 +45,25 @@ def written_names(folder: Path) -> frozenset[str]:
         if isinstance(files, list | dict):
             return frozenset({name, *map(str, files)})
     return frozenset()
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files that are listed and are not as they were written; those that are gone left out.
+
+    A list of an earlier version says nothing of what the files held.
+
+    Raises: OSError.
+    """
+    listed = _document(folder / RECEIPT).get("contents")
+    if isinstance(listed, dict):
+        return list(changed_by_list(folder, listed))
+    document = _document(folder / _MANIFEST)
+    files, tensors = document.get("files"), document.get("tensors")
+    if document.get("format") != _MANIFEST_FORMAT or not isinstance(files, dict):
+        return []
+    states = tensors.values() if isinstance(tensors, dict) else ()
+    entries = [item for of in states if isinstance(of, dict) for item in of.values()]
+    return list(changed_by_manifest(folder, files, entries))
 
 
 def foreign_entries(root: Path, names: Iterable[str]) -> list[str]:
