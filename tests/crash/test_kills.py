@@ -69,7 +69,7 @@ def test_a_distributed_checkpoint_in_place_of_another(
 ) -> None:
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     reshard.convert(source, tmp_path / "previous", "dcp:dp=2")
-    kill(tmp_path / "work", tell, source, "dcp:dp=1", 40, previous=tmp_path / "previous")
+    kill(tmp_path / "work", tell, source, "dcp:dp=1", 30, previous=tmp_path / "previous")
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -315,6 +316,7 @@ _READ_ONLY = frozenset({"lightning", "single_file", "verl"})
 """Descriptions with names that say no one file, or of tensors that only a mesh of torch makes."""
 
 
+@cache
 def described_names() -> tuple[str, ...]:
     """The layouts that describe files, and ship, and are written."""
     folder = resources.files("reshard").joinpath("layouts", "files")
