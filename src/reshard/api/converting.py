@@ -20,6 +20,7 @@ from reshard.api.target_layout import layout_of, read_target
 from reshard.api.target_source import open_for_target
 from reshard.engine.progress import OnProgress, Progress
 from reshard.errors import Diagnostic, target_error
+from reshard.formats.adapters import is_complete_adapter
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
 from reshard.plan.kept_states import without_kept_states
@@ -215,6 +216,7 @@ def convert(
             written=dict.fromkeys(fate.state for fate in written_fates(report)),
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
             is_less=bool(not_written_lines(report.fates)),
+            adapter=is_complete_adapter(prepared.source.catalog),
         ),
     )
 

@@ -10,7 +10,8 @@ from typing import Literal
 from reshard.api.quantized import block_scales
 from reshard.api.unfitting import Near, nearest, stated_layouts
 from reshard.api.unnamed import with_prefixes
-from reshard.errors import Diagnostic, ReshardError
+from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.formats.adapters import CONFIG, Adapter, adapter_of
 from reshard.language.layout import Layout
 from reshard.language.library import Family
 from reshard.plan.catalog import Catalog
@@ -44,6 +45,8 @@ def are_own_names(catalog: Catalog, names: str | None, families: Sequence[Family
     transformers, or agree with the sizes in its configuration.
     """
     config = catalog.config or {}
+    if adapter_of(catalog) is not None:
+        return names == _HF
     if names != _HF or not isinstance(config.get("model_type"), str):
         return False
     if _has_unread_scales(catalog, config):
@@ -120,6 +123,9 @@ def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnosti
 
 def cannot_keep(error: ReshardError, names: str, catalog: Catalog) -> ReshardError:
     """Why the names of a source are not written into a target that has names of its own."""
+    adapter = adapter_of(catalog)
+    if adapter is not None:
+        return _is_adapter(adapter, names, catalog)
     first, *rest = error.diagnostics
     more = (f"the target has names of its own (layout `{names}`); nothing says which is which",)
     helps = [
@@ -131,4 +137,21 @@ def cannot_keep(error: ReshardError, names: str, catalog: Catalog) -> ReshardErr
         helps.insert(0, "if transformers knows the model, give its `config.json`: `--config DIR`")
     return ReshardError(
         [replace(first, notes=(*first.notes, *more), helps=tuple(helps)), *rest], error.exit_code
+    )
+
+
+def _is_adapter(adapter: Adapter, names: str, catalog: Catalog) -> ReshardError:
+    base = f"`{adapter.base_model}`" if adapter.base_model else "a model that it does not name"
+    kind = f"an adapter ({adapter.kind})" if adapter.kind else "an adapter"
+    return target_error(
+        "adapter-weights",
+        f"{catalog.root} is {kind} of {base}, and no whole model",
+        notes=[
+            f"the target holds whole models, with tensor names of its own (layout `{names}`)",
+            f"its `{CONFIG}` says how it is joined with its base model; reshard does not do that",
+        ],
+        helps=[
+            "merge it into its base model with PEFT (`merge_and_unload`), and convert the result",
+            "`--to hf` and `--to universal` keep the adapter as it is",
+        ],
     )

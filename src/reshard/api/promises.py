@@ -20,6 +20,7 @@ from reshard.plan.output import Output
 from reshard.plan.target import Target
 
 _VERIFY = "reshard verify {src} {dst}"
+_PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
 _INCOMPLETE = ("no-model-config", "incomplete-model-config")
 _CONFIG = "give the model's `config.json` with `--config DIR`"
 _ON_PURPOSE = f"`--names {SOURCE}` writes the tensors alone, under the names that they have"
@@ -107,16 +108,20 @@ def next_step(
     written: Collection[str],
     is_less: bool,
     described: str | None = None,
+    adapter: bool | None = None,
 ) -> str:
     """What to do with a new folder.
 
     Args:  target: name of its format.  named: what gave the names of its tensors.
            written: kinds of state in it.  is_less: whether the source holds more.
            described: the user's layout that says how the files lie.
+           adapter: of an adapter, whether its configuration is there; None for a whole model.
     """
     form = formats.TARGETS[target]
     text = form.next_step
-    if form.names and named == SOURCE:
+    if target == "hf" and adapter is not None:
+        text = _PEFT if adapter else _VERIFY
+    elif form.names and named == SOURCE:
         text = _VERIFY
     if text != _VERIFY:
         layout = "" if described is None else f" --layout {shlex.quote(described)}"

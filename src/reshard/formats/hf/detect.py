@@ -9,7 +9,8 @@ from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.storage.index import SUFFIX
 
 _WEIGHTS = re.compile(
-    r".+\.safetensors(\.index\.json)?|pytorch_model(\.bin(\.index\.json)?|-[0-9]+-of-[0-9]+\.bin)"
+    r".+\.safetensors(\.index\.json)?|adapter_model\.bin"
+    r"|pytorch_model(\.bin(\.index\.json)?|-[0-9]+-of-[0-9]+\.bin)"
 )
 _OF_STATES = ("master", "exp_avg", "exp_avg_sq", "step")
 

@@ -15,15 +15,16 @@ from reshard.storage.regular_file import FileTooLargeError, read_regular
 MAX_NBYTES = 64 << 20
 
 
-def read_config(root: Path) -> Mapping[str, object] | None:
+def read_config(root: Path, name: str = CONFIG) -> Mapping[str, object] | None:
     """The configuration as tagged JSON (an infinity is `{"$float": "inf"}`); None without a file.
 
+    Args:  name: of the file.
     Raises: ReshardError[bad-config | outside-link].
     """
-    path = root / CONFIG
+    path = root / name
     if not path.exists() and not path.is_symlink():
         return None
-    known_file(root, CONFIG, "the folder")
+    known_file(root, name, "the folder")
     try:
         value = json.loads(read_regular(path, MAX_NBYTES))
     except (ValueError, RecursionError, FileTooLargeError) as error:

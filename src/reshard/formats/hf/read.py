@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
+from reshard.formats import adapters
 from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
 from reshard.formats.hf.hub_cache import snapshot_of
@@ -41,7 +43,12 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         )
     path = snapshot_of(path)
     weights = find_weights(path)
-    config = read_config(path)
+    if weights.files in ((adapters.SAFETENSORS,), (adapters.TORCH,)):
+        config: Mapping[str, object] | None = adapters.of_adapter(
+            read_config(path, adapters.CONFIG)
+        )
+    else:
+        config = read_config(path)
     aliases: dict[str, str] = {}
     oddities: tuple[Diagnostic, ...] = ()
     tensors: tuple[LocalTensor, ...]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from reshard.errors import source_error
+from reshard.formats import adapters
 from reshard.storage.index import SUFFIX, read_index
 
 Kind = Literal["safetensors", "torch", "shards"]
@@ -98,7 +99,8 @@ def _torch_files(path: Path, names: list[str]) -> WeightFiles:
         return WeightFiles("torch", tuple(numbered))
     if numbered:
         _refuse_unindexed(path, [*numbered, *([_TORCH] if _TORCH in names else [])])
-    return WeightFiles("torch", (_TORCH,))
+    is_adapter = adapters.TORCH in names and _TORCH not in names
+    return WeightFiles("torch", (adapters.TORCH if is_adapter else _TORCH,))
 
 
 def _refuse_second(path: Path, found: WeightFiles, candidates: list[str]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
+from reshard.formats import adapters
+from reshard.formats.adapters import adapter_of
 from reshard.formats.model_config import ModelConfig, model_config
 from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
@@ -38,13 +40,16 @@ def prepare(
     target.reject_unknown(())
     weights, dropped = _choose(arrangement)
     _check(arrangement, weights)
-    made = model_config(arrangement, weights)
+    is_adapter = adapter_of(arrangement.catalog) is not None
+    made = ModelConfig(None) if is_adapter else model_config(arrangement, weights)
     weights = (*weights, *_untied(arrangement, weights, made))
     state_of = {item.name: item.state for item in weights}
+    if is_adapter:
+        max_file_nbytes = sum(map(nbytes, weights)) + 1  # PEFT reads one file
     (group,) = share_out([replace(item, state="param") for item in weights], max_file_nbytes)
     files = group.files
     if len(files) == 1:
-        files = (replace(files[0], path=SINGLE),)
+        files = (replace(files[0], path=adapters.SAFETENSORS if is_adapter else SINGLE),)
     last = [] if len(files) == 1 else [FileBytes(group.index_path, 0, group.index())]
     catalog = arrangement.catalog
     small = read_side_files(catalog, (name for name in catalog.side_files if name != CONFIG))
