@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import struct
+import zipfile
 import zlib
 from collections.abc import Mapping
 from math import prod
@@ -10,7 +14,7 @@ from typing import Any
 
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
-from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.storage.torch_file import TensorRef, open_torch_file, read_small, walk
 from reshard.storage.torch_writer import NewStorage, NewTensor, plan_torch_file
 
 
@@ -84,3 +88,26 @@ def saved(root: Any, stem: str = "archive") -> bytes:
     for at, raw in image.tail(crcs):
         out[at : at + len(raw)] = raw
     return bytes(out)
+
+
+def saved_legacy(root: Any, folder: Path) -> bytes:
+    """A file of `torch.save` of a tree, in the format before torch 1.6.
+
+    Args:  folder: for a file that is not kept.
+    """
+    raw = saved(root)
+    path = folder / "archive.tmp"
+    path.write_bytes(raw)
+    counts: dict[str, int] = {}
+    walk(
+        open_torch_file(path).root,
+        lambda _, ref: counts.update({ref.storage_key: ref.storage_numel}),
+    )
+    path.unlink()
+    archive = zipfile.ZipFile(io.BytesIO(raw))
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    out = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, machine))
+    out += archive.read("archive/data.pkl") + pickle.dumps([*counts], 2)
+    for key, count in counts.items():
+        out += struct.pack("<q", count) + archive.read(f"archive/data/{key}")
+    return out

@@ -68,7 +68,6 @@ zip_file("half", SOUND[: len(SOUND) // 2])
 zip_file("without_the_last_byte", SOUND[:-1])
 zip_file("only_the_end", SOUND[end_of(SOUND) :])
 zip_file("only_zeros", bytes(100_000))
-zip_file("legacy_pickle", bytes.fromhex("80028a0a6cfc9c46f920") + b"j\xa8P\x19.\x80\x02M\xe9\x03.")
 zip_file("legacy_tar", b"pickle".ljust(257, b"\0") + b"ustar".ljust(300, b"\0"))
 
 # ---- the end record ------------------------------------------------------------------------------

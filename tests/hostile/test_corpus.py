@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cases_formats
 import cases_language
+import cases_legacy
 import cases_pickle
 import cases_safetensors
 import cases_universal
@@ -20,6 +21,7 @@ from limited import MEMORY_NBYTES, run_limited
 GROUPS = (
     cases_pickle.CORPUS,
     cases_zip.CORPUS,
+    cases_legacy.CORPUS,
     cases_safetensors.CORPUS,
     cases_universal.CORPUS,
     cases_language.CORPUS,
@@ -53,6 +55,7 @@ def test_bad_input(case: BadInput, tmp_path: Path, expected: Expected, warm: Pat
     said = (outcome.out + outcome.err).replace(str(folder), "HERE")
     said = re.sub(r"[0-9.]+ kB in [0-9]+ files", "SIZE", said)
     said = re.sub(r"(?<=xxh3-128:)(?!0{32})[0-9a-f]{32}", "DIGEST", said)
+    said = re.sub(r"\n  in [0-9.]+ s, .*", "", said)
     after = _inventory(tmp_path)
     written = {name for name, facts in after.items() if before.get(name) != facts}
     outside = {

@@ -14,13 +14,15 @@ from reshard.storage.inert import Global, Record
 from reshard.storage.pickle_limits import PickleLimits, key_fault, tree_fault
 from reshard.storage.pickle_values import CONSTRUCTORS, Constructor
 
-__all__ = ["PickleLimits", "read_pickle"]
+__all__ = ["PickleLimits", "read_first_pickle", "read_pickle"]
 
 
 _MAX_TOLD = 200
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _MAX_COPIES = 4
 _FREE_COPIES = 4096
+_FIRST_NBYTES = 1 << 16
+"""Of a pickle that other bytes follow, what is read at first."""
 
 
 class _Mark:
@@ -55,15 +57,53 @@ def read_pickle(
             f"the pickle in {where} is too large",
             notes=[f"{len(data)} bytes; at most {limits.nbytes} are read"],
         )
-    table = dict(CONSTRUCTORS)
-    table.update(constructors or {})
-    machine = _Machine(data, persistent_load, table, limits)
+    return _read(data, where, persistent_load, constructors or {}, limits)[0]
+
+
+def read_first_pickle(
+    read: Callable[[int], bytes],
+    nbytes: int,
+    where: str,
+    persistent_load: Callable[[object], object],
+) -> tuple[object, bytes]:
+    """The object tree of a pickle that other bytes follow, and the bytes of the pickle.
+
+    Args:  read: gives so many bytes from the beginning of the pickle.  nbytes: that there are.
+           where, persistent_load: as for `read_pickle`.
+    Raises: ReshardError[bad-pickle].
+    """
+    limits = PickleLimits()
+    count = _FIRST_NBYTES
+    while True:
+        data = read(min(count, limits.nbytes))
+        is_all = len(data) < count or len(data) >= min(nbytes, limits.nbytes)
+        try:
+            root, end = _read(data, where, persistent_load, {}, limits, is_all=is_all)
+        except _ShortError:
+            count *= 4
+        else:
+            return root, data[:end]
+
+
+def _read(
+    data: bytes,
+    where: str,
+    persistent_load: Callable[[object], object] | None,
+    constructors: Mapping[Global, Constructor],
+    limits: PickleLimits,
+    *,
+    is_all: bool = True,
+) -> tuple[object, int]:
+    """The tree of a pickle, and where it ends."""
+    machine = _Machine(data, persistent_load, {**CONSTRUCTORS, **constructors}, limits)
     try:
         root = machine.run()
         if fault := tree_fault(root, limits):
             _fail(fault)
-        return root
+        return root, machine.end
     except _Fault as fault:
+        if isinstance(fault, _ShortError) and not is_all:
+            raise
         raise _bad(where, machine.at, str(fault)) from None
     except (
         IndexError,
@@ -91,6 +131,10 @@ def _fail(why: str) -> NoReturn:
     raise _Fault(why)
 
 
+class _ShortError(_Fault):
+    """The pickle goes on behind the bytes that there are."""
+
+
 class _Machine:
     """The stack machine of a pickle."""
 
@@ -111,6 +155,11 @@ class _Machine:
         self._memo: dict[int, object] = {}
         self._marks = 0
         self._taken = 0
+
+    @property
+    def end(self) -> int:
+        """How many bytes were read."""
+        return self._next
 
     def run(self) -> object:
         """Execute until STOP."""
@@ -133,7 +182,8 @@ class _Machine:
     def _bytes(self, count: int) -> bytes:
         end = self._next + count
         if count < 0 or end > len(self._data):
-            _fail(f"{count} bytes are wanted, {len(self._data) - self._next} are left")
+            left = len(self._data) - self._next
+            raise _ShortError(f"{count} bytes are wanted, {left} are left")
         out = self._data[self._next : end]
         self._next = end
         return out
@@ -144,7 +194,7 @@ class _Machine:
     def _line(self) -> bytes:
         end = self._data.find(b"\n", self._next)
         if end < 0:
-            _fail("a line has no end")
+            raise _ShortError("a line has no end")
         out = self._data[self._next : end]
         self._next = end + 1
         return out
@@ -201,7 +251,8 @@ class _Machine:
     def frame(self) -> None:
         size = self._unsigned(8)
         if size > len(self._data) - self._next:
-            _fail(f"a frame of {size} bytes, {len(self._data) - self._next} are left")
+            left = len(self._data) - self._next
+            raise _ShortError(f"a frame of {size} bytes, {left} are left")
 
     def put_long(self, size_nbytes: int) -> None:
         count = self._unsigned(size_nbytes)

@@ -15,6 +15,7 @@ from typing import TypeGuard
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.storage.inert import Global, Record
+from reshard.storage.legacy_torch_file import is_legacy, read_legacy
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_dtype
@@ -32,7 +33,6 @@ _MAX_REPEATS = 1024
 _MAX_REPEATED = 1 << 30
 """Bytes of an expanded tensor (stride 0) that are believed of any storage."""
 _MAX_NUMBER = 2**63 - 1
-_LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f920")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,14 @@ class TorchFile:
 
     Args:  root: the object tree.  path: of the file.
            members: by name inside of the archive's folder.  byteorder: as stated, else `little`.
+           has_checksums: whether it states a checksum of each member; not before torch 1.6.
     """
 
     root: object
     path: str
     members: Mapping[str, Member]
     byteorder: str
-
-    @property
-    def has_checksums(self) -> bool:
-        """Whether the file states a checksum of each of its storages."""
-        return True
+    has_checksums: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,7 +78,8 @@ class TorchFile:
 
         Raises: ReshardError[crc-mismatch].
         """
-        self._check(f"data/{storage_key}")
+        if self.has_checksums:
+            self._check(f"data/{storage_key}")
 
     def check_all_crcs(self, on_bytes: Callable[[int], None] | None = None) -> None:
         """Compare every member with its checksum.
@@ -89,7 +87,7 @@ class TorchFile:
         Args:  on_bytes: is told how many bytes more were read.
         Raises: ReshardError[crc-mismatch].
         """
-        for name in self.members:
+        for name in self.members if self.has_checksums else ():
             self._check(name, on_bytes)
 
     def _check(self, name: str, on_bytes: Callable[[int], None] | None = None) -> None:
@@ -165,7 +163,13 @@ def open_torch_file(
 def _open(
     file: Window, where: str, byte_offset: int, nbytes: int, known: KnownTensors | None
 ) -> TorchFile:
-    _refuse_legacy(file, where, byte_offset, nbytes)
+    head = file.pread(min(nbytes, 512), byte_offset)
+    if is_legacy(head):
+        legacy = read_legacy(file, where, byte_offset, nbytes)
+        old = _Reader(where, legacy.members)
+        tree = read_pickle(legacy.pickle, where, old.storage, old.constructors())
+        return TorchFile(tree, where, legacy.members, "little", has_checksums=False)
+    _refuse_tar(head, where)
     found = read_zip_directory(file, where, byte_offset, nbytes)
     folder = next((name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")), None)
     if folder is None:
@@ -234,7 +238,15 @@ class _Reader:
         }
 
     def storage(self, key: object) -> object:
-        """The storage of a persistent id `("storage", class, key, location, numel)`."""
+        """The storage of a persistent id `("storage", class, key, location, numel)`.
+
+        Before torch 1.6 there are also views of storages, and the sources of modules, which are
+        not looked at: `("module", class, file, source)`.
+        """
+        if isinstance(key, tuple) and len(key) == 4 and key[0] == "module":
+            return key[1]
+        if isinstance(key, tuple) and len(key) > 5 and key[5] is not None:
+            raise ValueError("a view of a storage, as torch before 0.4 wrote it")
         if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage":
             raise ValueError("a persistent id that is no storage")
         dtype = storage_dtype(key[1]) or dtype_of_global(key[1])
@@ -422,12 +434,11 @@ def _loaded(state: object) -> bool:
     return bool(state)
 
 
-def _refuse_legacy(file: Window, where: str, byte_offset: int, nbytes: int) -> None:
-    head = file.pread(min(nbytes, 512), byte_offset)
-    if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
+def _refuse_tar(head: bytes, where: str) -> None:
+    if head[257:262] == b"ustar":
         raise source_error(
             "legacy-torch-file",
-            f"{where} is in the file format of torch before 1.6",
+            f"{where} is in the tar format of the first versions of torch",
             helps=[
                 "load and save it again with a current torch, on a machine where you trust the file"
             ],

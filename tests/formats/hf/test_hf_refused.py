@@ -306,10 +306,10 @@ def test_a_torch_file_without_weights(root: object, why: str) -> None:
 
 
 def test_a_torch_file_of_old() -> None:
-    Path("model/pytorch_model.bin").write_bytes(bytes.fromhex("80028a0a6cfc9c46f920") + bytes(90))
+    Path("model/pytorch_model.bin").write_bytes(b"pickle".ljust(257, b"\0") + b"ustar" + bytes(90))
     assert refused() == (
-        "error[legacy-torch-file]: model/pytorch_model.bin is in the file format of torch before "
-        "1.6\n"
+        "error[legacy-torch-file]: model/pytorch_model.bin is in the tar format of the first "
+        "versions of torch\n"
         "  = help: load and save it again with a current torch, on a machine where you trust the "
         "file"
     )
