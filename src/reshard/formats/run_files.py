@@ -80,6 +80,7 @@ _STEP = re.compile(
 _PART = frozenset({"weights", "model_and_optim", "model", "checkpoint", "universal"})
 """Names of folders that are one part of a step."""
 
+_CACHE = frozenset({"blobs", "refs", ".no_exist"})
 _STEPS, _LOG = "other steps", "logs"
 _OTHER_TENSORS = "it looks like a file of other tensors, or their index"
 _BEYOND = f"beyond {MAX_NBYTES >> 20} MiB or {_MAX_FILES} files in all"
@@ -210,6 +211,8 @@ class _Found:
         shown = f"{entry.name}/"
         if self._has_read(f"{prefix}{name}/"):
             return True
+        if is_run and _is_of_hub(entry):
+            return False  # links in the snapshot lead to what is needed of it
         if is_run and Path(entry.path) in (self.root, *self.root.parents):
             return False  # it holds what was read
         if entry.name.startswith("."):
@@ -279,6 +282,14 @@ class _Found:
             self.left.append(Left(path, "", f"it cannot be read: {error.strerror}"))
         else:
             self.wanted[name] = SourceFile(path, status.st_size, status.st_mtime_ns)
+
+
+def _is_of_hub(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is one of a model in the cache of the Hugging Face hub, not its snapshots.
+
+    Source: huggingface_hub/file_download.py.
+    """
+    return entry.name in _CACHE and (Path(entry.path).parent / "refs" / "main").is_file()
 
 
 def is_of_model(name: str) -> bool:
