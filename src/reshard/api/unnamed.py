@@ -164,9 +164,7 @@ def with_prefixes(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Catal
                 continue
             seen.add(prefix)
             matched = {
-                tensor.name
-                for tensor in catalog.tensors
-                if any(rule.pattern.match(tensor.name) for rule in layout.rules)
+                tensor.name for tensor in catalog.tensors if any(layout.matches(tensor.name))
             }
             names = {
                 tensor.name: f"{prefix}.{tensor.name}"

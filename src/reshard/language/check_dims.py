@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from reshard.language import tree
@@ -10,25 +10,32 @@ from reshard.language.layout import Model
 from reshard.language.scope import Scope
 from reshard.language.words import listed
 
+Shape = tuple[tuple[str, ...], ...]
+"""The axes of each dimension of a rule."""
+
+
+def _shape(rule: tree.RuleStatement) -> Shape:
+    return tuple(tuple(term.name.text for term in tree.axis_terms((dim,))) for dim in rule.dims)
+
 
 def check_dims(scope: Scope, model: Model, rules: Sequence[tree.RuleStatement]) -> None:
     """Fault axes that are one dimension of one tensor and several of another one, and cuts that a
     `place` makes where it was probably not meant to.
     """
+    kinds = {_shape(rule): rule for rule in reversed(rules)}
     for rule in rules:
-        _check_apart(scope, rule, rules)
+        _check_apart(scope, rule, kinds)
     _check_counted(scope, model, rules)
 
 
 def _check_apart(
-    scope: Scope, rule: tree.RuleStatement, rules: Iterable[tree.RuleStatement]
+    scope: Scope, rule: tree.RuleStatement, kinds: Mapping[Shape, tree.RuleStatement]
 ) -> None:
     """Fault commas between axes that elsewhere stand in one dimension, a further one beside it."""
     alone = [dim.name.text if isinstance(dim, tree.AxisTerm) else "" for dim in rule.dims]
     if len(alone) < 3:
         return
-    for other in rules:
-        joint = [[term.name.text for term in tree.axis_terms((dim,))] for dim in other.dims]
+    for joint, other in kinds.items():
         for one, two in pairwise(alone):
             together = [names for names in joint if one in names and two in names]
             if not one or not two or not together:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +10,8 @@ from reshard.algebra.split import SplitRule
 from reshard.algebra.term import Term
 from reshard.errors import Span
 from reshard.language.expression import Expression
-from reshard.language.pattern import NamePattern
+from reshard.language.pattern import Match, NamePattern
+from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
 
 Role = Literal["state", "states", "number", "named", "order", "run", "keep", "leave"]
@@ -234,3 +235,12 @@ class Layout:
     wrappers: tuple[str, ...] = ()
     orders: tuple[ParameterOrder, ...] = ()
     names: str = ""
+    _index: list[PatternIndex] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def matches(self, name: str) -> Iterator[tuple[int, Match]]:
+        """The rules whose patterns match a name, by index and in order; their conditions are not
+        looked at.
+        """
+        if not self._index:
+            self._index.append(PatternIndex([rule.pattern for rule in self.rules]))
+        return self._index[0].matches(name)

@@ -55,7 +55,7 @@ def fit(
     tied_names = {name for group in tie_groups(catalog.aliases) for name in group}
     hits: dict[str, tuple[int, ...]] = {}
     for name in stored.asked_of(layout):
-        found = tuple(i for i, rule in enumerate(layout.rules) if rule.pattern.match(name))
+        found = tuple(index for index, _ in layout.matches(name))
         if not found and name not in tied_names:
             return None
         hits[name] = found
@@ -86,12 +86,7 @@ def _tied_hits(layout: Layout, catalog: Catalog) -> tuple[tuple[int, ...], ...]:
     """
     out = []
     for group in tie_groups(catalog.aliases):
-        found = dict.fromkeys(
-            index
-            for name in group
-            for index, rule in enumerate(layout.rules)
-            if rule.pattern.match(name)
-        )
+        found = dict.fromkeys(index for name in group for index, _ in layout.matches(name))
         out.append(tuple(found))
     return tuple(out)
 
@@ -133,18 +128,13 @@ def read_alike(one: Fit, other: Fit, catalog: Catalog, stored: StoredNames) -> b
 def _reading(item: Fit, name: str, catalog: Catalog) -> list[object]:
     env = {**environment(item.layout, catalog, {}, {}), **item.facts}
     active = _active(item.layout, env) or ()
-    return [
-        (rule.atom, rule.dims, sorted(match.indices), rule.only)
-        for index, rule in enumerate(item.layout.rules)
-        if index in active and (match := rule.pattern.match(name)) is not None
-    ]
+    found = [(item.layout.rules[i], match) for i, match in item.layout.matches(name) if i in active]
+    return [(rule.atom, rule.dims, sorted(match.indices), rule.only) for rule, match in found]
 
 
 def unmatched(layout: Layout, stored: StoredNames) -> tuple[str, ...]:
     """The names that no rule of a layout matches, under whatever conditions."""
-    return tuple(
-        name for name in stored.kinds if not any(rule.pattern.match(name) for rule in layout.rules)
-    )
+    return tuple(name for name in stored.kinds if not any(layout.matches(name)))
 
 
 def unused_rules(layout: Layout, catalog: Catalog, stored: StoredNames) -> tuple[Rule, ...]:
@@ -167,12 +157,13 @@ def unused_rules(layout: Layout, catalog: Catalog, stored: StoredNames) -> tuple
 
 
 def _unused(layout: Layout, env: Mapping[str, object], stored: StoredNames) -> list[int]:
+    used = {index for name in stored.kinds for index, _ in layout.matches(name)}
     return [
         index
         for index in sorted(_active(layout, env) or ())
         if not layout.rules[index].optional
         and layout.rules[index].only is None
-        and not any(layout.rules[index].pattern.match(name) for name in stored.kinds)
+        and index not in used
     ]
 
 

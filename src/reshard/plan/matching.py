@@ -69,6 +69,7 @@ def match_tensors(
     Raises: ReshardError[unmatched-tensor | ambiguous-rule | unused-rule], all that apply at once.
     """
     rules = active_rules(layout, env)
+    active = frozenset(rules)
     staged = any(layout.rules[index].stage is not None for index in rules)
     found: dict[tuple[str, Coord], tuple[int, Match, tuple[int, ...]] | None] = {}
     lost: dict[str, LocalTensor] = {}
@@ -85,9 +86,8 @@ def match_tensors(
             coord = dict(tensor.coord)
             hits = [
                 (index, hit)
-                for index in rules
-                if (hit := layout.rules[index].pattern.match(tensor.name))
-                and on_stage(layout.rules[index], coord, mesh)
+                for index, hit in layout.matches(tensor.name)
+                if index in active and on_stage(layout.rules[index], coord, mesh)
             ]
             used.update(index for index, _ in hits)
             if len(hits) > 1 and not all(layout.rules[index].only for index, _ in hits):
@@ -99,7 +99,7 @@ def match_tensors(
         if chosen is not None:
             out.append(Matched(tensor, *chosen))
     for name in catalog.aliases or {}:  # a tied tensor may be stored under one of its names alone
-        used.update(index for index in rules if layout.rules[index].pattern.match(name))
+        used.update(index for index, _ in layout.matches(name) if index in active)
     problems = _unmatched(layout, rules, lost)
     problems += [_ambiguous(layout, indices, names) for indices, names in clashes.items()]
     problems += [
@@ -125,10 +125,11 @@ def _unmatched(
     layout: Layout, rules: Sequence[int], lost: Mapping[str, LocalTensor]
 ) -> list[Diagnostic]:
     """Names that no rule matches, and names that one matches on another stage."""
+    active = frozenset(rules)
     elsewhere: dict[int, list[str]] = {}
     nowhere = []
     for name in lost:
-        hit = next((index for index in rules if layout.rules[index].pattern.match(name)), None)
+        hit = next((index for index, _ in layout.matches(name) if index in active), None)
         if hit is None:
             nowhere.append(name)
         else:

@@ -53,7 +53,7 @@ def settle(layout: Layout, catalog: Catalog, rules: Sequence[int]) -> Catalog:
 
 
 def _has_rule(layout: Layout, rules: Sequence[int], name: str) -> bool:
-    return any(layout.rules[index].pattern.match(name) for index in rules)
+    return any(index in rules for index, _ in layout.matches(name))
 
 
 def _renamed(tensor: LocalTensor, names: Mapping[str, str]) -> LocalTensor:
