@@ -10,10 +10,14 @@ from reshard.formats.registry import TARGETS, module_of
 from reshard.formats.run_files import is_of_training
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog, Left
+from reshard.plan.kept_keys import kept_keys
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
 from reshard.storage.side_files import read_side_files
 from reshard.storage.source_error import as_source_error
+
+_OF_A_RUN = ("deepspeed", "megatron", "nanotron")
+"""Families of targets that hold a run, and nothing of what another program kept for itself."""
 
 
 def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, object]) -> Output:
@@ -46,7 +50,21 @@ def side_files_for(target: str, catalog: Catalog) -> tuple[str, ...]:
 def left_by(target: str, catalog: Catalog) -> tuple[Left, ...]:
     """What of a source does not reach a target, tensors aside."""
     files = ((path, _why_not(target, name)) for name, path in catalog.side_files.items())
-    return (*catalog.left, *(Left(path, "", why) for path, why in files if why))
+    return (
+        *catalog.left,
+        *(Left(path, "", why) for path, why in files if why),
+        *_keys_left(target, catalog),
+    )
+
+
+def _keys_left(target: str, catalog: Catalog) -> tuple[Left, ...]:
+    """Keys that only the program that wrote the source reads, where the target is of another.
+
+    A model folder holds no run at all, and a distributed checkpoint's own warning says the rest.
+    """
+    name = (catalog.training.framework or {}).get("name")
+    family = target.partition("-")[0]
+    return kept_keys(catalog.training) if family in _OF_A_RUN and family != name else ()
 
 
 def _with_side_files(output: Output, catalog: Catalog) -> Output:

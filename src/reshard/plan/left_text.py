@@ -91,7 +91,8 @@ def _by_reason(left: Iterable[Left]) -> list[tuple[str, list[str]]]:
                 names += _files(same)
                 continue
             more = f" and {show_count(len(same) - 1, 'file')} more" if len(same) > 1 else ""
-            names += [f"{key} in {visible(same[0])}{more}" for key in keys_of]
+            where = f" in {visible(same[0])}{more}" if same[0] else ""
+            names += [f"{key}{where}" for key in keys_of]
         out.append((why, names))
     return out
 

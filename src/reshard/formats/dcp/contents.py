@@ -11,6 +11,7 @@ from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Training
+from reshard.plan.kept_keys import kept_keys
 
 MASTER = "master"
 
@@ -99,9 +100,7 @@ def _sort_extra(
     if mine:
         out.extras.append((_path(framework, whole.name), whole))
         return
-    why = (
-        f"it belongs to no parameter, and only {framework.get('name') or 'its framework'} reads it"
-    )
+    why = "it belongs to no parameter, and only the program that wrote it reads it"
     out.drop(whole.name, EXTRA, why)
 
 
@@ -159,15 +158,19 @@ def _left_behind(training: Training, *, mine: bool) -> list[Diagnostic]:
                 helps=("keep the source, or convert to `universal`, which keeps all of them",),
             )
         ]
-    left = {key: value for key, value in framework.items() if key not in ("name", "version")}
+    facts = ("name", "version", "layout", "kept")
+    left = {key: value for key, value in framework.items() if key not in facts}
     left |= {k: v for k, v in (training.state or {}).items() if k != "lr_scheduler"}
     keys = [key for key, value in left.items() if value not in (None, "", [], {}, (), False)]
+    described = "kept" in framework or "layout" in framework
+    keys += [item.key for item in kept_keys(training)] if described else []
     if not keys:
         return []
+    name = "the source" if described else framework.get("name") or "the source"
     return [
         Diagnostic(
             "dcp-left",
-            f"what only {framework.get('name') or 'the source'} resumes with is not written",
+            f"what only {name} resumes with is not written",
             "warning",
             notes=(f"it is {_listed(keys)}",),
             helps=("keep the source, or convert to `universal`, which keeps it",),

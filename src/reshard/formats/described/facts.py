@@ -6,7 +6,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reshard.dtypes import DType
 from reshard.errors import Label, ReshardError, source_error
@@ -20,10 +20,12 @@ from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Fragment, LocalTensor, Training
 from reshard.storage.inert import Record
 from reshard.storage.objects import to_json
+from reshard.storage.small_tensors import small_tensor
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
 _ITERATION, _GROUPS, _CONFIG = "iteration", "param_groups", "config"
+_MAX_SETTING = 1 << 10
 _MAX_COMPARED = 1 << 20
 _NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
@@ -60,7 +62,7 @@ def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
         elif name == _GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
-            state[name] = keeper.json(leaf, leaf.file.name.text)
+            state[name] = keeper.setting(leaf, leaf.file.name.text)
     kept = _kept(walked, keeper)
     framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
     if kept:
@@ -158,6 +160,16 @@ class _Keeper:
 
         return to_json(leaf.value, tensor)
 
+    def setting(self, leaf: Leaf, file: str) -> object:
+        """The value of a leaf that other frameworks have too: with its small tensors' bytes."""
+
+        def tensor(ref: TensorRef) -> object:
+            if ref.nbytes > _MAX_SETTING:
+                return self.json(replace(leaf, value=ref), file)
+            return small_tensor(ref)
+
+        return to_json(leaf.value, tensor)
+
     def _free(self, name: str) -> str:
         free, number = name, 1
         while free in self._taken:
@@ -202,7 +214,7 @@ def _param_groups(leaf: Leaf, groups: Sequence[Sequence[str]]) -> list[dict[str,
         if not isinstance(item, dict):
             raise _bad_fact(leaf, "parameter groups are a list of dicts")
         made: dict[str, object] = {
-            str(key): to_json(_plain(value), lambda ref: None)
+            str(key): to_json(value, small_tensor)
             for key, value in item.items()
             if key not in ("params", "param_names")
         }

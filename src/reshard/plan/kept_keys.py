@@ -1,0 +1,40 @@
+"""What a source kept of its run that only the program that wrote it reads again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from reshard.plan.catalog import Left, Training
+
+_WHY = "only the program that wrote it reads it again"
+_EMPTY: tuple[object, ...] = (None, "", [], {}, (), False)
+
+_KEYED = {"dcp": ("objects",), "deepspeed": ("client_state",), "megatron": ("objects", "other")}
+"""Where the keys of a run are among what a framework kept, by its name."""
+
+_SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
+"""Keys that are read as the state of the scheduler, which other frameworks have too."""
+
+
+def kept_keys(training: Training) -> tuple[Left, ...]:
+    """Keys of the source that are neither tensors nor facts that other frameworks have too."""
+    framework = training.framework or {}
+    schedulers = _SCHEDULERS if (training.state or {}).get("lr_scheduler") else ()
+    keys = (key for key in _named(framework) if key.split(".")[0] not in schedulers)
+    out = [Left("", key, _WHY) for key in keys]
+    kept = framework.get("kept")
+    if isinstance(kept, list):
+        out += [Left(str(item["file"]), _path(item["where"]), _WHY) for item in kept]
+    return tuple(out)
+
+
+def _named(framework: Mapping[str, object]) -> Iterator[str]:
+    for place in _KEYED.get(str(framework.get("name")), ()):
+        found = framework.get(place)
+        if isinstance(found, Mapping):
+            yield from (str(key) for key, value in found.items() if value not in _EMPTY)
+
+
+def _path(where: Sequence[Sequence[object]]) -> str:
+    """The steps to a value, `args.dtype`: keys and places."""
+    return ".".join(str(step) for _, step in where)
