@@ -87,6 +87,31 @@ def find_model(
     raise min(problems, key=lambda pair: pair[0])[1]
 
 
+def find_own(
+    catalog: Catalog, families: Sequence[Family], settings: Mapping[str, float] | None
+) -> Modelled:
+    """The one layout of a user's families that a checkpoint is in.
+
+    Raises: ReshardError[no-layout-fits | several-layouts-fit].
+    """
+    known = {family.name: family for family in families}
+    return _fitted(catalog, known, families, next(iter(known)), None, settings or {})
+
+
+def fitted(
+    catalog: Catalog, layout: Layout, settings: Mapping[str, float] | None
+) -> tuple[Catalog, Layout]:
+    """A checkpoint with the facts that its names tell under a layout, and the layout with the
+    uneven cuts that the checkpoint states; both as they are where the names do not follow it.
+    """
+    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+    found = fit(_as_stated(layout, own), catalog, settings or {})
+    if found is None:
+        return catalog, layout
+    config = {**(catalog.config or {}), **found.facts}
+    return replace(catalog, config=config), found.layout
+
+
 def _fitted(
     catalog: Catalog,
     known: Mapping[str, Family],

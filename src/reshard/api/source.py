@@ -12,7 +12,7 @@ from reshard.api.checking import check_source
 from reshard.api.facts import check_facts
 from reshard.api.given_config import with_given_config
 from reshard.api.leaving_out import without_named
-from reshard.api.naming import Modelled, find_model, rename_to
+from reshard.api.naming import Modelled, find_model, find_own, fitted, rename_to
 from reshard.api.own_names import (
     SOURCE,
     Keep,
@@ -26,8 +26,9 @@ from reshard.api.unfitting import UNFITTING
 from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import compile_layout, format_document, load_layout, parse
+from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
-from reshard.language.library import Family, families, missing_models, shipped
+from reshard.language.library import Family, families, missing_models, own_families, shipped
 from reshard.language.parser import MAX_LENGTH
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
@@ -105,7 +106,10 @@ def open_source(
     placements = {item.axis: item for item in map(parse_placement, places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
     own = None if layout is None else read_layout_file(Path(layout))
-    chosen = None if own is None else load_user_layout(own, str(layout), layout_name)
+    several = () if own is None or layout_name else _alternatives(own, str(layout), model)
+    chosen = None
+    if own is not None and not several:
+        chosen = load_user_layout(own, str(layout), layout_name)
     if chosen is not None and own is not None and chosen.files:
         catalog = formats.read_described(chosen, own, folder, step=step)
     else:
@@ -122,8 +126,13 @@ def open_source(
     named: Named = "source"
     if names == SOURCE:
         names = None
-    if chosen is not None and chosen.model is not None and own is not None:
+    if several:
+        fitting = find_own(catalog, several, settings)
+        catalog, chosen, family = fitting.catalog, fitting.layout, fitting.family
+        named = "layout"
+    elif chosen is not None and chosen.model is not None and own is not None:
         family, named = _family(own, str(layout), chosen.model.name), "layout"
+        catalog, chosen = fitted(catalog, chosen, settings)
     elif model is not None or names is not None or into is not None:
         extra = () if own is None else families(own, str(layout))
         may_keep = keep if model is None and own is None else "never"
@@ -254,6 +263,19 @@ def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:
         notes=["it says how an axis of a model lies on the ranks of the target"],
         helps=["name the target's layout of the model with `--names`, or leave it out"],
     )
+
+
+def _alternatives(text: str, file: str, model: str | None) -> tuple[Family, ...]:
+    """The families of a user's text that has several layouts, all of models: one of them may fit.
+
+    Raises: everything that is wrong with the text.
+    """
+    document = parse(text, file)
+    if len(document.layouts) < 2 or any(block.model is None for block in document.layouts):
+        return ()
+    compile_layouts(document, models=missing_models(document))
+    found = own_families(document)
+    return tuple(family for family in found if model is None or family.name == model)
 
 
 def _family(text: str, file: str, name: str) -> Family:

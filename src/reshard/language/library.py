@@ -83,6 +83,24 @@ def missing_models(document: Document) -> Mapping[str, Model]:
     return {name: compile_models(family.document)[name] for name, family in found.items()}
 
 
+def own_families(document: Document) -> tuple[Family, ...]:
+    """The families that a user's layouts are of: models of the document, or those that ship with
+    the user's layouts in place of theirs.
+    """
+    names = dict.fromkeys(block.model.text for block in document.layouts if block.model)
+    models = {block.name.text: block for block in document.models}
+    for family in shipped() if names.keys() - models.keys() else ():
+        models.setdefault(family.name, family.document.models[0])
+    return tuple(
+        Family(
+            name,
+            document.source.name,
+            replace(document, blocks=(models[name], *_layouts_of(document, name))),
+        )
+        for name in names
+    )
+
+
 def families(text: str, file: str) -> tuple[Family, ...]:
     """The families of one text: its models that have layouts.
 
