@@ -28,7 +28,11 @@ def test_every_fixture(name: str, fixture_checkpoint: Callable[[str], Path]) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["z1_fp32_dp2_untied", "z0_fp32_dp2", "pipe_pp2_dp2_z1_fp32_tied", "megatron_untied_tp2_pp2"],
+    [
+        *("z1_fp32_dp2_untied", "z0_fp32_dp2", "pipe_pp2_dp2_z1_fp32_tied"),
+        *("megatron_untied_tp2_pp2", "megatron_do_dp2_buckets", "nanotron_tp1_z0"),
+        *("megatron_dist_untied", "megatron_dist_reshardable_tp2_dp2", "nanotron_tp2_pp2_dp2_z1"),
+    ],
 )
 def test_an_entry_that_nobody_knows(
     name: str, fixture_checkpoint: Callable[[str], Path], tmp_path: Path

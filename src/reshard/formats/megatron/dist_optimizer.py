@@ -15,7 +15,7 @@ from reshard.formats.megatron.cuts import is_expert
 from reshard.formats.megatron.optimizer_ids import claims
 from reshard.formats.megatron.scalar import number_bytes
 from reshard.formats.megatron.training import Groups
-from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.plan.catalog import Fragment, Left, LocalTensor
 from reshard.storage.torch_file import TensorRef, read_small
 
 _OBJECT = re.compile(r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/")
@@ -88,6 +88,17 @@ def _optimizers(common: object) -> Iterator[_Optimizer]:
             if isinstance(state, dict):
                 step = step or _step(state.get("common_step"))
         yield _Optimizer(groups, step)
+
+
+def unread_states(common: object, file: str, key: str = "optimizer") -> Iterator[Left]:
+    """Entries of `state` in the common state's optimizer, where nothing but a step is read."""
+    for name, item in common.items() if isinstance(common, dict) else ():
+        if name == "state" and isinstance(item, dict):
+            for entry in item:
+                if entry != "common_step":
+                    yield Left(file, f"{key}.state.{entry}", "it is no number of steps")
+        elif name == "optimizer" or isinstance(name, int):
+            yield from unread_states(item, file, f"{key}.{name}")
 
 
 def _chained(common: object) -> list[dict[object, object]]:

@@ -22,10 +22,14 @@ from reshard.formats.megatron.self_check import (
     samples,
     spread,
 )
+from reshard.plan.catalog import Left
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.torch_file import TensorRef
 
 _COUNTS = ("numel_unpadded",)
+_SAID = ("buckets_coalesced",)
+"""Entries beside the buffers; the buffers show the same."""
+
 _MOST_PADDING = 1 << 17
 """Elements behind a bucket: it is padded for the number of ranks, or to 2^16 for fast transfers."""
 
@@ -87,6 +91,17 @@ def flat_states(
         yield from _buffer(
             key, tensors, members, args, file, weights_file, sampler, first_stage, shared
         )
+
+
+def unread(root: object, file: str) -> Iterator[Left]:
+    """The entries of a file of buffers that are none, nor say how buffers were saved.
+
+    Args:  root: of one optimizer, or of several.
+    """
+    for item in root if isinstance(root, list) else [root]:
+        for key, value in item.items() if isinstance(item, dict) else ():
+            if key not in _SAID and not (isinstance(key, int) and isinstance(value, dict)):
+                yield Left(file, str(key), "it is no buffer of an optimizer")
 
 
 def _by_buffer(parameters: Sequence[Parameter]) -> list[tuple[DType, list[Parameter]]]:

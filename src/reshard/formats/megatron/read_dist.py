@@ -15,7 +15,7 @@ from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.common_state import COMMON, common_state
 from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
-from reshard.formats.megatron.dist_optimizer import dist_groups
+from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
@@ -95,7 +95,7 @@ def read_dist(folder: Path) -> Catalog:
         files=tuple(chunks.files.values()),
         oddities=tuple(oddities),
         withheld=withheld,
-        left=common.left,
+        left=(*common.left, *unread_states(root.get("optimizer"), common.file)),
     )
 
 

@@ -10,6 +10,7 @@ from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.megatron.cuts import is_expert, is_vocabulary
+from reshard.formats.megatron.distrib_optim import unread
 from reshard.formats.megatron.fused_order import row_order
 from reshard.formats.megatron.gating import Gating
 from reshard.formats.megatron.layout_text import layout_text
@@ -33,7 +34,7 @@ from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.formats.megatron.training import Groups, training_of
 from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
-from reshard.storage.torch_file import TensorRef
+from reshard.storage.torch_file import TensorRef, open_torch_file
 
 _EXPERT = ".local_experts."
 
@@ -95,7 +96,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         files=_files(folder, ranks),
         oddities=legacy_oddities(folder, ranks, config, bool(states) or bool(withheld), vocabulary),
         withheld=withheld,
-        left=_left(model),
+        left=(*_left(model), *_unread(folder, ranks)),
     )
 
 
@@ -247,6 +248,14 @@ def _left(model: _Model) -> tuple[Left, ...]:
         for chunk in chunks
         for name, kind in chunk.objects.items()
     )
+
+
+def _unread(folder: Path, ranks: Ranks) -> Iterator[Left]:
+    """What the files of the distributed optimizer hold beside its buffers."""
+    for rank in ranks.files:
+        file = Path(rank.file).with_name(DISTRIBUTED)
+        if (folder / file).exists():
+            yield from unread(open_torch_file(folder / file).root, str(file))
 
 
 def _rows(model: _Model) -> int:

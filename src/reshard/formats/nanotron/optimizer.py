@@ -20,7 +20,7 @@ from reshard.formats.nanotron.groups import Group
 from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.weights import Shard, Weight, boxed
 from reshard.plan.agreement import agreed
-from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
+from reshard.plan.catalog import Fragment, Left, LocalTensor, SourceFile
 from reshard.storage.links import refuse_outside
 from reshard.storage.objects import to_json
 from reshard.storage.small_tensors import small_tensor
@@ -31,6 +31,7 @@ _FILE = re.compile(
     r"optimizer_pp-(?P<pp>[0-9]+)-of-(?P<pps>[0-9]+)(?:_dp-(?P<dp>[0-9]+)-of-(?P<dps>[0-9]+))?"
     r"_tp-(?P<tp>[0-9]+)-of-(?P<tps>[0-9]+)(?:_exp-(?P<ep>[0-9]+)-of-(?P<eps>[0-9]+))?\.pt"
 )
+_ENTRIES = ("state", "names", "param_groups", "gradient_accumulator")
 Sizes = tuple[int, int | None, int, int]
 """pp, dp (None without ZeRO), tp, and expert parallel size."""
 
@@ -52,6 +53,7 @@ class States:
 
     Args:  parts: by name and state, and then by the rank whose copy it is, its fragments.
            dtypes: of these.  stages: the param groups of each pipeline stage.
+           left: entries of the files that are neither read nor kept.
     """
 
     files: list[SourceFile] = field(default_factory=list)
@@ -59,6 +61,7 @@ class States:
     stages: dict[int, list[Group]] = field(default_factory=dict)
     sizes: Sizes | None = None
     copies: int = 1
+    left: list[Left] = field(default_factory=list)
 
 
 def read_states(root: Path, weights: Mapping[str, Weight]) -> States:
@@ -77,7 +80,13 @@ def read_states(root: Path, weights: Mapping[str, Weight]) -> States:
         refuse_outside(root, path)
         stat = path.stat()
         out.files.append(SourceFile(item.file, stat.st_size, stat.st_mtime_ns))
-        reader.add(item, open_torch_file(path).root)
+        rank = open_torch_file(path).root
+        reader.add(item, rank)
+        out.left += [
+            Left(item.file, str(key), "it is nothing that nanotron reads of an optimizer")
+            for key in (rank if isinstance(rank, dict) else ())
+            if key not in _ENTRIES
+        ]
     out.tensors = tuple(reader.local_tensors())
     out.stages = reader.stages
     out.copies = reader.copies

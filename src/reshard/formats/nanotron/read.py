@@ -66,6 +66,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         config=config,
         files=(*files, *weight_files, *states.files),
         oddities=_oddities(root, weights, states),
+        left=tuple(states.left),
     )
 
 
