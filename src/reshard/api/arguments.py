@@ -199,7 +199,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     **dict.fromkeys(("max_memory", "max_file_size", "sample"), _A_COUNT),
     **dict.fromkeys(("places", "leave_out", "via"), _SOME_TEXTS),
     "threads": (f"a whole number from 1 to {MAX_THREADS}", _threads),
-    "settings": ("a mapping of names to finite numbers", _settings),
+    "settings": ("a mapping of names to finite numbers of at most 64 bits", _settings),
     "rank": ("a mapping of mesh axes to whole numbers of at most 64 bits", _rank),
     "states": ("a str, or a list of kinds of state", _states),
     "on_drift": _one_of("error", "average", "first"),

@@ -31,7 +31,10 @@ def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
 
     What the writer says (`shared_params`, which only the first rank knows), and names of one file
     that refer to the same memory.
+
+    Raises: ReshardError[unexpected-content].
     """
+    models = tuple(models)
     out: dict[str, str] = {}
     for model in models:
         out.update(model.shared)
@@ -47,16 +50,29 @@ def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
             first = places.setdefault(place, name)
             if first != name and name not in out and name not in trained:
                 out[name] = first
-    return {alias: _resolve(alias, out) for alias in out}
+    stored = {name for model in models for name in model.module or ()}
+    stored |= {name for model in models for shapes in model.param_shapes or () for name in shapes}
+    resolved = {alias: _resolve(alias, out) for alias in out}
+    # A name whose tensor is stored under it alone stays what it is.
+    return {a: name for a, name in resolved.items() if name in stored or a not in stored}
 
 
 def _resolve(alias: str, aliases: Mapping[str, str]) -> str:
+    """The name at the end of a chain of names.
+
+    Raises: ReshardError[unexpected-content].
+    """
     name = aliases[alias]
     for _ in range(len(aliases)):
         if name not in aliases:
-            break
+            return name
         name = aliases[name]
-    return name
+    raise source_error(
+        "unexpected-content",
+        f"`shared_params` says that `{alias}` is another name of itself",
+        notes=[f"`{alias}` is `{aliases[alias]}`, and so on, in a circle"],
+        helps=["the file was written by another program, or is damaged; copy it again"],
+    )
 
 
 def module_tensors(
