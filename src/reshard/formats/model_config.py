@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.model_facts import ROPE, Kind, kind_of
+from reshard.formats.model_facts import ROPE, Kind, is_harmless, kind_of, rope_of
 from reshard.formats.model_json import config_bytes, parse_config
 from reshard.language.expression import Expression, Variable, known_value, names, operands
 from reshard.language.layout import Layout
@@ -197,8 +197,13 @@ def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
         "model_type": told.pop("model_type"),
         **dict(sorted(told.items())),
     }
-    warnings = (_unknown(missing),) if missing else ()
-    return ModelConfig(_json(from_json(ordered, lambda tensor: tensor)), warnings)
+    # Some ways to scale rotary positions begin where the trained positions end.
+    is_scaled = rope_of(told).get("rope_type", "default") != "default"
+    needed = [key for key in missing if kind is None or is_scaled or not is_harmless(key)]
+    warnings = [_unknown(needed)] if needed else []
+    if len(needed) < len(missing):
+        warnings.append(_defaulted([key for key in missing if key not in needed]))
+    return ModelConfig(_json(from_json(ordered, lambda tensor: tensor)), tuple(warnings))
 
 
 def _facts(arrangement: Arrangement) -> Mapping[str, object]:
@@ -311,6 +316,17 @@ def _unknown(missing: Iterable[str]) -> Diagnostic:
         level="warning",
         notes=(f"without a value: {listed}", "transformers takes its own defaults for them"),
         helps=("look them up in the configuration of the run, and write them into the file",),
+    )
+
+
+def _defaulted(missing: Iterable[str]) -> Diagnostic:
+    listed = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
+    return Diagnostic(
+        "defaulted-model-config",
+        "`config.json` leaves to transformers what the source does not record",
+        level="warning",
+        notes=(f"without a value: {listed}", "it changes no number that the model computes"),
+        helps=("state it, like `--set max_position_embeddings=4096`, if other programs read it",),
     )
 
 

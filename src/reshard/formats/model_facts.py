@@ -76,6 +76,11 @@ def type_of_architecture(name: str) -> str | None:
     return next((kind for kind, item in types.items() if item.get("architecture") == name), None)
 
 
+def is_harmless(key: str) -> bool:
+    """Whether a key changes nothing that a model computes, whatever its value."""
+    return key in _harmless()
+
+
 @cache
 def _harmless() -> frozenset[str]:
     found = _table()["harmless"]

@@ -286,7 +286,6 @@ class Machine:
         self._push(self._call(function, args))
 
     def _call(self, function: object, args: tuple[object, ...]) -> object:
-        function = _attribute(function) or function
         if not isinstance(function, Global):
             _fail(f"a call of a {type(function).__name__}")
         make = self._constructors.get(function)
@@ -354,15 +353,6 @@ def _hashable(key: object) -> object:
     if fault := key_fault(key):
         _fail(fault)
     return key
-
-
-def _attribute(value: object) -> Global | None:
-    """What `getattr` of a class names: a class method, say."""
-    if isinstance(value, Record) and value.name == "getattr" and len(value.args) == 2:
-        owner, name = value.args
-        if isinstance(owner, Global) and isinstance(name, str):
-            return Global(owner.module, f"{owner.name}.{name}")
-    return None
 
 
 def _global(module: str, name: str) -> Global:

@@ -135,11 +135,11 @@ def _size(args: tuple[object, ...]) -> object:
 
 
 def _nested(args: tuple[object, ...]) -> object:
-    """A class that is declared within a class: its name, which is not looked up."""
+    """A class, or a method, that is declared within a class: its name, which is not looked up."""
     cls, name = args if len(args) == 2 else (None, None)
     if not isinstance(cls, Global) or not isinstance(name, str):
         raise ValueError("an attribute of something else than a class")
-    if not name.isidentifier() or name.startswith("_"):
+    if not name.isidentifier() or name.startswith("__"):
         raise ValueError(f"an attribute `{name}` of a class")
     return Global(cls.module, f"{cls.name}.{name}")
 

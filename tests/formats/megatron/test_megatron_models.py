@@ -46,10 +46,15 @@ GROUPED = Grouped(
 )
 
 
+FACTS = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+"""What no tensor tells, and the arguments of these runs do not state."""
+
+
 @pytest.mark.parametrize("target", ["megatron:tp=1", "megatron:tp=2,pp=2", "megatron-dist", "hf"])
 def test_more_ranks_than_groups_of_queries(target: str, tmp_path: Path) -> None:
     source = GROUPED.write(tmp_path / "run")
-    reshard.convert(source, tmp_path / "out", target)
+    settings = FACTS if target == "hf" else {}
+    reshard.convert(source, tmp_path / "out", target, settings=settings)
     states = "weights" if target == "hf" else "all"
     assert reshard.verify(source, tmp_path / "out", states=states).ok
     name = "decoder.layers.1.self_attention.linear_qkv.weight"
@@ -259,7 +264,7 @@ def without_arguments(root: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
 def test_sizes_follow_from_shapes(tmp_path: Path) -> None:
     """The norms of queries tell the width of a head, and two equations the numbers of heads."""
     source = without_arguments(tmp_path / "run", NORMED)
-    reshard.convert(source, tmp_path / "out", "hf")
+    reshard.convert(source, tmp_path / "out", "hf", settings=FACTS)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     sizes = ("head_dim", "num_attention_heads", "num_key_value_heads", "vocab_size")
     assert {key: config[key] for key in sizes} == dict(zip(sizes, (4, 4, 2, 20), strict=True))
@@ -277,6 +282,14 @@ def test_a_size_that_is_stated_solves_the_others(tmp_path: Path) -> None:
         "state `num_key_value_heads`, `num_attention_heads` or `head_dim`, as the model's "
         "configuration does: `--set head_dim=N`",
     )
-    reshard.convert(source, tmp_path / "out", "hf", settings={"head_dim": 4})
+    done = reshard.convert(source, tmp_path / "out", "hf", settings={"head_dim": 4, **FACTS})
+    texts = [item.render() for item in done.report.warnings]
+    assert (
+        "warning[defaulted-model-config]: `config.json` leaves to transformers what the source "
+        "does not record\n"
+        "  = note: without a value: `max_position_embeddings`\n"
+        "  = note: it changes no number that the model computes\n"
+        "  = help: state it, like `--set max_position_embeddings=4096`, if other programs read it"
+    ) in texts
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)
