@@ -28,6 +28,7 @@ _TORCH_NAMES = {DType.F64: "float64", DType.F32: "float32", DType.F16: "float16"
     DType.BF16: "bfloat16"
 }
 _KEYS = ("dtype", "torch_dtype")
+_TIED = "tie_word_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ def _brought_up(
     notes = []
     known = dict(layout.config)
     for name in model_names(layout.model):
-        if name not in known and name in stated:
+        is_unsaid_tie = name == _TIED and kind is not None and name in kind.default
+        if name not in known and (name in stated or is_unsaid_tie):
             known[name] = Variable(name)
     for name, expression in known.items():
         value = values.get(name)
@@ -108,7 +110,9 @@ def _brought_up(
             continue
         assign(_place(expression, flatten(stated)), value, changed)
         key = next(iter(names(expression)), name)
-        notes.append(f"`{key}`: {json.dumps(value)} is written, the file says {json.dumps(old)}")
+        is_said = said.get(name) is not None or name not in else_said
+        how = "the file says" if is_said else "without it transformers takes"
+        notes.append(f"`{key}`: {json.dumps(value)} is written, {how} {json.dumps(old)}")
     if not changed:
         return data, ()
     new = json.loads(data)
