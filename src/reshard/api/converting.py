@@ -30,6 +30,7 @@ from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.target import Target
+from reshard.storage.source_error import as_source_error
 
 if TYPE_CHECKING:
     from reshard.engine.run import Folder
@@ -179,7 +180,9 @@ def convert(
     )
     catalog = prepared.source.catalog
     read = (file.path for file in catalog.files)
-    check_files_apart(target_path, catalog.root, read, is_folder=Path(src).is_dir())
+    with as_source_error(Path(src)):
+        is_folder = Path(src).is_dir()
+    check_files_apart(target_path, catalog.root, read, is_folder=is_folder)
     report, resumed = prepared.report, Resumed(0, 0)
     if not dry_run:
         files, resumed, notes = _write(prepared, target_path, force, on_progress)
