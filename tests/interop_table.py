@@ -45,6 +45,7 @@ class Row:
 
 ROWS = {
     "deepspeed": Row("DeepSpeed", "deepspeed"),
+    "trainer": Row("transformers' Trainer with DeepSpeed", "transformers"),
     "transformers": Row("transformers", "transformers"),
     "megatron-core": Row("Megatron-core", "megatron-core"),
     "megatron-core-0.19": Row("Megatron-core", "megatron-core", "megatron-core-0.19"),
