@@ -12,6 +12,7 @@ from reshard.language.check import check
 from reshard.language.compile import compile_layout, compile_models
 from reshard.language.expression import evaluate, names, to_text
 from reshard.language.layout import Layout, Model
+from reshard.language.library import missing_models
 from reshard.language.models import NO_MODELS
 from reshard.language.parser import parse
 from reshard.language.pattern import NamePattern
@@ -44,7 +45,10 @@ def load_layout(
     """One layout of a UCL text, parsed, checked, and compiled.
 
     Args:  file_name: for messages.  layout_name: which layout; None for the only one.
-           models: those that the text may refer to without declaring them.
+           models: those that the text may refer to without declaring them; those that ship where
+           there are none.
     Raises: syntax, unknown-layout, and everything that `check` finds wrong.
     """
-    return compile_layout(parse(text, file_name), layout_name, models=models)
+    document = parse(text, file_name)
+    known = models or missing_models(document)
+    return compile_layout(document, layout_name, models=known)

@@ -16,6 +16,7 @@ from reshard.language.check_stored import Stored, check_stored
 from reshard.language.conditions import constant
 from reshard.language.expression import Expression, can_be_inverted, inverted_names, names
 from reshard.language.faults import Faults, near
+from reshard.language.implied import spelled_out
 from reshard.language.layout import Model
 from reshard.language.pattern import NamePattern
 from reshard.language.scope import Scope
@@ -35,6 +36,8 @@ def check_layout(
            spelled: what the `config` lines of the other layouts of the model spell.
     """
     check_constant(faults, block.when, "the condition of this layout", bool)
+    if isinstance(model, Model):
+        block = spelled_out(block, model)
     scope = _mesh(faults, block)
     scope = _places(scope, block)
     _check_partitions(scope, block)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from reshard.language import tree
 from reshard.language.conditions import Conditions, conjuncts, constant
-from reshard.language.expression import Expression, to_text
+from reshard.language.expression import Expression, Truth, to_text
+from reshard.language.implied import implied
 from reshard.language.layout import Model, ModelTensor
 from reshard.language.scope import Scope
 from reshard.language.words import listed
@@ -52,7 +53,23 @@ def check_stored(
     for item in stored:
         for atom in item.atoms:
             by_atom[atom].append(item)
-    absent = _absent(model, block)
+    facts = implied(block, model)
+    absent = _absent(model, block, facts)
+    without = [name for name, items in by_atom.items() if not items and name in absent]
+    said = {item.name.text for item in block.statements if isinstance(item, tree.ConfigStatement)}
+    if facts and without and not facts.keys() <= said and not meant:
+        scope.faults.add(
+            "unstored-atom",
+            f"layout `{scope.name}` is of models without {listed(without)}",
+            block.name.span,
+            "has no rule for them" if len(without) > 1 else "has no rule for it",
+            notes=[
+                "taken as said: "
+                + ", ".join(f"`config {name} = {to_text(value)}`" for name, value in facts.items())
+            ],
+            helps=["add rules for other models, or write these lines"],
+            level="warning",
+        )
     missing = [
         name
         for name, items in by_atom.items()
@@ -75,9 +92,9 @@ def check_stored(
         _check_copies(scope, model, name, items)
 
 
-def _absent(model: Model, block: tree.LayoutBlock) -> Collection[str]:
+def _absent(model: Model, block: tree.LayoutBlock, facts: Mapping[str, Truth]) -> Collection[str]:
     """The atoms that a layout's own `config` lines say are not there: `config bias = false`."""
-    said: dict[str, object] = {}
+    said: dict[str, object] = {name: value.value for name, value in facts.items()}
     for item in block.statements:
         if isinstance(item, tree.ConfigStatement):
             value = constant(item.value, {})

@@ -12,6 +12,7 @@ from reshard.language import tree
 from reshard.language.check import check
 from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression
+from reshard.language.implied import implied, spelled_out
 from reshard.language.layout import (
     Axis,
     Entry,
@@ -109,10 +110,12 @@ def _chosen(document: tree.Document, name: str | None) -> tree.LayoutBlock:
 
 
 def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
+    facts = {} if model is None else implied(block, model)
+    block = block if model is None else spelled_out(block, model)
     mesh = {}
     places = {}
     partitions = []
-    config = {}
+    config: dict[str, Expression] = {}
     rules = []
     files = []
     ties = {}
@@ -149,6 +152,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
             rules.append(item)
     if files and not rules and model is None:
         rules.append(_ANY)
+    config.update(facts)
     return Layout(
         block.name.text,
         model,
