@@ -36,6 +36,7 @@ def run(tmp_path: Path) -> Path:
                 "global_step": 3,
                 "epoch": 1,
                 "best": 0.75,
+                "seen": Tensor(DType.F32, (0, 3), b""),
             }
         )
     )
@@ -49,10 +50,14 @@ def test_keys_that_a_target_of_another_program_has_no_place_for_are_listed(
 
     left = [item for item in done.report.warnings if item.code == "keys-left"]
     assert [item.render() for item in left] == [
-        "warning[keys-left]: 2 keys of the source are neither read nor kept\n"
-        "  = note: only the program that wrote it reads it again: `epoch in *.pt`, `best in *.pt`\n"
+        "warning[keys-left]: 3 keys of the source are neither read nor kept\n"
+        "  = note: only the program that wrote it reads it again: `epoch in *.pt`, `best in *.pt`, "
+        "`seen in *.pt`\n"
         "  = help: keep the source if they are wanted"
     ]
+
+    dropped = [item.name for item in done.report.fates if item.kind == "dropped"]
+    assert dropped == ["*.pt:seen"]
 
 
 def test_a_distributed_checkpoint_says_by_name_what_it_leaves(run: Path, tmp_path: Path) -> None:
@@ -61,7 +66,7 @@ def test_a_distributed_checkpoint_says_by_name_what_it_leaves(run: Path, tmp_pat
     left = [item for item in done.report.warnings if item.code == "dcp-left"]
     assert [item.render() for item in left] == [
         "warning[dcp-left]: what only the source resumes with is not written\n"
-        "  = note: it is `epoch`, `best`\n"
+        "  = note: it is `epoch`, `best`, `seen`\n"
         "  = help: keep the source, or convert to `universal`, which keeps it"
     ]
 

@@ -39,6 +39,7 @@ class Inventory:
            extras: tensors of no parameter, by name.
            lost: by name and state, why it has no place.
            folded: by name and state, as part of what it is written.
+           used_extras: those that an object of the target refers to; empty ones are not placed.
     """
 
     states: Mapping[str, Mapping[str, Whole]]
@@ -48,6 +49,7 @@ class Inventory:
     extras: Mapping[str, Whole]
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     folded: dict[tuple[str, str], str] = field(default_factory=dict)
+    used_extras: set[str] = field(default_factory=set)
 
     @property
     def steps(self) -> Mapping[str, Number]:
@@ -119,7 +121,7 @@ class Inventory:
         """
         placed = {item.spec.label for item in output.placed if item.spec.state == EXTRA}
         for name, whole in self.extras.items():
-            if name not in placed and 0 not in whole.shape:
+            if name not in placed and not (0 in whole.shape and name in self.used_extras):
                 of_rank = name.startswith(("rank.", "optimizer.rank."))
                 own = "what one rank has for itself; the target has other ranks"
                 rest = "no part of the state that DeepSpeed resumes with"
@@ -137,6 +139,7 @@ class Inventory:
             if isinstance(name, Mapping):
                 return constant_of(name, output.constant)
             whole = self.extras[str(name)]
+            self.used_extras.add(whole.name)
             return output.tensor(whole_spec(whole, whole.dtype, whole.name))
 
         return tensor
