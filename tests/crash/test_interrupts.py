@@ -127,7 +127,7 @@ def test_while_what_was_left_is_proved(
         signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reshard.storage.output.OutputFolder.kept_file", proving)
+        patch.setattr("reshard.storage.output.OutputFolder.find_kept", proving)
         _, error = attempt(tiny, tmp_path / "out", "universal")
     assert str(error) == (
         "interrupted; what an earlier run wrote is kept in `.out.reshard-partial`\n"

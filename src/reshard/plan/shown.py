@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 
-class Shown:
+
+class Shown(ABC):
     """A value with a text for people, whose `repr` is one short line of it."""
 
     __slots__ = ()
 
+    @abstractmethod
     def to_text(self) -> str:
         """For people, 80 columns wide."""
-        raise NotImplementedError
 
     def summary(self) -> str:
         """The value in a few words: the first line of its text."""
