@@ -156,3 +156,9 @@ def _shipped_files() -> list[Path]:
         and path.suffix != ".xz"
         and path.name != ".git"  # a file in a further work tree
     ]
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by name, and one that only the interop run collects is found late."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
