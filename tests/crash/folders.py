@@ -16,12 +16,20 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def convert(
+    source: Path, dst: Path, to: str, *, threads: int = 1, force: bool = False
+) -> reshard.Converted:
+    """A conversion; to a model folder under the names of the source, which has no configuration."""
+    names = "source" if to == "hf" else None
+    return reshard.convert(source, dst, to, threads=threads, force=force, names=names)
+
+
 def attempt(
     source: Path, dst: Path, to: str, *, threads: int = 1, force: bool = False
 ) -> tuple[reshard.Converted | None, BaseException | None]:
     """A conversion: what it returned, or how it failed; a bug is not caught."""
     try:
-        return reshard.convert(source, dst, to, threads=threads, force=force), None
+        return convert(source, dst, to, threads=threads, force=force), None
     except (reshard.ReshardError, KeyboardInterrupt) as error:
         return None, error
 

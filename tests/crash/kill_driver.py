@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import shim
-from folders import attempt, codes, left_beside, tree
+from folders import attempt, codes, convert, left_beside, tree
 from power import lose_what_was_not_synced, recorded
 
 import reshard
@@ -42,7 +42,7 @@ def forked(
     try:
         noted = recorded(log) if log is not None else nullcontext()
         with shim.counted(at, shim.kills if at % 2 else shim.kills_after, shim.CHANGES), noted:
-            reshard.convert(source, dst, to, threads=threads, force=force)
+            convert(source, dst, to, threads=threads, force=force)
         code = 0
     finally:
         os._exit(code)
@@ -61,11 +61,11 @@ def run(
     counts: Counter[str] = Counter()
     force = previous is not None
     before = tree(previous) if previous is not None else {}
-    reshard.convert(source, folder / "first", to)  # what is only done once in a process
+    convert(source, folder / "first", to)  # what is only done once in a process
     if previous is not None:
         shutil.copytree(previous, folder / "whole")
     with shim.counted(names=shim.CHANGES) as counter:
-        reshard.convert(source, folder / "whole", to, threads=threads, force=force)
+        convert(source, folder / "whole", to, threads=threads, force=force)
     expected = tree(folder / "whole")
     for at in range(1, counter.count + 1, step):
         dst = folder / str(at) / "out"

@@ -77,7 +77,7 @@ def test_a_distributed_checkpoint_in_place_of_another(
     ("case", "to", "step"),
     [
         ("z1_bf16_dp4_tied", "deepspeed:zero=1,dp=2", 10),
-        ("z1_bf16_dp4_tied", "dcp:dp=2", 80),
+        ("z1_bf16_dp4_tied", "dcp:dp=2", 48),
         ("z1_bf16_dp4_tied", "hf", 5),
         ("megatron_untied_tp2_pp2", "megatron:tp=1,pp=2", 12),
     ],

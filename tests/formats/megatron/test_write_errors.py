@@ -272,7 +272,7 @@ def test_what_megatron_must_be_told(fixture_checkpoint: Fixture) -> None:
     source = fixture_checkpoint("z1_fp32_dp2_untied") / "ckpt"
     found = api.plan(source, "megatron", settings=LLAMA, model="llama").warnings
     assert (
-        "\n\n".join(item.render() for item in found)
+        "\n\n".join(item.render() for item in found if item.code != "keys-left")
         == """\
 warning[megatron-resume]: the source has no learning rate schedule of Megatron's
   = note: a constant one at 0 samples is written
@@ -286,7 +286,7 @@ warning[megatron-resume]: random number generators start anew
     )
     found = api.plan(source, "megatron", settings=LLAMA, model="llama", states="weights").warnings
     assert (
-        "\n\n".join(item.render() for item in found)
+        "\n\n".join(item.render() for item in found if item.code != "keys-left")
         == """\
 warning[megatron-resume]: the optimizer starts anew
   = note: no states of an optimizer with their param groups are written
