@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from reshard.formats.deepspeed.folder import Rank
 from reshard.formats.deepspeed.grid import Grid
-from reshard.formats.deepspeed.keeper import fingerprint
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.shard import Shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer
+from reshard.storage.small_tensors import fingerprint
 
 
 def number_groups(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.weights import tensor_of
 from reshard.plan.catalog import LocalTensor
 from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
-from reshard.storage.torch_file import TensorRef, read_small
+from reshard.storage.small_tensors import fingerprint, small_tensor
+from reshard.storage.torch_file import TensorRef
 
 EXTRA = "extra"
-_MAX_COMPARED = 1 << 20
 _MAX_SETTING = 1 << 10
 
 
@@ -61,18 +59,6 @@ class Keeper:
             free = f"{name}.{number}"
         self._taken.add(free)
         return free
-
-
-def fingerprint(value: object) -> object:
-    """What is equal for equal values of two files, with small tensors compared by their bytes."""
-
-    def tensor(ref: TensorRef) -> object:
-        if ref.nbytes > _MAX_COMPARED:
-            return [ref.file, ref.byte_offset]
-        digest = hashlib.sha256(read_small(ref)).hexdigest()
-        return [f"{ref.dtype}", list(ref.shape), digest]
-
-    return to_json(value, tensor)
 
 
 def differing(first: Mapping[str, Node], other: Mapping[str, Node]) -> list[str]:

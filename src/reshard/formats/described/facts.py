@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,12 @@ from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Fragment, LocalTensor, Training
 from reshard.storage.inert import Record
 from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.storage.small_tensors import fingerprint, small_tensor
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
 _ITERATION, _GROUPS, _CONFIG = "iteration", "param_groups", "config"
 _MAX_SETTING = 1 << 10
-_MAX_COMPARED = 1 << 20
 _NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 
@@ -180,14 +178,8 @@ class _Keeper:
 
 
 def _digest(value: object) -> str:
-    """Equal for equal values of two files; tensors of moderate size count by their bytes."""
-
-    def tensor(ref: TensorRef) -> object:
-        if ref.nbytes > _MAX_COMPARED:
-            return [ref.file, ref.byte_offset]
-        return [str(ref.dtype), list(ref.shape), hashlib.sha256(read_small(ref)).hexdigest()]
-
-    return json.dumps(to_json(value, tensor), sort_keys=True)
+    """Equal for equal values of two files."""
+    return json.dumps(fingerprint(value), sort_keys=True)
 
 
 def _whole_number(leaf: Leaf) -> int:
