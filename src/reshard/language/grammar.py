@@ -1,4 +1,4 @@
-"""The grammar file and the parser that lark makes of it. The only file that imports lark."""
+"""The grammar file and the parser that lark makes of it."""
 
 from __future__ import annotations
 
@@ -35,5 +35,13 @@ def build(*, strict: bool = False) -> Lark:
 
 @lru_cache(maxsize=1)
 def parser() -> Lark:
-    """The parser; built on first use."""
-    return build()
+    """The parser, from the tables made beforehand where they are of the lark that is installed."""
+    import lark
+
+    from reshard.language import parse_tables
+
+    if lark.__version__ != parse_tables.LARK:
+        return build()
+    parser = lark.Lark.__new__(lark.Lark)
+    parser._load({"data": parse_tables.DATA, "memo": parse_tables.MEMO})
+    return parser
