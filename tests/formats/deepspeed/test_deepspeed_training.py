@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from deepspeed_forge import Run, Tensor, floats
+import pytest
+from deepspeed_forge import Run, Tensor
 from deepspeed_oracle import arrange, wholes
 
+import reshard
+from reshard import ReshardError
 from reshard.dtypes import DType
 from reshard.formats.deepspeed import read
 from reshard.plan.catalog import Training
@@ -140,10 +143,38 @@ def test_weights_that_share_memory_are_aliases(tmp_path: Path) -> None:
     run = Run(tmp_path, GROUPS)
     root = run.models["mp_rank_00_model_states.pt"]
     root["shared_params"] = {"head": "tied", "tied": "w"}
-    root["module"].update(head=floats([0.0] * 12, (3, 4)), tied=floats([0.0] * 12, (3, 4)))
+    own = root["module"]["w"].data
+    root["module"].update(head=Tensor(DType.F32, (3, 4), own), tied=Tensor(DType.F32, (3, 4), own))
     catalog = read(run.write())
     assert catalog.aliases == {"head": "w", "tied": "w"}
     assert {tensor.name for tensor in catalog.tensors} == {"w", "b"}
+
+
+def test_tied_weights_that_are_stored_twice_must_agree(tmp_path: Path) -> None:
+    run = Run(tmp_path, GROUPS)
+    root = run.models["mp_rank_00_model_states.pt"]
+    root["shared_params"] = {"head": "w"}
+    own = bytearray(root["module"]["w"].data)
+    own[4 * 5] ^= 1
+    root["module"]["head"] = Tensor(DType.F32, (3, 4), bytes(own))
+    with pytest.raises(ReshardError) as raised:
+        reshard.open(run.write())
+    assert str(raised.value) == (
+        "error[replica-mismatch]: copies of `w` (param) differ\n"
+        "  = note: `head` is another name of it, and mp_rank_00_model_states.pt stores both\n"
+        "  = note: the first difference is at element 5\n"
+        "  = help: the run that wrote the file would load either into both: "
+        "find out which one is right"
+    )
+
+
+def test_tied_weights_of_two_shapes_are_no_tied_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path, GROUPS)
+    root = run.models["mp_rank_00_model_states.pt"]
+    root["shared_params"] = {"head": "w"}
+    root["module"]["head"] = Tensor(DType.F32, (12,), root["module"]["w"].data)
+    with pytest.raises(ReshardError, match=r"`w` is F32 \[3, 4\]\n.*`head` is F32 \[12\]"):
+        reshard.open(run.write())
 
 
 def test_a_step_is_chosen(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from deepspeed_forge import Run
 from deepspeed_targets import arranged, array, bits, converted, held, prepared, tree
 
+import reshard
 from reshard.algebra.piece import row_major
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
 from reshard.storage.inert import Record
+from safetensors_files import save
 
 Open = Callable[[str], Path]
 
@@ -248,3 +251,18 @@ def test_every_tensor_is_placed_or_named(fixture_checkpoint: Open) -> None:
     }
     assert len(output.dropped) == 20
     assert output.folded == ()
+
+
+def test_tensors_that_no_optimizer_trains_get_no_master_weights(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    tensors = {
+        "w": ("F32", [2], struct.pack("<2f", 1, 2)),
+        "mask": ("BOOL", [3], b"\1\0\1"),
+        "ids": ("I64", [1], struct.pack("<q", (1 << 60) + 1)),
+    }
+    save(source / "model.safetensors", tensors)
+    found = reshard.open(converted(source, tmp_path / "new", "deepspeed-universal"))
+    assert found.read("w", "master").tolist() == [1.0, 2.0]
+    assert found.read("mask", "param").tolist() == [True, False, True]
+    assert found.read("ids", "param").tolist() == [(1 << 60) + 1]

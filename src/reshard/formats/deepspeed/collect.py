@@ -26,6 +26,7 @@ from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
+from reshard.formats.deepspeed.replicas import check_tied
 from reshard.formats.deepspeed.shard import MASTER
 from reshard.formats.deepspeed.source import Source, is_data_first
 from reshard.formats.deepspeed.states_zero0 import Naming
@@ -102,7 +103,9 @@ def _weights(
     if source.folder.is_zero3:
         yield from zero3_tensors(models, coord)
         return
-    yield from module_tensors(models[0], coord, out.aliases)
+    first = models[0]
+    check_tied(source.files.root, first.file, first.module or {}, out.aliases)
+    yield from module_tensors(first, coord, out.aliases)
     if pipeline is not None:
         stage = source.grid.stage(mp_rank)
         yield from (

@@ -25,6 +25,11 @@ _SHOWN = 4
 STEP = "step"
 
 _FLOATS = (DType.F32, DType.F64)
+_DISCRETE = frozenset(
+    {DType.BOOL, DType.U8, DType.I8, DType.I16, DType.U16, DType.I32, DType.U32}
+    | {DType.I64, DType.U64}
+)
+"""Types of tensors that no optimizer trains, and that have no master weights."""
 _TAG = re.compile(r"[A-Za-z0-9._-]+")
 
 
@@ -205,7 +210,10 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
             numbers.setdefault(whole.state, []).append(whole)
         else:
             states.setdefault(whole.name, {})[whole.state] = whole
-    resting = {*catalog.buffers, *catalog.frozen}
+    untrainable = {
+        name for name, kinds in states.items() if all(w.dtype in _DISCRETE for w in kinds.values())
+    }
+    resting = {*catalog.buffers, *catalog.frozen, *untrainable}
     optimized = {name for name, kinds in states.items() if set(kinds) != {"param"}}
     trained = tuple(name for name in states if name in optimized or name not in resting)
     unmanaged = tuple(
