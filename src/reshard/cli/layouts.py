@@ -11,7 +11,7 @@ from reshard.cli.options import Json, NoColor
 File = Annotated[
     str | None,
     typer.Argument(
-        metavar="[FILE]", show_default=False, help="A UCL file of your own, in place of what ships."
+        metavar="FILE", show_default=False, help="A UCL file of your own, in place of what ships."
     ),
 ]
 

@@ -93,7 +93,7 @@ Source = Annotated[
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="SRC",
+        metavar="SRC...",
         show_default=False,
         help="Folder of a run, or of one of its steps; several are tried one by one.",
     ),

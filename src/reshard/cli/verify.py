@@ -30,7 +30,7 @@ First = Annotated[
 ]
 Others = Annotated[
     list[str] | None,
-    typer.Argument(metavar="B", show_default=False, help="Others; each is compared with A."),
+    typer.Argument(metavar="B...", show_default=False, help="Others; each is compared with A."),
 ]
 Each = Annotated[
     bool, typer.Option("--each", help="Check each of several by itself; compare none.")
