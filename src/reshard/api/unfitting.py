@@ -12,7 +12,7 @@ from reshard.language.layout import Layout
 from reshard.language.library import Family
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
-from reshard.plan.fit import Fit, holds, unmatched, unused_rules
+from reshard.plan.fit import Fit, holds, ruled_out, unmatched, unused_rules
 from reshard.plan.names import group_names, quantity
 from reshard.plan.stored_names import StoredNames
 
@@ -38,6 +38,7 @@ class Near:
     Args:  is_stated: the source's configuration says that it is the one.
            unknown: stored names that it has no rule for.
            missing: patterns of its rules that no stored name follows.
+           ruled_out: patterns that stored names follow, and the conditions that do not hold.
     """
 
     family: Family
@@ -45,6 +46,7 @@ class Near:
     is_stated: bool
     unknown: tuple[str, ...]
     missing: tuple[str, ...]
+    ruled_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def distance(self) -> int:
@@ -59,42 +61,57 @@ def stated_layouts(
     catalog: Catalog, families: Sequence[Family]
 ) -> tuple[tuple[Family, Layout], ...]:
     """The layouts that the source's configuration says it is in."""
-    found = []
-    for family in families:
-        for layout in family.layouts.values():
-            try:
-                env = environment(layout, catalog, dict(catalog.mesh), {})
-            except ReshardError:
-                continue
-            if layout.when is None:
-                continue
-            agrees = holds(layout.when, env)
-            if agrees is None:  # it states the type, and leaves facts of the names open
-                agrees = _TYPE in env and _TYPE in names(layout.when)
-            if agrees:
-                found.append((family, layout))
-    return tuple(found)
+    found = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
+    return tuple(pair for pair, agrees in found if agrees)
+
+
+def _all(families: Sequence[Family]) -> list[tuple[Family, Layout]]:
+    return [(family, layout) for family in families for layout in family.layouts.values()]
+
+
+def _agreement(catalog: Catalog, layout: Layout) -> bool | None:
+    """Whether a layout is of what the configuration states; None where it leaves that open."""
+    try:
+        env = environment(layout, catalog, dict(catalog.mesh), {})
+    except ReshardError:
+        return None
+    if layout.when is None:
+        return None
+    agrees = holds(layout.when, env)
+    if agrees is None and _TYPE in env and _TYPE in names(layout.when):
+        return True  # it states the type, and leaves facts of the names open
+    return agrees
 
 
 def nearest(catalog: Catalog, families: Sequence[Family], stored: StoredNames) -> Near | None:
-    """The layout that most stored names follow; one that the configuration states goes first."""
-    stated = stated_layouts(catalog, families)
-    near = [_near(catalog, *pair, stored, is_stated=True) for pair in stated]
-    if not near:
-        near = [
-            _near(catalog, family, layout, stored, is_stated=False)
-            for family in families
-            for layout in family.layouts.values()
-        ]
-        near = [item for item in near if len(item.unknown) < len(stored.kinds)]
-    return min(near, key=lambda item: (len(item.unknown), item.distance), default=None)
+    """The layout that most stored names follow.
+
+    Those that the configuration contradicts do not count; of those that are equally near, one that
+    it states goes first.
+    """
+    found = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
+    is_stated = any(agrees for _, agrees in found)
+    near = [
+        _near(catalog, *pair, stored, is_stated=agrees is True)
+        for pair, agrees in found
+        if not is_stated or agrees is not False
+    ]
+    near = [item for item in near if item.is_stated or len(item.unknown) < len(stored.kinds)]
+    return min(
+        near, key=lambda item: (len(item.unknown), item.distance, not item.is_stated), default=None
+    )
 
 
 def _near(
     catalog: Catalog, family: Family, layout: Layout, stored: StoredNames, *, is_stated: bool
 ) -> Near:
     missing = tuple(rule.pattern.text for rule in unused_rules(layout, catalog, stored))
-    return Near(family, layout, is_stated, unmatched(layout, stored), missing)
+    out = tuple(
+        (rule.pattern.text, to_text(rule.when))
+        for rule in ruled_out(layout, catalog, stored)
+        if rule.when is not None
+    )
+    return Near(family, layout, is_stated, unmatched(layout, stored), missing, out)
 
 
 UNFITTING = ("no-layout-fits", "quantized-weights")
@@ -203,6 +220,11 @@ def near_notes(near: Near, catalog: Catalog) -> list[str]:
         notes.append(f"the layout has no rule for {_few(near.unknown)}")
     if near.missing:
         notes.append(f"the source does not store {_few(near.missing)}, which the layout has")
+    for pattern, condition in near.ruled_out[:_SHOWN]:
+        notes.append(
+            f"the source stores `{pattern}`, which the layout has where {condition}; its "
+            "configuration says that it is not so"
+        )
     return notes
 
 

@@ -137,6 +137,20 @@ def unmatched(layout: Layout, stored: StoredNames) -> tuple[str, ...]:
     return tuple(name for name in stored.kinds if not any(layout.matches(name)))
 
 
+def ruled_out(layout: Layout, catalog: Catalog, stored: StoredNames) -> tuple[Rule, ...]:
+    """The rules that stored names match, and that the configuration says there are none of."""
+    try:
+        env = environment(layout, catalog, dict(catalog.mesh), {})
+    except ReshardError:
+        return ()
+    found: dict[int, Rule] = {}
+    for name in stored.kinds:
+        rules = {index: layout.rules[index] for index, _ in layout.matches(name)}
+        if all(rule.when is not None and holds(rule.when, env) is False for rule in rules.values()):
+            found |= dict(list(rules.items())[:1])
+    return tuple(found.values())
+
+
 def unused_rules(layout: Layout, catalog: Catalog, stored: StoredNames) -> tuple[Rule, ...]:
     """The rules of a layout that must have a tensor and have none.
 

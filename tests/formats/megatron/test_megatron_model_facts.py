@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,13 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(**args: Any) -> None:
-    """A run of one rank in the folder `run`."""
+def run(more: Mapping[str, tuple[int, ...]] | None = None, **args: Any) -> None:
+    """A run of one rank in the folder `run`.
+
+    Args:  more: shapes of tensors that it stores besides those of a Llama.
+    """
     tensors, start = {}, 0
-    for name, shape in SHAPES.items():
+    for name, shape in {**SHAPES, **(more or {})}.items():
         size = int(np.prod(shape))
         tensors[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
         start += size
@@ -256,3 +260,35 @@ def test_the_whole_text_of_what_is_left() -> None:
 def test_harmless_keys_are_not_told() -> None:
     harmless = {"attention_dropout": 0.1, "use_cache": False, "pretraining_tp": 2, "own": None}
     assert arguments(eos_token_id=[5], rope_scaling=None, **harmless)["left"] == []
+
+
+BIAS = {f"{AT}self_attention.linear_qkv.bias": (16,)}
+
+
+@pytest.mark.parametrize(
+    ("stored", "stated", "why"),
+    [
+        (
+            {},
+            True,
+            "the source does not store "
+            "`decoder.layers.{local layer}.self_attention.linear_qkv.bias`, which the layout has",
+        ),
+        (
+            BIAS,
+            False,
+            "the source stores `decoder.layers.{local layer}.self_attention.linear_qkv.bias`, "
+            "which the layout has where attention_bias; its configuration says that it is not so",
+        ),
+    ],
+)
+def test_biases_that_the_arguments_deny(
+    stored: dict[str, tuple[int, ...]], stated: bool, why: str
+) -> None:
+    run(stored, add_qkv_bias=stated)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert("run", "out", "hf")
+    assert str(caught.value).startswith(
+        "error[no-layout-fits]: the names of this megatron checkpoint are not those of a known "
+        f"model\n  = note: the nearest layout is `llama.megatron`\n  = note: {why}\n"
+    )
