@@ -21,11 +21,12 @@ from reshard.dtypes import DType
 from reshard.language import load_layout
 from reshard.plan.bind import bind
 from reshard.plan.build import build_plan
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Fragment, LocalTensor
 from reshard.plan.lay_out import lay_out
 from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import ArraySpec
 from reshard.plan.prove import prove_sources
+from reshard.run.run import Run
 
 LAYOUT = """
 layout gpt {
@@ -85,7 +86,7 @@ def catalog(layers: int, pp: int, tp: int, dp: int, zero: int) -> Catalog:
                     fragments = tuple(sorted(runs[index], key=lambda item: item.start))
                     tensors.append(LocalTensor(name, state, coord, shape, DType.F32, fragments))
     mesh = {"pp": pp, "tp": tp, "dp": dp}
-    return Catalog("made", "", "/made", mesh, tuple(tensors), LAYOUT, "gpt", Training())
+    return Catalog("made", "", "/made", mesh, tuple(tensors), LAYOUT, "gpt", Run())
 
 
 def phase(name: str, work: Callable[[], T], profile: bool) -> T:

@@ -23,7 +23,7 @@ from reshard import formats
 from reshard.errors import ReshardError
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_metadata import metadata_files, read_metadata
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.safetensors import read_header
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file, read_small
@@ -144,7 +144,7 @@ class _Account:
             refs.append(ref)
             return {"$tensor": len(refs) - 1}
 
-        yield from self._tree(name, to_json(root, tensor), [key] if key else [], refs)
+        yield from self._tree(name, encode(root, tensor), [key] if key else [], refs)
 
     def _distributed(self, folder: Path) -> Iterator[str]:
         shown = "" if folder == Path() else f"{folder.as_posix()}/"
@@ -161,7 +161,7 @@ class _Account:
                 continue
             path_of = metadata.paths.get(item.name, (item.name,))
             last = str(path_of[-1]).rpartition(".")[2]
-            if not _is_in(last, to_json(root, lambda ref: None), self._facts):
+            if not _is_in(last, encode(root, lambda ref: None), self._facts):
                 yield from self._torch(item.file, root, item.name)
         for stored in metadata.tensors:
             for chunk in stored.chunks:

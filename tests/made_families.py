@@ -20,7 +20,8 @@ from reshard.language.conditions import constant
 from reshard.language.expression import names, to_text
 from reshard.language.layout import Layout, Model, Rule
 from reshard.language.library import Family
-from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
+from reshard.run.run import Run
 
 Values = dict[tuple[str, str, Coord], tuple[tuple[int, ...], list[int]]]
 """Shape and elements by name, state, and coordinate."""
@@ -222,5 +223,5 @@ class MadeFamily:
         own = f'layout {self.name} {{ "**" = [...] optional }}'
         mesh = {**dict.fromkeys(self.layout.mesh, 1), **self.mesh}
         return Catalog(
-            "made", "", "/made", mesh, tuple(tensors), own, self.name, Training(), self.config
+            "made", "", "/made", mesh, tuple(tensors), own, self.name, Run(), self.config
         ), files

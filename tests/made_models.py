@@ -16,7 +16,8 @@ from reshard.algebra.term import Extent
 from reshard.dtypes import DType
 from reshard.language import load_layout
 from reshard.language.layout import Layout, Rule
-from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
+from reshard.run.run import Run
 
 Values = dict[tuple[str, str, Coord], tuple[tuple[int, ...], list[int]]]
 """Shape and elements by name, state, and coordinate."""
@@ -259,7 +260,5 @@ def store(
             fragments.append(Fragment(at, run, file, 3))
             at += run
         tensors.append(LocalTensor(stored, state, coord, shape, DType.I32, tuple(fragments)))
-    catalog = Catalog(
-        name, "", "/made", dict(mesh), tuple(tensors), TEXT, name, Training(), settings
-    )
+    catalog = Catalog(name, "", "/made", dict(mesh), tuple(tensors), TEXT, name, Run(), settings)
     return catalog, files

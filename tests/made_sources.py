@@ -17,9 +17,10 @@ from reshard.dtypes import DType
 from reshard.language import load_layout
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Whole
-from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
 from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import ArraySpec
+from reshard.run.run import Run
 
 Mesh = Mapping[str, int]
 
@@ -235,7 +236,7 @@ class Made:
 def make_catalog(text: str, mesh: Mesh, tensors: Sequence[LocalTensor], **more: Any) -> Catalog:
     """A catalog of these tensors."""
     root = more.pop("root", "/made")
-    return Catalog("made", "", root, mesh, tuple(tensors), text, "made", Training(), **more)
+    return Catalog("made", "", root, mesh, tuple(tensors), text, "made", Run(), **more)
 
 
 def whole_spec(whole: Whole) -> PlacedSpec:

@@ -13,9 +13,10 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.language.library import families
 from reshard.plan.bind import bind
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Fragment, LocalTensor
 from reshard.plan.lay_out import lay_out
 from reshard.plan.prove import prove_sources
+from reshard.run.run import Run
 
 TEXT = """
 model made {
@@ -52,7 +53,7 @@ def stored(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) 
         for name, shape in shapes.items()
     )
     own = 'layout made { "**" = [...] }'
-    return Catalog("made", "", "/made", {}, tensors, own, "made", Training(), config)
+    return Catalog("made", "", "/made", {}, tensors, own, "made", Run(), config)
 
 
 def test_a_layout_of_another_kind_of_model_gives_no_names() -> None:

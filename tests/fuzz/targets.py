@@ -35,9 +35,10 @@ from reshard.formats.universal.manifest import own_digest
 from reshard.language import format_document, load_layout, parse
 from reshard.language.library import shipped
 from reshard.plan.bind import bind
-from reshard.plan.catalog import Catalog, Fragment, LocalTensor, Training
+from reshard.plan.catalog import Catalog, Fragment, LocalTensor
+from reshard.run.run import Run
 from reshard.storage.index import read_index
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_writer import write_pickle
 from reshard.storage.safetensors import layout_header, read_header
@@ -118,7 +119,7 @@ class TorchFile(Fuzzed):
         for ref in tensors[:20]:
             if ref.nbytes <= 1 << 16:
                 read_small(ref)
-        to_json(opened.root, lambda ref: [str(ref.dtype), list(ref.shape)])
+        encode(opened.root, lambda ref: [str(ref.dtype), list(ref.shape)])
         opened.check_all_crcs()
 
 
@@ -264,7 +265,7 @@ def _catalog(text: str, name: str) -> Catalog:
         for key, shape in shapes.items()
     )
     config = {"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 6, "args": {"tp": 0}}
-    return Catalog("fuzz", "", "", {}, tensors, text, name, Training(), config=config)
+    return Catalog("fuzz", "", "", {}, tensors, text, name, Run(), config=config)
 
 
 class Tree(Fuzzed):

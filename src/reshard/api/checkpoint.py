@@ -15,7 +15,7 @@ from reshard.api.source import OpenedSource, PathLike, open_source
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
-from reshard.plan.catalog import Training
+from reshard.run.run import Run
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class Checkpoint:
         return self._source.layout_text
 
     @property
-    def training(self) -> Training:
+    def training(self) -> Run:
         """What it knows besides tensors: iteration, parameter groups, schedulers, ..."""
         return self._source.catalog.training
 

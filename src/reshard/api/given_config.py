@@ -11,7 +11,7 @@ from pathlib import Path
 from reshard.errors import ReshardError, source_error
 from reshard.formats.run_files import is_of_model
 from reshard.plan.catalog import Catalog, SourceFile
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular
 
 CONFIG = "config.json"
@@ -64,7 +64,7 @@ def _read(file: Path) -> Mapping[str, object]:
         raise _bad(file, str(error)) from None
     if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
         raise _bad(file, "it states no `model_type`")
-    tagged = to_json(value, lambda ref: ref)
+    tagged = encode(value, lambda ref: ref)
     assert isinstance(tagged, dict)
     return tagged
 

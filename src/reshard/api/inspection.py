@@ -16,11 +16,12 @@ from reshard.dtypes import DType
 from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement, Bound, Whole
-from reshard.plan.bind import EXTRA
-from reshard.plan.catalog import Left, Training
+from reshard.plan.catalog import Left
 from reshard.plan.prove import Proof
 from reshard.plan.shown import Shown
 from reshard.plan.text import show_count, show_nbytes
+from reshard.run.run import Run
+from reshard.run.states import EXTRA
 
 Role = Literal["parameter", "frozen", "buffer", "extra"]
 
@@ -103,7 +104,7 @@ class Inspection(Shown):
     states: tuple[StateFacts, ...]
     tensors: tuple[TensorFacts, ...]
     aliases: Mapping[str, str]
-    training: Training
+    training: Run
     layout: str
     proof: Proof
     side_files: tuple[str, ...]

@@ -11,7 +11,7 @@ from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.report import show_mesh
 from reshard.plan.text import facts, show_count, show_nbytes, table
-from reshard.storage.small_tensors import plain
+from reshard.storage.kept import plain
 
 if TYPE_CHECKING:
     from reshard.api.inspection import Inspection, TensorFacts

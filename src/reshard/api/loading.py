@@ -18,13 +18,13 @@ from reshard.api.target_layout import read_target
 from reshard.api.target_source import open_for_target
 from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
-from reshard.plan.catalog import Training
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Shown
 from reshard.plan.text import show_count
+from reshard.run.run import Run
+from reshard.run.states import EXTRA
 
 if TYPE_CHECKING:
     from reshard.engine.elements import Elements
@@ -44,7 +44,7 @@ class Loaded(Shown):
     """
 
     tensors: Mapping[str, Mapping[str, Any]]
-    training: Training
+    training: Run
     aliases: Mapping[str, str]
     warnings: tuple[Diagnostic, ...] = ()
 

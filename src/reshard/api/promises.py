@@ -15,9 +15,9 @@ from reshard import formats
 from reshard.api.own_names import SOURCE, Named
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
-from reshard.plan.bind import EXTRA
 from reshard.plan.output import Output
 from reshard.plan.target import Target
+from reshard.run.states import EXTRA
 
 _VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"

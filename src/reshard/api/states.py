@@ -9,8 +9,8 @@ from difflib import get_close_matches
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.kept_states import without_kept_states
+from reshard.run.states import EXTRA
 
 WEIGHTS = ("param",)
 """State kinds that `weights` stands for."""

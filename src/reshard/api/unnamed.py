@@ -16,6 +16,7 @@ from reshard.errors import ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor
 from reshard.plan.environment import environment
+from reshard.run.states import EXTRA
 
 _FREQUENCIES = "rotary frequencies, which the model computes from its configuration"
 _MASK = "an attention mask, which the model makes anew"
@@ -66,7 +67,7 @@ def unwrapped(catalog: Catalog) -> Catalog | None:
     names = {
         tensor.name: _WRAPPERS.sub("", tensor.name)
         for tensor in catalog.tensors
-        if tensor.state != "extra"
+        if tensor.state != EXTRA
     }
     if all(old == new for old, new in names.items()):
         return None
@@ -78,7 +79,7 @@ def with_tied_head(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Cata
 
     Args:  layouts: those that the source's configuration states.
     """
-    stored = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state != "extra")
+    stored = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state != EXTRA)
     for layout in layouts:
         try:
             env = environment(layout, catalog, dict(catalog.mesh), {})
@@ -101,7 +102,7 @@ def with_tied_head(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Cata
 def _with_copy(catalog: Catalog, other: str, name: str) -> Catalog:
     tensors = []
     for tensor in catalog.tensors:
-        if tensor.state != "extra" and tensor.name in (other, name):
+        if tensor.state != EXTRA and tensor.name in (other, name):
             copy = ("copy", int(tensor.name == other))
             tensor = replace(tensor, name=name, coord=(*tensor.coord, copy))
         tensors.append(tensor)
@@ -110,13 +111,7 @@ def _with_copy(catalog: Catalog, other: str, name: str) -> Catalog:
         mesh={**catalog.mesh, "copy": 2},
         tensors=tuple(tensors),
         aliases={**(catalog.aliases or {}), other: name},
-        training=replace(
-            catalog.training,
-            param_groups=tuple(
-                _with_params(group, lambda names: [n for n in names if n != other])
-                for group in catalog.training.param_groups
-            ),
-        ),
+        training=catalog.training.with_params(lambda names: [n for n in names if n != other]),
     )
 
 
@@ -141,12 +136,8 @@ def leave_out(catalog: Catalog, reasons: Mapping[str, str]) -> Catalog:
         },
         buffers=tuple(name for name in catalog.buffers if name not in reasons),
         frozen=tuple(name for name in catalog.frozen if name not in reasons),
-        training=replace(
-            catalog.training,
-            param_groups=tuple(
-                _with_params(group, lambda names: [n for n in names if n not in reasons])
-                for group in catalog.training.param_groups
-            ),
+        training=catalog.training.with_params(
+            lambda names: [name for name in names if name not in reasons]
         ),
     )
 
@@ -169,7 +160,7 @@ def with_prefixes(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Catal
             names = {
                 tensor.name: f"{prefix}.{tensor.name}"
                 for tensor in catalog.tensors
-                if tensor.state != "extra" and tensor.name not in matched
+                if tensor.state != EXTRA and tensor.name not in matched
             }
             if names and not any(name.startswith(f"{prefix}.") for name in names):
                 yield _renamed(catalog, names)
@@ -185,21 +176,8 @@ def _renamed(catalog: Catalog, names: Mapping[str, str]) -> Catalog:
         aliases={of(alias): of(name) for alias, name in (catalog.aliases or {}).items()},
         buffers=tuple(map(of, catalog.buffers)),
         frozen=tuple(map(of, catalog.frozen)),
-        training=replace(
-            catalog.training,
-            param_groups=tuple(
-                _with_params(group, lambda params: [of(name) for name in params])
-                for group in catalog.training.param_groups
-            ),
-        ),
+        training=catalog.training.with_params(lambda params: map(of, params)),
     )
-
-
-def _with_params(
-    group: Mapping[str, object], change: Callable[[list[str]], list[str]]
-) -> Mapping[str, object]:
-    params = group.get("params")
-    return {**group, "params": change([*map(str, params)])} if isinstance(params, list) else group
 
 
 def _prefix(pattern: str) -> str:
@@ -209,7 +187,7 @@ def _prefix(pattern: str) -> str:
 
 
 def _no_parameter(tensor: LocalTensor, behind: Mapping[str, str]) -> str | None:
-    if tensor.state == "extra":
+    if tensor.state == EXTRA:
         return None
     if tensor.name in behind:
         return behind[tensor.name]

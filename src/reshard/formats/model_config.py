@@ -17,7 +17,7 @@ from reshard.plan.environment import flatten
 from reshard.plan.fit import holds
 from reshard.plan.framework_config import assign, framework_config
 from reshard.plan.model_values import model_names
-from reshard.storage.objects import from_json
+from reshard.storage.kept import decode
 
 NAMES = "hf"
 """What the names of a model's layouts in Hugging Face's names begin with."""
@@ -207,7 +207,7 @@ def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
     warnings = [_unknown(needed)] if needed else []
     if len(needed) < len(missing):
         warnings.append(_defaulted([key for key in missing if key not in needed]))
-    return ModelConfig(_json(from_json(ordered, lambda tensor: tensor)), tuple(warnings))
+    return ModelConfig(_json(decode(ordered, lambda tensor: tensor)), tuple(warnings))
 
 
 def _facts(arrangement: Arrangement) -> Mapping[str, object]:

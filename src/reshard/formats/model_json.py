@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reshard.plan.catalog import Catalog
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular
 from reshard.storage.side_files import read_side_files
 
@@ -43,7 +43,7 @@ def parse_config(data: bytes) -> Mapping[str, object] | None:
         return None
     if not is_model_config(value):
         return None
-    tagged = to_json(value, lambda ref: ref)
+    tagged = encode(value, lambda ref: ref)
     assert isinstance(tagged, dict)
     return tagged
 

@@ -9,7 +9,7 @@ from math import prod
 
 from reshard.errors import target_error
 from reshard.plan.arrangement import Whole
-from reshard.plan.bind import EXTRA
+from reshard.run.states import EXTRA
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.safetensors import layout_header
 

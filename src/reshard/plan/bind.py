@@ -19,11 +19,12 @@ from reshard.plan.bind_model import bind_model
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
 from reshard.plan.environment import environment
 from reshard.plan.group import Group
-from reshard.plan.matching import EXTRA, active_rules, match_tensors
+from reshard.plan.matching import active_rules, match_tensors
 from reshard.plan.numbers import number_segments
 from reshard.plan.show import show_term
 from reshard.plan.solve import integer
 from reshard.plan.ties import settle
+from reshard.run.states import EXTRA
 
 
 def bind(

@@ -9,6 +9,7 @@ from math import prod
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
+from reshard.run.run import Run
 
 Coord = tuple[tuple[str, int], ...]
 """A position on the mesh: (axis, index) pairs in mesh order; an axis left out does not vary."""
@@ -124,23 +125,6 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """What a checkpoint knows besides tensors, as JSON values (see docs/universal-format.md).
-
-    Args:  iteration: optimizer steps done, None if unknown.
-           param_groups: hyper-parameters per param group; `params` lists parameter names.
-           state: framework-independent rest (`lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`,
-                  ...), each value in the tagged JSON of `storage.objects`.
-           framework: everything that only the writing framework understands, kept for a way back.
-    """
-
-    iteration: int | None = None
-    param_groups: tuple[Mapping[str, object], ...] = ()
-    state: Mapping[str, object] | None = None
-    framework: Mapping[str, object] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Catalog:
     """A whole source.
 
@@ -150,7 +134,7 @@ class Catalog:
            tensors: local tensors of all states and coordinates.
            layout: UCL text that says how they map; what `reshard layout show` prints.
            layout_name: which layout of that text.
-           training: see Training.
+           training: what is known of the run besides tensors.
            config: the model's configuration where the source has it (JSON).
            aliases: other names of a parameter (tied weights): alias -> stored name.
            buffers: names of `param` tensors that are buffers, not parameters.
@@ -173,7 +157,7 @@ class Catalog:
     tensors: tuple[LocalTensor, ...]
     layout: str
     layout_name: str
-    training: Training
+    training: Run
     config: Mapping[str, object] | None = None
     aliases: Mapping[str, str] | None = None
     buffers: tuple[str, ...] = ()

@@ -13,9 +13,9 @@ from dataclasses import replace
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Move, Piece, row_major
 from reshard.plan.arrangement import SCALAR, Arrangement, StoredPart, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Upper
 from reshard.plan.runs import FragmentRuns
+from reshard.run.states import EXTRA
 
 COPY = "dp"
 """The mesh axis of copies, which no layout cuts a weight over."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from reshard.plan.catalog import Left, Training
+from reshard.plan.catalog import Left
+from reshard.run.run import Run
 
 _WHY = "only the program that wrote it reads it again"
 _EMPTY: tuple[object, ...] = (None, "", [], {}, (), False)
@@ -16,7 +17,7 @@ _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 """Keys that are read as the state of the scheduler, which other frameworks have too."""
 
 
-def kept_keys(training: Training) -> tuple[Left, ...]:
+def kept_keys(training: Run) -> tuple[Left, ...]:
     """Keys of the source that are neither tensors nor facts that other frameworks have too."""
     framework = training.framework or {}
     schedulers = _SCHEDULERS if (training.state or {}).get("lr_scheduler") else ()

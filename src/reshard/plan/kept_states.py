@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.bind import EXTRA
+from reshard.run.states import EXTRA
 
 KEY = "optimizer_states"
 """Where `training.framework` has them, by file; tensors among them are `{"$tensor": NAME}`."""

@@ -12,8 +12,8 @@ from reshard.language.layout import Layout, Rule
 from reshard.language.pattern import MAX_LENGTH, Match
 from reshard.plan.catalog import Catalog, Coord, LocalTensor
 from reshard.plan.names import families, group_names, quantity
+from reshard.run.states import EXTRA
 
-EXTRA = "extra"
 """State kind of tensors that belong to no parameter (RNG states and the like); no rule applies."""
 
 STAGE_AXES = ("pp", "vpp")

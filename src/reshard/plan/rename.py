@@ -334,15 +334,10 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
             if parts and all(not wanted.isdisjoint(copies) for copies in parts)
         )
 
-    groups = []
-    for group in catalog.training.param_groups:
-        params = group.get("params")
-        listed = {"params": list(names(map(str, params)))} if isinstance(params, list) else {}
-        groups.append({**group, **listed})
     return replace(
         catalog,
         config={**(catalog.config or {}), **new.values},
-        training=replace(catalog.training, param_groups=tuple(groups)),
+        training=catalog.training.with_params(names),
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
         padded=names(catalog.padded),

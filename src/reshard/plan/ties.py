@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.run.states import EXTRA
 
 
 def tie_groups(aliases: Mapping[str, str] | None) -> tuple[tuple[str, ...], ...]:
@@ -42,11 +43,12 @@ def settle(layout: Layout, catalog: Catalog, rules: Sequence[int]) -> Catalog:
             names.update((name, ruled[0]) for name in group if ruled and name not in ruled)
     if not names:
         return catalog
-    groups = [_renamed_group(group, names) for group in catalog.training.param_groups]
     return replace(
         catalog,
         tensors=tuple(_renamed(tensor, names) for tensor in catalog.tensors),
-        training=replace(catalog.training, param_groups=tuple(groups)),
+        training=catalog.training.with_params(
+            lambda params: dict.fromkeys(names.get(name, name) for name in params)
+        ),
         aliases=_other_names(catalog.aliases or {}, names),
         frozen=tuple(dict.fromkeys(names.get(name, name) for name in catalog.frozen)),
     )
@@ -58,14 +60,7 @@ def _has_rule(layout: Layout, rules: Sequence[int], name: str) -> bool:
 
 def _renamed(tensor: LocalTensor, names: Mapping[str, str]) -> LocalTensor:
     name = names.get(tensor.name)
-    return tensor if name is None or tensor.state == "extra" else replace(tensor, name=name)
-
-
-def _renamed_group(group: Mapping[str, object], names: Mapping[str, str]) -> Mapping[str, object]:
-    params = group.get("params")
-    if not isinstance(params, list):
-        return group
-    return {**group, "params": list(dict.fromkeys(names.get(name, name) for name in params))}
+    return tensor if name is None or tensor.state == EXTRA else replace(tensor, name=name)
 
 
 def _other_names(aliases: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:

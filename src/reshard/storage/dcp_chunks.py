@@ -13,10 +13,9 @@ from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
 from reshard.storage.inert import Global, Record
+from reshard.storage.kept import encode
 from reshard.storage.links import refuse_outside
-from reshard.storage.objects import to_json
 from reshard.storage.regular_file import open_regular
-from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import (
     KnownTensors,
     TensorRef,
@@ -158,7 +157,7 @@ class ChunkReader:
         for item in metadata.objects:
             self.know(item.file)
             opened = open_torch_file(self.root / item.file, item.byte_offset, item.nbytes)
-            yield item.name, to_json(opened.root, tensor=small_tensor)
+            yield item.name, encode(opened.root)
 
     def object_of(self, item: StoredObject) -> object:
         """One pickled object, as the pickle reader gives it."""

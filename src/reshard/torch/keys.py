@@ -13,8 +13,8 @@ from reshard.dtypes import DType
 from reshard.engine.torch_tensors import torch_dtype
 from reshard.formats.dcp.contents import Contents, contents_of
 from reshard.formats.dcp.form import Form, joined
-from reshard.formats.dcp.settings import decode
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.storage.kept import Decoder
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ def keys_of(
     for place, whole in contents.extras:
         out.tensors.setdefault(joined(place), (whole,))
     for place, value in contents.objects:
-        out.objects.setdefault(joined(place), partial(decode, value, _constant))
+        out.objects.setdefault(joined(place), partial(_DECODER.value, value))
     return out
 
 
@@ -63,7 +63,7 @@ def _add_optimizer(out: Keys, contents: Contents, nested: Form, flat: Form) -> N
     for index, group in enumerate(contents.settings.groups):
         out.objects.setdefault(joined(nested.setting(index, "params")), partial(list, group.params))
         for key, value in group.settings.items():
-            make = partial(decode, value, _constant)
+            make = partial(_DECODER.value, value)
             out.objects.setdefault(joined(nested.setting(index, key)), make)
             for name in group.params:
                 out.objects.setdefault(joined(flat.setting(name, key)), make)
@@ -71,3 +71,6 @@ def _add_optimizer(out: Keys, contents: Contents, nested: Form, flat: Form) -> N
 
 def _constant(dtype: DType, shape: tuple[int, ...], data: bytes) -> Any:
     return torch.frombuffer(bytearray(data), dtype=torch_dtype(dtype)).reshape(shape)
+
+
+_DECODER = Decoder(_constant)

@@ -14,9 +14,9 @@ from reshard.errors import Diagnostic
 from reshard.formats import TARGETS, prepare
 from reshard.formats.deepspeed import read
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.catalog import Training
 from reshard.plan.output import Output
 from reshard.plan.target import parse_target
+from reshard.run.run import Run
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
 Tensors = dict[tuple[str, str], np.ndarray]
@@ -33,7 +33,7 @@ def held(folder: Path) -> Tensors:
     return wholes(arrange(read(folder)))
 
 
-def arranged(folder: Path, training: Training | None = None) -> Arrangement:
+def arranged(folder: Path, training: Run | None = None) -> Arrangement:
     """A checkpoint through its own layout, with another state of training."""
     catalog = read(folder)
     return arrange(catalog if training is None else replace(catalog, training=training))

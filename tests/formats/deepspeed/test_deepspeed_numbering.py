@@ -16,7 +16,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.deepspeed import read
 from reshard.formats.deepspeed.numbering import assign
-from reshard.formats.deepspeed.rounding import rounds_to
+from reshard.run.rounding import rounds_to
 
 
 @given(

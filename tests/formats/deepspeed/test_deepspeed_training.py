@@ -13,7 +13,7 @@ import reshard
 from reshard import ReshardError
 from reshard.dtypes import DType
 from reshard.formats.deepspeed import read
-from reshard.plan.catalog import Training
+from reshard.run.run import Run as Training
 from reshard.storage.inert import Record
 
 GROUPS = [{"w": (3, 4)}, {"b": (5,)}]

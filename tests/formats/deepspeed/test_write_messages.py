@@ -15,7 +15,8 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.deepspeed import read
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.catalog import Fragment, Training
+from reshard.plan.catalog import Fragment
+from reshard.run.run import Run as Training
 
 Open = Callable[[str], Path]
 Scenario = Callable[[Path, Open], tuple[Arrangement, str]]

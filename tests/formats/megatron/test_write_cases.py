@@ -14,7 +14,7 @@ from megatron_targets import LLAMA, arguments, assert_same, converted, files
 
 from reshard import api
 from reshard.errors import ReshardError
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 
 TOLD = {"rms_norm_eps": 1e-5, "rope_theta": 10000}
@@ -94,7 +94,7 @@ def _tree(path: Path) -> Any:
     def tensor(ref: TensorRef) -> object:
         return [str(ref.dtype), list(ref.shape), read_small(ref).hex()]
 
-    return to_json(open_torch_file(path).root, tensor)
+    return encode(open_torch_file(path).root, tensor)
 
 
 def test_uneven_stages_are_in_the_arguments(fixture_checkpoint: Fixture, tmp_path: Path) -> None:

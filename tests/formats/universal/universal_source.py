@@ -17,19 +17,20 @@ from reshard.language import load_layout
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.build import build_plan
-from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, SourceFile, Training
+from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, SourceFile
 from reshard.plan.output import Output, Written
 from reshard.plan.plan import Array
 from reshard.plan.prove import prove_sources
 from reshard.plan.target import Target
+from reshard.run.run import Group, Run
 from reshard.storage.digest import digest_bytes
 
 DTYPES = {"float32": DType.F32, "uint16": DType.BF16, "int64": DType.I64, "uint8": DType.U8}
 """numpy types by which a test writes elements; bfloat16 as its bits."""
 
-TRAINING = Training(
+TRAINING = Run(
     iteration=7,
-    param_groups=({"lr": 0.1, "betas": [0.9, 0.95], "params": ["a.weight", "b.weight"]},),
+    param_groups=(Group({"lr": 0.1, "betas": [0.9, 0.95]}, ["a.weight", "b.weight"]),),
     state={"lr_scheduler": {"last_epoch": 7}, "loss_scaler": None},
     framework={"name": "test", "version": "1.2", "client_state": {"note": "übrig", "big": 2**70}},
 )
@@ -224,6 +225,6 @@ def whole_catalog(root: Path, **facts: Any) -> Catalog:
     return make_catalog(root, layout, {}, [extra, *reversed(tensors)], **facts)
 
 
-def without(training: Training, **changes: Any) -> Training:
+def without(training: Run, **changes: Any) -> Run:
     """Training with some facts changed."""
     return replace(training, **changes)

@@ -9,10 +9,10 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.accelerate import COPY, NAME
 from reshard.formats.accelerate.detect import Files, find_files
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensor
-from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Training
+from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
+from reshard.run.run import Group, Run
+from reshard.storage.kept import encode
 from reshard.storage.links import refuse_outside
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import open_torch_file
 
 LAYOUT = """\
@@ -59,8 +59,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         tensors=tensors,
         layout=LAYOUT,
         layout_name=NAME,
-        training=Training(
-            param_groups=tuple(reader.groups),
+        training=Run(
+            param_groups=tuple(map(Group.of, reader.groups)),
             framework={"name": NAME},
         ),
         files=tuple(reader.files),
@@ -122,7 +122,7 @@ class _Reader:
                 self._add(rank, owner, str(kind), value, files)
         if not self.groups:
             self.groups = [
-                {str(key): to_json(value, small_tensor) for key, value in group.items()}
+                {str(key): encode(value) for key, value in group.items()}
                 for group in groups
                 if isinstance(group, dict)
             ]

@@ -16,11 +16,10 @@ from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
 from reshard.plan.catalog import Coord, LocalTensor
-from reshard.plan.numbering import names_of_numbers
+from reshard.run.numbering import names_of_numbers
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.storage.kept import encode
 from reshard.storage.torch_file import read_small
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -319,7 +318,7 @@ class _Part:
             path = names.path(item.name)
             if len(path) > 1:
                 out.paths[item.name] = path
-            kept = to_json(value, tensor=small_tensor)
+            kept = encode(value)
             if out.objects.setdefault(item.name, kept) != kept:
                 out.rank_objects.setdefault(item.writer, {})[item.name] = kept
 

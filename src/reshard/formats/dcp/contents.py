@@ -9,9 +9,9 @@ from reshard.errors import Diagnostic
 from reshard.formats.dcp.names import Path
 from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
-from reshard.plan.catalog import Training
 from reshard.plan.kept_keys import kept_keys
+from reshard.run.run import Run
+from reshard.run.states import EXTRA
 
 MASTER = "master"
 
@@ -141,7 +141,7 @@ def _sort_objects(out: Contents, framework: Mapping[str, object], *, mine: bool)
         out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
 
 
-def _left_behind(training: Training, *, mine: bool) -> list[Diagnostic]:
+def _left_behind(training: Run, *, mine: bool) -> list[Diagnostic]:
     """Warnings for what the source knows of its training that has no place here."""
     framework = training.framework or {}
     if mine:

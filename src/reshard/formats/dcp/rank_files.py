@@ -11,13 +11,12 @@ from reshard.formats.dcp.contents import Contents
 from reshard.formats.dcp.form import Form, joined
 from reshard.formats.dcp.mark import mark_of
 from reshard.formats.dcp.names import Path
-from reshard.formats.dcp.settings import decode
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes
 from reshard.plan.slice import slice_spec
 from reshard.plan.target import Target
 from reshard.storage.dcp_writer import DcpWriter, NewChunk, data_file
-from reshard.storage.small_tensors import constant_of
+from reshard.storage.kept import Decoder, constant_of
 
 _CUT = ("kv", "f", "v")
 """What tensor-parallel ranks cut of a model: heads, the inner size of the MLP, and the vocabulary.
@@ -126,7 +125,7 @@ class RankFiles:
             add = partial(self.writer.add_constant, self._claim(path), file=file)
             constant_of(value["$tensor"], lambda dtype, shape, data: add(dtype, shape, data))
         else:
-            root = decode(value, self.writer.constant)
+            root = Decoder(self.writer.constant).value(value)
             self.writer.add_object(self._claim(path), root, self._lightest())
 
     def has(self, path: Path) -> bool:

@@ -7,14 +7,11 @@ Source: torch/optim/adamw.py, torch/optim/adam.py `Adam.__init__` (2.13).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from reshard.dtypes import DType
 from reshard.errors import Diagnostic
-from reshard.plan.catalog import Training
-from reshard.storage.objects import from_json
-from reshard.storage.small_tensors import constant_of
+from reshard.run.run import Run
 
 _ADAMW: Mapping[str, object] = {
     "lr": 0.001,
@@ -32,8 +29,6 @@ _ADAMW: Mapping[str, object] = {
 """Defaults of torch.optim.AdamW, as tagged JSON."""
 
 _ADAM_STATES = {"exp_avg", "exp_avg_sq"}
-
-Constant = Callable[[DType, tuple[int, ...], bytes], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ class Settings:
 
 
 def settings_of(
-    training: Training,
+    training: Run,
     trained: Sequence[str],
     states: set[str],
     extra: Mapping[str, str],
@@ -123,12 +118,3 @@ def _shown(value: object) -> str:
     if isinstance(value, dict):
         return str(tuple(value["$tuple"]))
     return str(value)
-
-
-def decode(value: object, constant: Constant) -> object:
-    """The object of a tagged JSON value, small tensors included."""
-
-    def tensor(told: object) -> object:
-        return constant_of(told, constant)
-
-    return from_json(value, tensor)

@@ -11,9 +11,8 @@ from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
-from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import open_torch_file
 
 MAX_NBYTES = 1 << 24
@@ -43,7 +42,7 @@ def read_side_files(folder: Folder) -> Told:
             out.iteration = step if isinstance(step, int) else out.iteration
     for name in ("scheduler.bin", "scheduler.pt"):
         if (folder.root / name).is_file():
-            kept = to_json(_torch(folder.root / name), tensor=small_tensor)
+            kept = encode(_torch(folder.root / name))
             out.scheduler = kept if isinstance(kept, dict) else None
     return out
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
 from reshard.formats.dcp.side_files import Told
-from reshard.plan.catalog import LocalTensor, Training
-from reshard.storage.objects import to_json
+from reshard.plan.catalog import LocalTensor
+from reshard.run.run import Group, Run
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import open_regular
-from reshard.storage.small_tensors import small_tensor
 
 _COUNTERS = (
     "train_state.step",
@@ -30,7 +29,7 @@ _FORMATS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
 
-def read_training(folder: Folder, found: Collected, files: Told) -> Training:
+def read_training(folder: Folder, found: Collected, files: Told) -> Run:
     """The state of training.
 
     Args:  files: what lies beside the folders of the checkpoint.
@@ -50,7 +49,7 @@ def read_training(folder: Folder, found: Collected, files: Told) -> Training:
         framework["rank_objects"] = found.rank_objects
     if found.unlike:
         framework["unlike"] = {key: list(owner) for key, owner in found.unlike.items()}
-    return Training(
+    return Run(
         iteration=_iteration(folder, found, files),
         param_groups=_param_groups(found),
         state=state or None,
@@ -133,7 +132,7 @@ def _bytes(folder: Folder, tensor: LocalTensor) -> bytes:
         os.close(fd)
 
 
-def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:
+def _param_groups(found: Collected) -> tuple[Group, ...]:
     """Groups as they were; those of parameters that have their own, grouped by their values."""
     numbered: dict[tuple[object, int], dict[str, object]] = {}
     owned: dict[str, dict[str, object]] = {}
@@ -163,10 +162,10 @@ def _param_groups(found: Collected) -> tuple[Mapping[str, object], ...]:
             if "param_names" in group:
                 group["param_names"] = group["params"]
     return (
-        *({str(key): _json(value) for key, value in group.items()} for group in out),
-        *({**settings, "params": params} for settings, params in made),
+        *(Group.of({str(key): _json(value) for key, value in group.items()}) for group in out),
+        *(Group(settings, params) for settings, params in made),
     )
 
 
 def _json(value: object) -> object:
-    return to_json(value, tensor=small_tensor)
+    return encode(value)

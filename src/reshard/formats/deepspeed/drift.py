@@ -12,7 +12,7 @@ from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.source import Source
 from reshard.plan.agreement import agreed, disagreements
 from reshard.storage.inert import Record
-from reshard.storage.small_tensors import fingerprint
+from reshard.storage.kept import fingerprint
 
 _COPIES = ("loss_scaler", "dynamic_loss_scale", "clip_grad")
 """Entries of an optimizer's state that are copies on every rank."""

@@ -9,7 +9,7 @@ from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.shard import Shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer
-from reshard.storage.small_tensors import fingerprint
+from reshard.storage.kept import fingerprint
 
 
 def number_groups(

@@ -11,11 +11,11 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.formats.deepspeed.resume import ParamGroup
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.run.states import EXTRA
+from reshard.storage.kept import constant_of
 from reshard.storage.numbers import Number, read_numbers
-from reshard.storage.small_tensors import constant_of
 from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"

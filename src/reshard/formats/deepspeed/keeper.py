@@ -1,64 +1,24 @@
-"""Keeps objects of a checkpoint as JSON, and the tensors inside of them as tensors of no rule."""
+"""Keeps objects of a checkpoint as JSON, and tells which entries of two files differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.weights import tensor_of
-from reshard.plan.catalog import LocalTensor
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import fingerprint, small_tensor
-from reshard.storage.torch_file import TensorRef
-
-EXTRA = "extra"
-_MAX_SETTING = 1 << 10
+from reshard.storage import kept
+from reshard.storage.kept import fingerprint
 
 
-class Keeper:
-    """Makes JSON values, and collects the tensors that they refer to by name."""
-
-    def __init__(self) -> None:
-        self.tensors: list[LocalTensor] = []
-        self._names: dict[TensorRef, str] = {}
-        self._taken: set[str] = set()
+class Keeper(kept.Keeper):
+    """Keeps the values of nodes."""
 
     def json(self, node: Node, name: str) -> object:
-        """The value of a node.
+        """The value of a node, which refers to its tensors by name."""
+        return self.keep(node.value, name, node.file)
 
-        Args:  name: what tensors inside of it are called, with a number behind from the second on.
-        """
-
-        def tensor(ref: TensorRef) -> object:
-            known = self._names.get(ref)
-            if known is None:
-                known = self._free(name)
-                self._names[ref] = known
-                self.tensors.append(tensor_of(ref, known, EXTRA, (), node.file))
-            return {"$tensor": known}
-
-        return to_json(node.value, tensor)
-
-    def setting(self, node: Node, name: str) -> object:
-        """The value of a node that other frameworks understand too: with its small tensors' bytes.
-
-        Args:  name: what larger tensors inside of it are called.
-        """
-
-        def tensor(ref: TensorRef) -> object:
-            if ref.nbytes > _MAX_SETTING:
-                return self.json(Node(ref, node.file, node.path), name)
-            return small_tensor(ref)
-
-        return to_json(node.value, tensor)
-
-    def _free(self, name: str) -> str:
-        free, number = name, 1
-        while free in self._taken:
-            number += 1
-            free = f"{name}.{number}"
-        self._taken.add(free)
-        return free
+    def node_setting(self, node: Node, name: str) -> object:
+        """The value of a node that other frameworks understand too: small tensors with bytes."""
+        return self.setting(node.value, name, node.file)
 
 
 def differing(first: Mapping[str, Node], other: Mapping[str, Node]) -> list[str]:

@@ -9,7 +9,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Arrangement
 from reshard.storage.inert import Record
-from reshard.storage.objects import from_json
+from reshard.storage.kept import decode
 
 WRITTEN_FOR = "0.19.8"
 """The DeepSpeed version whose files are written when the source is of another framework."""
@@ -258,7 +258,7 @@ class _Decoder:
     def value(self, value: object) -> object:
         if value == {"$missing": True}:
             return _MISSING
-        return from_json(value, self._tensor)
+        return decode(value, self._tensor)
 
     def mapping(self, value: object) -> dict[str, object]:
         return {key: self.value(item) for key, item in _mapping(value).items()}

@@ -19,8 +19,8 @@ from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.scalar import scalar_of
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.weights import compute_dtype
-from reshard.plan.catalog import Training
 from reshard.plan.names import group_names, quantity
+from reshard.run.run import Group, Run
 from reshard.storage.torch_file import TensorRef
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -72,7 +72,7 @@ _PARTITIONS = (
 
 def read_training(
     source: Source, found: Collected, keeper: Keeper
-) -> tuple[Training, tuple[Diagnostic, ...]]:
+) -> tuple[Run, tuple[Diagnostic, ...]]:
     """The state of training, and warnings about what is kept without being understood.
 
     Raises: ReshardError[mixed-runs] where ranks have other settings.
@@ -137,7 +137,7 @@ def read_training(
     if found.expert_layers:
         framework["moe"] = {"layers": list(found.expert_layers)}
     steps = root.get("global_steps")
-    training = Training(
+    training = Run(
         None if steps is None else steps.integer(),
         tuple(_param_groups(source, found, keeper)),
         state,
@@ -149,16 +149,14 @@ def read_training(
 # Param groups.
 
 
-def _param_groups(
-    source: Source, found: Collected, keeper: Keeper
-) -> Iterable[Mapping[str, object]]:
+def _param_groups(source: Source, found: Collected, keeper: Keeper) -> Iterable[Group]:
     """The groups of the run, each with the settings of the first pipeline stage that has it."""
     groups: dict[int, Node] = {}
     for stage, numbers in reversed(tuple(source.group_numbers.items())):
         nodes = group_nodes(source.shards, source.plain, stage * source.grid.tp)
         if nodes is None:  # elastic checkpoints have no hyper-parameters
             for _, own in sorted(found.groups.items()):
-                yield {"params": list(own)}
+                yield Group({}, own)
             return
         groups.update(enumerate(nodes) if source.stage == 3 else zip(numbers, nodes, strict=True))
     for index, group in sorted(groups.items()):
@@ -169,11 +167,11 @@ def _param_groups(
         else:
             names.update(found.groups.get(index, {}))
         settings = {
-            key: keeper.setting(item, f"param_groups.{index}.{key}")
+            key: keeper.node_setting(item, f"param_groups.{index}.{key}")
             for key, item in group.entries()
             if key != "params"
         }
-        yield {**settings, "params": list(names)}
+        yield Group(settings, names)
 
 
 # Differences between ranks.
@@ -393,7 +391,7 @@ def kept(root: Node, key: str, keeper: Keeper) -> object:
 
 def setting(root: Node, key: str, keeper: Keeper) -> object:
     node = root.get(key)
-    return None if node is None else keeper.setting(node, key)
+    return None if node is None else keeper.node_setting(node, key)
 
 
 def text_of(root: Node, key: str) -> str | None:

@@ -15,11 +15,11 @@ from reshard.formats.described.tree import At, Where, show
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.language.layout import Layout
 from reshard.language.place import STATE
-from reshard.plan.bind import EXTRA
-from reshard.plan.catalog import Fragment, LocalTensor, Training
+from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.run.run import Group, Run
+from reshard.run.states import EXTRA
 from reshard.storage.inert import Record
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import fingerprint, small_tensor
+from reshard.storage.kept import encode, fingerprint, small_tensor
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -32,7 +32,7 @@ _NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 class Facts:
     """What was found.  tensors: those inside of objects that are kept."""
 
-    training: Training
+    training: Run
     tensors: list[LocalTensor] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
     """
     keeper = _Keeper()
     iteration: int | None = None
-    param_groups: list[dict[str, object]] = []
+    param_groups: list[Group] = []
     state: dict[str, object] = {}
     for name, leaf in _agreed(walked).items():
         if name == _ITERATION:
@@ -67,7 +67,7 @@ def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
         framework["kept"] = kept
     if iteration is None:
         iteration = _steps_done(states.tensors, walked)
-    training = Training(iteration, tuple(param_groups), state or None, framework)
+    training = Run(iteration, tuple(param_groups), state or None, framework)
     return Facts(training, keeper.tensors)
 
 
@@ -129,7 +129,7 @@ def _kept(walked: Walked, keeper: _Keeper) -> list[object]:
 
 
 def _step(at: At) -> list[object]:
-    return ["item" if at.is_item else "key", to_json(at.value, lambda ref: None)]
+    return ["item" if at.is_item else "key", encode(at.value, lambda ref: None)]
 
 
 class _Keeper:
@@ -156,7 +156,7 @@ class _Keeper:
                 self.tensors.append(LocalTensor(known, EXTRA, (), ref.shape, ref.dtype, fragments))
             return {"$tensor": known}
 
-        return to_json(leaf.value, tensor)
+        return encode(leaf.value, tensor)
 
     def setting(self, leaf: Leaf, file: str) -> object:
         """The value of a leaf that other frameworks have too: with its small tensors' bytes."""
@@ -166,7 +166,7 @@ class _Keeper:
                 return self.json(replace(leaf, value=ref), file)
             return small_tensor(ref)
 
-        return to_json(leaf.value, tensor)
+        return encode(leaf.value, tensor)
 
     def _free(self, name: str) -> str:
         free, number = name, 1
@@ -198,21 +198,19 @@ def number_of(value: object) -> object:
     return value
 
 
-def _param_groups(leaf: Leaf, groups: Sequence[Sequence[str]]) -> list[dict[str, object]]:
+def _param_groups(leaf: Leaf, groups: Sequence[Sequence[str]]) -> list[Group]:
     if not isinstance(leaf.value, (list, tuple)):
         raise _bad_fact(leaf, "parameter groups are a list of dicts")
-    out: list[dict[str, object]] = []
+    out: list[Group] = []
     for index, item in enumerate(leaf.value):
         if not isinstance(item, dict):
             raise _bad_fact(leaf, "parameter groups are a list of dicts")
-        made: dict[str, object] = {
-            str(key): to_json(value, small_tensor)
+        settings = {
+            str(key): encode(value)
             for key, value in item.items()
             if key not in ("params", "param_names")
         }
-        if index < len(groups):
-            made["params"] = list(groups[index])
-        out.append(made)
+        out.append(Group(settings, groups[index] if index < len(groups) else None))
     return out
 
 
@@ -229,7 +227,7 @@ def _config(leaf: Leaf) -> Mapping[str, object]:
         value = value.attributes
     if not isinstance(value, dict):
         raise _bad_fact(leaf, "a configuration is a dict")
-    return {str(key): to_json(_plain(item), lambda ref: None) for key, item in value.items()}
+    return {str(key): encode(_plain(item), lambda ref: None) for key, item in value.items()}
 
 
 def _bad_fact(leaf: Leaf, why: str) -> ReshardError:

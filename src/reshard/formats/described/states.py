@@ -27,7 +27,7 @@ from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
-from reshard.plan.numbering import names_of_numbers
+from reshard.run.numbering import names_of_numbers
 from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 

@@ -13,10 +13,10 @@ from reshard.formats.described.tree import At, Where
 from reshard.formats.described.write_states import WrittenStates
 from reshard.language.layout import FileRule, Layout
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.framework_config import framework_config
 from reshard.plan.plan import ArraySpec
-from reshard.storage.objects import from_json
+from reshard.run.states import EXTRA
+from reshard.storage.kept import decode
 from reshard.storage.torch_output import TorchOutput
 
 _DEFAULTS = ("iteration", "param_groups", "config")
@@ -82,13 +82,12 @@ class Facts:
             if all(at.get(axis) == index for axis, index in ranks.items() if axis[0] != "#"):
                 steps = cast("list[list[object]]", item["where"])
                 where = tuple(
-                    At(from_json(value, lambda x: x), is_item=kind == "item")
-                    for kind, value in steps
+                    At(decode(value, lambda x: x), is_item=kind == "item") for kind, value in steps
                 )
                 yield where, self._value(item["value"])
 
     def _value(self, value: object) -> object:
-        return from_json(value, self._tensor)
+        return decode(value, self._tensor)
 
     def _tensor(self, body: object) -> object:
         if isinstance(body, str) and body in self._extras:

@@ -13,9 +13,9 @@ from reshard.formats.described.sharing import alignment, rule_of
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.plan import ArraySpec
 from reshard.plan.recut import CutTensor, cut_tensors
+from reshard.run.states import EXTRA
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.hf import CONFIG
 from reshard.formats.hf.links import known_file
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular
 
 MAX_NBYTES = 64 << 20
@@ -34,7 +34,7 @@ def read_config(root: Path, name: str = CONFIG) -> Mapping[str, object] | None:
         raise _bad(path, error.strerror or str(error)) from None
     if not isinstance(value, dict):
         raise _bad(path, "it is no JSON object")
-    tagged = to_json(value, lambda ref: ref)
+    tagged = encode(value, lambda ref: ref)
     assert isinstance(tagged, dict)
     return tagged
 

@@ -15,7 +15,8 @@ from reshard.formats.hf.model_config import read_config
 from reshard.formats.hf.safetensors_set import read_set
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
-from reshard.plan.catalog import Catalog, LocalTensor, SourceFile, Training
+from reshard.plan.catalog import Catalog, LocalTensor, SourceFile
+from reshard.run.run import Run
 
 LAYOUT = """\
 # Every tensor is whole, or the files say which box of it they hold: nothing is cut by rank.
@@ -68,7 +69,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         tensors=tensors,
         layout=LAYOUT,
         layout_name=NAME,
-        training=Training(),
+        training=Run(),
         config=config,
         aliases=aliases,
         files=(*files, *(known_file(path, name, "the folder") for name in index)),

@@ -17,8 +17,7 @@ from reshard.formats.megatron.described import arguments_beside, step_beside
 from reshard.plan.catalog import Left
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.storage.kept import encode
 from reshard.storage.torch_file import open_torch_file
 
 COMMON = "common_state/"
@@ -69,7 +68,7 @@ def common_state(folder: Path, chunks: ChunkReader, backend: str) -> CommonState
     root = chunks.object_of(found)
     root = root[0] if isinstance(root, list) and len(root) == 1 else root
     left: tuple[Left, ...] = ()
-    if has_file and to_json(beside, tensor=small_tensor) != to_json(root, tensor=small_tensor):
+    if has_file and encode(beside) != encode(root):
         why = "it says other things than the common state that was saved with the tensors"
         left = (Left(FILE, "", why),)
     return _state(root, found.file, folder, left)

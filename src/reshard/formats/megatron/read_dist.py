@@ -28,9 +28,8 @@ from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
-from reshard.storage.objects import to_json
+from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
-from reshard.storage.small_tensors import small_tensor
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 
@@ -68,7 +67,7 @@ def read_dist(folder: Path) -> Catalog:
             raise
         withheld, states = error.diagnostics, []
     objects = {
-        name: to_json(value, tensor=small_tensor)
+        name: encode(value)
         for name, value in raw.items()
         if ".param_state/" not in name and not name.startswith(COMMON)
     }

@@ -21,8 +21,7 @@ from reshard.formats.megatron.training import Groups, training_of
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.storage.kept import encode
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.
@@ -66,7 +65,7 @@ def read_fsdp(folder: Path) -> Catalog:
     }
     groups = Groups() if withheld else _groups(raw)
     objects = {
-        key: to_json(value, tensor=small_tensor)
+        key: encode(value)
         for key, value in raw.items()
         if key.startswith("optimizer.") and not key.startswith(_META)
     }

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.formats.megatron.optimizer_ids import GroupMembers
-from reshard.plan.catalog import Training
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
+from reshard.run.run import Group, Run
+from reshard.storage.kept import encode, small_tensor
 
 _HELD_ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
 _STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")
@@ -28,9 +27,7 @@ class Groups:
     def add_named(self, group: Mapping[str, object], members: Sequence[str]) -> None:
         """One group with the global names of its parameters."""
         values = {
-            str(key): to_json(value, tensor=small_tensor)
-            for key, value in group.items()
-            if key not in ("params", "step")
+            str(key): encode(value) for key, value in group.items() if key not in ("params", "step")
         }
         known = next((n for v, n in self._found if v == values), None)
         if known is None:
@@ -39,9 +36,9 @@ class Groups:
         seen = set(known)
         known += [name for name in dict.fromkeys(members) if name not in seen]
 
-    def all(self) -> tuple[Mapping[str, object], ...]:
+    def all(self) -> tuple[Group, ...]:
         """Hyper-parameters and names of every group."""
-        return tuple({**values, "params": names} for values, names in self._found)
+        return tuple(Group(values, names) for values, names in self._found)
 
 
 def training_of(
@@ -49,7 +46,7 @@ def training_of(
     groups: Groups,
     per_rank: Sequence[Mapping[object, object]],
     extra: Mapping[str, object] | None = None,
-) -> Training:
+) -> Run:
     """Iteration, scheduler, random states, arguments; nothing is left behind.
 
     Args:  root: of the first rank.  per_rank: of every rank.
@@ -58,25 +55,25 @@ def training_of(
     iteration = root.get("iteration")
     state = {}
     if "opt_param_scheduler" in root:
-        state["lr_scheduler"] = to_json(root["opt_param_scheduler"], tensor=small_tensor)
+        state["lr_scheduler"] = encode(root["opt_param_scheduler"])
     other = {
-        str(key): to_json(value, tensor=small_tensor)
+        str(key): encode(value)
         for key, value in root.items()
         if str(key) not in _HELD_ELSEWHERE and not _is_chunk(str(key))
     }
     scaler = _scaler(root.get("optimizer"))
     if scaler is not None:
         state["loss_scaler"] = scaler
-    return Training(
+    return Run(
         iteration=iteration if isinstance(iteration, int) else None,
         param_groups=groups.all(),
         state=state,
         framework={
             "name": "megatron",
-            "args": to_json(root.get("args"), tensor=small_tensor),
+            "args": encode(root.get("args")),
             "other": other,
-            "rng_state": [to_json(item.get("rng_state"), tensor=small_tensor) for item in per_rank],
-            "optimizer": to_json(_settings(root.get("optimizer")), tensor=small_tensor),
+            "rng_state": [encode(item.get("rng_state")) for item in per_rank],
+            "optimizer": encode(_settings(root.get("optimizer")), tensor=small_tensor),
             **(extra or {}),
         },
     )
@@ -101,5 +98,5 @@ def _scaler(optimizer: object) -> object:
     found = [
         item["grad_scaler"] for item in items if isinstance(item, dict) and "grad_scaler" in item
     ]
-    told = [to_json(item, tensor=small_tensor) for item in found]
+    told = [encode(item) for item in found]
     return told[0] if told and all(item == told[0] for item in told) else None

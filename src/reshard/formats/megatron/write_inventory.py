@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.build import has_remainders
+from reshard.run.states import EXTRA
 from reshard.storage.numbers import Number, read_numbers
 
 WEIGHTS = ("param", "master")

@@ -10,8 +10,7 @@ from reshard.dtypes import DType
 from reshard.formats.megatron.write_groups import Settings, SourceGroup, is_fused
 from reshard.plan.catalog import Catalog
 from reshard.storage.inert import Record
-from reshard.storage.objects import from_json
-from reshard.storage.small_tensors import constant_of
+from reshard.storage.kept import constant_of, decode
 from reshard.storage.torch_writer import NewTensor
 
 Constant = Callable[[DType, tuple[int, ...], bytes], NewTensor]
@@ -105,7 +104,7 @@ class _Decoder:
         self._constant = constant
 
     def value(self, value: object) -> object:
-        return from_json(value, self._tensor)
+        return decode(value, self._tensor)
 
     def mapping(self, value: object) -> dict[str, object]:
         items = value.items() if isinstance(value, Mapping) else ()

@@ -21,9 +21,8 @@ from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.weights import Shard, Weight, boxed
 from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Fragment, Left, LocalTensor, SourceFile
+from reshard.storage.kept import encode
 from reshard.storage.links import refuse_outside
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file
 
@@ -234,7 +233,7 @@ class _Reader:
                 raise _bad(path, "a param group has no `params`")
             own = [self._name(path, names[i]) for i in group["params"] if i in names]
             rest = {str(key): value for key, value in group.items() if key != "params"}
-            found.append(Group({k: to_json(v, small_tensor) for k, v in rest.items()}, own))
+            found.append(Group({k: encode(v) for k, v in rest.items()}, own))
         known = self.stages.get(item.pp)
         if known is None:
             self.stages[item.pp] = found

@@ -19,11 +19,11 @@ from reshard.formats.nanotron.groups import merge
 from reshard.formats.nanotron.optimizer import States, read_states
 from reshard.formats.nanotron.weights import local_tensors, read_weights
 from reshard.plan.agreement import agreed
-from reshard.plan.catalog import Catalog, SourceFile, Training
+from reshard.plan.catalog import Catalog, SourceFile
+from reshard.run.run import Group, Run
 from reshard.storage.bounded_json import load_bounded
+from reshard.storage.kept import encode
 from reshard.storage.links import refuse_outside
-from reshard.storage.objects import to_json
-from reshard.storage.small_tensors import small_tensor
 from reshard.storage.torch_file import open_torch_file
 
 LAYOUT = """\
@@ -75,7 +75,7 @@ def _training(
     config: Mapping[str, object] | None,
     states: States,
     others: Mapping[str, object],
-) -> Training:
+) -> Run:
     metas = metadata.get("metas")
     iteration = metas.get("last_train_step") if isinstance(metas, dict) else None
     merged = merge(states.stages, _schedulers(others))
@@ -86,9 +86,9 @@ def _training(
         "objects": others,
         "groups": merged.kind,
     }
-    return Training(
+    return Run(
         iteration=iteration if isinstance(iteration, int) else None,
-        param_groups=merged.groups,
+        param_groups=tuple(map(Group.of, merged.groups)),
         state=None if merged.scheduler is None else {"lr_scheduler": merged.scheduler},
         framework=framework,
     )
@@ -119,7 +119,7 @@ def _others(root: Path, files: list[SourceFile]) -> dict[str, object]:
         refuse_outside(root, path)
         name = path.relative_to(root).as_posix()
         files.append(_known(root, name))
-        out[name] = to_json(open_torch_file(path).root, small_tensor)
+        out[name] = encode(open_torch_file(path).root)
     return out
 
 

@@ -15,8 +15,7 @@ from reshard.formats.nanotron.write_training import shares_groups
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
-from reshard.storage.objects import from_json
-from reshard.storage.small_tensors import constant_of
+from reshard.storage.kept import constant_of, decode
 from reshard.storage.torch_output import TorchOutput
 
 _STEP = "step"
@@ -137,7 +136,7 @@ class OptimizerFiles:
             names = set(map(str, listed)) if isinstance(listed, list) else set()
             grouped |= names
             rest = {
-                key: from_json(value, lambda told: constant_of(told, self._output.constant))
+                key: decode(value, lambda told: constant_of(told, self._output.constant))
                 for key, value in group.items()
                 if key not in ("params", "param_names")
             }

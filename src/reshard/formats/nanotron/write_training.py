@@ -10,8 +10,7 @@ from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
-from reshard.storage.objects import from_json
-from reshard.storage.small_tensors import constant_of
+from reshard.storage.kept import constant_of, decode
 from reshard.storage.torch_output import TorchOutput
 
 _VERSION = "1.5"
@@ -65,7 +64,7 @@ def scheduler(
         return None
     chosen = scheduler_of(found, len(training.param_groups), groups)
     return {
-        str(key): from_json(value, lambda told: constant_of(told, output.constant))
+        str(key): decode(value, lambda told: constant_of(told, output.constant))
         for key, value in chosen.items()
     }
 

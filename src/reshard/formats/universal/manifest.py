@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.plan.catalog import Training
+from reshard.run.run import Run
 from reshard.storage.digest import PREFIX, digest_bytes
 
 FORMAT = "reshard-universal"
@@ -72,7 +72,7 @@ class Manifest:
     frozen: tuple[str, ...]
     config: Mapping[str, object] | None
     sizes: Mapping[str, int]
-    training: Training
+    training: Run
     provenance: tuple[Mapping[str, object], ...]
 
 

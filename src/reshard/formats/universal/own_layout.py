@@ -11,8 +11,10 @@ from reshard.formats.universal.tensors import local_tensors
 from reshard.formats.universal.whole_layout import whole_layout
 from reshard.language import load_layout
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA, bind
-from reshard.plan.catalog import Catalog, Training
+from reshard.plan.bind import bind
+from reshard.plan.catalog import Catalog
+from reshard.run.run import Run
+from reshard.run.states import EXTRA
 
 
 def own_layout(
@@ -61,7 +63,7 @@ def _difference(
     name = arrangement.layout.name
     config = arrangement.catalog.config
     tensors = local_tensors(alike.values())
-    catalog = Catalog(NAME, "", "", {}, tensors, text, name, Training(), config=config)
+    catalog = Catalog(NAME, "", "", {}, tensors, text, name, Run(), config=config)
     again = bind(load_layout(text, "layout.ucl", name), catalog)
     found = {_kind(item): item.segments for item in again.wholes}
     for item in wholes:

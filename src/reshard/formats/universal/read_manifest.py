@@ -18,7 +18,7 @@ from reshard.formats.universal.manifest import (
     own_digest,
 )
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
-from reshard.plan.catalog import Training
+from reshard.run.run import Group, Run
 from reshard.storage.regular_file import FileTooLargeError, read_regular
 
 MAX_NBYTES = 1 << 28
@@ -133,9 +133,9 @@ def _manifest(node: Node) -> Manifest | None:
         frozen=top["frozen"].texts(),
         config=top["config"].mapping(),
         sizes={key: item.integer() for key, item in (top["sizes"].members() or {}).items()},
-        training=Training(
+        training=Run(
             iteration=None if iteration.value is None else iteration.integer(),
-            param_groups=training["param_groups"].mappings(),
+            param_groups=tuple(map(Group.of, training["param_groups"].mappings())),
             state=training["state"].mapping(),
         ),
         provenance=top["provenance"].mappings(),

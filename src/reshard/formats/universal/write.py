@@ -26,11 +26,11 @@ from reshard.formats.universal.manifest import (
 from reshard.formats.universal.own_layout import own_layout
 from reshard.formats.universal.provenance import provenance, with_copies
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.bind import EXTRA
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
+from reshard.run.states import EXTRA
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.program import program

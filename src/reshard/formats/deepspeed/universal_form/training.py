@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from reshard.formats.deepspeed.keeper import Keeper
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.training import COUNTERS, client_entries, kept, setting, text_of
 from reshard.formats.deepspeed.universal_form.folder import UniversalFolder
 from reshard.formats.deepspeed.weights import compute_dtype
-from reshard.plan.catalog import Training
+from reshard.run.run import Group, Run
 
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
 
 
-def read_training(folder: UniversalFolder, keeper: Keeper) -> Training:
+def read_training(folder: UniversalFolder, keeper: Keeper) -> Run:
     """Counters, schedules, hyper-parameters, and client state."""
     root = folder.models[0].root
     state: dict[str, object] = {}
@@ -38,19 +38,19 @@ def read_training(folder: UniversalFolder, keeper: Keeper) -> Training:
     }
     steps = root.get("global_steps")
     groups = tuple(_param_groups(folder, keeper))
-    return Training(None if steps is None else steps.integer(), groups, state, framework)
+    return Run(None if steps is None else steps.integer(), groups, state, framework)
 
 
-def _param_groups(folder: UniversalFolder, keeper: Keeper) -> Iterator[Mapping[str, object]]:
+def _param_groups(folder: UniversalFolder, keeper: Keeper) -> Iterator[Group]:
     """Hyper-parameters per param group; whose parameters only the source's `param_shapes` tell."""
     found = None if folder.optimizer is None else folder.optimizer.get("param_groups")
     nodes: list[Node] = [] if found is None else list(found.items())
     shapes = folder.models[0].param_shapes or ()
     for index, group in enumerate(nodes):
         settings = {
-            key: keeper.setting(item, f"param_groups.{index}.{key}")
+            key: keeper.node_setting(item, f"param_groups.{index}.{key}")
             for key, item in group.entries()
             if key != "params"
         }
         names = list(shapes[index]) if len(shapes) == len(nodes) else []
-        yield {**settings, "params": names}
+        yield Group(settings, names)
