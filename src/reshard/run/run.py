@@ -5,7 +5,7 @@ Values are JSON; what JSON does not have is tagged (`storage.kept` makes it and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 _PARAMS = "params"
@@ -13,42 +13,40 @@ _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow")
 _CLIPPING = "clip_grad"
 
 
-class Group(Mapping[str, object]):
+class Group(dict[str, object]):
     """One param group: hyper-parameters by name, and under `params` the names of its parameters.
+
+    A dict, so that it is JSON as it stands; it is not changed once it is made.
 
     Args:  settings: hyper-parameters, as tagged JSON.
            params: names in the order of the optimizer; None where the source does not list them.
     """
 
-    __slots__ = ("params", "settings")
+    __slots__ = ()
 
     def __init__(self, settings: Mapping[str, object], params: Iterable[str] | None = None) -> None:
-        self.settings = dict(settings)
-        self.params = None if params is None else tuple(params)
+        super().__init__(settings)
+        if params is not None:
+            self[_PARAMS] = list(params)
 
     @classmethod
     def of(cls, value: Mapping[str, object]) -> Group:
         """A group of its JSON form."""
         params = value.get(_PARAMS)
-        names = [str(item) for item in params] if isinstance(params, list | tuple) else None
-        left_out = () if names is None else (_PARAMS,)
-        return cls({str(key): item for key, item in value.items() if key not in left_out}, names)
+        if not isinstance(params, list | tuple):
+            return cls(value)
+        return cls({key: item for key, item in value.items() if key != _PARAMS}, map(str, params))
 
-    def __getitem__(self, key: str) -> object:
-        if key == _PARAMS and self.params is not None:
-            return list(self.params)
-        return self.settings[key]
+    @property
+    def params(self) -> tuple[str, ...] | None:
+        """Names of its parameters; None where the source does not list them."""
+        params = self.get(_PARAMS)
+        return tuple(params) if isinstance(params, list) else None
 
-    def __iter__(self) -> Iterator[str]:
-        yield from self.settings
-        if self.params is not None:
-            yield _PARAMS
-
-    def __len__(self) -> int:
-        return len(self.settings) + (self.params is not None)
-
-    def __repr__(self) -> str:
-        return f"Group({dict(self)!r})"
+    @property
+    def settings(self) -> dict[str, object]:
+        """Hyper-parameters."""
+        return {key: value for key, value in self.items() if key != _PARAMS}
 
     def with_params(self, change: Callable[[tuple[str, ...]], Iterable[str]]) -> Group:
         """The group with other parameters; itself where it does not list them."""

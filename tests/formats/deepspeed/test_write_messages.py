@@ -117,7 +117,7 @@ def deepspeed_mixed_group(path: Path, cases: Open) -> tuple[Arrangement, str]:
     arrangement = arranged(cases("moe_ep2_dp2_z1_fp32") / "ckpt")
     training = arrangement.catalog.training
     names = [str(name) for group in training.param_groups for name in group["params"]]  # type: ignore[attr-defined]
-    one = ({**training.param_groups[0], "params": names},)
+    one = (training.param_groups[0].with_params(lambda _: names),)
     catalog = replace(arrangement.catalog, training=replace(training, param_groups=one))
     return replace(arrangement, catalog=catalog), "deepspeed"
 
@@ -143,7 +143,7 @@ def deepspeed_no_param_groups(path: Path, cases: Open) -> tuple[Arrangement, str
 def deepspeed_param_groups(path: Path, cases: Open) -> tuple[Arrangement, str]:
     arrangement = arranged(made(path).write())
     training = arrangement.catalog.training
-    groups = ({**training.param_groups[0], "params": ["w", "bias"]},)
+    groups = (training.param_groups[0].with_params(lambda _: ["w", "bias"]),)
     catalog = replace(arrangement.catalog, training=replace(training, param_groups=groups))
     return replace(arrangement, catalog=catalog), NATIVE
 
