@@ -30,6 +30,7 @@ class SourceFormat:
            marks: what a folder of it holds, for messages.
            turn: when it is asked; a later one only where a folder is of no format before it.
                  Weights for serving often lie in the folder of a training run.
+           has_weights_apart: whether its weights may lie in a folder of Hugging Face's form.
     """
 
     package: str
@@ -37,6 +38,7 @@ class SourceFormat:
     writer: str
     marks: str
     turn: int = 0
+    has_weights_apart: bool = False
 
 
 SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
@@ -67,6 +69,7 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "PyTorch distributed checkpoint",
             "DCP metadata ",
             "a `.metadata` file",
+            has_weights_apart=True,
         ),
         "nanotron": SourceFormat(
             "reshard.formats.nanotron",
@@ -265,12 +268,20 @@ def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool 
     Raises: everything that the format finds wrong.
     """
     module = module_of(f"{SOURCES[name].package}.read")
+    parts = {"read_weights": _read_weights} if SOURCES[name].has_weights_apart else {}
     with as_source_error(path):
-        catalog = module.read(path, step=step, strict_layout=strict_layout)
+        catalog = module.read(path, step=step, strict_layout=strict_layout, **parts)
     assert isinstance(catalog, Catalog)
     if name == "universal" or not path.is_dir():
         return catalog
     return with_run_files(path, catalog)
+
+
+def _read_weights(path: Path) -> Catalog:
+    """The catalog of a folder of weights that is part of a checkpoint of another format."""
+    catalog = module_of(f"{SOURCES['hf'].package}.read").read(path)
+    assert isinstance(catalog, Catalog)
+    return catalog
 
 
 def read_described(layout: Layout, text: str, path: Path, *, step: str | None = None) -> Catalog:

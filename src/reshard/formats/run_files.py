@@ -47,16 +47,16 @@ _TRAINING = re.compile(
     r"(.*/)?("
     r"trainer_state\.json|rng_state\w*\.pth|random_states_\d+\.pkl|training_args\.(bin|json)"
     r"|scheduler\w*\.(pt|bin)|scaler\w*\.(pt|bin)|sampler\w*\.bin|dl_state_dict\w*\.bin"
-    r"|custom_checkpoint_\d+\.pkl|run_config\.yaml|(latest_)?train_state\.pt"
+    r"|custom_checkpoint_\d+\.pkl|run_config\.yaml|(latest_)?train_state\.pt|(meta|step_scheduler)\.pt"
     r"|modelopt_\w+(\.\w+)?|zero_to_(fp32|torch)\.py|\.metadata\.json|io\.json|model\.yaml"
     r"|transformer_config\.json|metadata|data_loader\w*\.\w+|dataloader\w*\.\w+"
     r"|config\.yaml|optimizer_config\.json"
-    r")|(train|context|modelopt_state|random|lr_scheduler|extra_state|loader_ckpt)/.*"
+    r")|(train|context|modelopt_state|random|lr_scheduler|extra_state|loader_ckpt|rng|dataloader)/.*"
 )
 """What belongs to the run, and is of use to who goes on with it."""
 
 _TRACKERS = re.compile(
-    r"latest|latest\.txt|latest_universal|latest_checkpointed_iteration\.txt"
+    r"latest|latest\.txt|latest_universal|latest_checkpointed_iteration\.txt|LATEST|LOWEST_VAL"
     r"|latest_wandb_artifact_path\.txt"
 )
 """Files that name a step; a reader follows them, and a target has its own."""

@@ -9,12 +9,15 @@ Source: torch/optim/optimizer.py `Optimizer.state_dict` (torch 2.13).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from reshard.errors import ReshardError, source_error
 
 Shape = tuple[int, ...]
+_MEAN, _VARIANCE = "running_mean", "running_var"
+_DIGITS = re.compile(r"[0-9]+")
 _Way = tuple[int | None, ...]
 """For each parameter its number; None for one that the optimizer does not have."""
 
@@ -34,6 +37,8 @@ def names_of_numbers(
            is_ordered: whether that order is the model's; a file that sorts its names tells none.
     Raises: ReshardError[ambiguous-optimizer-ids].
     """
+    statistics = running_statistics([name for name, _ in parameters])
+    parameters = [item for item in parameters if item[0] not in statistics]
     numbers = [number for group in groups for number in group]
     if len(set(numbers)) != len(numbers) or len(numbers) > len(parameters):
         raise _unclear(
@@ -53,6 +58,30 @@ def names_of_numbers(
         for number, (name, _) in zip(found[0], parameters, strict=True)
         if number is not None
     }
+
+
+def running_statistics(names: Collection[str]) -> set[str]:
+    """The buffers of normalizations over a batch, which no optimizer trains.
+
+    Source: torch/nn/modules/batchnorm.py `_NormBase` (2.13).
+    """
+    stems = {name.removesuffix(_MEAN) for name in names if name.endswith(_MEAN)}
+    return {
+        f"{stem}{last}"
+        for stem in stems
+        if f"{stem}{_VARIANCE}" in names
+        for last in (_MEAN, _VARIANCE, "num_batches_tracked")
+        if f"{stem}{last}" in names
+    }
+
+
+def looks_sorted(names: Sequence[str]) -> bool:
+    """Whether names stand in the order of their letters, as no module registers its parameters.
+
+    Names that differ in numbers alone are in that order in any case.
+    """
+    kinds = {_DIGITS.sub("0", name) for name in names}
+    return len(kinds) > 1 and list(names) == sorted(names)
 
 
 def _by_shapes(
@@ -146,7 +175,8 @@ def _unclear(where: str, *why: str) -> ReshardError:
         f"the optimizer states in {where} cannot be given names",
         notes=[*why, "`Optimizer.state_dict()` counts parameters and does not name them"],
         helps=[
-            "load it where it was trained, and save it with "
-            "`torch.distributed.checkpoint.state_dict.get_state_dict`"
+            "leave the states out with `--states weights`",
+            "or load it where it was trained, and save it with "
+            "`torch.distributed.checkpoint.state_dict.get_state_dict`",
         ],
     )

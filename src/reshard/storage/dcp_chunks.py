@@ -44,10 +44,13 @@ class ChunkReader:
     """Opens chunks and objects, and remembers the files that they are in.
 
     Args:  root: the folder that file names start from.
+
+    Attributes:  raw: files of bytes whose pickles are kept in `.metadata`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.raw: set[str] = set()
         self.files: dict[str, SourceFile] = {}
         self._known: KnownTensors = {}
         self._read: set[tuple[str, int, int, str]] = set()
@@ -112,6 +115,7 @@ class ChunkReader:
     def _raw(self, chunk: Chunk, path: Path) -> object:
         """The tensor of bytes whose pickle is kept in `.metadata`."""
         assert chunk.tensor is not None
+        self.raw.add(chunk.file)
         stop, nbytes = chunk.byte_offset + chunk.nbytes, self.files[chunk.file].nbytes
         if min(chunk.byte_offset, chunk.nbytes) < 0 or stop > nbytes:
             raise source_error(

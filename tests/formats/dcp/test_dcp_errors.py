@@ -242,7 +242,7 @@ def test_the_flat_parameters_of_fsdp(fixture_checkpoint: Find) -> None:
 
 def test_numbers_that_several_names_fit(tmp_path: Path) -> None:
     forge = Forge(tmp_path / "ckpt")
-    for name in ("a", "b"):
+    for name in ("b", "a"):
         forge.tensor(f"model.{name}", counted(2), path=("model", name))
     for number in (0, 1):
         path = ("optim", "state", str(number), "exp_avg")
@@ -255,9 +255,10 @@ def test_numbers_that_several_names_fit(tmp_path: Path) -> None:
     assert _refused(forge.write()) == (
         "error[ambiguous-optimizer-ids]: the optimizer states in ckpt cannot be given names\n"
         "  = note: several orders of the model's parameters fit the shapes\n"
-        "  = note: number 0 may be `b` or `a`\n"
+        "  = note: number 0 may be `a` or `b`\n"
         "  = note: `Optimizer.state_dict()` counts parameters and does not name them\n"
-        "  = help: load it where it was trained, and save it with "
+        "  = help: leave the states out with `--states weights`\n"
+        "  = help: or load it where it was trained, and save it with "
         "`torch.distributed.checkpoint.state_dict.get_state_dict`"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -230,3 +231,36 @@ def test_a_number_that_an_object_holds_is_no_path(tmp_path: Path) -> None:
     with pytest.raises(ReshardError, match="bad-metadata"):
         reshard.open(forge.write(storage_data={index: Global("os", "system")}))
     assert tensor_pickle(counted(2)).startswith(b"\x80\x02")
+
+
+def test_data_that_was_changed_after_the_file_that_is_written_last(tmp_path: Path) -> None:
+    """A save that ended halfway over an older one of equal shapes, or a copy without times."""
+    folder = Forge(tmp_path / "ckpt").tensor("w", counted(4, 3), HALVES).write()
+    at = 1_772_359_200
+    os.utime(folder / ".metadata", (at, at))
+    os.utime(folder / "__0_0.distcp", (at + 2, at + 2))
+    os.utime(folder / "__0_1.distcp", (at - 3600, at - 3600))
+    assert reshard.inspect(folder).oddities == ()
+    os.utime(folder / "__0_0.distcp", (at + 5400, at + 5400))
+    [oddity] = reshard.inspect(folder).oddities
+    assert oddity.render() == (
+        "warning[newer-data]: 1 of 2 data files was changed after `.metadata`, which is written "
+        "last\n"
+        "  = note: `.metadata` is of 2026-03-01 10:00:00 UTC\n"
+        "  = note: `__0_0.distcp` is of 2026-03-01 11:30:00 UTC\n"
+        "  = note: if a later save ended halfway, the file may hold tensors of another step\n"
+        "  = note: a copy that does not keep times makes such a difference, too\n"
+        "  = help: if the folder was copied, compare it with the original, or copy it with its "
+        "times"
+    )
+
+
+def test_data_that_the_ranks_write_without_asking_each_other_is_as_old_as_its_list(
+    tmp_path: Path,
+) -> None:
+    folder = Forge(tmp_path / "ckpt", rank=0).tensor("a", counted(2)).write("__0.metadata")
+    Forge(folder, rank=1).tensor("b", counted(2)).write("__1.metadata")
+    for rank, at in ((0, 1_000), (1, 2_000)):
+        for name in (f"__{rank}.metadata", f"__{rank}_0.distcp"):
+            os.utime(folder / name, (at, at))
+    assert reshard.inspect(folder).oddities == ()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.dcp.folders import Folder, Part
 from reshard.formats.dcp.mark import Mark, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
-from reshard.plan.catalog import Coord, LocalTensor
-from reshard.run.numbering import names_of_numbers
+from reshard.plan.catalog import Catalog, Coord, LocalTensor
+from reshard.run.numbering import looks_sorted, names_of_numbers, running_statistics
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
@@ -108,24 +108,38 @@ class _Read:
     tensors: list[tuple[Role, StoredTensor]]
     numbers: list[tuple[Role, object, str]] = field(default_factory=list)
     is_marked: bool = False
+    is_ordered: bool = True
     paths: Mapping[str, Path] = field(default_factory=dict)
 
 
 def collect(
-    folder: Folder, chunks: ChunkReader, config: Mapping[str, object] | None = None
+    folder: Folder,
+    chunks: ChunkReader,
+    config: Mapping[str, object] | None = None,
+    weights: Catalog | None = None,
+    *,
+    is_attribute: bool = False,
 ) -> Collected:
     """Read all folders of a checkpoint.
 
     Args:  config: of the model, where a file tells it.
+           weights: those that lie in files of another form.
+           is_attribute: see `called`.
     Raises: ReshardError[ambiguous-optimizer-ids | unsupported-dcp], and what reading `.metadata`,
             chunks, and objects raises.
     """
     out = Collected()
     reads = [_Part(part, chunks, out).read() for part in folder.parts]
     out.aliases.update(_tied(reads, out, chunks, config or {}))
-    _name_numbers(reads, out, str(folder.root))
+    apart = weights.tensors if weights else ()
+    out.aliases.update((weights.aliases if weights else None) or {})
+    _name_numbers(reads, out, apart, str(folder.root))
+    for read in reads if out.withheld else ():
+        read.tensors = [item for item in read.tensors if item[0].number is None]
+        read.numbers = [item for item in read.numbers if item[0].number is None]
     described = _described(reads, out)
-    out.called = called(_weights(reads), described)
+    names = [*_weights(reads), *(item.name for item in apart)]
+    out.called = called(names, described, is_attribute=is_attribute)
     for number, name in tuple(out.numbered.items()):
         known = out.called.states if name in out.called.states else out.called.weights
         out.numbered[number] = known.get(name, name)
@@ -142,6 +156,10 @@ def collect(
         for role, stored in read.tensors
         if role.state in WEIGHTS
     }
+    for item in apart:
+        name = out.called.of(item.name, item.state)
+        shapes[name] = item.shape
+        out.tensors.append(replace(item, name=name))
     _refuse_shapeless(reads, out, str(folder.root))
     for read in reads:
         _add_tensors(out, read, chunks, shapes)
@@ -280,6 +298,7 @@ class _Part:
                 self._note_extra(stored)
         counts = Counter(item.name for item in metadata.tensors)
         read = _Read(_ordered(metadata, names), counts, tensors, is_marked=mark.is_there)
+        read.is_ordered = bool(metadata.paths)
         read.paths = {item.name: names.path(item.name) for _, item in tensors}
         self._read_objects(read)
         return read
@@ -354,8 +373,13 @@ def _ordered(metadata: Metadata, names: Names) -> list[str]:
     return [key for key in metadata.paths if key in stored] or list(stored)
 
 
-def _name_numbers(reads: list[_Read], out: Collected, where: str) -> None:
-    """Find the names of parameters that an optimizer counts; none where it names them."""
+def _name_numbers(
+    reads: list[_Read], out: Collected, apart: Sequence[LocalTensor], where: str
+) -> None:
+    """Find the names of parameters that an optimizer counts; none where it names them.
+
+    Args:  apart: weights of files that keep no order of the model.
+    """
     states = [
         (role.number, stored.shape)
         for read in reads
@@ -378,6 +402,7 @@ def _name_numbers(reads: list[_Read], out: Collected, where: str) -> None:
         out.numbered.update(stated)
         return
     parameters = [item for item in _parameters(reads) if item[0] not in out.aliases]
+    parameters += [(item.name, item.shape) for item in apart if item.dtype in _FLOATS]
     by_name = dict(parameters)
     if all(str(number) in by_name for number in wanted):
         out.numbered.update((int(name), name) for name in by_name if name.isdecimal())
@@ -389,7 +414,14 @@ def _name_numbers(reads: list[_Read], out: Collected, where: str) -> None:
     if not groups:
         groups = [sorted(wanted)]
     shapes = {number: shape for number, shape in states if shape}
-    out.numbered.update(names_of_numbers(groups, shapes, parameters, where).items())
+    is_ordered = all(read.is_ordered for read in reads) and not apart
+    is_ordered = is_ordered and not looks_sorted([name for name, _ in parameters])
+    try:
+        found = names_of_numbers(groups, shapes, parameters, where, is_ordered=is_ordered)
+    except ReshardError as error:
+        out.withheld = error.diagnostics
+        return
+    out.numbered.update(found.items())
 
 
 def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -459,8 +491,10 @@ def _sort_parameters(out: Collected) -> None:
     fused = trained - params.keys()
     trained.update(out.listed)
     trained.update(out.aliases)
-    out.buffers = tuple(name for name, item in params.items() if item.dtype not in _FLOATS)
+    statistics = running_statistics(params) - trained
+    out.buffers = tuple(
+        name for name, item in params.items() if item.dtype not in _FLOATS or name in statistics
+    )
     if trained and not fused:
-        out.frozen = tuple(
-            name for name, item in params.items() if item.dtype in _FLOATS and name not in trained
-        )
+        known = {*trained, *out.buffers}
+        out.frozen = tuple(name for name in params if name not in known)

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reshard.formats.dcp.folders import find, is_incomplete, steps
-
-_MEGATRON = "latest_checkpointed_iteration.txt"
+from reshard.formats.dcp.folders import find, has_weights, steps, unfinished
+from reshard.formats.step_parts import TRACKER, is_of_parts, is_tracked_by_another
 
 
 def detect(path: Path) -> bool:
     """Whether a folder is one, was to become one, or holds those of several steps."""
-    if not path.is_dir() or (path / "metadata.json").exists():
+    if not path.is_dir() or (path / "metadata.json").exists() or _is_of_megatron(path):
         return False
-    if any((folder / _MEGATRON).exists() for folder in (path, path.absolute().parent)):
-        return False  # what it holds is Megatron's, in whichever of its forms
-    if find(path) is not None or is_incomplete(path):
+    if find(path) is not None or unfinished(path) is not None:
         return True
-    return not _has_weights(path) and bool(steps(path))
+    # A folder with weights is a model itself, as transformers saves it beside its steps.
+    return not has_weights(path) and bool(steps(path))
 
 
-def _has_weights(path: Path) -> bool:
-    """Whether a folder is a model itself, as transformers saves it beside its steps."""
-    return any(
-        next(path.glob(pattern), None) is not None
-        for pattern in ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
-    )
+def _is_of_megatron(path: Path) -> bool:
+    """Whether what a folder holds is Megatron's, in whichever of its forms."""
+    if (path / TRACKER).exists():
+        return not is_tracked_by_another(path)
+    return (path.absolute().parent / TRACKER).exists() and not is_of_parts(path)

@@ -6,19 +6,39 @@ utils/fsdp_utils.py `save_fsdp_model` (1.15); ByteCheckpoint checkpointer/base_c
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.formats.step_parts import MODELS, OPTIMIZERS, TRACKER
 from reshard.storage.dcp_metadata import metadata_files
+from reshard.storage.regular_file import read_note
 
 Role = Literal["all", "model", "optimizer"]
-Kind = Literal["dcp", "olmo-core", "accelerate", "bytecheckpoint"]
+Kind = Literal["dcp", "olmo-core", "accelerate", "parts"]
 
-_NUMBER = re.compile(r"(?:.*(?:step|iter|iteration|epoch|checkpoint|ckpt|save)[-_.]?)?(\d+)", re.I)
+_NUMBER = re.compile(
+    r"(?:.*(?:step|iter|iteration|epoch|checkpoint|ckpt|save)[-_.=]?)?(\d+)(?:\.ckpt)?", re.I
+)
 """Names of the folders of steps: a number, or one behind a word for what it counts."""
+
+_FOLDERS = ("model_and_optim", "pytorch_model_fsdp_*", "optimizer_*", *MODELS, *OPTIMIZERS)
+"""What the folders are called that are one checkpoint together."""
+
+_LATEST = "LATEST"
+"""A link to the folder of the last step, as NeMo-Automodel makes it."""
+
+_WEIGHTS = (
+    *("model*.safetensors", "model.safetensors.index.json", "shard-*.safetensors"),
+    *("pytorch_model*.bin", "adapter_model.safetensors", "adapter_model.bin"),
+)
+"""Files of a folder of weights alone, as Hugging Face's libraries and torch's writer for them
+lay it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +59,15 @@ class Folder:
 
     Args:  root: that file names start from.  kind: who laid its folders out.
            oddities: what was found on the way to it.
+           weights: the name of the folder of the model's weights, where that is one of Hugging
+                    Face's form.
     """
 
     root: Path
     kind: Kind
     parts: tuple[Part, ...]
     oddities: tuple[Diagnostic, ...] = ()
+    weights: str = ""
 
 
 def find(path: Path) -> Folder | None:
@@ -57,19 +80,45 @@ def find(path: Path) -> Folder | None:
     models, optimizers = _parts(path, "pytorch_model_fsdp_*"), _parts(path, "optimizer_*")
     if models or optimizers:
         return Folder(path, "accelerate", (*models, *optimizers))
-    models, optimizers = _parts(path, "model", "model"), _parts(path, "optimizer", "optimizer")
-    if models or optimizers:
-        return Folder(path, "bytecheckpoint", (*models, *optimizers))
-    return None
+    return _find_parts(path)
+
+
+def _find_parts(path: Path) -> Folder | None:
+    """A step with folders of its own for its model and its optimizer."""
+    optimizers = [part for name in OPTIMIZERS for part in _parts(path, name, "optimizer")]
+    models = [part for name in MODELS for part in _parts(path, name, "model")]
+    if not optimizers:
+        models = [part for part in models if part.path.name == "model"]
+    weights = next((name for name in MODELS if optimizers and has_weights(path / name)), "")
+    if not models and not optimizers:
+        return None
+    return Folder(path, "parts", (*models, *optimizers), weights="" if models else weights)
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder holds weights in files of Hugging Face's libraries."""
+    return any(next(path.glob(pattern), None) is not None for pattern in _WEIGHTS)
 
 
 def _parts(path: Path, pattern: str, role: Role = "all") -> tuple[Part, ...]:
-    found = sorted(item for item in path.glob(pattern) if metadata_files(item))
+    found = sorted(item for item in path.glob(pattern) if _is_one(item))
     return tuple(Part(item, f"{item.name}/", role) for item in found)
 
 
-def is_incomplete(path: Path) -> bool:
-    """Whether a folder holds what a save leaves behind that did not come to its end."""
+def _is_one(path: Path) -> bool:
+    """Whether a folder has `.metadata`, and is not Megatron's, which has `metadata.json` too."""
+    return bool(metadata_files(path)) and not (path / "metadata.json").exists()
+
+
+def unfinished(path: Path) -> Path | None:
+    """The folder of a checkpoint, or the checkpoint itself, whose save did not come to its end."""
+    inner = (item for pattern in _FOLDERS for item in sorted(path.glob(pattern)))
+    return next((item for item in (path, *inner) if _is_unfinished(item)), None)
+
+
+def _is_unfinished(path: Path) -> bool:
+    if metadata_files(path):
+        return False
     return (path / ".metadata.tmp").exists() or next(path.glob("__*.distcp"), None) is not None
 
 
@@ -79,7 +128,7 @@ def steps(path: Path) -> dict[str, int]:
     for item in path.iterdir():
         number = _NUMBER.fullmatch(item.name)
         ours = item.is_dir() and not (item / "metadata.json").exists()
-        if number and ours and find(item) is not None:
+        if number and ours and find(item) is not None and unfinished(item) is None:
             found[item.name] = int(number[1])
     return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
 
@@ -91,9 +140,10 @@ def find_step(path: Path, step: str | None) -> Folder:
            is whole by default, as torchtitan and OLMo-core resume from it.
     Raises: ReshardError[incomplete-dcp | unknown-step | several-models].
     """
+    begun = unfinished(path)
+    if begun is not None:
+        raise incomplete(begun)
     found = find(path)
-    if found is None and is_incomplete(path):
-        raise incomplete(path)
     if found is not None:
         number = _NUMBER.fullmatch(path.name)
         if step is not None and step not in (path.name, number[1] if number else ""):
@@ -104,10 +154,12 @@ def find_step(path: Path, step: str | None) -> Folder:
             )
         return _checked(found)
     known = steps(path)
+    step = step if step is not None else _tracked(path, known)
     chosen = [name for name, number in known.items() if step in (None, name) or step == str(number)]
     if not chosen:
-        if step is not None and is_incomplete(path / step):
-            raise incomplete(path / step)
+        begun = unfinished(path / step) if step is not None else None
+        if begun is not None:
+            raise incomplete(begun)
         raise source_error(
             "unknown-step",
             f"{path} has no step `{step}`",
@@ -118,7 +170,17 @@ def find_step(path: Path, step: str | None) -> Folder:
     assert newest is not None
     skipped = _skipped(path, known[chosen[-1]]) if step is None else ()
     checked = _checked(newest)
-    return Folder(checked.root, checked.kind, checked.parts, (*checked.oddities, *skipped))
+    return replace(checked, oddities=(*checked.oddities, *skipped))
+
+
+def _tracked(path: Path, known: Mapping[str, int]) -> str | None:
+    """The step that a run says is its last, if it is there and whole."""
+    link = path / _LATEST
+    if link.is_symlink() and Path(os.readlink(link)).name in known:
+        return Path(os.readlink(link)).name
+    number = read_note(path / TRACKER) if (path / TRACKER).is_file() else ""
+    is_there = number.isascii() and number.isdecimal() and int(number) in known.values()
+    return str(int(number)) if is_there else None
 
 
 def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
@@ -126,7 +188,7 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     out = []
     for item in sorted(path.iterdir()):
         found = _NUMBER.fullmatch(item.name)
-        if found and int(found[1]) > number and item.is_dir() and is_incomplete(item):
+        if found and int(found[1]) > number and item.is_dir() and unfinished(item) is not None:
             out.append(
                 Diagnostic(
                     "incomplete-dcp",
@@ -139,13 +201,13 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
 
 
 def _checked(found: Folder) -> Folder:
-    """Refuse several models, and parts that are not whole; warn of OLMo-core's missing mark."""
-    if found.kind != "dcp":
-        for item in sorted(found.root.iterdir()):
-            if item.is_dir() and is_incomplete(item) and not metadata_files(item):
-                raise incomplete(item)
+    """Refuse several models; warn of OLMo-core's missing mark."""
     models = [part for part in found.parts if part.path.name.startswith("pytorch_model_fsdp_")]
-    if found.kind == "accelerate" and max(len(models), len(found.parts) - len(models)) > 1:
+    is_more = max(len(models), len(found.parts) - len(models)) > 1
+    if found.kind == "parts":
+        roles = Counter(part.role for part in found.parts)
+        is_more = max(roles.values()) > 1
+    if found.kind in ("accelerate", "parts") and is_more:
         listed = ", ".join(f"`{part.path.name}`" for part in found.parts)
         raise source_error(
             "several-models",
@@ -160,7 +222,7 @@ def _checked(found: Folder) -> Folder:
             "warning",
             notes=("the folder `model_and_optim` is whole; the state of the trainer may not be",),
         )
-        return Folder(found.root, found.kind, found.parts, (warning,))
+        return replace(found, oddities=(warning,))
     return found
 
 

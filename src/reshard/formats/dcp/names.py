@@ -117,7 +117,7 @@ class Names:
                 for key in keys
                 if key.startswith("model.")
             )
-        self.model: Path = () if role == "model" else self._find_model(role)
+        self.model: Path = self._find_model(role)
         self._flat_heads = self._heads() if self.model == () and role == "all" else None
         self.suffixed = self._find_suffixed()
 
@@ -280,6 +280,8 @@ class Names:
         named = [
             path[: at + 1] for path in others for at, part in enumerate(path[:-1]) if part in MODELS
         ]
+        if role == "model" and len(named) < len(others):
+            return ()  # all of it is the model
         return min(named, key=len, default=())
 
     def _find_suffixed(self) -> frozenset[str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from reshard.formats.dcp.collect import Collected, collect
-from reshard.formats.dcp.folders import find_step
+from reshard.formats.dcp.folders import Folder, find_step
 from reshard.formats.dcp.olmo_config import read_olmo_config
-from reshard.formats.dcp.side_files import read_side_files, stale_files
+from reshard.formats.dcp.side_files import newer_files, read_side_files, stale_files
 from reshard.formats.dcp.training import read_training, unlike_states
 from reshard.formats.model_json import model_config_of
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
+
+_CONSOLIDATED = "consolidated/config.json"
+"""Where NeMo-Automodel has the configuration, next to the weights once more."""
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.
@@ -22,23 +26,33 @@ layout dcp {
 """
 
 
-def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+def read(
+    path: Path,
+    *,
+    step: str | None = None,
+    strict_layout: bool = True,
+    read_weights: Callable[[Path], Catalog] | None = None,
+) -> Catalog:
     """The catalog of a distributed checkpoint.
 
-    Args:  path: the folder with `.metadata`; one with accelerate's, OLMo-core's, or
-           ByteCheckpoint's folders; or that of a run, with folders of several steps.
+    Args:  path: the folder with `.metadata`; one with folders of its own for model and optimizer;
+           or that of a run, with folders of several steps.
            step: which of these; the last whole one by default.
+           read_weights: reads a folder of weights in Hugging Face's form.
     Raises: ReshardError[incomplete-dcp | unknown-step | several-models | bad-metadata |
             missing-chunk | missing-file | chunk-mismatch | unsupported-dcp |
             ambiguous-optimizer-ids | source-unreadable | truncated].
     """
     folder = find_step(path, step)
     chunks = ChunkReader(folder.root)
-    found: Collected = collect(folder, chunks, model_config_of(folder.root / "config.json"))
-    chunks.refuse_overlaps()
+    weights = _weights(folder, read_weights)
+    config = weights.config if weights else model_config_of(folder.root / "config.json")
     files = read_side_files(folder)
+    found: Collected = collect(folder, chunks, config, weights, is_attribute=files.is_lightning)
+    chunks.refuse_overlaps()
     withheld = (replace(item, level="warning") for item in found.withheld)
-    stale = stale_files(folder, chunks)
+    stale = (*stale_files(folder, chunks), *newer_files(folder, chunks))
+    oddities = (*folder.oddities, *(weights.oddities if weights else ()))
     return Catalog(
         format="dcp",
         version=found.version,
@@ -48,11 +62,35 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         layout=LAYOUT,
         layout_name="dcp",
         training=read_training(folder, found, files),
-        config=read_olmo_config(folder.root),
+        config=weights.config if weights else read_olmo_config(folder.root),
         aliases=found.aliases or None,
         buffers=found.buffers,
         frozen=found.frozen,
-        files=tuple(chunks.files.values()),
-        oddities=(*folder.oddities, *stale, *unlike_states(found), *withheld),
+        files=(*(weights.files if weights else ()), *chunks.files.values()),
+        oddities=(*oddities, *stale, *unlike_states(found), *withheld),
+        left=weights.left if weights else (),
         withheld=found.withheld,
+    )
+
+
+def _weights(folder: Folder, read_weights: Callable[[Path], Catalog] | None) -> Catalog | None:
+    """The catalog of weights that lie beside the folder of the optimizer, as of the step."""
+    if not folder.weights or read_weights is None:
+        return None
+    catalog, at = read_weights(folder.root / folder.weights), folder.weights
+    config = catalog.config or model_config_of(folder.root / at / _CONSOLIDATED)
+    return replace(
+        catalog,
+        config=config,
+        tensors=tuple(
+            replace(
+                tensor,
+                fragments=tuple(
+                    replace(part, file=f"{at}/{part.file}") for part in tensor.fragments
+                ),
+            )
+            for tensor in catalog.tensors
+        ),
+        files=tuple(replace(file, path=f"{at}/{file.path}") for file in catalog.files),
+        left=tuple(replace(item, file=f"{at}/{item.file}") for item in catalog.left),
     )

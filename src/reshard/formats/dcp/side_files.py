@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from reshard.errors import Diagnostic
-from reshard.formats.dcp.folders import Folder
+from reshard.formats.dcp.folders import Folder, Part
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.torch_file import open_torch_file
+
+LIGHTNING = "meta.pt"
+_LIGHTNING_MARKS = ("pytorch-lightning_version", "lightning_version")
+
+_DATA = ".distcp"
+_GRAIN = 2_000_000_000
+"""Nanoseconds by which the times of files that were written one after the other may be wrong."""
 
 MAX_NBYTES = 1 << 24
 """Bytes of a file that is looked into."""
@@ -23,12 +31,14 @@ MAX_NBYTES = 1 << 24
 class Told:
     """What they tell.
 
-    Args:  iteration: of the trainer of OLMo-core or transformers.
-           scheduler: of accelerate, as tagged JSON.
+    Args:  iteration: of the trainer of OLMo-core, transformers, or Lightning.
+           scheduler: of accelerate or Lightning, as tagged JSON.
+           is_lightning: whether what was saved is a LightningModule.
     """
 
     iteration: int | None = None
     scheduler: dict[str, object] | None = None
+    is_lightning: bool = False
 
 
 def read_side_files(folder: Folder) -> Told:
@@ -42,9 +52,27 @@ def read_side_files(folder: Folder) -> Told:
             out.iteration = step if isinstance(step, int) else out.iteration
     for name in ("scheduler.bin", "scheduler.pt"):
         if (folder.root / name).is_file():
-            kept = encode(_torch(folder.root / name))
-            out.scheduler = kept if isinstance(kept, dict) else None
+            out.scheduler = _state_dict(_torch(folder.root / name))
+    if (folder.root / LIGHTNING).is_file():
+        _read_lightning(_torch(folder.root / LIGHTNING), out)
     return out
+
+
+def _read_lightning(root: Mapping[str, object], out: Told) -> None:
+    """What Lightning keeps besides the tensors.
+
+    Source: lightning/pytorch/strategies/fsdp.py `save_checkpoint` (2.6).
+    """
+    step, schedules = root.get("global_step"), root.get("lr_schedulers")
+    out.is_lightning = any(key in root for key in _LIGHTNING_MARKS)
+    out.iteration = step if isinstance(step, int) else out.iteration
+    if isinstance(schedules, list) and len(schedules) == 1:
+        out.scheduler = _state_dict(schedules[0])
+
+
+def _state_dict(value: object) -> dict[str, object] | None:
+    kept = encode(value)
+    return kept if isinstance(kept, dict) else None
 
 
 def stale_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
@@ -66,6 +94,51 @@ def stale_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
             helps=("an earlier save with more ranks leaves such files",),
         ),
     )
+
+
+def newer_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
+    """Warnings for data files that were changed after the `.metadata` that lists them.
+
+    torch writes `.metadata` last. Where a save ends halfway over an older one of equal shapes, the
+    times of the files are the only sign of it; a copy that does not keep times looks the same.
+    ByteCheckpoint does not wait for the data.
+    """
+    return tuple(found for part in folder.parts for found in _newer_files(part, chunks))
+
+
+def _newer_files(part: Part, chunks: ChunkReader) -> list[Diagnostic]:
+    of_part = [file for name, file in chunks.files.items() if name.startswith(part.shown)]
+    lists = [file for file in of_part if file.path.endswith(".metadata")]
+    data = [file for file in of_part if file.path.endswith(_DATA) and file.path not in chunks.raw]
+    written = max((file.mtime_ns for file in lists), default=0)
+    newer = sorted(
+        (file for file in data if file.mtime_ns > written + _GRAIN), key=lambda file: file.mtime_ns
+    )
+    if not lists or not newer:
+        return []
+    last = newer[-1]
+    word, verb = ("file", "was") if len(newer) == 1 else ("files", "were")
+    return [
+        Diagnostic(
+            "newer-data",
+            f"{len(newer)} of {show_count(len(data), 'data file')} {verb} changed after "
+            f"`{lists[0].path}`, which is written last",
+            "warning",
+            notes=(
+                f"`{lists[0].path}` is of {_time(written)}",
+                f"`{last.path}` is of {_time(last.mtime_ns)}",
+                f"if a later save ended halfway, the {word} may hold tensors of another step",
+                "a copy that does not keep times makes such a difference, too",
+            ),
+            helps=(
+                "if the folder was copied, compare it with the original, or copy it with its times",
+            ),
+        )
+    ]
+
+
+def _time(ns: int) -> str:
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _json(path: Path) -> Mapping[str, object]:

@@ -53,12 +53,22 @@ class Called:
         }
 
 
-def called(weights: Collection[str], states: Collection[str]) -> Called:
+def called(
+    weights: Collection[str], states: Collection[str], *, is_attribute: bool = False
+) -> Called:
     """The one name of every parameter.
 
     Args:  weights: names in the model.  states: names in the optimizer, of states or in groups.
+           is_attribute: whether the model is an attribute of the module that was saved, as in a
+                         LightningModule; what that is called is then no part of the names.
     """
     of_weights, of_states = _without_wrappers(weights), _without_wrappers(states)
+    attribute = _common_level([*of_weights.values(), *of_states.values()])
+    if is_attribute and attribute:
+        of_weights, of_states = (
+            {raw: name.removeprefix(attribute) for raw, name in known.items()}
+            for known in (of_weights, of_states)
+        )
     known, trained = {*of_weights.values()}, {*of_states.values()}
     lost = trained - known
     for meet in (_by_adapter, _by_prefix):
@@ -81,6 +91,12 @@ def _without_wrappers(names: Iterable[str]) -> dict[str, str]:
 def _without_outermost(names: Iterable[str]) -> Callable[[str], str]:
     is_wrapped = all(unwrapped(name).startswith(_OUTERMOST) for name in names)
     return lambda name: name.removeprefix(_OUTERMOST) if is_wrapped else name
+
+
+def _common_level(names: Collection[str]) -> str:
+    """The first level of names, with its dot, where all have the same one."""
+    levels = {name.partition(".")[:2] for name in names}
+    return "".join(levels.pop()) if len(levels) == 1 and all("." in name for name in names) else ""
 
 
 def _by_adapter(lost: Collection[str], free: Collection[str]) -> dict[str, str]:

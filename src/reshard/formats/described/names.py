@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-
-_DIGITS = re.compile("[0-9]+")
 
 
 class Unwrapped:
@@ -48,12 +45,3 @@ def _without(name: str, wrappers: Sequence[str]) -> str:
             else:
                 break
     return name
-
-
-def looks_sorted(names: Sequence[str]) -> bool:
-    """Whether names stand in the order of their letters, as no module registers its parameters.
-
-    Names that differ in numbers alone are in that order in any case.
-    """
-    kinds = {_DIGITS.sub("0", name) for name in names}
-    return len(kinds) > 1 and list(names) == sorted(names)

@@ -18,7 +18,7 @@ from reshard.formats.described.faults import (
     unnamed,
 )
 from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
-from reshard.formats.described.names import Unwrapped, looks_sorted
+from reshard.formats.described.names import Unwrapped
 from reshard.formats.described.sharing import ALL, alignment, rule_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
@@ -27,7 +27,7 @@ from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
-from reshard.run.numbering import names_of_numbers
+from reshard.run.numbering import looks_sorted, names_of_numbers
 from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 

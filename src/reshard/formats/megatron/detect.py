@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 
 from reshard.errors import source_error
+from reshard.formats.step_parts import TRACKER, is_tracked_by_another
 from reshard.storage.regular_file import read_note
 
-TRACKER = "latest_checkpointed_iteration.txt"
 WEIGHTS = "weights"
 """The folder of the tensors in a checkpoint of NeMo."""
 _ITERATION = re.compile(r"iter_\d{7,}|release")
@@ -27,9 +27,10 @@ def detect(path: Path) -> bool:
 
 def _is_tracked(path: Path) -> bool:
     """Whether a folder has the tracker file of its own; Megatron-DeepSpeed writes one, too, beside
-    the `latest` file of DeepSpeed and the folders that this one names.
+    the `latest` file of DeepSpeed and the folders that this one names. So do trainers whose steps
+    are of other formats.
     """
-    if not (path / TRACKER).exists():
+    if not (path / TRACKER).exists() or is_tracked_by_another(path):
         return False
     return not (path / "latest").exists() or any(path.glob("iter_*"))
 

@@ -15,7 +15,6 @@ from math import prod
 
 from reshard.dtypes import DType
 from reshard.formats.megatron.cuts import LAYER
-from reshard.formats.megatron.detect import TRACKER
 from reshard.formats.megatron.write_arguments import namespace
 from reshard.formats.megatron.write_dist_optimizer import DistOptimizer
 from reshard.formats.megatron.write_groups import GroupBuilder
@@ -24,6 +23,7 @@ from reshard.formats.megatron.write_options import DIST, WriteOptions, write_opt
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
 from reshard.formats.megatron.write_warnings import dist_warnings, remainder_warnings
+from reshard.formats.step_parts import TRACKER
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import ArraySpec

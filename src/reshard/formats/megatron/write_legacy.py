@@ -12,7 +12,6 @@ from math import prod
 
 from reshard.dtypes import DType
 from reshard.formats.megatron.cuts import LAYER, is_expert
-from reshard.formats.megatron.detect import TRACKER
 from reshard.formats.megatron.legacy_states import DISTRIBUTED
 from reshard.formats.megatron.write_arguments import EMBEDDING, OUTPUT, namespace
 from reshard.formats.megatron.write_distributed import Buffers
@@ -24,6 +23,7 @@ from reshard.formats.megatron.write_order import is_known, sort_parameters
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
 from reshard.formats.megatron.write_warnings import legacy_warnings, remainder_warnings
+from reshard.formats.step_parts import TRACKER
 from reshard.language.layout import Split
 from reshard.plan.arrangement import Arrangement, Bound
 from reshard.plan.axes import AxisCut
