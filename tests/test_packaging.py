@@ -65,7 +65,7 @@ def test_the_wheel_has_every_file_that_is_not_python(wheel: Path) -> None:
         names = set(archive.namelist())
     package = ROOT / "src" / "reshard"
     wanted = {"reshard/py.typed", "reshard/_grammar/ucl.lark"}
-    wanted |= {f"reshard/layouts/{path.name}" for path in package.glob("layouts/*.ucl")}
+    wanted |= {f"reshard/{p.relative_to(package).as_posix()}" for p in package.rglob("*.ucl")}
     wanted |= {f"reshard/_errors/{path.name}" for path in ROOT.glob("docs/errors/*.md")}
     wanted |= {f"reshard/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
     assert names >= wanted

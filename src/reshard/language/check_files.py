@@ -52,7 +52,14 @@ def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
 
 
 def _check_obeyed(scope: Scope, block: tree.LayoutBlock) -> None:
+    """Fault lines that only readers and writers of described files look at; the writer of ranks'
+    files obeys the order of a model's parameters.
+    """
+    is_cut = block.model and any(isinstance(x, tree.MeshStatement) for x in block.statements)
     for item in block.statements:
+        if is_cut and isinstance(item, tree.OrderStatement):
+            check_constant(scope.faults, item.when, "the condition of this order", bool)
+            continue
         word = _WORDS.get(type(item))
         if word is not None:
             scope.faults.add(

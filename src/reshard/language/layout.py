@@ -157,6 +157,10 @@ class FileRule:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+LEAVES = ("weight", "bias")
+"""The parameters that a module registers, in this order, unless an order says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterOrder:
     """The order in which a module registers its parameters: keys at each level of their names, as
@@ -174,26 +178,36 @@ class ParameterOrder:
         listed = [item.split(".") for item in self.names]
         for depth, part in enumerate(name.split(".")):
             level = list(dict.fromkeys(item[depth] for item in listed if len(item) > depth))
-            slot = next((item for item in level if item.startswith("{")), "")
-            if part.isdecimal() and slot:
-                out.append(int(part))
+            slot = next((item for item in level if "{" in item and _is(part, item)), "")
+            if slot:  # an index, perhaps behind a word: `weight{e}`
+                first = next(at for at, item in enumerate(level) if "{" in item)
+                stem = slot.partition("{")[0]
+                out += (
+                    [first, int(part.removeprefix(stem)), level.index(slot)]
+                    if stem
+                    else [int(part)]
+                )
                 listed = [item for item in listed if len(item) > depth and item[depth] == slot]
                 continue
-            known = [*level, *(x for x in ("weight", "bias") if x not in level)]
+            known = [*level, *(x for x in LEAVES if x not in level)]
             out.append(known.index(part) if part in known else len(known))
             listed = [item for item in listed if len(item) > depth and item[depth] == part]
         return tuple(out)
 
     def has(self, name: str) -> bool:
-        """Whether a name is of a parameter that is listed, or of a part of it."""
+        """Whether a name is of a parameter that is listed, or of the weight or bias of one."""
+        parts = name.split(".")
         return any(
-            all(
-                part == known or (known.startswith("{") and part.isdecimal())
-                for part, known in zip(name.split("."), item.split("."), strict=False)
-            )
-            and name.count(".") >= item.count(".")
-            for item in self.names
+            all(map(_is, parts, known)) and (*parts[len(known) :],) in ((), *((x,) for x in LEAVES))
+            for known in (item.split(".") for item in self.names)
+            if len(parts) >= len(known)
         )
+
+
+def _is(part: str, known: str) -> bool:
+    """Whether a part of a name is one that is listed, which may hold an index."""
+    stem, index, _ = known.partition("{")
+    return part == known or bool(index and part.startswith(stem) and part[len(stem) :].isdecimal())
 
 
 @dataclass(frozen=True, slots=True)

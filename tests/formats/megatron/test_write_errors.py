@@ -14,10 +14,10 @@ from megatron_targets import LLAMA
 from reshard import api
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
+from reshard.formats.megatron.modules import description
 from reshard.formats.megatron.write_distributed import check_states, mixed_masters
 from reshard.formats.megatron.write_groups import GroupBuilder, Parameter, SourceGroup
 from reshard.formats.megatron.write_inventory import Inventory
-from reshard.formats.megatron.write_order import sort_parameters
 from reshard.plan.arrangement import Whole
 from reshard.storage.numbers import Number
 
@@ -233,18 +233,11 @@ def test_parameters_are_in_the_order_of_megatrons_modules() -> None:
         "embedding.position_embeddings.weight",
         "embedding.word_embeddings.weight",
     ]
-    assert sort_parameters(names) == names[::-1]
-
-
-def test_a_module_whose_place_is_not_known() -> None:
-    assert (
-        _refused(lambda: sort_parameters(["decoder.layers.0.mixer.A_log"]))
-        == """\
-error[megatron-order]: the place of `decoder.layers.0.mixer.A_log` among Megatron's parameters is not known
-  = note: the optimizer's states have no names there: they are counted in that order
-  = help: write the format that names them, `megatron-dist`
-  = help: or leave the optimizer out with `--states weights`"""
-    )
+    (order,) = description().orders
+    assert all(map(order.has, names))
+    assert sorted(names, key=order.key) == names[::-1]
+    assert not order.has("decoder.layers.0.mixer.A_log")
+    assert not order.has("decoder.layers.0.mlp.linear_fc1.scale")
 
 
 def test_states_that_the_distributed_optimizer_does_not_keep() -> None:

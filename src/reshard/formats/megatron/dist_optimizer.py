@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.modules import is_expert
 from reshard.formats.megatron.optimizer_ids import claims
 from reshard.formats.megatron.scalar import number_bytes
 from reshard.formats.megatron.training import Groups

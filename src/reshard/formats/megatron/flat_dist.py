@@ -17,10 +17,10 @@ from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey
 from reshard.formats.megatron.flat_buffers import Buffer, buffers_of
 from reshard.formats.megatron.flat_members import Member, Members, Place
+from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.remainders import joined
 from reshard.formats.megatron.self_check import (
     Sampler,

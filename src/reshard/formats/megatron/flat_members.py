@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
-from reshard.formats.megatron.cuts import is_expert
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT, is_buffer
+from reshard.formats.megatron.modules import is_expert
 from reshard.formats.megatron.stacks import layer_of
 from reshard.plan.catalog import LocalTensor
 

@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.cuts import cut_of, is_expert, is_vocabulary
-from reshard.formats.megatron.established import established
-from reshard.formats.megatron.gating import Gating
+from reshard.formats.megatron.modules import Modules
 from reshard.formats.megatron.ranks import Ranks
 from reshard.formats.megatron.stacks import Stack, layer_of
 from reshard.plan.names import group_names, quantity
-from reshard.storage.torch_file import TensorRef
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
-_BIAS = re.compile(r"\.bias(\d*)$")
 _TAIL = re.compile(r"(?<=[a-z])\d+$")
 _GROUPED = ("experts.weight1", "experts.weight2")
 
 
 def layout_text(
-    shapes: Mapping[str, tuple[int, ...]],
+    names: Iterable[str],
     ranks: Ranks,
     stacks: Mapping[str, Stack],
     vpp: int,
-    gating: Gating,
+    modules: Modules,
     vocabulary: int | None,
-    pieces: Mapping[str, Sequence[TensorRef]],
     *,
     strict: bool = True,
 ) -> str:
     """The layout of a legacy checkpoint, without a model.
 
-    Args:  shapes: one local shape for each stored name.  vocabulary: its true size, if it is known.
-           pieces: by stored name, what the tensor-parallel ranks hold of it.
+    Args:  names: as stored.  vocabulary: its true size, if it is known.
            strict: whether every name must be known; else what is not is taken for a copy.
     Raises: ReshardError[uncovered-parameter] when a name is not known, and tp or ep > 1.
     """
@@ -44,26 +38,11 @@ def layout_text(
     one = ranks.tp == 1 and ranks.ep == 1
     rules: dict[str, str] = {}
     unknown: list[str] = []
-    for name, shape in shapes.items():
-        cut = cut_of(name, shape, args, gated=gating.is_gated(name))
-        if cut is None and not one:
+    for name in names:
+        dims = modules.dims(name, vocabulary)
+        if dims is None and not one:
             unknown.append(name)
-        if cut is not None:
-            count = ranks.etp if is_expert(name) else ranks.tp
-            cut = established(name, shape, cut, count, args, pieces.get(name, ()))
-            weight = _BIAS.sub(r".weight\1", name)  # a bias is cut if its weight is
-            if cut is not None and not cut.copied and weight != name and weight in shapes:
-                other = cut_of(weight, shapes[weight], args, gated=gating.is_gated(weight))
-                if other is not None:
-                    held = pieces.get(weight, ())
-                    other = established(weight, shapes[weight], other, count, args, held)
-                    cut = other if other is None or other.copied else cut
-        dims = cut.dims if cut is not None else "[...]"
-        axis = "etp" if is_expert(name) and ranks.etp != ranks.tp else "tp"
-        dims = dims.replace("{tp}", axis)
-        if vocabulary is not None and is_vocabulary(name):
-            dims = dims.replace("rows over tp", f"rows over tp truncated to {vocabulary}")
-        rules.setdefault(_pattern(name, stacks, staged), dims)
+        rules.setdefault(_pattern(name, stacks, staged), f"[{dims or '...'}]")
     if unknown and strict:
         raise _uncovered(unknown, args)
     mesh = [*(["vpp"] if vpp > 1 else []), "pp", "tp", "ep", "dp"]

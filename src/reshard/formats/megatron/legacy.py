@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reshard.errors import source_error
-from reshard.formats.megatron.cuts import is_expert
 from reshard.formats.megatron.fused_order import RowOrder
+from reshard.formats.megatron.modules import is_expert
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.chained import Part, share_parameters
-from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.distrib_optim import flat_states
 from reshard.formats.megatron.legacy import EMBEDDING, TIED, Chunk, is_tied
+from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.optimizer_ids import GroupMembers, Parameter, check_shape
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler

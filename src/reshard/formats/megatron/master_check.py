@@ -13,7 +13,7 @@ from pathlib import Path
 from reshard.dtypes import DType
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.cuts import is_vocabulary
+from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.self_check import Sampler, rounds_to
 from reshard.plan.catalog import Fragment, LocalTensor
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.modules import is_expert
 from reshard.storage.torch_file import TensorRef
 
 

@@ -13,13 +13,13 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.common_state import COMMON, common_state
-from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
+from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
 from reshard.formats.megatron.remainders import join_masters
 from reshard.formats.megatron.training import Groups, training_of

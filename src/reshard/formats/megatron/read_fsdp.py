@@ -13,9 +13,9 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
-from reshard.formats.megatron.cuts import is_vocabulary
 from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.legacy import is_buffer
+from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
 from reshard.formats.megatron.training import Groups, training_of
 from reshard.plan.catalog import Catalog, LocalTensor

@@ -9,10 +9,8 @@ from pathlib import Path
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
-from reshard.formats.megatron.cuts import is_expert, is_vocabulary
 from reshard.formats.megatron.distrib_optim import unread
 from reshard.formats.megatron.fused_order import row_order
-from reshard.formats.megatron.gating import Gating
 from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
     EXTRA,
@@ -27,6 +25,7 @@ from reshard.formats.megatron.legacy import (
     stored_shape,
 )
 from reshard.formats.megatron.legacy_states import State, states_of
+from reshard.formats.megatron.modules import Modules, is_expert, is_vocabulary
 from reshard.formats.megatron.oddities import legacy_oddities
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.scalar import number_tensor
@@ -51,7 +50,8 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     ranks = read_ranks(folder, strict=strict)
     model = _Model.of(ranks)
     tensors = [t for chunks in model.chunks.values() for c in chunks for t in _weights(c, model)]
-    gating = Gating(model.shapes, ranks.args, strict=strict)
+    cut = {"tp": ranks.tp, "etp": ranks.etp}
+    modules = Modules(model.shapes, ranks.args, cut, model.pieces(), strict=strict)
     states: list[LocalTensor] = []
     groups = Groups()
     withheld: tuple[Diagnostic, ...] = ()
@@ -76,14 +76,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         mesh=_mesh(model),
         tensors=(*tensors, *states),
         layout=layout_text(
-            model.shapes,
-            ranks,
-            model.stacks,
-            model.vpp,
-            gating,
-            vocabulary,
-            model.pieces(),
-            strict=strict,
+            model.shapes, ranks, model.stacks, model.vpp, modules, vocabulary, strict=strict
         ),
         layout_name="megatron",
         training=training_of(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.cuts import LAYER
+from reshard.formats.megatron.stacks import LAYER
 from reshard.formats.megatron.write_arguments import namespace
 from reshard.formats.megatron.write_dist_optimizer import DistOptimizer
 from reshard.formats.megatron.write_groups import GroupBuilder

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.megatron.cuts import is_expert
+from reshard.formats.megatron.modules import is_expert
 from reshard.formats.megatron.optimizer_ids import is_decayed, is_embedding
 
 Settings = dict[str, object]

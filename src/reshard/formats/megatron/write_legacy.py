@@ -11,19 +11,21 @@ from dataclasses import replace
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.cuts import LAYER, is_expert
+from reshard.errors import ReshardError, target_error
 from reshard.formats.megatron.legacy_states import DISTRIBUTED
+from reshard.formats.megatron.modules import description, is_expert
+from reshard.formats.megatron.stacks import LAYER
 from reshard.formats.megatron.write_arguments import EMBEDDING, OUTPUT, namespace
 from reshard.formats.megatron.write_distributed import Buffers
 from reshard.formats.megatron.write_groups import GroupBuilder, Optimizer, Parameter
 from reshard.formats.megatron.write_inventory import Inventory, take_inventory
 from reshard.formats.megatron.write_legacy_optimizer import OptimizerStates
 from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_options
-from reshard.formats.megatron.write_order import is_known, sort_parameters
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
 from reshard.formats.megatron.write_warnings import legacy_warnings, remainder_warnings
 from reshard.formats.step_parts import TRACKER
+from reshard.language.expression import known_value
 from reshard.language.layout import Split
 from reshard.plan.arrangement import Arrangement, Bound
 from reshard.plan.axes import AxisCut
@@ -178,8 +180,12 @@ class _Run:
 
     def _trained(self, chunk: Sequence[LaidTensor]) -> list[LaidTensor]:
         """The parameters that an optimizer has, in the order in which it counts them."""
-        by_name = {t.name: t for t in chunk if t.whole not in self._inventory.resting}
-        return [by_name[name] for name in sort_parameters(list(by_name))]
+        found = [tensor for tensor in chunk if tensor.whole not in self._inventory.resting]
+        ordered = self._in_order(found)
+        if ordered is None:
+            known = description().orders[0]
+            raise _no_order(next(t.name for t in found if not known.has(t.name)))
+        return ordered
 
     def _held(self, coord: Mapping[str, int]) -> list[LaidTensor]:
         """The tensors of one model chunk of one rank, in Megatron's order as far as it is known."""
@@ -187,10 +193,17 @@ class _Run:
         for axes, table in self._places.items():
             held += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
         found = [tensor for _, tensor in sorted(held, key=lambda item: item[0])]
-        if all(is_known(tensor.name) for tensor in found):
-            by_name = {tensor.name: tensor for tensor in found}
-            found = [by_name[name] for name in sort_parameters(list(by_name))]
-        return found
+        return self._in_order(found) or found
+
+    def _in_order(self, tensors: Sequence[LaidTensor]) -> list[LaidTensor] | None:
+        """Tensors as their modules register them: as the target's layout says, else as Megatron's
+        own modules do. None where neither knows all of them.
+        """
+        for order in (*self._arrangement.layout.orders, *description().orders):
+            holds = order.when is None or known_value(order.when, self._arrangement.values)
+            if holds and all(order.has(tensor.name) for tensor in tensors):
+                return sorted(tensors, key=lambda tensor: order.key(tensor.name))
+        return None
 
     def _parameters(self) -> list[Parameter]:
         """Every trained parameter once."""
@@ -277,6 +290,19 @@ def _over_etp(cut: AxisCut) -> AxisCut:
 
 def _renamed(over: Sequence[str]) -> tuple[str, ...]:
     return tuple("etp" if axis == "tp" else axis for axis in over)
+
+
+def _no_order(name: str) -> ReshardError:
+    return target_error(
+        "megatron-order",
+        f"the place of `{name}` among Megatron's parameters is not known",
+        notes=["the optimizer's states have no names there: they are counted in that order"],
+        helps=[
+            "write the format that names them, `megatron-dist`",
+            'or state it in the layout of the target: `order "embedding", ...`',
+            "or leave the optimizer out with `--states weights`",
+        ],
+    )
 
 
 def _spec(tensor: LaidTensor, state: str, dtype: DType, rank: str) -> ArraySpec:
