@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from reshard.api.arguments import checked
 from reshard.api.inspection import Inspection, inspect_source
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource, open_source
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
@@ -171,15 +172,7 @@ def open_checkpoint(
            model: of which the checkpoint is.  names: call the tensors as this layout of it does.
     Raises: ReshardError[source-missing | unknown-source], and all that is wrong with the source.
     """
-    source = open_source(
-        path,
-        step=step,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        model=model,
-        names=names,
-    )
+    source = open_source(path, Request.of(locals()))
     if source.catalog.withheld:
         raise ReshardError(source.catalog.withheld, Exit.SOURCE)
     return Checkpoint(source)

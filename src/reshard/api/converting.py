@@ -13,12 +13,13 @@ from reshard.api.arguments import checked
 from reshard.api.converted import Converted, Resumed, written_fates
 from reshard.api.drifting import settle
 from reshard.api.memory import Resident, fit_memory
-from reshard.api.promises import Reading, next_step, refuse_unfinished
-from reshard.api.source import OpenedSource, PathLike
+from reshard.api.promises import next_step, refuse_unfinished
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource
 from reshard.api.states import Selected, select_states
 from reshard.api.target_layout import layout_of, read_target
 from reshard.api.target_source import open_for_target
-from reshard.engine.progress import OnProgress, Progress
+from reshard.engine.progress import Progress
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.adapters import is_complete_adapter
 from reshard.plan.build import OnDrift, build_plan
@@ -77,27 +78,7 @@ def plan(
 
     Args and Raises: as for `convert`.
     """
-    return _prepare(
-        src,
-        to,
-        step,
-        layout,
-        layout_name,
-        settings,
-        model,
-        names,
-        places,
-        states,
-        dtype,
-        on_drift,
-        check,
-        threads,
-        max_memory,
-        max_file_size,
-        on_progress,
-        config,
-        tuple(leave_out),
-    ).report
+    return _prepare(src, to, Request.of(locals())).report
 
 
 @checked
@@ -153,31 +134,12 @@ def convert(
     from reshard.storage.destination import check_beforehand
 
     start = perf_counter()
-    leave_out = tuple(leave_out)
+    request = Request.of(locals())
     target_path = Path(dst)
-    check_apart(Path(src), target_path, files=() if layout is None else (Path(layout),))
+    file = request.layout_file
+    check_apart(Path(src), target_path, files=() if file is None else (file,))
     check_beforehand(target_path, force)
-    prepared = _prepare(
-        src,
-        to,
-        step,
-        layout,
-        layout_name,
-        settings,
-        model,
-        names,
-        places,
-        states,
-        dtype,
-        on_drift,
-        check,
-        threads,
-        max_memory,
-        max_file_size,
-        on_progress,
-        config,
-        leave_out,
-    )
+    prepared = _prepare(src, to, request)
     catalog = prepared.source.catalog
     read = (file.path for file in catalog.files)
     with as_source_error(Path(src)):
@@ -193,17 +155,6 @@ def convert(
             warnings=(*report.warnings, *notes),
         )
     seconds = perf_counter() - start
-    reading = Reading(
-        step,
-        None if layout is None else str(layout),
-        layout_name,
-        settings or {},
-        model,
-        dtype,
-        None if config is None else str(config),
-        leave_out,
-        on_drift != "error",
-    )
     return Converted(
         target_path,
         report,
@@ -215,7 +166,7 @@ def convert(
             prepared.source.named,
             report.source.path,
             target_path,
-            reading,
+            request,
             written=dict.fromkeys(fate.state for fate in written_fates(report)),
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
             is_less=bool(not_written_lines(report.fates)),
@@ -224,83 +175,29 @@ def convert(
     )
 
 
-def _prepare(
-    src: PathLike,
-    to: str,
-    step: str | None,
-    layout: PathLike | None,
-    layout_name: str | None,
-    settings: Mapping[str, float] | None,
-    model: str | None,
-    names: str | None,
-    places: Iterable[str],
-    states: str | Iterable[str],
-    dtype: str | None,
-    on_drift: OnDrift,
-    check: bool,
-    threads: int | None,
-    max_memory: int | None,
-    max_file_size: int | None,
-    on_progress: OnProgress | None,
-    config: PathLike | None,
-    leave_out: tuple[str, ...],
-) -> Prepared:
+def _prepare(src: PathLike, to: str, request: Request) -> Prepared:
     before = Resident.now()
     target = read_target(to)
-    source = open_for_target(
-        src,
-        target,
-        step=step,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        model=model,
-        names=names,
-        places=places,
-        dtype=dtype,
-        check=check,
-        on_progress=on_progress,
-        states=states,
-        on_drift=on_drift,
-        config=config,
-        leave_out=leave_out,
-    )
-    prepared = prepare_source(
-        source,
-        target,
-        states=states,
-        on_drift=on_drift,
-        threads=threads,
-        max_memory=max_memory,
-        max_file_size=max_file_size,
-        before=before,
-    )
+    source = open_for_target(src, target, request)
+    prepared = prepare_source(source, target, request, before)
     refuse_unfinished(source, target, prepared.output)
     return prepared
 
 
 def prepare_source(
-    source: OpenedSource,
-    target: Target,
-    *,
-    states: str | Iterable[str] = "all",
-    on_drift: OnDrift = "error",
-    threads: int | None = None,
-    max_memory: int | None = None,
-    max_file_size: int | None = None,
-    before: Resident | None = None,
+    source: OpenedSource, target: Target, request: Request, before: Resident | None = None
 ) -> Prepared:
     """All that is decided of a conversion before any byte is moved.
 
     Args:  before: what the process held in memory before it opened the source.
-    Others, and Raises: as for `convert`.
+    Raises: as for `convert`.
     """
-    selected = select_states(source, states)
-    source, arrangement = settle(source, selected.arrangement, on_drift)
+    selected = select_states(source, request.states)
+    source, arrangement = settle(source, selected.arrangement, request.on_drift)
     selected = replace(selected, arrangement=arrangement)
-    output = _output(source, selected, target, max_file_size)
-    made = build_plan(arrangement, output.placed, on_drift=on_drift)
-    work = fit_memory(made, threads=threads, max_nbytes=max_memory, before=before)
+    output = _output(source, selected, target, request.max_file_size)
+    made = build_plan(arrangement, output.placed, on_drift=request.on_drift)
+    work = fit_memory(made, threads=request.threads, max_nbytes=request.max_memory, before=before)
     files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
     left = formats.left_by(target.format, source.catalog)

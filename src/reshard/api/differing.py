@@ -10,7 +10,8 @@ from reshard.api.arguments import checked
 from reshard.api.comparing import Mismatch, Side, compare_tensors, pair_tensors, pairs_nbytes
 from reshard.api.drifting import Drifts, find_drift
 from reshard.api.pairing import open_pair
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource, open_source
 from reshard.api.states import select_states
 from reshard.api.training_facts import FactChange, compare_facts
 from reshard.engine.progress import Meter, Progress
@@ -84,47 +85,27 @@ def diff(
            on_progress: is called now and then.
     Raises: ReshardError when something cannot be read; what differs is in the result.
     """
+    request = Request.of(locals())
     if b is None:
-        alone = open_source(
-            a, layout=layout, layout_name=layout_name, settings=settings, model=model, names=names
-        )
-        return _copies(alone, states, on_progress)
-    left, right = open_pair(
-        a,
-        b,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        model=model,
-        names=names,
-    )
-    return _two(left, right, states, on_progress)
+        return _copies(open_source(a, request), request)
+    return _two(*open_pair(a, b, request), request)
 
 
-def _copies(
-    source: OpenedSource,
-    states: str | Iterable[str],
-    on_progress: Callable[[Progress], None] | None,
-) -> Diff:
+def _copies(source: OpenedSource, request: Request) -> Diff:
     from reshard.engine.source_files import SourceFiles
 
-    arrangement = select_states(source, states).arrangement
+    arrangement = select_states(source, request.states).arrangement
     nbytes = sum(prod(whole.shape) * whole.dtype.itemsize for whole in arrangement.wholes)
     with SourceFiles(source.catalog.root, source.catalog.files) as files:
-        drifts = find_drift(arrangement, files, Meter(on_progress, nbytes))
+        drifts = find_drift(arrangement, files, Meter(request.on_progress, nbytes))
         files.check_unchanged()
     return Diff(str(source.path), None, len(arrangement.wholes), nbytes, drifts=drifts)
 
 
-def _two(
-    left: OpenedSource,
-    right: OpenedSource,
-    states: str | Iterable[str],
-    on_progress: Callable[[Progress], None] | None,
-) -> Diff:
-    pairs = pair_tensors(left, right, states)
+def _two(left: OpenedSource, right: OpenedSource, request: Request) -> Diff:
+    pairs = pair_tensors(left, right, request.states)
     sizes = pairs_nbytes(pairs)
-    meter = Meter(on_progress, sum(sizes))
+    meter = Meter(request.on_progress, sum(sizes))
     sides = Side.of(left, "first"), Side.of(right, "first")
     mismatches = []
     with sides[0].files, sides[1].files:

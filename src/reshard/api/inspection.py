@@ -11,7 +11,8 @@ from typing import Literal
 from reshard import formats
 from reshard.algebra.term import term_axes
 from reshard.api.arguments import checked
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource, open_source
 from reshard.dtypes import DType
 from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic
@@ -173,16 +174,7 @@ def inspect(
     Args and Raises: as for `open`.  check: read all of it, and hold it to its own digests or
                      checksums.  on_progress: is called now and then while it is checked.
     """
-    source = open_source(
-        path,
-        step=step,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        check=check,
-        on_progress=on_progress,
-    )
-    return inspect_source(source)
+    return inspect_source(open_source(path, Request.of(locals())))
 
 
 def inspect_source(source: OpenedSource) -> Inspection:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from reshard import formats
 from reshard.api.arguments import checked
-from reshard.api.source import OpenedSource, PathLike
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource
 from reshard.api.states import select_states
 from reshard.api.target_layout import read_target
 from reshard.api.target_source import open_for_target
@@ -89,23 +90,11 @@ def load(
     """
     if framework == "torch":
         _check_torch()
+    request = Request.of(locals())
     target = read_target(to)
     form = formats.TARGETS[target.format]
-    source = open_for_target(
-        path,
-        target,
-        step=step,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        model=model,
-        names=names,
-        places=places,
-        dtype=dtype,
-        states=states,
-        on_drift=on_drift,
-    )
-    arrangement = select_states(source, states).arrangement
+    source = open_for_target(path, target, request)
+    arrangement = select_states(source, request.states).arrangement
     specs = formats.local_specs(arrangement, target, rank or {})
     if specs is None:
         mesh = form.mesh_of(target)

@@ -7,12 +7,13 @@ configuration is there and complete, and the command that is printed ends with 0
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
 from reshard.api.own_names import SOURCE, Named
+from reshard.api.request import Request
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.output import Output
@@ -24,40 +25,6 @@ _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
 _INCOMPLETE = ("no-model-config", "incomplete-model-config")
 _CONFIG = "give the model's `config.json` with `--config DIR`"
 _ON_PURPOSE = f"`--names {SOURCE}` writes the tensors alone, under the names that they have"
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How a source was read, as far as another command must be told.
-
-    Args:  as for `convert`.  are_settled: whether copies that differ were settled.
-    """
-
-    step: str | None = None
-    layout: str | None = None
-    layout_name: str | None = None
-    settings: Mapping[str, float] = field(default_factory=dict)
-    model: str | None = None
-    dtype: str | None = None
-    config: str | None = None
-    leave_out: tuple[str, ...] = ()
-    are_settled: bool = False
-
-    def options(self) -> str:
-        """The options of `reshard verify` that read it so again."""
-        layout = self.layout
-        if layout is not None and self.layout_name is not None:
-            layout = f"{layout}#{self.layout_name}"
-        pairs = [
-            ("--step", self.step),
-            ("--layout", layout),
-            *(("--set", f"{name}={value}") for name, value in self.settings.items()),
-            ("--model", self.model),
-            ("--dtype", self.dtype),
-            ("--config", self.config),
-            *(("--leave-out", pattern) for pattern in self.leave_out),
-        ]
-        return "".join(f" {option} {shlex.quote(value)}" for option, value in pairs if value)
 
 
 def refuse_unfinished(source: OpenedSource, target: Target, output: Output) -> None:
@@ -103,7 +70,7 @@ def next_step(
     named: Named,
     src: str,
     dst: Path,
-    reading: Reading,
+    request: Request,
     *,
     written: Collection[str],
     is_less: bool,
@@ -113,6 +80,7 @@ def next_step(
     """What to do with a new folder.
 
     Args:  target: name of its format.  named: what gave the names of its tensors.
+           request: as the source was read; another command must be told of it.
            written: kinds of state in it.  is_less: whether the source holds more.
            described: the user's layout that says how the files lie.
            adapter: of an adapter, whether its configuration is there; None for a whole model.
@@ -126,9 +94,9 @@ def next_step(
     if text != _VERIFY:
         layout = "" if described is None else f" --layout {shlex.quote(described)}"
         return text.format(src=src, dst=dst) + layout
-    if reading.are_settled:
+    if request.on_drift != "error":
         return f"reshard verify {shlex.quote(str(dst))}"
-    out = text.format(src=shlex.quote(src), dst=shlex.quote(str(dst))) + reading.options()
+    out = text.format(src=shlex.quote(src), dst=shlex.quote(str(dst))) + request.verify_options()
     if is_less:
         out += f" --states {_states(target, written)}"
     return out

@@ -8,7 +8,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from reshard.api.source import PathLike
+from reshard.api.request import PathLike
 from reshard.errors import ReshardError, output_error
 
 _MARK = b"<testsuite"

@@ -16,9 +16,10 @@ from reshard.api.coming_back import WEIGHTS, Comparer, made_from
 from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
 from reshard.api.masters import settle_masters
 from reshard.api.remaking import remake
+from reshard.api.request import PathLike, Request
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
 from reshard.api.roundtrip_suites import case_names
-from reshard.api.source import PathLike, open_source
+from reshard.api.source import open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
 from reshard.api.states import select_states
 from reshard.api.target_layout import read_target
@@ -97,14 +98,13 @@ def roundtrip(
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be at least 1, not {sample}")
     began = time.monotonic()
-    source = open_source(
-        src, step=step, layout=layout, layout_name=layout_name, settings=settings, model=model
-    )
+    request = Request.of(locals())
+    source = open_source(src, request)
     selected = select_states(source, states)
     settle_masters(source, selected.arrangement, on_drift)
     chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
     with _work_folder(work) as folder:
-        how = Work(folder, materialize, threads, max_memory, on_progress, settings, model)
+        how = Work(folder, materialize, request)
         with ExitStack() as stack:
             first = _entered(stack, first_stage(source))
             universal = _entered(
@@ -114,8 +114,7 @@ def roundtrip(
                     Target(UNIVERSAL, {}),
                     "universal",
                     how,
-                    states=states,
-                    on_drift=on_drift,
+                    request=request,
                     digests=sample is None,
                 ),
             )
@@ -201,9 +200,9 @@ def _tried(
 ) -> WayProof:
     """One way; what makes it impossible is in its proof, where the others are to be tried too."""
     began = time.monotonic()
-    how = replace(
-        how, on_progress=_titled(how.on_progress, f"via {', then '.join(map(str, targets))}")
-    )
+    title = f"via {', then '.join(map(str, targets))}"
+    asked = how.request
+    how = replace(how, request=replace(asked, on_progress=_titled(asked.on_progress, title)))
     try:
         way = _way(start, targets, how, folder)
     except ReshardError as error:
@@ -282,7 +281,7 @@ def _proof(
     chosen = None if start.sample is None else set(start.sample)
     pairs = [*map(_of_one_state, pair_tensors(start.universal.source, last.source))]
     sizes = pairs_nbytes(pairs)
-    meter = Meter(how.on_progress, 2 * sum(sizes))  # compared, then cut again and compared
+    meter = Meter(how.request.on_progress, 2 * sum(sizes))  # compared, then cut again and compared
     for (one, other), nbytes in zip(pairs, sizes, strict=True):
         meter.add(nbytes)
         here = one or other

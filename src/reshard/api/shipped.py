@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.api.arguments import checked
-from reshard.api.source import PathLike, read_layout_file
+from reshard.api.request import PathLike
+from reshard.api.source import read_layout_file
 from reshard.language.expression import to_text
 from reshard.language.layout import Layout
 from reshard.language.library import Family, families, shipped

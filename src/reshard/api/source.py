@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from reshard.api.own_names import (
     is_named,
     kept_beside,
 )
+from reshard.api.request import PathLike, Request
 from reshard.api.unfitting import UNFITTING
-from reshard.engine.progress import OnProgress
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language import compile_layout, format_document, load_layout, parse
 from reshard.language.compile import compile_layouts
@@ -38,7 +38,29 @@ from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
 
-PathLike = str | Path
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How a source is to be named for a target; without one it keeps its names.
+
+    Args:  names: read it through its model, and call its tensors as this layout of it does;
+                  `source` for the names that they have.
+           instead: the layout of it that does so where `names` cannot stack its layers.
+           into: read it through its model, and call its tensors as this layout of it does.
+           mesh: on which they will lie; the rules of the layout may ask for it.
+           facts: what the target says of the model.
+           keep: whether it keeps its own names where no layout of a model fits: `established`
+                 where they are shown to be the names that are asked for.
+           alike: layouts of sources that have these names.
+    """
+
+    names: str | None = None
+    instead: str = ""
+    into: Layout | None = None
+    mesh: Mapping[str, int] = field(default_factory=dict)
+    facts: Mapping[str, float] = field(default_factory=dict)
+    keep: Keep = "never"
+    alike: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,67 +83,39 @@ class OpenedSource:
 
 
 def open_source(
-    path: PathLike,
-    *,
-    step: str | None = None,
-    layout: PathLike | None = None,
-    layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
-    model: str | None = None,
-    names: str | None = None,
-    instead: str = "",
-    into: Layout | None = None,
-    mesh: Mapping[str, int] | None = None,
-    keep: Keep = "never",
-    alike: Collection[str] = (),
-    places: Iterable[str] = (),
-    check: bool = False,
-    on_progress: OnProgress | None = None,
-    config: PathLike | None = None,
-    leave_out: Iterable[str] = (),
+    path: PathLike, request: Request | None = None, naming: Naming | None = None
 ) -> OpenedSource:
     """A source, read through its own layout, the user's, or that of its model.
 
-    Args:  step: which one of several that the folder holds.
-           layout: a UCL file; layout_name: which layout of it.
-           settings: sizes that win over those of the checkpoint.
-           model: read it through the layout of this model that fits its names.
-           names: read it through its model, and call its tensors as this layout of it does;
-                  `source` for the names that they have.
-           instead: the layout of it that does so where `names` cannot stack its layers.
-           into: read it through its model, and call its tensors as this layout of it does.
-           mesh: on which they will lie; the rules of the layout may ask for it.
-           keep: whether it keeps its own names where no layout of a model fits: `established`
-                 where they are shown to be the names that are asked for.
-           alike: layouts of sources that have these names.
-           places: `axis=mesh:how`, how axes lie in the layout that gives the names.
-           check: read all of it first, and hold it to its own digests or checksums.
-           on_progress: is called now and then while it is checked.
-           config: a `config.json` of transformers, or a folder that holds one, for a source that
-                   has none.  leave_out: tensors that are not wanted, as names with `*` in them.
+    Args:  naming: what a target asks of its names; what the user asks if not given.
     Raises: source-missing, unknown-source, layout-missing, and everything that the format, the
             language, and the coverage proof find wrong.
     """
+    request = request or Request()
+    naming = naming or Naming(request.names)
+    settings = {**naming.facts, **request.settings}
+    names, into, model = naming.names, naming.into, request.model
     folder = Path(path)
-    placements = {item.axis: item for item in map(parse_placement, places)}
+    placements = {item.axis: item for item in map(parse_placement, request.places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
-    own = None if layout is None else read_layout_file(Path(layout))
-    several = () if own is None or layout_name else _alternatives(own, str(layout), model)
+    file = request.layout_file
+    own = None if file is None else read_layout_file(file)
+    several = () if own is None or request.layout_name else _alternatives(own, str(file), model)
     chosen = None
     if own is not None and not several:
-        chosen = load_user_layout(own, str(layout), layout_name)
+        chosen = load_user_layout(own, str(file), request.layout_name)
     if chosen is not None and own is not None and chosen.files:
-        catalog = formats.read_described(chosen, own, folder, step=step)
+        catalog = formats.read_described(chosen, own, folder, step=request.step)
     else:
         catalog = formats.read(
-            formats.recognize(folder), folder, step=step, strict_layout=chosen is None
+            formats.recognize(folder), folder, step=request.step, strict_layout=chosen is None
         )
-    if check:
-        checked = check_source(catalog, on_progress)
+    if request.check:
+        checked = check_source(catalog, request.on_progress)
         catalog = replace(catalog, oddities=(*catalog.oddities, *checked))
-    if config is not None:
-        catalog = with_given_config(catalog, Path(config))
-    catalog = without_named(catalog, leave_out)
+    if request.config is not None:
+        catalog = with_given_config(catalog, Path(request.config))
+    catalog = without_named(catalog, request.leave_out)
     family, plain_catalog = None, catalog
     named: Named = "source"
     if names == SOURCE:
@@ -131,19 +125,19 @@ def open_source(
         catalog, chosen, family = fitting.catalog, fitting.layout, fitting.family
         named = "layout"
     elif chosen is not None and chosen.model is not None and own is not None:
-        family, named = _family(own, str(layout), chosen.model.name), "layout"
+        family, named = _family(own, str(file), chosen.model.name), "layout"
         catalog, chosen = fitted(catalog, chosen, settings)
     elif model is not None or names is not None or into is not None:
-        extra = () if own is None else families(own, str(layout))
-        may_keep = keep if model is None and own is None else "never"
-        if may_keep != "never" and catalog.layout_name in alike:
+        extra = () if own is None else families(own, str(file))
+        may_keep = naming.keep if model is None and own is None else "never"
+        if may_keep != "never" and catalog.layout_name in naming.alike:
             may_keep = "always"
         modelled = _modelled(catalog, model, extra, settings, names, may_keep)
         if modelled is not None:
             catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
             own = format_document(family.document)
             named = "layout"
-        elif keep == "established":
+        elif naming.keep == "established":
             named = "config"
             kept = kept_beside(catalog, shipped())
             catalog = replace(catalog, oddities=(*catalog.oddities, *kept))
@@ -152,7 +146,7 @@ def open_source(
     try:
         arrangement = bind(chosen, catalog, settings=settings)
     except ReshardError as error:
-        may_keep = keep if model is None and layout is None else "never"
+        may_keep = naming.keep if model is None and file is None else "never"
         joined = _joined(chosen, catalog, settings) if _is_cut_otherwise(error) else None
         if joined is not None:
             catalog, arrangement = joined.catalog, joined
@@ -169,14 +163,14 @@ def open_source(
             into = chosen  # a layout of the user's own of a model that ships
         if into is not None:
             wanted = place(into, placements)
-            renamed = rename(arrangement, wanted, mesh or {}, settings=settings)
+            renamed = rename(arrangement, wanted, naming.mesh, settings=settings)
         else:
             renamed = rename_to(
                 arrangement,
                 family,
                 arrangement.layout.name if names is None else names,
-                mesh or {},
-                instead=instead,
+                naming.mesh,
+                instead=naming.instead,
                 settings=settings,
                 places=placements,
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +13,18 @@ from reshard import formats
 from reshard.api.converting import Prepared, prepare_source, write_output
 from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
-from reshard.api.source import OpenedSource, open_source
+from reshard.api.request import Request
+from reshard.api.source import Naming, OpenedSource, open_source
 from reshard.api.target_layout import layout_of
 from reshard.api.target_source import open_for_target
 from reshard.errors import Exit, ReshardError
 from reshard.language.layout import Layout
-from reshard.plan.build import OnDrift
 from reshard.plan.environment import environment
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Placed, Plan
 from reshard.plan.target import Target
 
 if TYPE_CHECKING:
-    from reshard.engine.progress import Progress
     from reshard.engine.source_files import SourceFiles
 
 KEPT_NBYTES = 4096
@@ -42,16 +41,17 @@ class Work:
     """How a round trip is done.
 
     Args:  folder: for what is written.  materialize: write every target whole.
-           threads, max_memory, settings, model: as for `convert`.
+           request: what is asked of the source; its bounds, settings and model are of every step.
     """
 
     folder: Path
     materialize: bool = False
-    threads: int | None = None
-    max_memory: int | None = None
-    on_progress: Callable[[Progress], None] | None = None
-    settings: Mapping[str, float] | None = None
-    model: str | None = None
+    request: Request = field(default_factory=Request)
+
+    @property
+    def model(self) -> Request:
+        """What the user says of the model, which holds for every step."""
+        return Request(settings=self.request.settings, model=self.request.model)
 
 
 class ReadBackError(Exception):
@@ -94,23 +94,17 @@ def next_stage(
     folder: str,
     work: Work,
     *,
-    states: str | Iterable[str] = "all",
-    on_drift: OnDrift = "error",
+    request: Request | None = None,
     digests: bool = False,
 ) -> Stage:
     """A target of a stage, read back.
 
-    Args:  folder: its name.  digests: read every tensor to digest it, as writing would.
+    Args:  folder: its name.  request: which part of the stage; all of it if not given.
+           digests: read every tensor to digest it, as writing would.
     Raises: ReshardError of the conversion; ReadBackError of the reader of the target's format.
     """
-    prepared = prepare_source(
-        _in_names_for(before, target, work),
-        target,
-        states=states,
-        on_drift=on_drift,
-        threads=work.threads,
-        max_memory=work.max_memory,
-    )
+    bounds = Request(threads=work.request.threads, max_memory=work.request.max_memory)
+    prepared = prepare_source(_in_names_for(before, target, work), target, request or bounds)
     path = work.folder / folder
     if work.materialize:
         return _written(before, prepared, path, work)
@@ -132,15 +126,9 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     if not before.is_read or not is_renamed:
         return before.source
     if described is not None:
-        return open_for_target(before.source.path, target, settings=work.settings, model=work.model)
-    return open_source(
-        before.source.path,
-        settings={**facts, **(work.settings or {})},
-        model=work.model,
-        names=names,
-        mesh=form.mesh_of(target),
-        keep="always",
-    )
+        return open_for_target(before.source.path, target, work.model)
+    naming = Naming(names, mesh=form.mesh_of(target), facts=facts, keep="always")
+    return open_source(before.source.path, work.model, naming)
 
 
 def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage:
@@ -149,7 +137,7 @@ def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with OutputFolder.create(path) as folder:
-        _, last = write_output(prepared, folder, before.files, work.on_progress)
+        _, last = write_output(prepared, folder, before.files, work.request.on_progress)
         folder.commit(last)
     opened, is_read = _read_back(before, prepared, path, work)
     files = SourceFiles(opened.catalog.root, opened.catalog.files)
@@ -187,7 +175,7 @@ def _read_back(
     """
     try:
         file, name = prepared.target.layout_file or (None, None)
-        opened = open_source(path, layout=file, layout_name=name)
+        opened = open_source(path, Request(layout=file, layout_name=name))
         if opened.catalog.withheld:
             raise ReshardError(opened.catalog.withheld, Exit.SOURCE)
     except ReshardError as error:
@@ -205,16 +193,15 @@ def _named(
     before: Stage, prepared: Prepared, path: Path, opened: OpenedSource, work: Work
 ) -> OpenedSource:
     """What was made, in the names of the stage that it was made of."""
-    settings, model = work.settings, work.model
     family, own = prepared.source.family, before.source.arrangement.layout.name
     if family is None or own not in family.layout_names or same_names(before.source, opened):
-        return in_names_of(before.source, path, opened, settings=settings, model=model)
-    sizes = {**_sizes(before.source, family.layout(own)), **(settings or {})}
+        return in_names_of(before.source, path, opened, work.model)
+    sizes = {**_sizes(before.source, family.layout(own)), **work.model.settings}
     kindred = [name for name in family.layout_names if name.startswith(f"{own}_")]
     # Some models are alike to their names, and some layouts differ in how layers are stacked.
-    for names, name in product((own, *kindred), (model, family.name)):
+    for names, name in product((own, *kindred), (work.model.model, family.name)):
         with contextlib.suppress(ReshardError):
-            found = open_source(path, settings=sizes, model=name, names=names)
+            found = open_source(path, Request(settings=sizes, model=name, names=names))
             if same_names(before.source, found):
                 return found
     return opened
@@ -247,7 +234,7 @@ def _sketch(
     path.mkdir(parents=True)
     with SparseFolder(path, holes) as folder:
         if digests:
-            write_output(prepared, folder, before.files, work.on_progress)
+            write_output(prepared, folder, before.files, work.request.on_progress)
             return
         kept = [item for item in prepared.plan.placed if not _is_hole(item)]
         output = prepared.output

@@ -2,81 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from reshard import formats
 from reshard.api.dtypes import parse_dtypes
 from reshard.api.masters import settle_masters
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.request import PathLike, Request
+from reshard.api.source import Naming, OpenedSource, open_source
 from reshard.api.states import select_states
 from reshard.api.target_layout import layout_of, same_names
-from reshard.engine.progress import OnProgress
-from reshard.plan.build import OnDrift
 from reshard.plan.recast import recast
 from reshard.plan.target import Target
+from reshard.run.states import PARAM
 
 
-def open_for_target(
-    path: PathLike,
-    target: Target,
-    *,
-    step: str | None = None,
-    layout: PathLike | None = None,
-    layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
-    model: str | None = None,
-    names: str | None = None,
-    places: Iterable[str] = (),
-    dtype: str | None = None,
-    check: bool = False,
-    on_progress: OnProgress | None = None,
-    states: str | Iterable[str] = "all",
-    on_drift: OnDrift = "error",
-    config: PathLike | None = None,
-    leave_out: Iterable[str] = (),
-) -> OpenedSource:
-    """The source as a target wants it.
+def open_for_target(path: PathLike, target: Target, request: Request) -> OpenedSource:
+    """The source as a target wants it; the user's choice goes before the target's own names.
 
-    Args:  names: the user's choice, which goes before the names that the target has of its own.
-           Others as for `open_source` and `convert`.
     Raises: ReshardError[bad-dtype | bad-option | master-mismatch], and what `open_source` and
             `recast` raise.
     """
-    form = formats.TARGETS[target.format]
-    own, facts = form.names_of(target)
-    described = layout_of(target)
-    if described is not None:
-        called = described.names or None
-        into = described if described.model is not None and names is None else None
-        mesh = {axis: target.integer(axis, 1) or 1 for axis in described.mesh}
-        alike = same_names(described)
-    else:
-        called, into, mesh, alike = own or None, None, form.mesh_of(target), frozenset()
-    dtypes = parse_dtypes(dtype)
-    source = open_source(
-        path,
-        step=step,
-        layout=layout,
-        layout_name=layout_name,
-        settings={**facts, **(settings or {})},
-        model=model,
-        names=names or called,
-        instead=form.instead if names is None else "",
-        into=into,
-        mesh=mesh,
-        keep="established",
-        alike=alike,
-        places=places,
-        check=check,
-        on_progress=on_progress,
-        config=config,
-        leave_out=leave_out,
-    )
+    dtypes = parse_dtypes(request.dtype)
+    source = open_source(path, request, _naming(target, request))
     # Weights of another type are made of the master weights, whatever is asked for.
-    makes = "param" in dtypes
-    used = source.arrangement if makes else select_states(source, states).arrangement
-    source = settle_masters(source, used, on_drift, full=check)
+    makes = PARAM in dtypes
+    used = source.arrangement if makes else select_states(source, request.states).arrangement
+    source = settle_masters(source, used, request.on_drift, full=request.check)
     if not dtypes:
         return source
     return replace(source, arrangement=recast(source.arrangement, dtypes))
+
+
+def _naming(target: Target, request: Request) -> Naming:
+    """What a target asks of the names of its tensors."""
+    form = formats.TARGETS[target.format]
+    names, facts = form.names_of(target)
+    described = layout_of(target)
+    if described is None:
+        instead = form.instead if request.names is None else ""
+        mesh = form.mesh_of(target)
+        return Naming(
+            request.names or names or None, instead, None, mesh, facts, keep="established"
+        )
+    return Naming(
+        request.names or described.names or None,
+        form.instead if request.names is None else "",
+        described if described.model is not None and request.names is None else None,
+        {axis: target.integer(axis, 1) or 1 for axis in described.mesh},
+        facts,
+        "established",
+        same_names(described),
+    )

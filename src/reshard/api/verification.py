@@ -21,7 +21,8 @@ from reshard.api.comparing import (
 from reshard.api.junit import Case, Suite
 from reshard.api.masters import find_mismatch
 from reshard.api.pairing import open_pair
-from reshard.api.source import OpenedSource, PathLike, open_source
+from reshard.api.request import PathLike, Request
+from reshard.api.source import OpenedSource, open_source
 from reshard.api.states import select_states
 from reshard.engine.progress import Meter, Progress
 from reshard.errors import Diagnostic, Exit, ReshardError
@@ -148,51 +149,24 @@ def verify(
            on_progress: is called now and then.
     Raises: ReshardError when something cannot be read at all; what differs is in the result.
     """
+    request = Request.of(locals())
     if b is None:
-        alone = open_source(
-            a,
-            step=step,
-            layout=layout,
-            layout_name=layout_name,
-            settings=settings,
-            model=model,
-            names=names,
-            config=config,
-            leave_out=leave_out,
-        )
-        return _verify_one(alone, states, on_progress)
-    left, right = open_pair(
-        a,
-        b,
-        layout=layout,
-        layout_name=layout_name,
-        settings=settings,
-        model=model,
-        names=names,
-        step=step,
-        dtype=dtype,
-        config=config,
-        leave_out=leave_out,
-    )
-    return _verify_two(left, right, states, on_progress)
+        return _verify_one(open_source(a, request), request)
+    return _verify_two(*open_pair(a, b, request), request)
 
 
-def _verify_one(
-    source: OpenedSource,
-    states: str | Iterable[str],
-    on_progress: Callable[[Progress], None] | None,
-) -> Verification:
+def _verify_one(source: OpenedSource, request: Request) -> Verification:
     from reshard.engine.compare import digest_array
 
     began = time.monotonic()
     catalog = source.catalog
-    arrangement = select_states(source, states).arrangement
+    arrangement = select_states(source, request.states).arrangement
     warnings: list[Diagnostic] = []
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
     copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
     stored = sum(file.nbytes for file in catalog.files)
-    meter = Meter(on_progress, stored + sum(array.spec.nbytes for array in copied))
+    meter = Meter(request.on_progress, stored + sum(array.spec.nbytes for array in copied))
     checked = formats.check_bytes(catalog.format, catalog, meter.add)
     faults = [*checked.faults]
     with _files(source) as files:
@@ -221,18 +195,13 @@ def _verify_one(
     )
 
 
-def _verify_two(
-    left: OpenedSource,
-    right: OpenedSource,
-    states: str | Iterable[str],
-    on_progress: Callable[[Progress], None] | None,
-) -> Verification:
+def _verify_two(left: OpenedSource, right: OpenedSource, request: Request) -> Verification:
     began = time.monotonic()
-    pairs = written_from_masters(pair_tensors(left, right, states))
+    pairs = written_from_masters(pair_tensors(left, right, request.states))
     sides = (Side.of(left), Side.of(right))
     mismatches: list[Mismatch] = []
     nbytes = pairs_nbytes(pairs)
-    meter = Meter(on_progress, sum(nbytes))
+    meter = Meter(request.on_progress, sum(nbytes))
     padded = 0
     with sides[0].files, sides[1].files:
         for (one, other), count in zip(pairs, nbytes, strict=True):

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from reshard.algebra.box import Box
+from reshard.api.request import Request
 from reshard.api.source import open_source
 from reshard.engine.compare import read_array
 from reshard.engine.source_files import SourceFiles
@@ -69,15 +70,8 @@ class ReshardReader(StorageReader):
         on_drift: OnDrift = "error",
     ) -> None:
         self._path = Path(path)
-        self._source = open_source(
-            self._path,
-            step=step,
-            names=names,
-            layout=None if layout is None else Path(layout),
-            layout_name=layout_name,
-            model=model,
-            settings=settings,
-        )
+        request = Request.of(locals())
+        self._source = open_source(self._path, request)
         self._builder = Builder(self._source.arrangement, on_drift)
         self._keys: Keys = keys_of(
             self._source.arrangement, tuple(model_keys), tuple(optimizer_keys)
