@@ -26,6 +26,7 @@ _FRAMEWORKS = {
     "torchtitan": "torchtitan",
     "olmo_core": "OLMo-core",
     "meta": "Meta's format",
+    "nanogpt": "nanoGPT",
     "hf": "transformers",
 }
 _SHOWN = 60
@@ -116,7 +117,7 @@ def _left(
         args = framework_config(after.layout, after.values).get("args")
         is_latent = isinstance(args, Mapping) and "kv_lora_rank" in args
         used |= megatron.arguments_for(config, is_latent=is_latent)[1]
-    left = changing_keys({**config, "model_type": kind}, used)
+    left = {**changing_keys({**config, "model_type": kind}, used), **_otherwise(before, after)}
     if not left:
         return ()
     return (
@@ -131,6 +132,17 @@ def _left(
             ),
         ),
     )
+
+
+def _otherwise(before: Arrangement, after: Arrangement) -> dict[str, object]:
+    """What the framework always computes in another way: `config activation = "gelu"`."""
+    out: dict[str, object] = {}
+    for name, expression in after.layout.config.items():
+        said, here = constant(expression, {}), after.values.get(name)
+        if isinstance(said, str) and here not in (None, said):
+            spelled = names(before.layout.config.get(name, expression))
+            out[next(iter(spelled), name)] = here
+    return out
 
 
 def _carried(

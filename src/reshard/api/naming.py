@@ -22,8 +22,9 @@ from reshard.language import load_layout
 from reshard.language.layout import Layout
 from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
+from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
-from reshard.plan.fit import fit, read_alike
+from reshard.plan.fit import Fit, fit, read_alike
 from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
@@ -147,6 +148,8 @@ def _fitted(
     for closer in (stated, exact, kindred):
         if len(found) > 1 and len(closer) == 1:
             found = closer  # the checkpoint says it, or the reader knows which form it met
+    if len(found) > 1:
+        found = [item for item in found if _has_shapes(item.fit, catalog, settings)] or found
     first = found[0].fit
     if not all(read_alike(first, item.fit, catalog, stored) for item in found[1:]):
         raise several_fit(catalog, found)
@@ -158,6 +161,16 @@ def _fitted(
         oddities = (*oddities, guessed(found[0].family.name))
     catalog = replace(catalog, config=config, oddities=oddities)
     return Modelled(catalog, item.layout, found[0].family)
+
+
+def _has_shapes(item: Fit, catalog: Catalog, settings: Mapping[str, float]) -> bool:
+    """Whether tensors have the shapes that a layout gives them, and not only the names."""
+    config = {**(catalog.config or {}), **item.facts}
+    try:
+        bind(item.layout, replace(catalog, config=config), settings=settings)
+    except ReshardError:
+        return False
+    return True
 
 
 def _as_stated(layout: Layout, own: Layout) -> Layout:

@@ -73,7 +73,7 @@ def _runs(statements: Sequence[tree.Statement]) -> Iterable[list[tree.Statement]
 def _kind(statement: tree.Statement) -> object:
     """What statements have in common that align."""
     if isinstance(statement, tree.EntryStatement):
-        return statement.role in ("keep", "leave") and statement.role
+        return statement.role in ("fill", "keep", "leave") and statement.role
     return type(statement)
 
 
@@ -138,6 +138,7 @@ _ENTRIES = {
     "named": ("named", "by"),
     "order": ("order", "by"),
     "run": ("run", "="),
+    "fill": ("fill", ""),
     "keep": ("keep", ""),
     "leave": ("leave out", ""),
 }
@@ -149,6 +150,8 @@ def _entry(entry: tree.EntryStatement) -> tuple[str, str]:
     if entry.because is not None:
         return f"{first} {_places(entry.places)}", f'because "{entry.because.text}"'
     optional = " optional" if entry.optional else ""
+    if entry.value is not None:
+        return f"{first} {_places(entry.places)}", f"= {to_text(entry.value)}{optional}"
     return first, f"{joint} {_places(entry.places)}{optional}".lstrip()
 
 

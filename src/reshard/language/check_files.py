@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from reshard.errors import ReshardError
 from reshard.language import tree
 from reshard.language.check_single import check_constant
+from reshard.language.expression import names as names_in
 from reshard.language.faults import near
 from reshard.language.pattern import NamePattern
 from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Hole, Place
@@ -44,6 +45,9 @@ def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
             for hole in name.pattern.holes:
                 _check_hole(scope, hole, (NAME, STATE))
         for entry in file.statements:
+            if entry.value is not None:
+                for axis in names_in(entry.value):
+                    scope.check_mesh_axis(axis, entry.value.span)
             for word in entry.places:
                 place = _place(scope, word)
                 if place is not None:

@@ -184,6 +184,7 @@ def _file(item: tree.FileStatement) -> FileRule:
             tuple(Place.parse(place.text, place.span) for place in entry.places),
             entry.optional,
             unescaped(entry.because.text) if entry.because else "",
+            entry.value,
             entry.span,
         )
         for entry in item.statements

@@ -14,7 +14,7 @@ from reshard.language.pattern import Match, NamePattern
 from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
 
-Role = Literal["state", "states", "number", "named", "order", "run", "keep", "leave"]
+Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,9 @@ class Entry:
     Args:  role: one or more named `state`s of tensors, or `states` that a hole names; `number`, the
            parameters of each group by number, or `named`, by name; `order`, the names and shapes of
            what lies in one buffer; `run`, a fact of training; `keep`, what only the writer
-           understands; `leave`, what is not carried.
+           understands; `fill`, a number that follows from the mesh; `leave`, what is not carried.
            names: of the states, or of the fact.  places: alternatives; the first that is there
-           counts.  because: why it is left out.
+           counts.  because: why it is left out.  value: what is filled in.
     """
 
     role: Role
@@ -140,6 +140,7 @@ class Entry:
     places: tuple[Place, ...]
     optional: bool
     because: str = ""
+    value: Expression | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
 

@@ -224,9 +224,15 @@ class _Builder:
             names = self._words(cast("Node", children[0]))
         elif role == "run":
             names = (self._word(children[0]),)
+        value: ex.Expression | None = None
+        if role == "fill":
+            value = self._maybe(children[1])
+            children = [children[0], children[2]]
         *_, places, optional = children
         strings = self._strings(cast("Node", places))
-        return tree.EntryStatement(role, names, strings, optional is not None, span=span)
+        return tree.EntryStatement(
+            role, names, strings, optional is not None, value=value, span=span
+        )
 
     def _rule(self, node: Node) -> tree.RuleStatement:
         pattern, atom, dims, *tails = node.children

@@ -10,7 +10,7 @@ OF_MODEL = ("axis", "tensor")
 OF_LAYOUT = (
     *("mesh", "config", "place", "partition", "file", "tie", "leave", "wrapper", "names", "order"),
 )
-OF_FILE = ("state", "states", "number", "named", "order", "run", "keep", "leave")
+OF_FILE = ("state", "states", "number", "named", "order", "run", "fill", "keep", "leave")
 KEYWORDS = tuple(dict.fromkeys((*BLOCKS, *OF_MODEL, *OF_LAYOUT, *OF_FILE)))
 
 _MASKED = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')

@@ -203,7 +203,7 @@ class RuleStatement:
 
 # ---- files ---------------------------------------------------------------------------------------
 
-Role = Literal["state", "states", "number", "named", "order", "run", "keep", "leave"]
+Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class EntryStatement:
     """What lies at a place of a file, such as `state param at "model/{name}"`.
 
     Args:  names: of the states, or of the fact of the run.  places: alternatives, as quoted.
-           because: why it is left out.
+           because: why it is left out.  value: what is filled in.
     """
 
     role: Role
@@ -219,6 +219,7 @@ class EntryStatement:
     places: tuple[Word, ...]
     optional: bool = False
     because: Word | None = None
+    value: Expression | None = None
     trivia: Trivia = Trivia()
     span: Span | None = field(default=None, compare=False, repr=False)
 

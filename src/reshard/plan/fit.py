@@ -73,7 +73,7 @@ def fit(
     if more is None:
         return None
     env.update(more)
-    used = {index for found in hits.values() for index in found}
+    used = {index for found in (*hits.values(), *tied) for index in found}
     left = (_active(layout, env) or frozenset()) - used
     is_used = all(layout.rules[index].optional for index in left)
     return Fit(layout, {**chosen, **more}, holds(layout.when, env), is_used)

@@ -185,7 +185,12 @@ def safetensors(path: Path, tensors: dict[str, Any]) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-CONFIG = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+CONFIG = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 16,
+    "vocab_size": 61,
+}
 
 
 def fused(value: Any, sizes: tuple[int, ...], rank: int, ranks: int) -> Any:
@@ -201,18 +206,20 @@ def fused(value: Any, sizes: tuple[int, ...], rank: int, ranks: int) -> Any:
 @pytest.mark.parametrize("parts", [1, 2])
 def test_ranks_of_vllm(tmp_path: Path, parts: int) -> None:
     whole = {
-        "model.embed_tokens.weight": counted(8, 16),
+        "model.embed_tokens.weight": counted(61, 16),
         "model.layers.0.self_attn.qkv_proj.weight": counted(32, 16),
         "model.layers.0.self_attn.o_proj.weight": counted(16, 16, start=9),
         "model.layers.0.mlp.gate_up_proj.weight": counted(24, 16, start=5),
         "model.layers.0.mlp.down_proj.weight": counted(16, 12, start=3),
         "model.layers.0.input_layernorm.weight": counted(16),
         "model.norm.weight": counted(16, start=1),
-        "lm_head.weight": counted(8, 16, start=2),
+        "lm_head.weight": counted(61, 16, start=2),
     }
     for rank in range(2):
         held = {}
         for name, value in whole.items():
+            if value.shape[0] == 61:  # the vocabulary is padded to 64
+                value = np.concatenate([value, np.zeros((3, 16), np.float32)])
             if "qkv" in name:
                 held[name] = fused(value, (16, 8, 8), rank, 2)
             elif "gate_up" in name:
@@ -236,20 +243,49 @@ def test_ranks_of_vllm(tmp_path: Path, parts: int) -> None:
     assert json.loads((tmp_path / "two/config.json").read_text()) == CONFIG
 
 
-def test_ranks_of_tensorrt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [None, 0, 1])
+def test_ranks_of_tensorrt(tmp_path: Path, cut: int | None) -> None:
+    """The embedding is whole, or cut by rows or columns; the configuration states the mesh."""
     whole = {
-        "transformer.vocab_embedding.weight": counted(8, 16),
+        "transformer.vocab_embedding.weight": counted(61, 16),
         "transformer.layers.0.attention.qkv.weight": counted(32, 16),
         "transformer.layers.0.attention.dense.weight": counted(16, 16, start=9),
         "transformer.layers.0.mlp.fc.weight": counted(12, 16, start=5),
         "transformer.layers.0.mlp.proj.weight": counted(16, 12, start=3),
         "transformer.layers.0.input_layernorm.weight": counted(16),
         "transformer.ln_f.weight": counted(16, start=1),
-        "lm_head.weight": counted(8, 16, start=2),
+        "lm_head.weight": counted(61, 16, start=2),
     }
     safetensors(tmp_path / "one/rank0.safetensors", whole)
-    (tmp_path / "one/config.json").write_text(json.dumps(CONFIG))
+    config = {**CONFIG, "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1}}
+    config |= {"use_parallel_embedding": cut is not None, "embedding_sharding_dim": cut or 0}
+    (tmp_path / "one/config.json").write_text(json.dumps(config))
     reshard.convert(tmp_path / "one", tmp_path / "two", "tensorrt_llm:tp=2")
     checkpoint = reshard.open(tmp_path / "two")
     assert checkpoint.mesh == {"tp": 2}
     assert all(same(checkpoint.read(name), value) for name, value in whole.items())
+    written = json.loads((tmp_path / "two/config.json").read_text())
+    assert written == {**config, "mapping": {"world_size": 2, "tp_size": 2, "pp_size": 1}}
+    first = (tmp_path / "two/rank0.safetensors").read_bytes()
+    shapes = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])
+    embedding = {None: [61, 16], 0: [31, 16], 1: [61, 8]}[cut]
+    assert shapes["transformer.vocab_embedding.weight"]["shape"] == embedding
+    assert shapes["lm_head.weight"]["shape"] == [31, 16]
+
+
+def test_a_configuration_of_another_mesh(tmp_path: Path) -> None:
+    safetensors(tmp_path / "run/rank0.safetensors", {"transformer.ln_f.weight": counted(16)})
+    config = {**CONFIG, "mapping": {"tp_size": 2}}
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "run")
+    assert str(caught.value) == (
+        "error[mixed-runs]: `mapping/tp_size` in config.json is 2, and the files are of tp=1\n"
+        " --> tensorrt_llm.ucl:9:9\n"
+        "  |\n"
+        '9 |         fill "mapping/tp_size"    = tp optional\n'
+        "  |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ read here\n"
+        "  |\n"
+        "  = note: the layout says that it is tp: 1\n"
+        "  = help: the folder holds files of two runs, or not all of one; copy those of one"
+    )

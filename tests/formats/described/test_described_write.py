@@ -84,6 +84,25 @@ def test_buffers_that_ranks_share(tmp_path: Path, kind: str, ranks: int) -> None
             assert same(checkpoint.read(name, state), value), (name, state)
 
 
+def test_what_each_rank_keeps_at_another_mesh(tmp_path: Path) -> None:
+    zero_run(tmp_path / "run", "each", 3)
+    text = layout_file(tmp_path, ZERO.replace("KIND", "each"))
+    for ranks, note in (
+        (2, "not written: `rng` of dp=2"),
+        (4, "the source has none for: `rng` of dp=3"),
+    ):
+        done = reshard.convert(
+            tmp_path / "run", tmp_path / f"{ranks}", f"{text}:dp={ranks}", layout=text
+        )
+        (warning,) = [item for item in done.report.warnings if item.code == "training-left"]
+        assert warning.render() == (
+            "warning[training-left]: the target has other ranks than the source, and each rank of "
+            "it kept values\n"
+            f"  = note: {note}\n"
+            "  = help: set them anew where the run goes on, such as random states"
+        )
+
+
 def test_rows_of_each_tensor(tmp_path: Path) -> None:
     text = layout_file(
         tmp_path,
@@ -117,6 +136,10 @@ GPT = {
     "transformer.wpe.weight": counted(3, 4, start=20),
     "transformer.h.0.ln_1.weight": counted(4, start=40),
     "transformer.h.0.attn.c_attn.weight": counted(12, 4, start=50),
+    "transformer.h.0.attn.c_proj.weight": counted(4, 4, start=60),
+    "transformer.h.0.ln_2.weight": counted(4, start=45),
+    "transformer.h.0.mlp.c_fc.weight": counted(16, 4, start=70),
+    "transformer.h.0.mlp.c_proj.weight": counted(4, 16, start=80),
     "transformer.ln_f.weight": counted(4, start=100),
 }
 
@@ -128,7 +151,15 @@ def nanogpt(folder: Path) -> None:
     tree = {
         "model": {**GPT, "lm_head.weight": GPT["transformer.wte.weight"]},
         "optimizer": numbered(GPT, [matrices, vectors], betas=(0.9, 0.95)),
-        "model_args": {"n_layer": 1, "vocab_size": 5},
+        "model_args": {
+            "n_layer": 1,
+            "n_head": 2,
+            "n_embd": 4,
+            "block_size": 3,
+            "vocab_size": 5,
+            "bias": False,
+            "dropout": 0.0,
+        },
         "iter_num": 3,
         "best_val_loss": np.array(2.5, np.float32),
         "config": {"out_dir": "out", "seed": None},
@@ -145,6 +176,69 @@ def test_nanogpt_there_and_back(tmp_path: Path) -> None:
     wanted, found = leaves(tmp_path / "run"), leaves(tmp_path / "back")
     assert found == wanted
     assert list(found["ckpt.pt"]["model"]) == list(wanted["ckpt.pt"]["model"])
+
+
+def gpt2(folder: Path) -> dict[str, Any]:
+    """A `checkpoint-3` of the Trainer with GPT-2, whose linear layers are stored transposed."""
+    weights = {}
+    for name, value in GPT.items():
+        is_linear = "attn" in name or "mlp" in name
+        weights[name] = np.ascontiguousarray(value.T) if is_linear else value
+        if value.ndim == 1:
+            weights[name.replace("weight", "bias")] = value + np.float32(0.5)
+        elif is_linear:
+            weights[name.replace("weight", "bias")] = counted(value.shape[0], start=7)
+    folder.mkdir(parents=True)
+    _safetensors(folder / "model.safetensors", dict(sorted(weights.items())))
+    groups = [
+        [name for name in weights if name.endswith("weight") and "ln_" not in name],
+        [name for name in weights if not name.endswith("weight") or "ln_" in name],
+    ]
+    write_tree(folder / "optimizer.pt", numbered(weights, groups))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3}))
+    config = {
+        "model_type": "gpt2",
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 4,
+        "n_positions": 3,
+        "vocab_size": 5,
+        "layer_norm_epsilon": 1e-5,
+        "activation_function": "gelu_new",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return weights
+
+
+def test_gpt2_of_the_trainer_becomes_one_of_nanogpt_and_back(tmp_path: Path) -> None:
+    """Linear layers are turned, the head is there again, numbers follow the order of the model."""
+    weights = gpt2(tmp_path / "run")
+    done = reshard.convert(tmp_path / "run", tmp_path / "nano", "nanogpt")
+    (facts,) = [item for item in done.report.warnings if item.code == "model-facts-left"]
+    assert facts.notes == ('`activation_function` is "gelu_new"',)
+    tree: Any = leaves(tmp_path / "nano")["ckpt.pt"]
+    square = weights["transformer.h.0.attn.c_proj.weight"]
+    assert tree["model"]["transformer.h.0.attn.c_proj.weight"][2] == square.T.tobytes()
+    assert tree["model"]["transformer.h.0.attn.c_attn.weight"][1] == (12, 4)
+    assert tree["model"]["lm_head.weight"] == tree["model"]["transformer.wte.weight"]
+    assert len(tree["optimizer"]["state"]) == len(weights)
+    assert tree["model_args"]["block_size"] == 3
+    assert tree["model_args"]["bias"] is True
+    again = reshard.open(tmp_path / "nano")
+    assert again.aliases == {"lm_head.weight": "transformer.wte.weight"}
+    reshard.convert(tmp_path / "nano", tmp_path / "back", "trainer")
+    wanted, found = (
+        plain(open_torch_file(tmp_path / where / "optimizer.pt").root) for where in ("run", "back")
+    )
+    assert found == wanted
+    assert reshard.verify(tmp_path / "run", tmp_path / "back").ok
+
+
+def test_nanogpt_without_biases_is_no_gpt2(tmp_path: Path) -> None:
+    nanogpt(tmp_path / "run")
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "run", tmp_path / "out", "hf")
+    assert [item.code for item in caught.value.diagnostics] == ["other-facts"]
 
 
 def trainer(folder: Path) -> dict[str, Any]:

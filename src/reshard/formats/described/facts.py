@@ -13,6 +13,7 @@ from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.states import States
 from reshard.formats.described.tree import At, Where, show
 from reshard.formats.described.walk import Leaf, Walked
+from reshard.language.expression import evaluate, to_text
 from reshard.language.layout import Layout
 from reshard.language.place import STATE
 from reshard.plan.catalog import Fragment, LocalTensor
@@ -45,11 +46,12 @@ def read_config(walked: Walked) -> Mapping[str, object] | None:
     return None if leaf is None else _config(leaf)
 
 
-def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
+def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str, int]) -> Facts:
     """The facts of a run.
 
-    Raises: ReshardError[ranks-disagree | bad-fact].
+    Raises: ReshardError[ranks-disagree | bad-fact | mixed-runs].
     """
+    _check_filled(walked, mesh)
     keeper = _Keeper()
     iteration: int | None = None
     param_groups: list[Group] = []
@@ -69,6 +71,22 @@ def read_facts(layout: Layout, walked: Walked, states: States) -> Facts:
         iteration = _steps_done(states.tensors, walked)
     training = Run(iteration, tuple(param_groups), state or None, framework)
     return Facts(training, keeper.tensors)
+
+
+def _check_filled(walked: Walked, mesh: Mapping[str, int]) -> None:
+    """Refuse files that state another mesh than they are of."""
+    for leaf in walked.of("fill"):
+        assert leaf.entry.value is not None
+        here = evaluate(leaf.entry.value, dict(mesh))
+        if number_of(leaf.value) != here:
+            raise source_error(
+                "mixed-runs",
+                f"{leaf.shown} is {json.dumps(_plain(leaf.value), default=str)}, and the files "
+                f"are of {', '.join(f'{axis}={size}' for axis, size in mesh.items())}",
+                notes=[f"the layout says that it is {to_text(leaf.entry.value)}: {here}"],
+                helps=["the folder holds files of two runs, or not all of one; copy those of one"],
+                primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
+            )
 
 
 def _steps_done(tensors: Sequence[LocalTensor], walked: Walked) -> int | None:

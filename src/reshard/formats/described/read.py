@@ -40,7 +40,7 @@ def read_described(
     walked = walk_files(layout, root, files)
     config = read_config(walked)
     states = put_together(layout, walked, files.mesh, config)
-    facts = read_facts(layout, walked, states)
+    facts = read_facts(layout, walked, states, files.mesh)
     return Catalog(
         format=name,
         version="",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,12 @@ class Found:
 def show(where: Where) -> str:
     """A place as a layout writes it."""
     return "".join(map(str, where)).removeprefix("/") or "/"
+
+
+def listed(items: Sequence[str]) -> str:
+    """The first few of many, for messages."""
+    shown = ", ".join(items[:6])
+    return f"{shown}, and {len(items) - 6} more" if len(items) > 6 else shown or "nothing"
 
 
 def open_tree(path: Path) -> object:

@@ -16,6 +16,7 @@ from reshard.formats.described.tree import (
     children,
     find,
     is_tensor,
+    listed,
     open_tree,
     show,
     tensors_in,
@@ -191,7 +192,7 @@ def _nothing(entry: Entry, item: RankFile, keys: Iterable[str]) -> ReshardError:
     return source_error(
         "missing-place",
         f"nothing lies at `{place.text}` in {item.path}",
-        notes=[f"it has {_listed(known)}"],
+        notes=[f"it has {listed([f'`{key}`' for key in known])}"],
         helps=helps,
         primary=None if place.span is None else Label(place.span, "nothing lies here"),
     )
@@ -202,7 +203,7 @@ def _unnamed(rule: FileRule, item: RankFile, lost: list[str]) -> ReshardError:
         "unnamed-tensor",
         f"{show_count(len(lost), 'tensor')} in {item.path} {'is' if len(lost) == 1 else 'are'} "
         "named by no statement",
-        notes=[_listed(lost)],
+        notes=[listed([f"`{name}`" for name in lost])],
         helps=[
             f'say what they are: `state param at "..."`, `keep "{lost[0]}"`, or `leave out '
             f'"{lost[0]}" because "..."`'
@@ -211,8 +212,3 @@ def _unnamed(rule: FileRule, item: RankFile, lost: list[str]) -> ReshardError:
         if rule.span is None
         else Label(rule.names[0].span or rule.span, "in this file"),
     )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:6])
-    return f"{shown}, and {len(names) - 6} more" if len(names) > 6 else shown or "nothing"

@@ -14,6 +14,7 @@ from reshard.formats.described.write_facts import Facts, facts_of
 from reshard.formats.described.write_states import WrittenStates
 from reshard.formats.model_config import has_hf_names, model_config
 from reshard.formats.model_json import CONFIG
+from reshard.language.expression import evaluate
 from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Place
 from reshard.plan.arrangement import Arrangement
@@ -176,6 +177,10 @@ class _Writer:
                 tree.put(where_of(_made_place(entry), {}), value)
             elif not entry.optional:
                 raise _no_fact(entry, path)
+        elif entry.role == "fill":
+            assert entry.value is not None
+            if not (entry.optional and tree.is_empty):
+                tree.put(where_of(_made_place(entry), {}), evaluate(entry.value, dict(self._mesh)))
         elif entry.role == "keep":
             for where, value in self._facts.kept(rule, at):
                 tree.put(where, value)
@@ -206,7 +211,7 @@ class _Writer:
 
     def _aliases(self, place: Place, tree: Tree, at: Mapping[str, str | int]) -> None:
         """Other names of weights: the same memory once more."""
-        for alias, name in (self._arrangement.catalog.aliases or {}).items():
+        for alias, name in self._states.aliases.items():
             try:
                 value = _at(tree.root, where_of(place, {**at, NAME: name}))
                 where = where_of(place, {**at, NAME: alias})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.described import NAME as FORMAT
-from reshard.formats.described.tree import At, Where
+from reshard.formats.described.tree import At, Where, listed, show
 from reshard.formats.described.write_states import WrittenStates
 from reshard.language.layout import FileRule, Layout
 from reshard.plan.arrangement import Arrangement, Whole
@@ -39,9 +40,12 @@ class Facts:
         self._extras = {w.name: w for w in arrangement.wholes if w.state == EXTRA}
         self._used: set[str] = set()
         self._asked: set[str] = set()
+        self._written: set[int] = set()
+        self._without: list[str] = []
         framework = arrangement.catalog.training.framework or {}
-        is_own = framework.get("name") == FORMAT and framework.get("layout") == layout.name
-        self._kept = cast("list[dict[str, object]]", framework.get("kept", [])) if is_own else []
+        self._is_own = framework.get("name") == FORMAT and framework.get("layout") == layout.name
+        kept = framework.get("kept", []) if self._is_own else []
+        self._kept = cast("list[dict[str, object]]", kept)
 
     def run(self, name: str) -> tuple[bool, object]:
         """Whether a fact is known, and what it is."""
@@ -68,23 +72,30 @@ class Facts:
         """The model's configuration: in the words of the layout of the names, or as found."""
         layout, values = self._arrangement.layout, self._arrangement.values
         made = framework_config(layout, values) if layout.model is not None else {}
-        if made:
-            return made
         config = self._arrangement.catalog.config
+        if made:
+            stated = config if self._is_own and config is not None else {}
+            rest = {k: self._value(v) for k, v in stated.items() if k not in values}
+            return {**rest, **made}
         return None if config is None else cast("dict[str, object]", self._value(dict(config)))
 
     def kept(self, rule: FileRule, at: Mapping[str, str | int]) -> Iterator[tuple[Where, object]]:
         """What is kept for a file, with its places."""
         names = {name.text for name in rule.names}
         mine = [item for item in self._kept if item["file"] in names]
+        places = {json.dumps(item["where"]) for item in mine}
         for item in mine:
             ranks = cast("dict[str, object]", item["at"])
             if all(at.get(axis) == index for axis, index in ranks.items() if axis[0] != "#"):
+                self._written.add(id(item))
+                places.discard(json.dumps(item["where"]))
                 steps = cast("list[list[object]]", item["where"])
                 where = tuple(
                     At(decode(value, lambda x: x), is_item=kind == "item") for kind, value in steps
                 )
                 yield where, self._value(item["value"])
+        rank = ", ".join(f"{axis}={index}" for axis, index in at.items())
+        self._without += [f"{_show(json.loads(place))} of {rank}" for place in sorted(places)]
 
     def _value(self, value: object) -> object:
         return decode(value, self._tensor)
@@ -120,6 +131,22 @@ class Facts:
                 level="warning",
                 helps=('name a place: `run NAME = "..."`',),
             )
+        gone = [
+            f"{_show(cast('list[list[object]]', item['where']))} of {_rank(item['at'])}"
+            for item in self._kept
+            if id(item) not in self._written
+        ]
+        notes = [f"not written: {listed(gone)}"] if gone else []
+        if self._without:
+            notes.append(f"the source has none for: {listed(self._without)}")
+        if notes:
+            yield Diagnostic(
+                "training-left",
+                "the target has other ranks than the source, and each rank of it kept values",
+                level="warning",
+                notes=tuple(notes),
+                helps=("set them anew where the run goes on, such as random states",),
+            )
 
 
 def facts_of(
@@ -127,6 +154,16 @@ def facts_of(
 ) -> Facts:
     """The facts of a source for a layout."""
     return Facts(arrangement, layout, states, output)
+
+
+def _show(where: Sequence[Sequence[object]]) -> str:
+    steps = tuple(At(decode(v, lambda x: x), is_item=kind == "item") for kind, v in where)
+    return f"`{show(steps)}`"
+
+
+def _rank(ranks: object) -> str:
+    found = cast("dict[str, object]", ranks)
+    return ", ".join(f"{axis}={index}" for axis, index in found.items() if axis[0] != "#")
 
 
 def _spec(whole: Whole) -> ArraySpec:

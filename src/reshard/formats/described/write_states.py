@@ -13,6 +13,7 @@ from reshard.formats.described.sharing import alignment, rule_of
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.framework_config import framework_config
 from reshard.plan.plan import ArraySpec
 from reshard.plan.recut import CutTensor, cut_tensors
 from reshard.run.states import EXTRA
@@ -41,8 +42,12 @@ class WrittenStates:
         self._mesh = mesh
         self._output = output
         self._cut = cut_tensors(arrangement, layout, mesh)
+        self._copies = _same_weights(arrangement)
+        self.aliases = {**(arrangement.catalog.aliases or {}), **self._copies}
         self._wholes: dict[tuple[str, str], Whole] = {
-            (whole.name, whole.state): whole for whole in arrangement.wholes if whole.state != EXTRA
+            (whole.name, whole.state): whole
+            for whole in arrangement.wholes
+            if whole.state != EXTRA and whole.name not in self._copies
         }
         self._specs: dict[int, tuple[NewTensor, ArraySpec]] = {}
         self._placed: set[tuple[str, str]] = set()
@@ -83,7 +88,9 @@ class WrittenStates:
         ]
         if not any(groups) and trained:
             return [[name for name in self.names if name in trained]], True
-        config = self._arrangement.catalog.config or {}
+        config = dict(self._arrangement.catalog.config or {})
+        if self._arrangement.layout.model is not None:
+            config |= framework_config(self._arrangement.layout, self._arrangement.values)
         for order in self._layout.orders:
             holds = order.when is None or known_value(order.when, config) is True
             if holds and all(order.has(name) for group in groups for name in group):
@@ -253,6 +260,23 @@ class WrittenStates:
                 ),
                 helps=('say the order in the layout: `order "embed", "layers.{i}.attn", ...`',),
             )
+
+
+def _same_weights(arrangement: Arrangement) -> dict[str, str]:
+    """Weights that are another one once more, as the names of the model say: name -> first name."""
+    firsts: dict[object, str] = {}
+    out: dict[str, str] = {}
+    for whole in arrangement.wholes:
+        if whole.state == "param" and whole.rule >= 0:
+            key = (
+                whole.shape,
+                whole.dtype,
+                tuple((k, p.box, p.strides) for k, p in whole.segments),
+            )
+            first = firsts.setdefault(key, whole.name)
+            if first != whole.name:
+                out[whole.name] = first
+    return out
 
 
 def _shared(
