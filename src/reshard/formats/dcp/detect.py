@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.formats.dcp.folders import find, has_weights, steps, unfinished
-from reshard.formats.step_parts import TRACKER, is_of_parts, is_tracked_by_another
+from reshard.formats.steps import TRACKER, is_of_parts, is_tracked_by_another
 
 
 def detect(path: Path) -> bool:

@@ -6,32 +6,28 @@ utils/fsdp_utils.py `save_fsdp_model` (1.15); ByteCheckpoint checkpointer/base_c
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.step_parts import MODELS, OPTIMIZERS, TRACKER
+from reshard.formats.steps import (
+    MODELS,
+    OPTIMIZERS,
+    choose_step,
+    find_steps,
+    refuse_another,
+    several_models,
+    step_number,
+)
 from reshard.storage.dcp_metadata import metadata_files
-from reshard.storage.regular_file import read_note
 
 Role = Literal["all", "model", "optimizer"]
 Kind = Literal["dcp", "olmo-core", "accelerate", "parts"]
 
-_NUMBER = re.compile(
-    r"(?:.*(?:step|iter|iteration|epoch|checkpoint|ckpt|save)[-_.=]?)?(\d+)(?:\.ckpt)?", re.I
-)
-"""Names of the folders of steps: a number, or one behind a word for what it counts."""
-
 _FOLDERS = ("model_and_optim", "pytorch_model_fsdp_*", "optimizer_*", *MODELS, *OPTIMIZERS)
 """What the folders are called that are one checkpoint together."""
-
-_LATEST = "LATEST"
-"""A link to the folder of the last step, as NeMo-Automodel makes it."""
 
 _WEIGHTS = (
     *("model*.safetensors", "model.safetensors.index.json", "shard-*.safetensors"),
@@ -124,13 +120,14 @@ def _is_unfinished(path: Path) -> bool:
 
 def steps(path: Path) -> dict[str, int]:
     """The folders of the steps of a run with their numbers, in ascending order."""
-    found = {}
-    for item in path.iterdir():
-        number = _NUMBER.fullmatch(item.name)
-        ours = item.is_dir() and not (item / "metadata.json").exists()
-        if number and ours and find(item) is not None and unfinished(item) is None:
-            found[item.name] = int(number[1])
-    return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
+    return find_steps(
+        path,
+        lambda item: (
+            not (item / "metadata.json").exists()
+            and find(item) is not None
+            and unfinished(item) is None
+        ),
+    )
 
 
 def find_step(path: Path, step: str | None) -> Folder:
@@ -145,50 +142,26 @@ def find_step(path: Path, step: str | None) -> Folder:
         raise incomplete(begun)
     found = find(path)
     if found is not None:
-        number = _NUMBER.fullmatch(path.name)
-        if step is not None and step not in (path.name, number[1] if number else ""):
-            raise source_error(
-                "unknown-step",
-                f"{path} is the folder of `{path.name}`, not of step `{step}`",
-                helps=["give the folder above it, or leave `--step` out"],
-            )
+        refuse_another(path, step)
         return _checked(found)
+    begun = unfinished(path / step) if step is not None else None
+    if begun is not None:
+        raise incomplete(begun)
     known = steps(path)
-    step = step if step is not None else _tracked(path, known)
-    chosen = [name for name, number in known.items() if step in (None, name) or step == str(number)]
-    if not chosen:
-        begun = unfinished(path / step) if step is not None else None
-        if begun is not None:
-            raise incomplete(begun)
-        raise source_error(
-            "unknown-step",
-            f"{path} has no step `{step}`",
-            notes=[f"steps: {', '.join(f'`{name}`' for name in known) or 'none'}"],
-            helps=["give the name of one of these folders, or the number at its end"],
-        )
-    newest = find(path / chosen[-1])
+    chosen = choose_step(path, known, step)
+    newest = find(path / chosen)
     assert newest is not None
-    skipped = _skipped(path, known[chosen[-1]]) if step is None else ()
+    skipped = _skipped(path, known[chosen]) if step is None else ()
     checked = _checked(newest)
     return replace(checked, oddities=(*checked.oddities, *skipped))
-
-
-def _tracked(path: Path, known: Mapping[str, int]) -> str | None:
-    """The step that a run says is its last, if it is there and whole."""
-    link = path / _LATEST
-    if link.is_symlink() and Path(os.readlink(link)).name in known:
-        return Path(os.readlink(link)).name
-    number = read_note(path / TRACKER) if (path / TRACKER).is_file() else ""
-    is_there = number.isascii() and number.isdecimal() and int(number) in known.values()
-    return str(int(number)) if is_there else None
 
 
 def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     """Later steps that are not whole."""
     out = []
     for item in sorted(path.iterdir()):
-        found = _NUMBER.fullmatch(item.name)
-        if found and int(found[1]) > number and item.is_dir() and unfinished(item) is not None:
+        found = step_number(item.name)
+        if found is not None and found > number and item.is_dir() and unfinished(item) is not None:
             out.append(
                 Diagnostic(
                     "incomplete-dcp",
@@ -208,13 +181,7 @@ def _checked(found: Folder) -> Folder:
         roles = Counter(part.role for part in found.parts)
         is_more = max(roles.values()) > 1
     if found.kind in ("accelerate", "parts") and is_more:
-        listed = ", ".join(f"`{part.path.name}`" for part in found.parts)
-        raise source_error(
-            "several-models",
-            f"{found.root} holds several models or optimizers",
-            notes=[f"folders: {listed}"],
-            helps=["give one of these folders"],
-        )
+        raise several_models(found.root, [part.path.name for part in found.parts])
     if found.kind == "olmo-core" and not (found.root / ".metadata.json").is_file():
         warning = Diagnostic(
             "incomplete-dcp",

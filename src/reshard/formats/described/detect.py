@@ -7,6 +7,6 @@ from pathlib import Path
 
 def detect(path: Path) -> bool:
     """Whether it has the files of a description; that of any torch file is another format."""
-    from reshard.formats.described.shipped import find_descriptions
+    from reshard.formats.described.places import has_described
 
-    return path.is_dir() and bool(find_descriptions(path))
+    return path.is_dir() and has_described(path)

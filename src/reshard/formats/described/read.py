@@ -61,20 +61,21 @@ def read_described(
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
-    """The catalog of a folder through the description of ours that fits.
+    """The catalog of a folder, or of a step of a run, through the description of ours that fits.
 
-    Raises: what `read_described` raises.
+    Raises: what `find_place` and `read_described` raise.
     """
+    from reshard.formats.described.places import find_place
     from reshard.formats.described.shipped import find_descriptions
 
+    path = find_place(path, step)
     found = find_descriptions(path)
-    assert found, "that is how it was known"
     *others, last = found
     for item in others:  # such as are cut in another way
         try:
-            catalog = read_described(item.layout, item.text, path, step=step)
+            catalog = read_described(item.layout, item.text, path)
             bind(item.layout, catalog)
         except ReshardError:
             continue
         return catalog
-    return read_described(last.layout, last.text, path, step=step)
+    return read_described(last.layout, last.text, path)

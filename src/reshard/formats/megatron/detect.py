@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from reshard.errors import source_error
-from reshard.formats.step_parts import TRACKER, is_tracked_by_another
+from reshard.formats.steps import TRACKER, is_tracked_by_another
 from reshard.storage.regular_file import read_note
 
 WEIGHTS = "weights"

@@ -9,7 +9,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.ranks import Ranks
-from reshard.formats.step_parts import TRACKER
+from reshard.formats.steps import TRACKER
 from reshard.storage.regular_file import read_note
 
 _ITERATION = re.compile(r"iter_(\d{7,})$")

@@ -23,7 +23,7 @@ from reshard.formats.megatron.write_options import DIST, WriteOptions, write_opt
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
 from reshard.formats.megatron.write_warnings import dist_warnings, remainder_warnings
-from reshard.formats.step_parts import TRACKER
+from reshard.formats.steps import TRACKER
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import ArraySpec

@@ -24,7 +24,7 @@ from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_o
 from reshard.formats.megatron.write_resume import Resume, resume_of
 from reshard.formats.megatron.write_scheduler import scheduler
 from reshard.formats.megatron.write_warnings import legacy_warnings, remainder_warnings
-from reshard.formats.step_parts import TRACKER
+from reshard.formats.steps import TRACKER
 from reshard.language.expression import known_value
 from reshard.language.layout import Split
 from reshard.plan.arrangement import Arrangement, Bound

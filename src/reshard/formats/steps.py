@@ -1,0 +1,129 @@
+"""The folders of the steps of a run, and steps whose parts are checkpoints of their own.
+
+Source: ByteCheckpoint checkpointer/base_checkpointer.py; NeMo-Automodel components/checkpoint/
+checkpointing.py; slime backends/fsdp_utils/checkpoint.py; verl utils/checkpoint/
+checkpoint_manager.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from reshard.errors import ReshardError, source_error
+from reshard.storage.regular_file import read_note
+
+MODELS = ("model", "weights")
+"""What the folder of the model is called."""
+
+OPTIMIZERS = ("optim", "optimizer")
+"""What the folder of the optimizer is called."""
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""The file with the number of the last step: Megatron's, and of those who took its name over."""
+
+_LATEST = "LATEST"
+"""A link to the folder of the last step, as NeMo-Automodel makes it."""
+
+_NUMBER = re.compile(
+    r"(?:.*(?:step|iter|iteration|epoch|checkpoint|ckpt|save)[-_.=]?)?(\d+)(?:\.ckpt)?", re.I
+)
+"""Names of the folders of steps: a number, or one behind a word for what it counts."""
+
+
+def step_number(name: str) -> int | None:
+    """The number of the step that a folder is named after."""
+    found = _NUMBER.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def find_steps(run: Path, is_one: Callable[[Path], bool]) -> dict[str, int]:
+    """The folders of the steps of a run with their numbers, in ascending order.
+
+    Args:  is_one: whether a folder is a checkpoint.
+    """
+    numbers = {item: step_number(item.name) for item in run.iterdir()}
+    found = {
+        item.name: number
+        for item, number in numbers.items()
+        if number is not None and item.is_dir() and is_one(item)
+    }
+    return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
+
+
+def choose_step(run: Path, known: Mapping[str, int], step: str | None) -> str:
+    """The folder of one of the steps of a run.
+
+    Args:  known: as of `find_steps`.  step: a name, or the number in it; the one that the run says
+           is its last by default, or else the one with the highest number.
+    Raises: ReshardError[unknown-step].
+    """
+    wanted = step if step is not None else last_step(run, known)
+    chosen = [name for name in known if wanted is None or _is_step(name, wanted)]
+    if not chosen:
+        raise source_error(
+            "unknown-step",
+            f"{run} has no step `{wanted}`",
+            notes=[f"steps: {', '.join(f'`{name}`' for name in known) or 'none'}"],
+            helps=["give the name of one of these folders, or the number at its end"],
+        )
+    return chosen[-1]
+
+
+def last_step(run: Path, known: Mapping[str, int]) -> str | None:
+    """The step that a run says is its last, if it is one of those that are known."""
+    link = run / _LATEST
+    if link.is_symlink() and Path(os.readlink(link)).name in known:
+        return Path(os.readlink(link)).name
+    noted = read_note(run / TRACKER) if (run / TRACKER).is_file() else ""
+    return noted if any(_is_step(name, noted) for name in known) else None
+
+
+def refuse_another(path: Path, step: str | None) -> None:
+    """Refuse a step that the folder of a step is not of.
+
+    Raises: ReshardError[unknown-step].
+    """
+    if step is not None and not _is_step(path.name, step):
+        raise source_error(
+            "unknown-step",
+            f"{path} is the folder of `{path.name}`, not of step `{step}`",
+            helps=["give the folder above it, or leave `--step` out"],
+        )
+
+
+def _is_step(name: str, step: str) -> bool:
+    """Whether a folder is that of a step, by its name or by the number in it."""
+    is_number = step.isascii() and step.isdecimal()
+    return step == name or (is_number and step_number(name) == int(step))
+
+
+def several_models(root: Path, folders: list[str]) -> ReshardError:
+    """The error for a step with more than one model, or more than one optimizer."""
+    return source_error(
+        "several-models",
+        f"{root} holds several models or optimizers",
+        notes=[f"folders: {', '.join(f'`{name}`' for name in folders)}"],
+        helps=["give one of these folders"],
+    )
+
+
+def is_of_parts(folder: Path) -> bool:
+    """Whether a step has a folder of its own for its model, or for its optimizer, with `.metadata`.
+
+    Megatron's `weights` of NeMo have a `metadata.json` besides.
+    """
+    return any(
+        (folder / name / ".metadata").is_file() and not (folder / name / "metadata.json").exists()
+        for name in (*MODELS, *OPTIMIZERS)
+    )
+
+
+def is_tracked_by_another(run: Path) -> bool:
+    """Whether the tracker of a run stands next to steps that are not Megatron's."""
+    steps = [item for item in run.glob("iter_*") if item.is_dir()]
+    if steps:
+        return all(is_of_parts(step) for step in steps)
+    return next(run.glob("global_step_*/"), None) is not None
