@@ -185,6 +185,15 @@ def _check_partitions(scope: Scope, block: tree.LayoutBlock) -> None:
             continue
         scope.check_mesh_axis(item.over.text, item.over.span)
         check_constant(scope.faults, item.align, "the alignment", int, least=1)
+        if item.align is not None and item.kind != "buffer":
+            scope.faults.add(
+                "not-obeyed",
+                f"nothing obeys `align` in a partition as `{item.kind}`",
+                item.align.span,
+                "has no effect",
+                notes=["it rounds up the length of one buffer that holds all tensors of a group"],
+                helps=["write `as buffer align ...`, or remove it"],
+            )
         for word in item.states:
             if word.text in states:
                 scope.faults.add(

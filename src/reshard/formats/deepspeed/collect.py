@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from reshard.errors import Diagnostic, ReshardError
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.deepspeed.expert_weights import (
     expert_modules,
     fused_weights,
@@ -22,12 +22,12 @@ from reshard.formats.deepspeed.experts import (
     with_expert,
 )
 from reshard.formats.deepspeed.grid import missing_files
+from reshard.formats.deepspeed.groups import StoredGroup
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.partitions import FlatGroup, no_shapes
+from reshard.formats.deepspeed.optimizer_file import MASTER, Shard
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
 from reshard.formats.deepspeed.replicas import check_tied
-from reshard.formats.deepspeed.shard import MASTER
 from reshard.formats.deepspeed.source import Source, is_data_first
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
@@ -135,7 +135,7 @@ def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
         for member in members:
             place: Coord = (*coord, (source.ep_axis(ep), member.ep_rank)) if shared else coord
             own = [source.shards[dp, mp_rank].groups[index] for dp in member.dp_ranks]
-            found = FlatGroup(
+            found = StoredGroup(
                 index,
                 shapes,
                 own,
@@ -158,8 +158,22 @@ def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
 def _shapes(source: Source, model: ModelFile, mp_rank: int) -> tuple[Shapes, ...]:
     shard = source.shards[0, mp_rank]
     if model.param_shapes is None or len(model.param_shapes) != len(shard.groups):
-        raise no_shapes(model, shard)
+        raise _no_shapes(model, shard)
     return model.param_shapes
+
+
+def _no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
+    """The error for a model file that does not name the parameters of the flat groups."""
+    found = model.param_shapes
+    said = "there are no `param_shapes`"
+    if found is not None:
+        said = f"groups in its `param_shapes`: {len(found)}"
+    return source_error(
+        "missing-param-shapes",
+        f"{model.file} does not say which parameters {shard.file} holds",
+        notes=[said, f"groups in the optimizer file: {len(shard.groups)}"],
+        helps=["the files may be of different runs, or were written by DeepSpeed before 0.3.16"],
+    )
 
 
 def _sharing(source: Source, mp_rank: int, index: int, ep: int) -> tuple[ExpertRanks, ...]:

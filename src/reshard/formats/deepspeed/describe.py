@@ -9,8 +9,8 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.deepspeed.boxes import whole_tensors
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.experts import local_expert
+from reshard.formats.deepspeed.groups import ranks_disagree
 from reshard.formats.deepspeed.layout_text import LocalIndex, layout_text
-from reshard.formats.deepspeed.partitions import ranks_disagree
 from reshard.formats.deepspeed.replicas import Verdict, compare_copies
 from reshard.formats.deepspeed.rule import COPIED
 from reshard.formats.deepspeed.source import Source

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from reshard.formats.deepspeed.folder import Rank
 from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.shard import Shard
+from reshard.formats.deepspeed.optimizer_file import Shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer
 from reshard.storage.kept import fingerprint
 
@@ -37,9 +37,7 @@ def group_nodes(
     """Param groups of one mp rank's optimizer; None where it does not tell them."""
     shard = shards.get((0, mp_rank))
     if shard is not None:
-        key = "optimizer_state_dict" if shard.stage == 3 else "base_optimizer_state"
-        base = shard.optimizer.at(key)
-        return None if isinstance(base.value, list) else list(base.at("param_groups").items())
+        return shard.param_groups
     optimizer = plain.get((0, mp_rank))
     return [] if optimizer is None else list(optimizer.inner.at("param_groups").items())
 

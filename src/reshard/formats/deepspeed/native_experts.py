@@ -11,9 +11,9 @@ from math import prod
 from reshard.algebra.flat import cut
 from reshard.errors import target_error
 from reshard.formats.deepspeed.autoep_layers import described_layers, expert_ranks
+from reshard.formats.deepspeed.groups import FlatGroup
 from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.local_names import expert_axis
-from reshard.formats.deepspeed.native_groups import FlatGroup
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement
@@ -133,7 +133,7 @@ class Experts:
             out["universal_checkpoint_info"] = {**info, "ds_autoep_layers": own}
         return out
 
-    def partition_groups(self, groups: tuple[FlatGroup, ...], dp_rank: int) -> dict[str, object]:
+    def partition_groups(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
         """What an optimizer file of stage 3 says about who shares each sub-group.
 
         Source: DeepSpeed 0.19.8 runtime/zero/stage3.py `_zero3_partition_group_metadata`.
@@ -142,14 +142,14 @@ class Experts:
             return {}
         out = []
         for number, group in enumerate(groups):
-            expert = group.tensors[0].whole in self._fused
+            expert = next(iter(group.shapes)) in self._fused
             family = "autoep_expert" if expert else "replicated"
             name = f"ep_size_{self._options.ep}" if expert else "replicated"
             out.append(
                 {
                     "sub_group": number,
                     "partition_count": len(group.members),
-                    "partition_rank": group.members.index(dp_rank),
+                    "partition_rank": group.partition(dp_rank),
                     "partition_ranks": list(group.members),
                     "families": [family],
                     "group_names": [name],

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from reshard.algebra.flat import cut
+from reshard.algebra.partition import Each, spread
 from reshard.dtypes import DType
+from reshard.formats.deepspeed.groups import FlatGroup
 from reshard.formats.deepspeed.inventory import Inventory
-from reshard.formats.deepspeed.native_groups import FlatGroup
+from reshard.formats.deepspeed.native_optimizer import placed
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume, with_own
 from reshard.plan.arrangement import Arrangement
@@ -122,12 +123,9 @@ class ModelFiles:
         if self.options.zero < 3:
             return self.weights(tensor)
         state, dtype = self._source(tensor.whole)
-        own = -(-prod(tensor.shape) // self.options.dp)
-        start = dp_rank * own
+        cut = spread(Each(), [tensor.shape], self.options.dp)
         segments = tuple(
-            (key, held.shift(-start))
-            for key, piece in tensor.segments
-            for held in cut(piece, start, start + own)
+            item for share in cut.by_rank[dp_rank] for item in placed(tensor.segments, share)
         )
         label = f"{tensor.name} for dp={dp_rank}"
-        return self.output.tensor(ArraySpec(label, state, dtype, own, segments))
+        return self.output.tensor(ArraySpec(label, state, dtype, cut.lengths[dp_rank], segments))

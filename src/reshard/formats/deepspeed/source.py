@@ -24,8 +24,7 @@ from reshard.formats.deepspeed.grid import Grid, by_data_rank, find_grid, has_se
 from reshard.formats.deepspeed.group_numbers import number_groups
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.shard import Shard
-from reshard.formats.deepspeed.shards import read_shards
+from reshard.formats.deepspeed.optimizer_file import Shard, read_shards
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
 
 
@@ -269,7 +268,9 @@ def _expert_sizes(
                 [f"{shard.file} does not tell which ranks share it"],
             )
         count = shard.groups[index].count
-        size = grid.dp // count if count else named_size(_group(shard, index))
+        groups = shard.param_groups
+        named = None if groups is None else named_size(groups[index])
+        size = grid.dp // count if count else named
         if size is None:
             raise unsupported_experts(
                 f"group {index} has experts, and nothing tells which ranks share them",
@@ -282,13 +283,6 @@ def _expert_sizes(
         if len(expert_ranks) > 1:
             sizes["files `expp_rank_*`"] = len(expert_ranks)
     return largest_size(sizes), modules
-
-
-def _group(shard: Shard, index: int) -> Node | None:
-    base = shard.optimizer.get("base_optimizer_state")
-    if base is None or isinstance(base.value, list):
-        return None
-    return base.at("param_groups").item(index)
 
 
 def is_data_first(source: Source) -> bool:

@@ -15,8 +15,8 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.numbering import ambiguous_ids, assign
+from reshard.formats.deepspeed.optimizer_file import MASTER
 from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.shard import MASTER
 from reshard.formats.deepspeed.weights import tensor_of
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.run.rounding import PROBED, rounds_to

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
+from reshard.algebra.partition import Each, spread
 from reshard.dtypes import DType
 from reshard.errors import source_error
-from reshard.formats.deepspeed.flat import each_numel, each_runs
+from reshard.formats.deepspeed.groups import share_of
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
@@ -109,8 +110,9 @@ def _frozen(
     models: Sequence[ModelFile], name: str, shape: tuple[int, ...], coord: Coord
 ) -> LocalTensor:
     numel, count = prod(shape), len(models)
-    own = each_numel(numel, count)
-    refs = []
+    cut = spread(Each(), [shape], count)
+    own = cut.lengths[0]
+    refs: list[TensorRef] = []
     for model in models:
         ref = (model.frozen_fragments or {}).get(name)
         if ref is None or ref.numel != own or not ref.is_contiguous:
@@ -124,17 +126,9 @@ def _frozen(
                 helps=["the model files may be of different runs"],
             )
         refs.append(ref)
-    dtype = refs[0].dtype
-    fragments = tuple(
-        Fragment(
-            run.start,
-            run.numel,
-            models[run.partition].file,
-            refs[run.partition].byte_offset + run.offset * dtype.itemsize,
-        )
-        for run in each_runs(0, numel, count)
-    )
-    return LocalTensor(name, PARAM, coord, shape, dtype, fragments)
+    files = [model.file for model in models]
+    fragments = tuple(share_of(share, refs, files) for share in cut.shares)
+    return LocalTensor(name, PARAM, coord, shape, refs[0].dtype, fragments)
 
 
 def compute_dtype(models: Iterable[ModelFile]) -> DType | None:

@@ -13,9 +13,8 @@ from reshard.formats.deepspeed.inventory import Inventory, take_inventory
 from reshard.formats.deepspeed.local_names import refuse_several_sizes
 from reshard.formats.deepspeed.native_checks import check_native, native_warnings
 from reshard.formats.deepspeed.native_experts import Experts
-from reshard.formats.deepspeed.native_groups import flat_groups
 from reshard.formats.deepspeed.native_model import ModelFiles
-from reshard.formats.deepspeed.native_optimizer import OptimizerFiles
+from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_groups
 from reshard.formats.deepspeed.native_options import NativeOptions, native_options
 from reshard.formats.deepspeed.native_pipeline import layer_files
 from reshard.formats.deepspeed.resume import Resume, resume_of
@@ -109,7 +108,7 @@ class _Run:
     def _mp_rank(self, mp_rank: int, held: Sequence[Mapping[str, LaidTensor]]) -> None:
         options = self._options
         groups = [
-            flat_groups(self._resume.groups, own, self._inventory, options, ep)
+            written_groups(own, self._inventory, self._resume, options, ep)
             for ep, own in enumerate(held)
         ]
         mp = f"mp_rank_{mp_rank:02d}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reshard.algebra.partition import Buffer, Each, Rows, Rule
 from reshard.errors import Label, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout, PartitionRule
@@ -18,13 +19,15 @@ def rule_of(layout: Layout, state: str) -> PartitionRule | None:
     return rules.get(state) or (rules.get(ALL) if state != "param" else None)
 
 
-def alignment(rule: PartitionRule, mesh: Mapping[str, int], ranks: int) -> int:
-    """The number of elements that the length of a buffer is a multiple of.
+def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int) -> Rule:
+    """The rule of the algebra for a line of a layout; without a line, one rank has a plain buffer.
 
-    Raises: ReshardError[share-mismatch] for one that is not shared by all ranks alike.
+    Raises: ReshardError[share-mismatch] for an alignment that is not shared by all ranks alike.
     """
-    if rule.align is None:
-        return ranks
+    if rule is not None and rule.kind != "buffer":
+        return Each() if rule.kind == "each" else Rows()
+    if rule is None or rule.align is None:
+        return Buffer()
     value = evaluate(rule.align, dict(mesh))
     align = value if isinstance(value, int) else 0
     if align < 1 or align % ranks:
@@ -35,4 +38,4 @@ def alignment(rule: PartitionRule, mesh: Mapping[str, int], ranks: int) -> int:
             helps=[f"write a multiple of `{rule.over}`: `align 2 * {rule.over}`"],
             primary=None if rule.span is None else Label(rule.span, f"{align} elements"),
         )
-    return align
+    return Buffer(align)

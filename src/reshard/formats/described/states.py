@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.algebra.partition import spread
+from reshard.algebra.partition import Each, spread
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.described.faults import (
     bad_shard,
@@ -19,7 +19,7 @@ from reshard.formats.described.faults import (
 )
 from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
 from reshard.formats.described.names import Unwrapped
-from reshard.formats.described.sharing import ALL, alignment, rule_of
+from reshard.formats.described.sharing import ALL, rule_of, sharing_rule
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensors
@@ -280,8 +280,8 @@ class _Together:
     ) -> None:
         """The tensors whose elements ranks share; shares that are not as long as they must be are
         refused."""
-        align = alignment(rule, self._mesh, len(parts))
-        cut = spread(rule.kind, [shape for _, shape in members], len(parts), align)
+        how = sharing_rule(rule, self._mesh, len(parts))
+        cut = spread(how, [shape for _, shape in members], len(parts))
         refs = [leaf.value for leaf in parts]
         for leaf, ref, length in zip(parts, refs, cut.lengths, strict=True):
             numel = ref.numel if isinstance(ref, TensorRef) else -1
@@ -378,7 +378,7 @@ class _Together:
         if rule is None:
             return parameters
         ranks = self._mesh[rule.over]
-        return [(n, (spread("each", [s], ranks).lengths[0],)) for n, s in parameters]
+        return [(n, (spread(Each(), [s], ranks).lengths[0],)) for n, s in parameters]
 
     def _in_order(
         self, parameters: list[tuple[str, Shape]]

@@ -9,7 +9,7 @@ from reshard.algebra.flat import cut
 from reshard.algebra.partition import Share, spread
 from reshard.algebra.piece import Piece
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
-from reshard.formats.described.sharing import alignment, rule_of
+from reshard.formats.described.sharing import rule_of, sharing_rule
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
@@ -152,10 +152,9 @@ class WrittenStates:
     def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> NewTensor:
         """A rank's part of one tensor."""
         ranks, rank = self._mesh[rule.over], int(at[rule.over])
-        cuts = spread(rule.kind, [local.shape], ranks, alignment(rule, self._mesh, ranks))
+        cuts = spread(sharing_rule(rule, self._mesh, ranks), [local.shape], ranks)
         length = cuts.lengths[rank]
-        mine = [share for share in cuts.shares if share.rank == rank]
-        segments = _shared(local.segments[whole.state], mine)
+        segments = _shared(local.segments[whole.state], cuts.by_rank[rank])
         shape: tuple[int, ...] = (length,)
         if rule.kind == "rows":
             row = prod(local.shape[1:])
@@ -192,13 +191,11 @@ class WrittenStates:
         ranks = 1 if rule is None else self._mesh[rule.over]
         rank = 0 if rule is None else int(at[rule.over])
         shapes = [local.shape for _, local in members]
-        align = 1 if rule is None else alignment(rule, self._mesh, ranks)
-        cuts = spread("buffer" if rule is None else rule.kind, shapes, ranks, align)
+        cuts = spread(sharing_rule(rule, self._mesh, ranks), shapes, ranks)
         held: list[tuple[str, Piece]] = []
-        for share in cuts.shares:
-            if share.rank == rank:
-                _, local = members[share.tensor]
-                held += _shared(local.segments[state], [share])
+        for share in cuts.by_rank[rank]:
+            _, local = members[share.tensor]
+            held += _shared(local.segments[state], [share])
         length = cuts.lengths[rank]
         label = f"{state} of group {group}"
         return self._tensor(ArraySpec(label, state, first.dtype, length, tuple(held), (length,)))

@@ -1,4 +1,4 @@
-"""From the partitions of all data-parallel ranks to whole local tensors."""
+"""Flat groups: the parameters of one param group as data-parallel ranks share them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,75 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from reshard.algebra.partition import Buffer, Each, Partition, Share, round_robin, spread
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.flat import (
-    Run,
-    buffer_offsets,
-    buffer_runs,
-    each_numel,
-    each_runs,
-)
-from reshard.formats.deepspeed.model_file import ModelFile, Shapes
+from reshard.formats.deepspeed.model_file import Shapes
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.shard import GroupShard, Shard, sort_states
+from reshard.formats.deepspeed.optimizer_file import GroupShard, sort_states
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
+
+
+@dataclass(frozen=True, slots=True)
+class FlatGroup:
+    """A param group, or at stage 3 a sub-group of one, on the ranks that share it.
+
+    Args:  index: which of the optimizer's groups.  shapes: by name, in the order of the buffer.
+           members: data-parallel ranks, by partition.  gaps: elements left free behind each
+           parameter.  cut: which elements each partition has.
+    """
+
+    index: int
+    shapes: Shapes
+    members: Sequence[int]
+    gaps: tuple[int, ...]
+    cut: Partition
+
+    @property
+    def used(self) -> int:
+        """Elements of a buffer without the padding at its end."""
+        return _used(self.shapes, self.gaps)
+
+    def partition(self, dp_rank: int) -> int:
+        """Which partition a data-parallel rank has."""
+        return self.members.index(dp_rank)
+
+    def padding(self, dp_rank: int) -> int:
+        """Elements at the end of a rank's share that belong to no parameter."""
+        return self.cut.paddings(self.used)[self.partition(dp_rank)]
+
+    def slices(self, partition: int) -> dict[str, tuple[int, int]]:
+        """By name of a parameter that a partition has some of: where they start, and how many."""
+        names = list(self.shapes)
+        return {names[s.tensor]: (s.offset, s.numel) for s in self.cut.by_rank[partition]}
+
+    def touched(self, partition: int) -> list[int]:
+        """Positions of the parameters that a partition has some of."""
+        return list(dict.fromkeys(share.tensor for share in self.cut.by_rank[partition]))
+
+
+def flat_group(
+    stage: int,
+    index: int,
+    shapes: Shapes,
+    members: Sequence[int],
+    gaps: tuple[int, ...] = (),
+    align: int = 1,
+) -> FlatGroup:
+    """A group as a ZeRO stage shares it.
+
+    Args:  align: what the length of a buffer of stages 1 and 2 is a multiple of.
+    """
+    rule = Each() if stage == 3 else Buffer(align, gaps)
+    partition = spread(rule, list(shapes.values()), len(members))
+    return FlatGroup(index, shapes, members, gaps or (0,) * len(shapes), partition)
+
+
+def _used(shapes: Shapes, gaps: Sequence[int]) -> int:
+    return sum(prod(shape) for shape in shapes.values()) + sum(gaps[:-1])
+
+
+# Reading.
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +91,11 @@ class ReadGroup:
 
 
 @dataclass(frozen=True, slots=True)
-class FlatGroup:
+class StoredGroup:
     """One flat group on one coordinate, with the partitions of all ranks that share it.
 
     Args:  index: of the group, for messages.  shapes: of its parameters, in buffer order.
-           shards: by partition.  dp_ranks: by partition, whose it is.  stage: ZeRO stage.
+           shards: by partition.  members: by partition, whose it is.  stage: ZeRO stage.
            told_by: the file that names the parameters.
            round_robin: whether gradients were reduced round robin, where the writer misnotes its
                  own slices; None where the files do not tell.
@@ -48,7 +104,7 @@ class FlatGroup:
     index: int
     shapes: Shapes
     shards: Sequence[GroupShard]
-    dp_ranks: Sequence[int]
+    members: Sequence[int]
     coord: Coord
     stage: int
     told_by: str
@@ -59,13 +115,16 @@ class FlatGroup:
 
         Raises: ReshardError[partition-mismatch | ranks-disagree | mixed-runs].
         """
-        places = list(self._runs_each() if self.stage == 3 else self._runs_buffer())
+        group = self._group()
+        order = tuple(self.shapes) if self.stage == 3 else self._order(group)
         self._check_count()
-        touched = [0] * len(self.shards)
-        for shape, runs in zip(self.shapes.values(), places, strict=True):
-            for partition in {run.partition for run in runs if run.numel}:
-                touched[partition] += prod(shape)
+        numels = [prod(shape) for shape in self.shapes.values()]
+        touched = [
+            sum(numels[tensor] for tensor in group.touched(partition))
+            for partition in range(len(self.shards))
+        ]
         states = sort_states(self.shards, self._numel, touched, self._disagree)
+        places = group.cut.by_tensor(len(numels))
         tensors = [
             *self._elements(states.elements, places),
             *self._wholes(states.wholes, places),
@@ -75,7 +134,7 @@ class FlatGroup:
                 for name in self.shapes
             ),
         ]
-        return ReadGroup(tuple(tensors), states.kept, self._order(places))
+        return ReadGroup(tuple(tensors), states.kept, order)
 
     @property
     def _numel(self) -> int:
@@ -83,28 +142,19 @@ class FlatGroup:
         return self.shards[0].partition_numel
 
     def _elements(
-        self, states: Mapping[str, Sequence[TensorRef]], places: Sequence[tuple[Run, ...]]
+        self, states: Mapping[str, Sequence[TensorRef]], places: Sequence[Sequence[Share]]
     ) -> Iterator[LocalTensor]:
         """States of which every rank holds what belongs to its own elements."""
         for state, refs in states.items():
             self._check_alike(state, refs)
-            itemsize = refs[0].dtype.itemsize
+            dtype = refs[0].dtype
             files = [shard.file for shard in self.shards]
-            bases = [ref.byte_offset for ref in refs]
-            for (name, shape), runs in zip(self.shapes.items(), places, strict=True):
-                fragments = tuple(
-                    Fragment(
-                        run.start,
-                        run.numel,
-                        files[run.partition],
-                        bases[run.partition] + run.offset * itemsize,
-                    )
-                    for run in runs
-                )
-                yield LocalTensor(name, state, self.coord, shape, refs[0].dtype, fragments)
+            for (name, shape), shares in zip(self.shapes.items(), places, strict=True):
+                fragments = tuple(share_of(share, refs, files) for share in shares)
+                yield LocalTensor(name, state, self.coord, shape, dtype, fragments)
 
     def _wholes(
-        self, states: Mapping[str, Sequence[TensorRef | None]], places: Sequence[tuple[Run, ...]]
+        self, states: Mapping[str, Sequence[TensorRef | None]], places: Sequence[Sequence[Share]]
     ) -> Iterator[LocalTensor]:
         """States of which a rank holds all of every parameter in its partition, one by one.
 
@@ -113,8 +163,8 @@ class FlatGroup:
         for state, refs in states.items():
             self._check_alike(state, [ref for ref in refs if ref is not None])
             offsets = [0] * len(self.shards)
-            for (name, shape), runs in zip(self.shapes.items(), places, strict=True):
-                holders = sorted({run.partition for run in runs if run.numel})
+            for (name, shape), shares in zip(self.shapes.items(), places, strict=True):
+                holders = sorted({share.rank for share in shares})
                 for partition in holders:
                     ref = refs[partition]
                     assert ref is not None
@@ -122,27 +172,29 @@ class FlatGroup:
                     offsets[partition] += prod(shape)
                     coord = self.coord
                     if len(holders) > 1:  # copies, which must agree
-                        coord = (*coord, ("dp", self.dp_ranks[partition]))
+                        coord = (*coord, ("dp", self.members[partition]))
                     whole = Fragment(0, prod(shape), self.shards[partition].file, at)
                     yield LocalTensor(name, state, coord, shape, ref.dtype, (whole,))
 
-    def _order(self, places: Sequence[tuple[Run, ...]]) -> tuple[str, ...]:
-        """Names in the order of the optimizer, where the buffer may have them round robin."""
-        names = tuple(self.shapes)
-        if self.stage == 3 or self.round_robin is False:
-            return names
-        if self.round_robin or not self._slices_hold(names, places):
-            return written_order(names, len(self.shards))
-        return names
-
     # Where the elements are.
 
-    def _runs_buffer(self) -> Iterator[tuple[Run, ...]]:
-        numels = [prod(shape) for shape in self.shapes.values()]
+    def _group(self) -> FlatGroup:
+        """The group, whose partitions must have the lengths that are stored."""
+        if self.stage == 3:
+            group = flat_group(3, self.index, self.shapes, self.members)
+            held = group.cut.lengths[0]
+            for shard in self.shards:
+                if shard.partition_numel != held:
+                    raise self._mismatch(
+                        f"{held} elements for each of {len(self.shards)} ranks, "
+                        f"and {shard.partition_numel} there",
+                        shard.file,
+                    )
+            return group
         gaps = self.shards[0].gaps
-        if gaps is not None and len(gaps) != len(numels):
+        if gaps is not None and len(gaps) != len(self.shapes):
             raise self._mismatch(
-                f"{len(gaps)} gaps between {len(numels)} parameters", self.shards[0].file
+                f"{len(gaps)} gaps between {len(self.shapes)} parameters", self.shards[0].file
             )
         own = self._numel
         for shard in self.shards:
@@ -153,91 +205,77 @@ class FlatGroup:
                     f"{shard.partition_numel} elements",
                     shard.file,
                 )
-        offsets, end = buffer_offsets(numels, gaps)
-        left = own * len(self.shards) - end
+        room, used = own * len(self.shards), _used(self.shapes, gaps or ())
         padding = sum(shard.padding for shard in self.shards)
-        if left != padding:
+        if room - used != padding or room < used:
             raise self._mismatch(
-                f"{end} elements of parameters and {padding} of padding, where "
-                f"{len(self.shards)} partitions hold {own * len(self.shards)}",
+                f"{used} elements of parameters and {padding} of padding, where "
+                f"{len(self.shards)} partitions hold {room}",
                 self.shards[-1].file,
             )
-        runs = [tuple(buffer_runs(a, n, own)) for a, n in zip(offsets, numels, strict=True)]
-        if self.round_robin is False or (self.round_robin is None and not self._is_turned(runs)):
-            self._check_slices(runs)
-        yield from runs
-
-    def _is_turned(self, runs: Sequence[tuple[Run, ...]]) -> bool:
-        """Whether the writer's slices are those of the order before it was made round robin."""
-        if self._slices_hold(tuple(self.shapes), runs):
-            return False
-        names = written_order(tuple(self.shapes), len(self.shards))
-        offsets, _ = buffer_offsets([prod(self.shapes[name]) for name in names], None)
-        turned = [
-            tuple(buffer_runs(at, prod(self.shapes[name]), self._numel))
-            for at, name in zip(offsets, names, strict=True)
-        ]
-        return self._slices_hold(names, turned)
-
-    def _slices_hold(self, names: Sequence[str], runs: Sequence[tuple[Run, ...]]) -> bool:
-        """Whether all parameters lie where the writer says that its slices are."""
-        said = [shard.slices for shard in self.shards]
-        return all(
-            own is None or own.get(name, (run.offset, run.numel)) == (run.offset, run.numel)
-            for name, places in zip(names, runs, strict=True)
-            for run in places
-            for own in (said[run.partition],)
+        return flat_group(
+            self.stage, self.index, self.shapes, self.members, gaps or (), max(1, room)
         )
 
-    def _runs_each(self) -> Iterator[tuple[Run, ...]]:
-        count = len(self.shards)
-        numels = [prod(shape) for shape in self.shapes.values()]
-        held = sum(each_numel(numel, count) for numel in numels)
-        for shard in self.shards:
-            if shard.partition_numel != held:
-                raise self._mismatch(
-                    f"{held} elements for each of {count} ranks, and {shard.partition_numel} there",
-                    shard.file,
-                )
-        offset = 0
-        for numel in numels:
-            yield tuple(each_runs(offset, numel, count))
-            offset += each_numel(numel, count)
+    def _order(self, group: FlatGroup) -> tuple[str, ...]:
+        """Names in the order of the optimizer, where the buffer may have them round robin.
 
-    def _check_slices(self, runs: Sequence[tuple[Run, ...]]) -> None:
+        A writer that does so notes its own slices as if they were in that order.
+        """
+        names = tuple(self.shapes)
+        turn = round_robin(len(names), len(self.shards))
+        turned = tuple(name for _, name in sorted(zip(turn, names, strict=True)))
+        is_plain = self.round_robin is False or (
+            self.round_robin is None and self._slices_hold(group)
+        )
+        if not is_plain and (
+            self.round_robin
+            or self._slices_hold(
+                flat_group(
+                    self.stage,
+                    self.index,
+                    {name: self.shapes[name] for name in turned},
+                    self.members,
+                    align=max(1, self._numel * len(self.shards)),
+                )
+            )
+        ):
+            return turned
+        self._check_slices(group)
+        return names
+
+    def _slices_hold(self, group: FlatGroup) -> bool:
+        """Whether all parameters lie where the writer says that its slices are."""
+        return all(
+            shard.slices is None or shard.slices.get(name, place) == place
+            for partition, shard in enumerate(self.shards)
+            for name, place in group.slices(partition).items()
+        )
+
+    def _check_slices(self, group: FlatGroup) -> None:
         """Compare with the addresses that the writer noted of its own partition."""
-        for name, own in zip(self.shapes, runs, strict=True):
-            for run in own:
-                shard = self.shards[run.partition]
+        for partition, shard in enumerate(self.shards):
+            for name, (start, numel) in group.slices(partition).items():
                 said = None if shard.slices is None else shard.slices.get(name)
-                if said is not None and said != (run.offset, run.numel):
+                if said is not None and said != (start, numel):
                     raise source_error(
                         "partition-mismatch",
                         f"`{name}` does not lie where its writer says",
                         notes=[
-                            f"elements {run.offset} to {run.offset + run.numel} of its partition "
+                            f"elements {start} to {start + numel} of its partition "
                             f"of group {self.index}, by `param_shapes` in {self.told_by}",
                             f"elements {said[0]} to {said[0] + said[1]}, by `param_slice_mappings` "
                             f"in {shard.file}",
                         ],
                         helps=["the model file and the optimizer files may be of different runs"],
                     )
-
         for partition, shard in enumerate(self.shards):
-            self._check_slice_names(partition, shard, runs)
+            if shard.slices:
+                self._check_slice_names(partition, shard, set(group.slices(partition)))
 
-    def _check_slice_names(
-        self, partition: int, shard: GroupShard, runs: Sequence[tuple[Run, ...]]
-    ) -> None:
+    def _check_slice_names(self, partition: int, shard: GroupShard, held: set[str]) -> None:
         """Refuse a file that was written by another rank: it holds other parameters."""
-        if not shard.slices:
-            return
-        held = {
-            name
-            for name, own in zip(self.shapes, runs, strict=True)
-            if any(run.partition == partition and run.numel for run in own)
-        }
-        said = {name for name, (_, numel) in shard.slices.items() if numel}
+        said = {name for name, (_, numel) in (shard.slices or {}).items() if numel}
         if held != said:
             foreign, missing = sorted(said - held), sorted(held - said)
             own = f"{shard.file} holds" if foreign else f"{shard.file} does not hold"
@@ -288,14 +326,14 @@ class FlatGroup:
         )
 
 
-def written_order(names: Sequence[str], count: int) -> tuple[str, ...]:
-    """The optimizer's order of parameters that a buffer of `count` ranks has round robin.
+def share_of(share: Share, refs: Sequence[TensorRef], files: Sequence[str]) -> Fragment:
+    """The elements that a rank's flat array holds of a parameter.
 
-    For D ranks the buffer holds the parameters 0, D, 2D, ..., then 1, D + 1, ..., and so on.
-    Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_round_robin_reorder`.
+    Args:  refs, files: the arrays of all ranks, and where they lie.
     """
-    turn = [index for first in range(count) for index in range(first, len(names), count)]
-    return tuple(name for _, name in sorted(zip(turn, names, strict=True)))
+    ref = refs[share.rank]
+    at = ref.byte_offset + share.offset * ref.dtype.itemsize
+    return Fragment(share.start, share.numel, files[share.rank], at)
 
 
 def ranks_disagree(what: str, first: str, file: str, second: str, other: str) -> ReshardError:
@@ -305,21 +343,4 @@ def ranks_disagree(what: str, first: str, file: str, second: str, other: str) ->
         f"ranks disagree about {what}: {first}, and {second}",
         notes=[f"{first} in {file}", f"{second} in {other}"],
         helps=["the files may be of different runs or steps; copy those of one"],
-    )
-
-
-def no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
-    """The error for a model file that does not name the parameters of the flat groups."""
-    found = model.param_shapes
-    said = "there are no `param_shapes`"
-    if found is not None:
-        said = f"groups in its `param_shapes`: {len(found)}"
-    return source_error(
-        "missing-param-shapes",
-        f"{model.file} does not say which parameters {shard.file} holds",
-        notes=[
-            said,
-            f"groups in the optimizer file: {len(shard.groups)}",
-        ],
-        helps=["the files may be of different runs, or were written by DeepSpeed before 0.3.16"],
     )

@@ -1,0 +1,328 @@
+"""What one rank's optimizer file holds, in one form for every ZeRO stage.
+
+Source: DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py, runtime/bf16_optimizer.py, and
+runtime/zero/stage3.py `state_dict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from reshard.errors import ReshardError, source_error
+from reshard.formats.deepspeed.files import Files
+from reshard.formats.deepspeed.folder import Folder, Rank
+from reshard.formats.deepspeed.grid import Grid
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.scalar import Scalar, scalar_of
+from reshard.storage.inert import Record
+from reshard.storage.torch_file import TensorRef
+
+MASTER = "master"
+STEP = "step"
+MASTERS = "single_partition_of_fp32_groups"
+MASTERS_ZERO3 = "fp32_flat_groups"
+BASE = "base_optimizer_state"
+BASE_ZERO3 = "optimizer_state_dict"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupShard:
+    """One rank's partition of one flat group (a param group, or a sub-group at stage 3).
+
+    Args:  master: the master weights; with the padding at their end, or without.
+           entries: what the optimizer keeps of the group, by state.
+           padding: elements at the end of the buffer that belong to no parameter, as the rank says.
+           partition_numel: elements of the partition, padding included, as the rank says.
+           count: ranks that the group is partitioned over, None if the file does not tell.
+           gaps: elements between the parameters, one number for each, behind it.
+           slices: name -> (start in the partition, elements), as the writer saw it; wrong for
+                   round-robin gradients.
+           ranks: global ranks that share the group, None if the file does not tell.
+    """
+
+    file: str
+    master: TensorRef
+    entries: Mapping[str, Node]
+    padding: int
+    partition_numel: int
+    count: int | None
+    gaps: tuple[int, ...] | None = None
+    slices: Mapping[str, tuple[int, int]] | None = None
+    ranks: tuple[int, ...] | None = None
+
+    def fits(self, numel: int) -> bool:
+        """Whether the partition is one of so many elements.
+
+        Before 0.19 the last rank alone states the padding of all ranks, which can be more than its
+        partition; it stores what `master[: numel - padding]` leaves of it.
+        """
+        if self.partition_numel == numel:
+            return True
+        return self.padding > numel and self.master.numel == len(
+            range(numel)[: numel - self.padding]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One rank's optimizer file.
+
+    Args:  root: the whole tree.  optimizer: the optimizer's own state_dict within it.
+           stage: ZeRO stage.  groups: by position.
+    """
+
+    root: Node
+    optimizer: Node
+    stage: int
+    groups: tuple[GroupShard, ...]
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return self.root.file
+
+    @property
+    def param_groups(self) -> list[Node] | None:
+        """The groups with their hyper-parameters; None for an elastic checkpoint, without these."""
+        base = base_of(self.optimizer)
+        return None if base is None else list(base.at("param_groups").items())
+
+
+def base_of(optimizer: Node) -> Node | None:
+    """The state dict of torch's optimizer within that of DeepSpeed's; None where it is a list."""
+    base = optimizer.get(BASE) or optimizer.get(BASE_ZERO3)
+    return base if base is not None and isinstance(base.value, dict) else None
+
+
+def read_shards(files: Files, folder: Folder, grid: Grid) -> dict[Rank, Shard]:
+    """Every rank's optimizer file.
+
+    Raises: ReshardError[unknown-zero-stage | mixed-runs | missing-key | unexpected-content].
+    """
+    out: dict[Rank, Shard] = {}
+    for rank, name in folder.optimizers.items():
+        shard = _read_shard(files.root_of(name))
+        stage = grid.stage(rank[1])  # each has an optimizer of its own, and groups
+        first = next((out[known] for known in out if grid.stage(known[1]) == stage), shard)
+        if shard.stage != first.stage or len(shard.groups) != len(first.groups):
+            raise source_error(
+                "mixed-runs",
+                f"{first.file} and {shard.file} are not of one run",
+                notes=[
+                    f"ZeRO stage {first.stage} and {len(first.groups)} groups in the one, "
+                    f"stage {shard.stage} and {len(shard.groups)} groups in the other"
+                ],
+                helps=["copy the files of one run into a folder of their own and convert that"],
+            )
+        out[rank] = shard
+    return out
+
+
+def _read_shard(root: Node) -> Shard:
+    optimizer = root.at("optimizer_state_dict")
+    stated = optimizer.get("zero_stage")
+    unstated = 3 if optimizer.has(MASTERS_ZERO3) else 1  # BF16_Optimizer does not say
+    stage = unstated if stated is None else stated.integer()
+    if stage == 3 and optimizer.has(MASTERS_ZERO3):
+        return Shard(root, optimizer, stage, tuple(_zero3_groups(optimizer)))
+    if stage in (1, 2) and optimizer.has(MASTERS):
+        return Shard(root, optimizer, stage, tuple(_zero12_groups(optimizer)))
+    keys = ", ".join(f"`{key}`" for key in list(optimizer.mapping())[:12])
+    raise source_error(
+        "unknown-zero-stage",
+        f"{root.file} holds optimizer states of ZeRO stage {stage} in an unknown form",
+        notes=[
+            f"its `optimizer_state_dict` has {keys}",
+            f"stages 1 and 2 have `{MASTERS}`, stage 3 `{MASTERS_ZERO3}`",
+        ],
+        helps=["load the checkpoint with its DeepSpeed and save it with a version from 0.4 on"],
+    )
+
+
+def _zero12_groups(optimizer: Node) -> list[GroupShard]:
+    """One rank's partition of every param group."""
+    masters = [item.tensor() for item in optimizer.at(MASTERS).items()]
+    paddings = _numbers(optimizer, "group_paddings", len(masters))
+    counts = _numbers(optimizer, "partition_count", len(masters))
+    gaps = optimizer.get("param_alignment_paddings")
+    slices = optimizer.get("param_slice_mappings")
+    # BF16_Optimizer, which states no stage, keeps the padding behind its master weights.
+    stripped = optimizer.get("zero_stage") is not None
+    groups = []
+    for index, master in enumerate(masters):
+        padding = 0 if paddings is None else paddings[index]
+        groups.append(
+            GroupShard(
+                optimizer.file,
+                master,
+                _zero12_states(optimizer, index),
+                padding,
+                master.numel + (padding if stripped else 0),
+                None if counts is None else counts[index],
+                None if gaps is None else tuple(n.integer() for n in gaps.item(index).items()),
+                None if slices is None else _slices(slices.item(index)),
+            )
+        )
+    return groups
+
+
+def _numbers(optimizer: Node, key: str, length: int) -> tuple[int, ...] | None:
+    node = optimizer.get(key)
+    if node is None:
+        return None
+    if isinstance(node.value, int):
+        return (node.integer(),) * length
+    found = tuple(item.integer() for item in node.items())
+    if len(found) != length:
+        raise source_error(
+            "partition-mismatch",
+            f"`{key}` of {node.file} has {len(found)} numbers for {length} param groups",
+        )
+    return found
+
+
+def _zero12_states(optimizer: Node, index: int) -> dict[str, Node]:
+    """The optimizer's states of one group, and its step where the group itself has that."""
+    base = optimizer.at(BASE)
+    if isinstance(base.value, list):  # elastic: one entry per group, without hyper-parameters
+        return _with_step(base.item(index), optimizer.get("base_optimizer_state_step"))
+    group = base.at("param_groups").item(index)
+    params = list(group.at("params").items())
+    key = params[0].integer() if params else index
+    return _with_step(base.at("state").get(key), group.get(STEP))
+
+
+def _with_step(state: Node | None, step: Node | None) -> dict[str, Node]:
+    entries = {} if state is None else dict(state.entries())
+    if step is not None and scalar_of(step.value, step.file) is not None:
+        entries.setdefault(STEP, step)
+    return entries
+
+
+def _slices(node: Node) -> dict[str, tuple[int, int]]:
+    out = {}
+    for name, item in node.entries():
+        if isinstance(item.value, Record):
+            fields = Node(item.value.attributes, item.file, item.path)
+            out[name] = (fields.at("start").integer(), fields.at("numel").integer())
+    return out
+
+
+def _zero3_groups(optimizer: Node) -> list[GroupShard]:
+    """One rank's partition of every sub-group."""
+    count = optimizer.get("partition_count")
+    base = optimizer.at(BASE_ZERO3)
+    described = optimizer.get("ds_zero_partition_groups")
+    partitions = (
+        {}
+        if described is None
+        else {item.at("sub_group").integer(): item for item in described.items()}
+    )
+    groups = base.get("param_groups")
+    steps = {
+        item.integer(): step
+        for group in ([] if groups is None else groups.items())
+        if (step := group.get(STEP)) is not None
+        for item in group.at("params").items()
+    }
+    out = []
+    for index, master in enumerate(optimizer.at(MASTERS_ZERO3).items()):
+        ref = master.tensor()
+        own = partitions.get(index)
+        counted = count if own is None else own.at("partition_count")
+        ranks = None if own is None else own.at("partition_ranks").items()
+        out.append(
+            GroupShard(
+                optimizer.file,
+                ref,
+                _with_step(base.at("state").get(index), steps.get(index)),
+                0,
+                ref.numel,
+                None if counted is None else counted.integer(),
+                ranks=None if ranks is None else tuple(item.integer() for item in ranks),
+            )
+        )
+    return out
+
+
+@dataclass(slots=True)
+class SortedStates:
+    """The states of one flat group by how ranks hold them; each value is by partition.
+
+    Args:  elements: one number for each element of the partition.
+           wholes: one for each element of every parameter of which the partition has some.
+           numbers: one number, the same on all ranks.
+           kept: everything else.
+    """
+
+    elements: dict[str, list[TensorRef]] = field(default_factory=dict)
+    wholes: dict[str, list[TensorRef | None]] = field(default_factory=dict)
+    numbers: dict[str, Scalar] = field(default_factory=dict)
+    kept: dict[str, list[Node | None]] = field(default_factory=dict)
+
+
+Disagree = Callable[[str, str, str, str], ReshardError]
+"""The error for what all ranks must say alike: (what, the first rank's, another's, its file)."""
+
+
+def sort_states(
+    shards: Sequence[GroupShard], numel: int, touched: Sequence[int], disagree: Disagree
+) -> SortedStates:
+    """Sort the states of a group; all ranks must hold a state in the same way.
+
+    Args:  numel: of a partition.  touched: by partition, elements of all parameters in it.
+    Raises: ReshardError[ranks-disagree].
+    """
+    out = SortedStates({MASTER: [shard.master for shard in shards]})
+    for state in dict.fromkeys(state for shard in shards for state in shard.entries):
+        nodes = [shard.entries.get(state) for shard in shards]
+        if all(node is None or node.is_none for node in nodes):
+            continue
+        flat = [_flat(node) for node in nodes]
+        of_elements = [
+            ref is not None and ref.numel in (numel, shard.master.numel)
+            for ref, shard in zip(flat, shards, strict=True)
+        ]
+        if all(of_elements):
+            out.elements[state] = [ref for ref in flat if ref is not None]
+        elif all((ref.numel if ref else 0) == n for ref, n in zip(flat, touched, strict=True)):
+            out.wholes[state] = flat
+        elif (number := _number(state, shards, nodes, disagree)) is not None:
+            out.numbers[state] = number
+        else:
+            if any(of_elements):
+                _refuse_lack(state, shards, nodes, disagree)
+            out.kept[state] = nodes
+    return out
+
+
+def _flat(node: Node | None) -> TensorRef | None:
+    value = None if node is None else node.value
+    return value if isinstance(value, TensorRef) and len(value.shape) == 1 else None
+
+
+def _number(
+    state: str, shards: Sequence[GroupShard], nodes: Sequence[Node | None], disagree: Disagree
+) -> Scalar | None:
+    """The number that a state is on all ranks; None where it is none, or differs between them."""
+    found = [None if node is None else scalar_of(node.value, node.file) for node in nodes]
+    first = found[0]
+    for number, shard in zip(found, shards, strict=True):
+        same = number and first and (number.dtype, number.data) == (first.dtype, first.data)
+        if not same and state == STEP and any(found):
+            one, other = (f"{item}" if item else "nothing" for item in (first, number))
+            raise disagree(f"`{state}`", one, other, shard.file)
+        if not same:
+            return None
+    return first
+
+
+def _refuse_lack(
+    state: str, shards: Sequence[GroupShard], nodes: Sequence[Node | None], disagree: Disagree
+) -> None:
+    """Refuse a state that some ranks have and others have not."""
+    shown = ["a tensor" if node is not None else "nothing" for node in nodes]
+    for own, shard in zip(shown, shards, strict=True):
+        if own != shown[0]:
+            raise disagree(f"`{state}`", shown[0], own, shard.file)
