@@ -6,30 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import (
-    Check,
-    Config,
-    Drift,
-    Dtype,
-    Json,
-    LayoutFile,
-    LeaveOut,
-    MaxFileSize,
-    MaxMemory,
-    ModelName,
-    Names,
-    NoColor,
-    Places,
-    Quiet,
-    Settings,
-    Source,
-    States,
-    Step,
-    Threads,
-    To,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import CONVERSION, Json, NoColor, Options, Quiet, Source, To, takes
 
 Target = Annotated[
     str, typer.Argument(metavar="DST", show_default=False, help="The folder that is made.")
@@ -40,27 +17,15 @@ Force = Annotated[
 ]
 
 
+@takes(*CONVERSION)
 def convert(
+    *,
     source: Source,
     target: Target,
     to: To,
     dry_run: DryRun = False,
     force: Force = False,
-    step: Step = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
-    model: ModelName = None,
-    names: Names = None,
-    config: Config = None,
-    leave_out: LeaveOut = None,
-    places: Places = None,
-    states: States = "all",
-    dtype: Dtype = None,
-    on_drift: Drift = None,
-    check: Check = False,
-    threads: Threads = None,
-    max_memory: MaxMemory = None,
-    max_file_size: MaxFileSize = None,
+    options: Options,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -71,29 +36,13 @@ def convert(
     from reshard.cli.progress import show_progress
     from reshard.cli.streams import complete
 
-    file, name = split_layout(layout)
     with show_progress("convert", quiet=quiet, color=not no_color) as on_progress:
         done = api.convert(
             source,
             target,
             to,
-            step=step,
-            layout=file,
-            layout_name=name,
-            settings=parse_settings(settings),
-            model=model,
-            names=names,
-            config=config,
-            leave_out=leave_out or (),
-            places=places or (),
-            states=states,
-            dtype=dtype,
-            on_drift="error" if on_drift is None else on_drift.value,
-            check=check,
+            **options,
             force=force,
-            threads=threads,
-            max_memory=max_memory,
-            max_file_size=max_file_size,
             on_progress=on_progress,
             dry_run=dry_run,
         )

@@ -6,18 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import (
-    Json,
-    LayoutFile,
-    ModelName,
-    Names,
-    NoColor,
-    Quiet,
-    Settings,
-    States,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import Json, NoColor, Options, Quiet, takes
 
 First = Annotated[
     str, typer.Argument(metavar="A", show_default=False, help="A checkpoint of any format.")
@@ -30,14 +19,12 @@ Second = Annotated[
 ]
 
 
+@takes("layout", "settings", "model", "names", "states")
 def diff(
+    *,
     first: First,
     second: Second = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
-    model: ModelName = None,
-    names: Names = None,
-    states: States = "all",
+    options: Options,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -52,17 +39,11 @@ def diff(
     from reshard.cli.progress import show_progress
     from reshard.errors import Exit
 
-    file, name = split_layout(layout)
     with show_progress("diff", quiet=quiet, color=not no_color) as on_progress:
         found = api.diff(
             first,
             second,
-            layout=file,
-            layout_name=name,
-            settings=parse_settings(settings),
-            model=model,
-            names=names,
-            states=states,
+            **options,
             on_progress=on_progress,
         )
     if as_json:

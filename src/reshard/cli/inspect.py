@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from reshard.cli.options import (
-    Check,
-    Json,
-    LayoutFile,
-    NoColor,
-    Settings,
-    Source,
-    Step,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import Json, NoColor, Options, Source, takes
 
 
+@takes("step", "layout", "settings", "check")
 def inspect(
+    *,
     source: Source,
-    step: Step = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
-    check: Check = False,
+    options: Options,
     as_json: Json = False,
     no_color: NoColor = False,
 ) -> None:
@@ -29,15 +18,10 @@ def inspect(
     from reshard.cli.console import print_answer, print_json
     from reshard.cli.progress import show_progress
 
-    file, name = split_layout(layout)
     with show_progress("inspect", quiet=False, color=not no_color) as on_progress:
         found = api.inspect(
             source,
-            step=step,
-            layout=file,
-            layout_name=name,
-            settings=parse_settings(settings),
-            check=check,
+            **options,
             on_progress=on_progress,
         )
     if as_json:

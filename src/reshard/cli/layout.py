@@ -6,16 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import (
-    Json,
-    LayoutFile,
-    NoColor,
-    Settings,
-    Source,
-    Step,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import Json, NoColor, Options, Source, takes
 
 layout = typer.Typer(
     name="layout",
@@ -35,21 +26,18 @@ Check = Annotated[
 
 
 @layout.command()
+@takes("step", "layout", "settings")
 def show(
+    *,
     source: Source,
-    step: Step = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
+    options: Options,
     as_json: Json = False,
 ) -> None:
     """Print the layout through which a checkpoint is read, as UCL."""
     from reshard import api
     from reshard.cli.console import print_json, print_text
 
-    file, name = split_layout(layout)
-    opened = api.open_checkpoint(
-        source, step=step, layout=file, layout_name=name, settings=parse_settings(settings)
-    )
+    opened = api.open_checkpoint(source, **options)
     if as_json:
         print_json({"layout": opened.layout})
     else:

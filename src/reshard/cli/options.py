@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from enum import StrEnum
+from inspect import Parameter, Signature, signature
 from math import isfinite
-from typing import Annotated
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+
+R = TypeVar("R")
+
+Options = dict[str, Any]
+"""What shared options say, as keyword arguments of the public functions."""
 
 
 class OnDrift(StrEnum):
@@ -108,11 +115,11 @@ To = Annotated[
         "megatron:tp=2,pp=2, megatron-dist, dcp:dp=4, ... (docs/cli.md).",
     ),
 ]
-Step = Annotated[
+_STEP = Annotated[
     str | None,
     typer.Option("--step", metavar="NAME", help="Which step, where the folder has several."),
 ]
-LayoutFile = Annotated[
+_LAYOUT_FILE = Annotated[
     str | None,
     typer.Option(
         "--layout",
@@ -120,17 +127,17 @@ LayoutFile = Annotated[
         help="Read the source through this layout instead of its own.",
     ),
 ]
-Settings = Annotated[
+_SETTINGS = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=NUMBER", help="A size that wins over the source's."),
 ]
-ModelName = Annotated[
+_MODEL_NAME = Annotated[
     str | None,
     typer.Option(
         "--model", metavar="NAME", help="The model that the source is of: llama, gpt, moe, ..."
     ),
 ]
-Names = Annotated[
+_NAMES = Annotated[
     str | None,
     typer.Option(
         "--names",
@@ -139,7 +146,7 @@ Names = Annotated[
         "or `source`, as the source does.",
     ),
 ]
-Places = Annotated[
+_PLACES = Annotated[
     list[str] | None,
     typer.Option(
         "--place",
@@ -147,7 +154,7 @@ Places = Annotated[
         help="How an axis of the model lies on the target's ranks: layer=pp:8,9,9,6.",
     ),
 ]
-Dtype = Annotated[
+_DTYPE = Annotated[
     str | None,
     typer.Option(
         "--dtype",
@@ -155,13 +162,13 @@ Dtype = Annotated[
         help="Round the weights to fp32, bf16, fp16; or states: param=bf16,exp_avg=fp32.",
     ),
 ]
-States = Annotated[
+_STATES = Annotated[
     str,
     typer.Option(
         "--states", metavar="KINDS", help="all, weights, or kinds with commas: param,exp_avg."
     ),
 ]
-Drift = Annotated[
+_DRIFT = Annotated[
     OnDrift | None,
     typer.Option(
         "--on-drift",
@@ -170,7 +177,7 @@ Drift = Annotated[
         "Without it that is an error.",
     ),
 ]
-Config = Annotated[
+_CONFIG = Annotated[
     str | None,
     typer.Option(
         "--config",
@@ -178,7 +185,7 @@ Config = Annotated[
         help="A model's config.json, or the folder that holds it, for a source that has none.",
     ),
 ]
-LeaveOut = Annotated[
+_LEAVE_OUT = Annotated[
     list[str] | None,
     typer.Option(
         "--leave-out",
@@ -186,20 +193,20 @@ LeaveOut = Annotated[
         help="Leave a tensor out; a * in the name stands for anything: 'v_head.*'.",
     ),
 ]
-Check = Annotated[
+_CHECK = Annotated[
     bool,
     typer.Option("--check", help="First read all of the source, and hold it to its own checksums."),
 ]
-Threads = Annotated[
+_THREADS = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="At most so many threads.")
 ]
-MaxMemory = Annotated[
+_MAX_MEMORY = Annotated[
     int | None,
     typer.Option(
         "--max-memory", parser=parse_nbytes, metavar="SIZE", help="Stay below it: 200MiB, 1GB."
     ),
 ]
-MaxFileSize = Annotated[
+_MAX_FILE_SIZE = Annotated[
     int | None,
     typer.Option(
         "--max-file-size",
@@ -214,3 +221,74 @@ JUnit = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+
+_SHARED: Mapping[str, tuple[Any, object]] = {
+    "step": (_STEP, None),
+    "layout": (_LAYOUT_FILE, None),
+    "settings": (_SETTINGS, None),
+    "model": (_MODEL_NAME, None),
+    "names": (_NAMES, None),
+    "config": (_CONFIG, None),
+    "leave_out": (_LEAVE_OUT, None),
+    "places": (_PLACES, None),
+    "states": (_STATES, "all"),
+    "dtype": (_DTYPE, None),
+    "on_drift": (_DRIFT, None),
+    "check": (_CHECK, False),
+    "threads": (_THREADS, None),
+    "max_memory": (_MAX_MEMORY, None),
+    "max_file_size": (_MAX_FILE_SIZE, None),
+}
+"""The options that several commands share, by the public functions' names for them."""
+
+CONVERSION = tuple(_SHARED)
+"""Those of a conversion: all of them."""
+
+
+def takes(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Give a command some of the shared options, in this order, where its `options` stands.
+
+    Args:  names: of `_SHARED`.
+    """
+
+    def given(command: Callable[..., R]) -> Callable[..., R]:
+        def run(**values: Any) -> R:
+            shared = {name: values.pop(name) for name in names}
+            return command(**values, options=_keywords(shared))
+
+        hints = get_type_hints(command, include_extras=True)
+        parameters: list[Parameter] = []
+        for parameter in signature(command).parameters.values():
+            if parameter.name == "options":
+                parameters += [_parameter(name, *_SHARED[name]) for name in names]
+            else:
+                annotation = hints[parameter.name]
+                parameters.append(_parameter(parameter.name, annotation, parameter.default))
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {item.name: item.annotation for item in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return given
+
+
+def _parameter(name: str, annotation: object, default: object) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _keywords(shared: Options) -> Options:
+    """The arguments of a public function.
+
+    Raises: typer.BadParameter.
+    """
+    out = {**shared}
+    if "layout" in shared:
+        out["layout"], out["layout_name"] = split_layout(shared["layout"])
+    if "settings" in shared:
+        out["settings"] = parse_settings(shared["settings"])
+    if "on_drift" in shared:
+        out["on_drift"] = "error" if shared["on_drift"] is None else shared["on_drift"].value
+    for name in ("places", "leave_out"):
+        if name in shared:
+            out[name] = shared[name] or ()
+    return out

@@ -7,23 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import (
-    Drift,
-    Json,
-    JUnit,
-    LayoutFile,
-    MaxMemory,
-    ModelName,
-    NoColor,
-    Quiet,
-    Settings,
-    Sources,
-    States,
-    Step,
-    Threads,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import Json, JUnit, NoColor, Options, Quiet, Sources, takes
 
 Via = Annotated[
     list[str],
@@ -57,7 +41,9 @@ WorkFolder = Annotated[
 ]
 
 
+@takes("step", "layout", "settings", "model", "states", "on_drift", "threads", "max_memory")
 def roundtrip(
+    *,
     sources: Sources,
     via: Via,
     sample: Sample = None,
@@ -66,14 +52,7 @@ def roundtrip(
     materialize: Materialize = False,
     work: WorkFolder = None,
     junit: JUnit = None,
-    step: Step = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
-    model: ModelName = None,
-    states: States = "all",
-    on_drift: Drift = None,
-    threads: Threads = None,
-    max_memory: MaxMemory = None,
+    options: Options,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -91,27 +70,17 @@ def roundtrip(
     from reshard.cli.console import print_diagnostics
     from reshard.cli.progress import show_progress
 
-    file, name = split_layout(layout)
-
     def proved(source: str) -> api.RoundTrip:
         with show_progress("roundtrip", quiet=quiet, color=not no_color) as on_progress:
             return api.roundtrip(
                 source,
                 via,
-                step=step,
-                layout=file,
-                layout_name=name,
-                settings=parse_settings(settings),
-                model=model,
-                states=states,
-                on_drift="error" if on_drift is None else on_drift.value,
+                **options,
                 sample=sample,
                 allow_loss=allow_loss,
                 strict=strict,
                 materialize=materialize,
                 work=work,
-                threads=threads,
-                max_memory=max_memory,
                 on_progress=on_progress,
                 keep_going=True,
             )

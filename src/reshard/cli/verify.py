@@ -7,23 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import (
-    Config,
-    Dtype,
-    Json,
-    JUnit,
-    LayoutFile,
-    LeaveOut,
-    ModelName,
-    Names,
-    NoColor,
-    Quiet,
-    Settings,
-    States,
-    Step,
-    parse_settings,
-    split_layout,
-)
+from reshard.cli.options import Json, JUnit, NoColor, Options, Quiet, takes
 
 First = Annotated[
     str, typer.Argument(metavar="A", show_default=False, help="A checkpoint of any format.")
@@ -37,20 +21,14 @@ Each = Annotated[
 ]
 
 
+@takes("layout", "settings", "model", "names", "states", "step", "dtype", "config", "leave_out")
 def verify(
+    *,
     first: First,
     others: Others = None,
     each: Each = False,
     junit: JUnit = None,
-    layout: LayoutFile = None,
-    settings: Settings = None,
-    model: ModelName = None,
-    names: Names = None,
-    states: States = "all",
-    step: Step = None,
-    dtype: Dtype = None,
-    config: Config = None,
-    leave_out: LeaveOut = None,
+    options: Options,
     as_json: Json = False,
     quiet: Quiet = False,
     no_color: NoColor = False,
@@ -64,7 +42,6 @@ def verify(
     from reshard.cli.checks import answer, reported
     from reshard.cli.progress import show_progress
 
-    file, name = split_layout(layout)
     pairs: list[tuple[str, str | None]] = [(first, other) for other in others or ()]
     if each or not pairs:
         pairs = [(item, None) for item in (first, *(others or ()))]
@@ -74,16 +51,7 @@ def verify(
             return api.verify(
                 one,
                 other,
-                states=states,
-                layout=file,
-                layout_name=name,
-                settings=parse_settings(settings),
-                model=model,
-                names=names,
-                step=step,
-                dtype=dtype,
-                config=config,
-                leave_out=leave_out or (),
+                **options,
                 on_progress=on_progress,
             )
 
