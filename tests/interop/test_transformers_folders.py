@@ -69,3 +69,23 @@ def test_hub_folders_keep_logits(interop_python: Path, tmp_path: Path) -> None:
     told = [f"{out}={model}" for out, model in pairs.items()]
     run_framework([str(interop_python), SCRIPT, "check", str(report), *told], tmp_path)
     assert json.loads(report.read_text(encoding="utf-8")) == dict.fromkeys(pairs, EQUAL)
+
+
+@pytest.mark.parametrize("between", ["universal", "dcp"])
+def test_models_without_a_layout_come_back(
+    interop_python: Path, tmp_path: Path, between: str
+) -> None:
+    names = ("t5", "t5+tied", "bart+tied", "clip")
+    models = tmp_path / "models"
+    run_framework([str(interop_python), SCRIPT, "make", str(models), *names], tmp_path)
+    pairs = {}
+    for name in names:
+        reshard.convert(models / name, tmp_path / f"{name}.between", between)
+        out = tmp_path / f"{name}.out"
+        done = reshard.convert(tmp_path / f"{name}.between", out, "hf")
+        assert done.next_step.startswith("transformers loads it")
+        pairs[str(out)] = str(models / name)
+    report = tmp_path / "report.json"
+    told = [f"{out}={model}" for out, model in pairs.items()]
+    run_framework([str(interop_python), SCRIPT, "check", str(report), *told], tmp_path)
+    assert json.loads(report.read_text(encoding="utf-8")) == dict.fromkeys(pairs, EQUAL)

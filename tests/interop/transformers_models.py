@@ -116,18 +116,30 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", GROUPED),
 }
 """One fact changed in a model that has a layout, and models of which there is none."""
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+TOWER |= {"num_attention_heads": 4}
+PAIR = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 32}
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "t5": ("T5", "T5ForConditionalGeneration", {"d_model": 16, "d_kv": 4, "num_layers": 2}),
+    "bart": ("Bart", "BartForConditionalGeneration", PAIR),
+    "clip": ("CLIP", "CLIPModel", {"text_config": TOWER, "vision_config": TOWER}),
+}
+"""Models that are not causal, or not of text alone."""
 
 
 def make(folder: Path, names: list[str]) -> None:
     """Save a model for each name, every parameter at random, biases and norms too."""
     for number, name in enumerate(names):
         family, _, tied = name.partition("+")
-        prefix, sizes = {**FAMILIES, **VARIANTS}[family]
+        prefix, sizes = {**FAMILIES, **VARIANTS}.get(family) or OTHERS[family][::2]
         config = getattr(transformers, f"{prefix}Config")(
             **sizes, tie_word_embeddings=bool(tied), eos_token_id=2, bos_token_id=1
         )
         torch.manual_seed(number)
-        model = AutoModelForCausalLM.from_config(config)
+        if family in OTHERS:
+            model = getattr(transformers, OTHERS[family][1])(config)
+        else:
+            model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0.0 if parameter.dim() > 1 else 1.0, 0.2)
@@ -166,11 +178,11 @@ def compared(
 ) -> dict[str, Any]:
     """What transformers finds in a folder, beside another one."""
     if reference not in known:
-        known[reference] = AutoModelForCausalLM.from_pretrained(reference).eval()
-    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        known[reference] = loader_of(reference).from_pretrained(reference).eval()
+    model, info = loader_of(folder).from_pretrained(folder, output_loading_info=True)
     wanted, got = known[reference].state_dict(), model.eval().state_dict()
     with torch.no_grad():
-        logits = [item(tokens).logits for item in (known[reference], model)]
+        logits = [logits_of(item, tokens) for item in (known[reference], model)]
     return {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
@@ -181,6 +193,21 @@ def compared(
         ],
         "logits": bool(torch.equal(logits[0], logits[1])),
     }
+
+
+def loader_of(folder: str) -> Any:
+    """The class that loads a model."""
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    return getattr(transformers, OTHERS[kind][1]) if kind in OTHERS else AutoModelForCausalLM
+
+
+def logits_of(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """What a model computes."""
+    if model.config.model_type == "clip":
+        side = model.config.vision_config.image_size
+        return model(input_ids=tokens, pixel_values=torch.ones(2, 3, side, side)).logits_per_text
+    more = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    return model(input_ids=tokens, **more).logits
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

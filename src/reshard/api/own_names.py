@@ -41,8 +41,8 @@ def are_own_names(catalog: Catalog, names: str | None, families: Sequence[Family
 
     That is so for transformers alone: it loads a folder by the `model_type` of its `config.json`,
     leaves tensors alone that it has no use for, and makes a prefix good.  A folder of a model that
-    reshard knows must have every tensor of it; a folder of another model must be one of
-    transformers, or agree with the sizes in its configuration.
+    reshard knows must have every tensor of it; a checkpoint of another model must come from a
+    folder of transformers, its names unchanged, or agree with the sizes in its configuration.
     """
     config = catalog.config or {}
     if adapter_of(catalog) is not None:
@@ -54,7 +54,7 @@ def are_own_names(catalog: Catalog, names: str | None, families: Sequence[Family
     near = _nearest_form(catalog, families)
     if near is not None and near.is_stated:
         return not near.missing or _has_all(near, config)
-    return catalog.format == _HF or _sizes_agree(catalog, config)
+    return catalog.names_of == _HF or _sizes_agree(catalog, config)
 
 
 def _nearest_form(catalog: Catalog, families: Sequence[Family]) -> Near | None:

@@ -146,6 +146,8 @@ class Catalog:
            nearby: what lies around and is no part of it, in a few words: logs, other steps.
            left: files, and keys in files, that are neither read nor kept, with the reason of each.
            oddities: warnings found on the way.
+           names_of: the format whose own names the tensors have, as far as where they came from
+                     shows it; "" where nothing does.
            withheld: why states other than the weights are not listed, though they are stored; an
                      error for everyone who asks for more than the weights.
     """
@@ -168,4 +170,5 @@ class Catalog:
     nearby: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left: tuple[Left, ...] = ()
     oddities: tuple[Diagnostic, ...] = ()
+    names_of: str = ""
     withheld: tuple[Diagnostic, ...] = ()

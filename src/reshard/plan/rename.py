@@ -341,6 +341,7 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
         padded=names(catalog.padded),
+        names_of="",
         aliases={
             alias: name
             for alias, name in (catalog.aliases or {}).items()

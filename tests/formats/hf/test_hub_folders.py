@@ -292,6 +292,45 @@ def test_a_model_that_no_layout_knows_is_its_own_proof() -> None:
     assert read("out") == as_bytes(tensors)
 
 
+def encoder_decoder(*, is_tied: bool) -> tuple[Tensors, dict[str, Any]]:
+    """A model of another family, with the words that its configuration has for sizes."""
+    tensors = {
+        "shared.weight": counted(16, 4),
+        "encoder.block.0.layer.0.SelfAttention.q.weight": counted(8, 4, start=100),
+        "decoder.block.0.layer.0.SelfAttention.q.weight": counted(8, 4, start=200),
+    }
+    if not is_tied:
+        tensors["lm_head.weight"] = counted(16, 4, start=300)
+    config = {"num_layers": 1, "d_model": 4, "d_kv": 2, "num_heads": 4, "vocab_size": 16}
+    return tensors, {**config, "tie_word_embeddings": is_tied}
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("way", [["universal"], ["dcp"], ["dcp", "universal"]])
+def test_names_of_transformers_stay_its_own(way: list[str], is_tied: bool) -> None:
+    tensors, config = encoder_decoder(is_tied=is_tied)
+    source = folder("source", tensors, **config, model_type="t5", architectures=["T5Model"])
+    stated = (source / "config.json").read_bytes()
+    for number, to in enumerate(way):
+        source = reshard.convert(source, f"step{number}", to).path
+    done = reshard.convert(source, "out", "hf")
+    assert done.next_step == "transformers loads it with `from_pretrained('out')`"
+    assert read("out") == as_bytes(tensors)
+    assert json.loads(Path("out/config.json").read_bytes()) == json.loads(stated)
+
+
+def test_names_of_another_format_are_not_taken_for_those_of_transformers() -> None:
+    tensors, config = encoder_decoder(is_tied=True)
+    source = folder("source", tensors, **config, model_type="t5")
+    universal = reshard.convert(source, "universal", "universal").path
+    manifest = json.loads((universal / "manifest.json").read_text())
+    assert manifest["provenance"][-1]["names"] == "hf"
+    llama_of = folder("llama", llama())
+    reshard.convert(llama_of, "renamed", "universal", names="megatron")
+    renamed = json.loads(Path("renamed/manifest.json").read_text())
+    assert "names" not in renamed["provenance"][-1]
+
+
 def test_the_printed_verification_knows_how_the_source_was_read() -> None:
     source = folder("source", llama())
     done = reshard.convert(

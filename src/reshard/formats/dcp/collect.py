@@ -53,6 +53,7 @@ class Collected:
            suffixed: whether states stand next to the weights, under their names.
            withheld: why states are not listed, though they are stored.
            aliases: other names of tied weights, which are stored too.
+           names_of: the format whose own names the weights have, as reshard noted it.
            buffers: tensors that no optimizer can train; frozen: parameters that it does not.
     """
 
@@ -75,6 +76,7 @@ class Collected:
     withheld: tuple[Diagnostic, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
     alias_copies: dict[str, int] = field(default_factory=dict)
+    names_of: str = ""
     buffers: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
 
@@ -280,6 +282,7 @@ class _Part:
         mark = read_mark(metadata.extra)
         out.copies = max(out.copies, metadata.copies)
         out.aliases.update(mark.aliases)
+        out.names_of = out.names_of or mark.names_of
         tensors = [(_role(names, item.name, mark), item) for item in metadata.tensors]
         self._refuse_flat(metadata)
         if any(role.state in ("param", "master") for role, _ in tensors):

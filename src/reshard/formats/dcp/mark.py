@@ -2,7 +2,8 @@
 
 A further attribute of the root, `reshard`, a dict: `master`, names of weights that are the fp32
 master weights of a run that computes in another type; `aliases`, other names of tied weights, also
-where there are none: then weights that are alike are not tied.
+where there are none: then weights that are alike are not tied; `names`, the format whose own names
+the weights have, where that is known.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Mark:
     is_there: bool = False
     master: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    names_of: str = ""
 
 
 def mark_of(contents: Contents, form: Form) -> dict[str, object]:
@@ -39,6 +41,9 @@ def mark_of(contents: Contents, form: Form) -> dict[str, object]:
         if stored in contents.weights
     }
     noted: dict[str, object] = {"aliases": aliases}
+    names_of = contents.arrangement.catalog.names_of
+    if names_of:
+        noted["names"] = names_of
     if master:
         noted["master"] = master
     return {_KEY: noted}
@@ -52,9 +57,10 @@ def read_mark(extra: Mapping[str, object]) -> Mark:
     noted = extra.get(_KEY)
     if not isinstance(noted, dict):
         return Mark()
-    master, aliases = noted.get("master"), noted.get("aliases")
+    master, aliases, names = noted.get("master"), noted.get("aliases"), noted.get("names")
     return Mark(
         True,
         frozenset(map(str, master)) if isinstance(master, list) else frozenset(),
         {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
+        names if isinstance(names, str) else "",
     )

@@ -65,6 +65,7 @@ def read(
         config=weights.config if weights else read_olmo_config(folder.root),
         aliases=found.aliases or None,
         buffers=found.buffers,
+        names_of=found.names_of,
         frozen=found.frozen,
         files=(*(weights.files if weights else ()), *chunks.files.values()),
         oddities=(*oddities, *stale, *unlike_states(found), *withheld),

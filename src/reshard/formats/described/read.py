@@ -52,6 +52,7 @@ def read_described(
         training=facts.training,
         config=config,
         aliases=states.aliases,
+        names_of=layout.names or "",
         frozen=states.frozen,
         files=tuple(walked.files),
         left=(*walked.left, *states.left),

@@ -74,6 +74,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         aliases=aliases,
         files=(*files, *(known_file(path, name, "the folder") for name in index)),
         oddities=oddities,
+        names_of=NAME,
     )
 
 

@@ -36,6 +36,8 @@ def provenance(
         "files": [[item.path, item.nbytes, item.mtime_ns] for item in catalog.files],
     }
     casts = _casts(arrangement)
+    if catalog.names_of:
+        record["names"] = catalog.names_of
     if catalog.left:
         record["left"] = [item.to_json() for item in catalog.left]
     if casts:

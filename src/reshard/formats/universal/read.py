@@ -49,8 +49,15 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=manifest.buffers,
         frozen=manifest.frozen,
         files=tuple(_source_file(path, name) for name in listed),
+        names_of=_names_of(manifest),
         side_files={item.path: item.path for item in manifest.files if is_side_file(item)},
     )
+
+
+def _names_of(manifest: Manifest) -> str:
+    """The format whose names the tensors have, as the last conversion knew it."""
+    names = manifest.provenance[-1].get("names") if manifest.provenance else None
+    return names if isinstance(names, str) else ""
 
 
 def _check_step(path: Path, manifest: Manifest, step: str | None) -> None:
