@@ -98,6 +98,15 @@ def test_checkpoints_below(tmp_path: Path) -> None:
     ]
 
 
+def test_several_files_of_one_folder(tmp_path: Path) -> None:
+    _touch(tmp_path, "epoch_1.pt", "epoch_2.pt", "epoch_10.pt", "notes.txt")
+    assert _message(tmp_path, tmp_path)[-2:] == [
+        "  = note: it holds 3 files that may be checkpoints: `.../epoch_1.pt`, `.../epoch_2.pt`, "
+        "`.../epoch_10.pt`",
+        "  = help: give one of them, e.g. `.../epoch_10.pt`",
+    ]
+
+
 def test_a_folder_inside_of_a_checkpoint(tmp_path: Path) -> None:
     _touch(tmp_path, "step/mp_rank_00_model_states.pt", "step/logs/today.txt")
     assert _message(tmp_path / "step" / "logs", tmp_path)[-1] == (

@@ -14,7 +14,7 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
     Universal checkpoints have a digest of every tensor and file, torch files a crc32 of each
     member.
 
-    Returns: a warning, where some of its bytes have neither.
+    Returns: warnings: where some of its bytes have neither, and what else was noticed.
     Raises: ReshardError[digest-mismatch | crc-mismatch | ...], everything that is not as written.
     """
     meter = Meter(on_progress, sum(file.nbytes for file in catalog.files), "check")
@@ -22,7 +22,7 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
     if checked.faults:
         raise ReshardError(checked.faults, Exit.SOURCE)
     if not checked.unchecked:
-        return ()
+        return checked.warnings
     title = formats.SOURCES[catalog.format].title
     number = len(checked.unchecked)
     if number == checked.holding:
@@ -30,6 +30,7 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
     else:
         headline = f"{number} of {checked.holding} files of a {title} carry no checksums"
     return (
+        *checked.warnings,
         Diagnostic(
             "no-checksums",
             headline,

@@ -13,6 +13,7 @@ from reshard.api.source import OpenedSource
 from reshard.api.states import select_states
 from reshard.dtypes import DType
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
@@ -157,10 +158,15 @@ def pair_tensors(
     comes last.
 
     Master weights that one side does not keep apart, because it computes in their type, are held
-    against its weights.
+    against its weights.  Tensors that belong to no parameter are left out where only weights are
+    asked for: a folder of weights has no place for them.
     """
     sides = [
-        {(w.name, w.state): w for w in select_states(side, states).arrangement.wholes}
+        {
+            (w.name, w.state): w
+            for w in select_states(side, states).arrangement.wholes
+            if states != "weights" or w.state != EXTRA
+        }
         for side in (left, right)
     ]
     aliases = [dict(side.catalog.aliases or {}) for side in (left, right)]

@@ -24,6 +24,8 @@ def open_for_target(path: PathLike, target: Target, request: Request) -> OpenedS
     """
     dtypes = parse_dtypes(request.dtype)
     source = open_source(path, request, _naming(target, request))
+    if formats.TARGETS[target.format].weights_only:  # states without names are reported, not wanted
+        source = replace(source, catalog=replace(source.catalog, withheld=()))
     # Weights of another type are made of the master weights, whatever is asked for.
     makes = PARAM in dtypes
     used = source.arrangement if makes else select_states(source, request.states).arrangement

@@ -161,14 +161,13 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
     began = time.monotonic()
     catalog = source.catalog
     arrangement = select_states(source, request.states).arrangement
-    warnings: list[Diagnostic] = []
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
     copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
     stored = sum(file.nbytes for file in catalog.files)
     meter = Meter(request.on_progress, stored + sum(array.spec.nbytes for array in copied))
     checked = formats.check_bytes(catalog.format, catalog, meter.add)
-    faults = [*checked.faults]
+    faults, warnings = [*checked.faults], [*checked.warnings]
     with _files(source) as files:
         for array in copied:
             try:

@@ -27,12 +27,14 @@ class Checked:
            unchecked: those of them with bytes of tensors that no checksum covers.
            is_whole: whether one list has a digest of every byte of the checkpoint, so that a file
                      of another save would be noticed too.
+           warnings: what was noticed besides.
     """
 
     faults: tuple[Diagnostic, ...]
     holding: int
     unchecked: tuple[str, ...] = ()
     is_whole: bool = False
+    warnings: tuple[Diagnostic, ...] = ()
 
 
 def tensor_files(catalog: Catalog) -> tuple[str, ...]:

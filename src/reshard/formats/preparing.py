@@ -19,6 +19,8 @@ from reshard.storage.source_error import as_source_error
 _OF_A_RUN = ("deepspeed", "megatron", "nanotron")
 """Families of targets that hold a run, and nothing of what another program kept for itself."""
 
+_OF_TRAINING = "it belongs to the training run, and a model folder holds none"
+
 
 def prepare(arrangement: Arrangement, target: Target, settings: Mapping[str, object]) -> Output:
     """What a target wants of an arrangement.
@@ -60,8 +62,10 @@ def left_by(target: str, catalog: Catalog) -> tuple[Left, ...]:
 def _keys_left(target: str, catalog: Catalog) -> tuple[Left, ...]:
     """Keys that only the program that wrote the source reads, where the target is of another.
 
-    A model folder holds no run at all, and a distributed checkpoint's own warning says the rest.
+    A distributed checkpoint's own warning says the rest.
     """
+    if TARGETS[target].weights_only:
+        return tuple(replace(item, why=_OF_TRAINING) for item in kept_keys(catalog.training))
     name = (catalog.training.framework or {}).get("name")
     family = target.partition("-")[0]
     return kept_keys(catalog.training) if family in _OF_A_RUN and family != name else ()
@@ -82,6 +86,6 @@ def _why_not(target: str, name: str) -> str:
     """Why a side file does not go along; empty if it does."""
     if not TARGETS[target].carries_files:
         return f"a {TARGETS[target].title} has no place for it"
-    if target == "hf" and is_of_training(name):
-        return "it belongs to the training run, and a model folder holds none"
+    if TARGETS[target].weights_only and is_of_training(name):
+        return _OF_TRAINING
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
@@ -10,6 +11,7 @@ from reshard.storage.destination import Places, is_unfinished
 from reshard.storage.source_error import as_source_error
 
 SINGLE_FILE = "single-file"
+_TORCH = frozenset((".pt", ".pth", ".ckpt", ".bin", ".tar"))
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
 
@@ -109,6 +111,9 @@ def _unknown(path: Path) -> ReshardError:
         helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
     elif path.absolute().parent != path and formats_of(path.absolute().parent):
         helps = [f"give the folder above it: `{path.parent}`"]
+    elif len(single := _single_files(entries)) > 1:
+        notes.append(f"it holds {len(single)} files that may be checkpoints: {_listed(single)}")
+        helps = [f"give one of them, e.g. {single[-1]}"]
     elif entries and not told:
         helps = ["describe its files in a layout, and give that with `--layout FILE.ucl`"]
     return source_error(
@@ -133,6 +138,17 @@ def _resembles(names: set[str], path: Path) -> str:
     if any(name.endswith("_optim_states.pt") for name in names):
         return "it has `*_optim_states.pt` files but no `*_model_states.pt`: part of it is missing"
     return ""
+
+
+def _single_files(entries: list[Path]) -> list[str]:
+    """Files of `torch.save`, by the numbers in their names: the last one is the last step."""
+    found = [item for item in entries if item.suffix in _TORCH and item.is_file()]
+
+    def numbers(path: Path) -> list[tuple[int, str]]:
+        parts = re.split("([0-9]{1,18})", path.name)
+        return [(int(part) if part.isdecimal() else -1, part) for part in parts]
+
+    return [f"`{item}`" for item in sorted(found, key=numbers)]
 
 
 def _near(name: str, names: list[str]) -> str:

@@ -123,6 +123,7 @@ class TargetFormat:
                  names of their own.
            kept_mesh: options that are sizes of mesh axes, each the source's if it is left out.
            carries_files: whether small files that lie beside the weights go along.
+           weights_only: whether it has a place for weights alone.
     """
 
     module: str
@@ -134,6 +135,7 @@ class TargetFormat:
     mesh: tuple[str, ...] = ()
     kept_mesh: tuple[str, ...] = ()
     carries_files: bool = False
+    weights_only: bool = False
 
     def names_of(self, target: Target) -> tuple[str, dict[str, float]]:
         """The names that a target asks for, and facts of the model with them.
@@ -228,6 +230,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "transformers loads it with `from_pretrained('{dst}')`",
             names="hf",
             carries_files=True,
+            weights_only=True,
         ),
         "megatron-dist": TargetFormat(
             "reshard.formats.megatron.write_dist",

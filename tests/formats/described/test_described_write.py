@@ -317,6 +317,20 @@ def test_names_that_are_sorted_and_no_order(tmp_path: Path) -> None:
     ]
 
 
+def test_states_without_names_do_not_keep_weights_from_a_model_folder(tmp_path: Path) -> None:
+    source = tmp_path / "checkpoint-3"
+    trainer(source)
+    stated = {"model_type": "unheard_of", "architectures": ["Unheard"]}
+    (source / "config.json").write_text(json.dumps(stated))
+    done = reshard.convert(source, tmp_path / "out", "hf")
+    assert done.next_step.startswith("transformers loads it")
+    codes = [item.code for item in done.report.warnings]
+    assert "ambiguous-optimizer-ids" in codes
+    assert reshard.verify(source, tmp_path / "out", states="weights").ok
+    with pytest.raises(ReshardError, match="ambiguous-optimizer-ids"):
+        reshard.convert(source, tmp_path / "other", "universal")
+
+
 def test_what_the_source_does_not_tell(tmp_path: Path) -> None:
     text = layout_file(tmp_path, HOME.partition('    "tok.w"')[0] + "}\n")
     write_tree(tmp_path / "w.pt", {"w": counted(2)})

@@ -122,7 +122,14 @@ def test_an_index_that_lists_a_file_that_is_missing() -> None:
     assert refused() == (
         "error[missing-file]: model/gone.safetensors is missing\n"
         "  = note: `model.safetensors.index.json` names it\n"
-        "  = help: copy the whole folder again"
+        "  = help: copy it from where the model came from"
+    )
+    sharded(Path("model"), {ONE: {"a": A}}, {"a": ONE, "b": "gone.safetensors", "c": "lost"})
+    assert refused() == (
+        "error[missing-file]: model lacks 2 of the 3 files that `model.safetensors.index.json` "
+        "names\n"
+        "  = note: missing: `gone.safetensors`, `lost`\n"
+        "  = help: copy the missing files from where the model came from"
     )
 
 
@@ -191,17 +198,17 @@ def test_a_set_without_its_index() -> None:
         path = Path(f"model/model-{number:05}-of-00003.safetensors")
         path.write_bytes(safetensors({f"w{number}": A}))
     assert refused() == (
-        "error[incomplete-hf]: model has no `model.safetensors.index.json`\n"
-        "  = note: it has 2 files of a set of 3, e.g. `model-00001-of-00003.safetensors`\n"
-        "  = help: copy the index too; it says which tensors there are"
+        "error[incomplete-hf]: model lacks 1 of the 3 files of a set of weights\n"
+        "  = note: by the names of the others there are also `model-00002-of-00003.safetensors`\n"
+        "  = help: copy the missing files; a set that is whole needs no index"
     )
     for path in Path("model").iterdir():
         path.unlink()
     Path("model/pytorch_model-00002-of-00002.bin").write_bytes(b"")
     assert refused() == (
-        "error[incomplete-hf]: model has no `pytorch_model.bin.index.json`\n"
-        "  = note: it has 1 files of a set of 2, e.g. `pytorch_model-00002-of-00002.bin`\n"
-        "  = help: copy the index too; it says which tensors there are"
+        "error[incomplete-hf]: model lacks 1 of the 2 files of a set of weights\n"
+        "  = note: by the names of the others there are also `pytorch_model-00001-of-00002.bin`\n"
+        "  = help: copy the missing files; a set that is whole needs no index"
     )
 
 

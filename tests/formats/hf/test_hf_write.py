@@ -313,8 +313,15 @@ def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> 
         "  = note: `model.layers.{0,1}.self_attn.o_proj.weight` (2 tensors)\n"
         "  = help: `--dtype bf16` rounds them to the type of the computation",
         "warning[training-left]: the state of the training is not in a model folder\n"
-        "  = note: its step, schedulers, and hyper-parameters are left behind\n"
+        "  = note: left behind: `iteration` (3), `param_groups` (2 groups: `weight_decay`, `lr`, "
+        "`betas`, `eps`, `amsgrad`, `maximize`, `foreach`, `capturable`, `differentiable`, "
+        "`fused`, `decoupled_weight_decay`), `lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`, "
+        "`overflow`\n"
         "  = help: keep the source, or convert to `universal`, to go on training",
+        "warning[keys-left]: 3 keys of the source are neither read nor kept\n"
+        "  = note: it belongs to the training run, and a model folder holds none: `my_iteration`, "
+        "`args`, `iteration`\n"
+        "  = help: keep the source if they are wanted",
     ]
     assert reshard.verify(case / "ckpt", "out", states="weights").ok
     reshard.convert(case / "ckpt", "rounded", "hf", dtype="bf16", names="source")

@@ -19,7 +19,7 @@ from pathlib import Path
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.hf.links import known_file
+from reshard.formats.hf.links import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
 from reshard.storage.safetensors import SafetensorsHeader, StoredTensor, read_header
@@ -48,7 +48,7 @@ def read_shards(
 
     Raises: ReshardError[missing-file | outside-link | bad-safetensors | bad-shard].
     """
-    files = tuple(known_file(root, name, "the folder") for name in weights.files)
+    files = known_files(root, weights.files, "the folder")
     parts: dict[str, list[_Part]] = {}
     for name in weights.files:
         header = read_header(root / name)

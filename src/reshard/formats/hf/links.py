@@ -5,11 +5,33 @@ Source: huggingface_hub/file_download.py: `snapshots/REVISION/NAME` links to `bl
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
 from reshard.storage.links import refuse_outside
+
+_SHOWN = 5
+
+
+def known_files(root: Path, names: Sequence[str], named_by: str) -> tuple[SourceFile, ...]:
+    """The files of a set as they are now.
+
+    Raises: ReshardError[missing-file | outside-link].
+    """
+    missing = [name for name in names if not os.path.exists(root / name)]
+    if len(missing) < 2:
+        return tuple(known_file(root, name, named_by) for name in names)
+    more = f", and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+    shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
+    raise source_error(
+        "missing-file",
+        f"{root} lacks {len(missing):,} of the {len(names):,} files that {named_by} names",
+        notes=[f"missing: {shown}{more}"],
+        helps=["copy the missing files from where the model came from"],
+    )
 
 
 def known_file(root: Path, name: str, named_by: str) -> SourceFile:
@@ -27,6 +49,6 @@ def known_file(root: Path, name: str, named_by: str) -> SourceFile:
             "missing-file",
             f"{path} is missing",
             notes=[f"{named_by} names it"],
-            helps=["copy the whole folder again"],
+            helps=["copy it from where the model came from"],
         ) from None
     return SourceFile(name, found.st_size, found.st_mtime_ns)

@@ -13,6 +13,7 @@ from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.formats.hf.links import known_file
 from reshard.formats.hf.model_config import read_config
 from reshard.formats.hf.safetensors_set import read_set
+from reshard.formats.hf.second_set import second_set
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
 from reshard.plan.catalog import Catalog, LocalTensor, SourceFile
@@ -60,6 +61,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         tensors, files, oddities = read_shards(path, weights)
     else:
         tensors, files = read_set(path, weights)
+    left, second = second_set(path, weights, tensors)
     index = (weights.index,) if weights.index else ()
     return Catalog(
         format=NAME,
@@ -73,7 +75,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         config=config,
         aliases=aliases,
         files=(*files, *(known_file(path, name, "the folder") for name in index)),
-        oddities=oddities,
+        left=left,
+        oddities=(*oddities, *second),
         names_of=NAME,
     )
 

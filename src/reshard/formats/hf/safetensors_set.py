@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.hf.links import known_file
+from reshard.formats.hf.links import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
 from reshard.storage.safetensors import SafetensorsHeader, read_header
@@ -24,7 +24,7 @@ def read_set(
             duplicate-tensor].
     """
     named_by = f"`{weights.index}`" if weights.index else "the folder"
-    files = tuple(known_file(root, name, named_by) for name in weights.files)
+    files = known_files(root, weights.files, named_by)
     headers = {name: read_header(root / name) for name in weights.files}
     check_index(root, weights, {name: tuple(item.tensors) for name, item in headers.items()})
     tensors = [

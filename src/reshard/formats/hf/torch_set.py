@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.hf.links import known_file
+from reshard.formats.hf.links import known_files
 from reshard.formats.hf.safetensors_set import check_index
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
@@ -22,7 +22,7 @@ def read_torch_set(
             `open_torch_file` raises.
     """
     named_by = f"`{weights.index}`" if weights.index else "the folder"
-    files = tuple(known_file(root, name, named_by) for name in weights.files)
+    files = known_files(root, weights.files, named_by)
     found = {name: state_dict(root / name) for name in weights.files}
     check_index(root, weights, {name: tuple(item) for name, item in found.items()})
     tensors: list[LocalTensor] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -16,6 +17,7 @@ Kind = Literal["safetensors", "torch", "shards"]
 
 _SHARD = re.compile(r"shard-([0-9]+)-model-([0-9]+)-of-([0-9]+)\.safetensors")
 _NUMBERED = re.compile(r"(.+)-([0-9]+)-of-([0-9]+)(\.safetensors|\.bin)")
+_SHOWN = 5
 _TORCH = "pytorch_model.bin"
 _TORCH_INDEX = "pytorch_model.bin.index.json"
 
@@ -65,6 +67,14 @@ def find_weights(path: Path) -> WeightFiles:
         _refuse_unindexed(path, plain)
         _ambiguous(path, f"`{plain[0]}`", f"`{plain[1]}`")
     return _torch_files(path, names)
+
+
+def find_torch(path: Path) -> WeightFiles:
+    """The one set of torch files that a folder holds.
+
+    Raises: ReshardError[ambiguous-weights | incomplete-hf | bad-index].
+    """
+    return _torch_files(path, sorted(item.name for item in path.iterdir() if item.is_file()))
 
 
 def _index(path: Path, names: list[str]) -> str | None:
@@ -117,14 +127,24 @@ def _refuse_unindexed(path: Path, names: list[str]) -> None:
     if len(numbered) < len(names):
         other = next(name for name in names if name not in numbered)
         _ambiguous(path, f"`{other}`", f"`{numbered[0]}`")
-    match = _NUMBERED.fullmatch(numbered[0])
-    assert match is not None
-    suffix = SUFFIX if match[4] == ".safetensors" else ".bin.index.json"
+    found = [match for name in numbered if (match := _NUMBERED.fullmatch(name))]
+    stem, total, ending = found[0][1], found[0][3], found[0][4]
+    for match in found:
+        if match.group(1, 3, 4) != (stem, total, ending):
+            _ambiguous(path, f"`{found[0][0]}`", f"`{match[0]}`")
+    present = {int(match[2]) for match in found}
+    count = int(total)
+    less = count - sum(1 <= number <= count for number in present)
+    if not less:
+        _ambiguous(path, f"`{found[0][0]}`", f"`{found[-1][0]}`")
+    missing = (n for n in range(1, count + 1) if n not in present)
+    shown = [f"`{stem}-{n:0{len(total)}}-of-{total}{ending}`" for n in islice(missing, _SHOWN)]
+    more = f", and {less - _SHOWN:,} more" if less > _SHOWN else ""
     raise source_error(
         "incomplete-hf",
-        f"{path} has no `{match[1]}{suffix}`",
-        notes=[f"it has {len(numbered)} files of a set of {int(match[3])}, e.g. `{numbered[0]}`"],
-        helps=["copy the index too; it says which tensors there are"],
+        f"{path} lacks {less:,} of the {count:,} files of a set of weights",
+        notes=[f"by the names of the others there are also {', '.join(shown)}{more}"],
+        helps=["copy the missing files; a set that is whole needs no index"],
     )
 
 
@@ -134,7 +154,9 @@ def _is_whole_set(names: list[str]) -> bool:
     stems = {(match[1], match[3], match[4]) for match in found}
     numbers = sorted(int(match[2]) for match in found)
     is_one = len(found) == len(names) and len(stems) == 1
-    return is_one and numbers == [*range(1, int(found[0][3]) + 1)]
+    return (
+        is_one and int(found[0][3]) == len(numbers) and numbers == [*range(1, int(found[0][3]) + 1)]
+    )
 
 
 def _numbers(name: str) -> tuple[int, ...]:

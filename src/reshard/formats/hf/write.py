@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from reshard.dtypes import DType
@@ -14,15 +14,19 @@ from reshard.formats.model_config import ModelConfig, model_config
 from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.catalog import Training
 from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.plan.text import show_count
 from reshard.storage.side_files import read_side_files
 
 SINGLE = "model.safetensors"
 _ONLY_WEIGHTS = "a model folder holds weights only"
 _SHOWN = 5
+_KEYS = 12
+"""Hyper-parameters that are listed."""
 
 
 def prepare(
@@ -142,15 +146,28 @@ def _warnings(
                 helps=("`--dtype bf16` rounds them to the type of the computation",),
             )
         )
-    training = arrangement.catalog.training
-    if training.param_groups or training.iteration is not None:
+    lost = ", ".join(_of_training(arrangement.catalog.training))
+    if lost:
         out.append(
             Diagnostic(
                 "training-left",
                 "the state of the training is not in a model folder",
                 level="warning",
-                notes=("its step, schedulers, and hyper-parameters are left behind",),
+                notes=(f"left behind: {lost}",),
                 helps=("keep the source, or convert to `universal`, to go on training",),
             )
         )
     return tuple(out)
+
+
+def _of_training(training: Training) -> Iterator[str]:
+    """What is known of a run, by name."""
+    if training.iteration is not None:
+        yield f"`iteration` ({training.iteration:,})"
+    if training.param_groups:
+        keys = dict.fromkeys(key for group in training.param_groups for key in group)
+        shown = [f"`{key}`" for key in keys if key != "params"]
+        more = f", and {len(shown) - _KEYS} more" if len(shown) > _KEYS else ""
+        count = show_count(len(training.param_groups), "group")
+        yield f"`param_groups` ({count}: {', '.join(shown[:_KEYS])}{more})"
+    yield from (f"`{key}`" for key in training.state or {})
