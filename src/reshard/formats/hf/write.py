@@ -14,12 +14,12 @@ from reshard.formats.model_config import ModelConfig, model_config
 from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.catalog import Training
 from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.plan.text import show_count
+from reshard.run.run import Run
 from reshard.storage.side_files import read_side_files
 
 SINGLE = "model.safetensors"
@@ -160,13 +160,13 @@ def _warnings(
     return tuple(out)
 
 
-def _of_training(training: Training) -> Iterator[str]:
+def _of_training(training: Run) -> Iterator[str]:
     """What is known of a run, by name."""
     if training.iteration is not None:
         yield f"`iteration` ({training.iteration:,})"
     if training.param_groups:
-        keys = dict.fromkeys(key for group in training.param_groups for key in group)
-        shown = [f"`{key}`" for key in keys if key != "params"]
+        keys = dict.fromkeys(key for group in training.param_groups for key in group.settings)
+        shown = [f"`{key}`" for key in keys]
         more = f", and {len(shown) - _KEYS} more" if len(shown) > _KEYS else ""
         count = show_count(len(training.param_groups), "group")
         yield f"`param_groups` ({count}: {', '.join(shown[:_KEYS])}{more})"
