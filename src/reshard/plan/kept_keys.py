@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from reshard.plan.catalog import Left
@@ -12,6 +13,9 @@ _EMPTY: tuple[object, ...] = (None, "", [], {}, (), False)
 
 _KEYED = {"dcp": ("objects",), "deepspeed": ("client_state",), "megatron": ("objects", "other")}
 """Where the keys of a run are among what a framework kept, by its name."""
+
+_SHARD = re.compile("/shard_[0-9]+_[0-9]+")
+"""Behind the key of an object that Megatron cuts: which part of how many."""
 
 _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 """Keys that are read as the state of the scheduler, which other frameworks have too."""
@@ -33,7 +37,8 @@ def _named(framework: Mapping[str, object]) -> Iterator[str]:
     for place in _KEYED.get(str(framework.get("name")), ()):
         found = framework.get(place)
         if isinstance(found, Mapping):
-            yield from (str(key) for key, value in found.items() if value not in _EMPTY)
+            named = (str(key) for key, value in found.items() if value not in _EMPTY)
+            yield from dict.fromkeys(_SHARD.sub("", key) for key in named)
 
 
 def _path(where: Sequence[Sequence[object]]) -> str:
