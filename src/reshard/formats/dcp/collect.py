@@ -10,7 +10,7 @@ from math import prod
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.dcp.folders import Folder, Part
-from reshard.formats.dcp.mark import Mark, read_mark
+from reshard.formats.dcp.mark import read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
@@ -135,6 +135,7 @@ def collect(
     out.aliases.update(_tied(reads, out, chunks, config or {}))
     apart = weights.tensors if weights else ()
     out.aliases.update((weights.aliases if weights else None) or {})
+    out.names_of = weights.names_of if weights else out.names_of
     _name_numbers(reads, out, apart, str(folder.root))
     for read in reads if out.withheld else ():
         read.tensors = [item for item in read.tensors if item[0].number is None]
@@ -283,7 +284,7 @@ class _Part:
         out.copies = max(out.copies, metadata.copies)
         out.aliases.update(mark.aliases)
         out.names_of = out.names_of or mark.names_of
-        tensors = [(_role(names, item.name, mark), item) for item in metadata.tensors]
+        tensors = [(mark.role(names.role(item.name)), item) for item in metadata.tensors]
         self._refuse_flat(metadata)
         if any(role.state in ("param", "master") for role, _ in tensors):
             out.model = names.model
@@ -362,12 +363,6 @@ class _Part:
                         "`torch.distributed.checkpoint.state_dict.get_state_dict`"
                     ],
                 )
-
-
-def _role(names: Names, key: str, mark: Mark) -> Role:
-    role = names.role(key)
-    is_master = role.name in mark.master or mark.aliases.get(role.name) in mark.master
-    return replace(role, state="master") if role.state == "param" and is_master else role
 
 
 def _ordered(metadata: Metadata, names: Names) -> list[str]:

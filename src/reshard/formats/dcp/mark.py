@@ -9,10 +9,11 @@ the weights have, where that is known.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reshard.formats.dcp.contents import MASTER, Contents
 from reshard.formats.dcp.form import Form
+from reshard.formats.dcp.names import Role
 
 _KEY = "reshard"
 
@@ -28,6 +29,11 @@ class Mark:
     master: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     names_of: str = ""
+
+    def role(self, role: Role) -> Role:
+        """What a tensor is: a master weight where that was noted."""
+        is_master = role.name in self.master or self.aliases.get(role.name) in self.master
+        return replace(role, state=MASTER) if role.state == "param" and is_master else role
 
 
 def mark_of(contents: Contents, form: Form) -> dict[str, object]:
