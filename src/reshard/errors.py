@@ -89,6 +89,10 @@ class Span:
         column = start - (source.text.rfind("\n", 0, start) + 1) + 1
         return Span(source, start, end, line, column)
 
+    def inside(self, start: int, end: int) -> Span:
+        """The span of a part of the text between the quotes of a string, which this is of."""
+        return Span.of(self.source, self.start + 1 + start, self.start + 1 + end)
+
 
 @dataclass(frozen=True, slots=True)
 class Label:

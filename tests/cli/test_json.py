@@ -23,6 +23,7 @@ COMMANDS = {
     "layout-check": ["layout", "check", "own.ucl"],
     "layout-fmt": ["layout", "fmt", "own.ucl"],
     "layouts": ["layouts", "own.ucl"],
+    "layouts-text": ["layouts", "llama"],
     "explain": ["explain", "syntax"],
 }
 SCHEMA = json.loads(
@@ -51,7 +52,8 @@ def test_an_answer_is_one_document(command: str, run: Run, case: Case, here: Pat
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_failure_is_one_document(command: str, run: Run) -> None:
     words = [
-        "nothing" if word in ("SRC", "own.ucl", "syntax") else word for word in COMMANDS[command]
+        "nothing" if word in ("SRC", "own.ucl", "syntax", "llama") else word
+        for word in COMMANDS[command]
     ]
     said = run(*words, "--json")
     assert (said.code > 1, said.err) == (True, "")

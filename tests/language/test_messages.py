@@ -17,7 +17,8 @@ def message(text: str) -> str:
 
 
 _TAILS = (
-    "behind the brackets may stand `on first stage`, `optional`, `averaged over ...`, or `when ...`"
+    "behind the brackets may stand `on first stage`, `optional`, `with bias`, `averaged over ...`, "
+    "or `when ...`"
 )
 _NO_IF = "write two rules or tensors, each with its own `when`"
 _NO_LISTS = (
@@ -83,7 +84,10 @@ def test_what_comes_too_early_is_shown_behind_what_it_cuts_short() -> None:
         ('lyout x {\n"a" = [...]\n}', "did you mean `layout`?"),
         ("layout x {\n}\n}", "leave it out"),
         ('layout x {\nfile "a.pt" {\nstat param at "x"\n}\n}', "did you mean `state`?"),
-        ("model m {\nmesh tp\n}", "statements of a model are `axis` and `tensor`"),
+        (
+            "model m {\nmesh tp\n}",
+            "statements of a model are `axis`, `tensor`, `let`, and `include`",
+        ),
         ("axis h = 3", "write `model NAME { axis h = 3 }`"),
         ("layout x { config a = b if c else d }", _NO_IF),
         ('layout x when layers[0] == "full" {}', _NO_LISTS),

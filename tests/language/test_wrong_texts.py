@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wrong_texts import EDITS, RIGHT
+from wrong_texts import EDITS, RIGHT, SHORT, SHORT_EDITS
 
 from reshard import api
 from reshard.errors import ReshardError, render_all
@@ -27,13 +27,17 @@ OTHERS = {
 }
 
 
-def edited(before: str, after: str) -> bytes:
-    """The right text with one slip."""
-    assert before in RIGHT
-    return RIGHT.replace(before, after, 1).encode()
+def edited(right: str, before: str, after: str) -> bytes:
+    """A right text with one slip."""
+    assert before in right
+    return right.replace(before, after, 1).encode()
 
 
-WRONG = {name: edited(before, after) for name, before, after in EDITS} | OTHERS
+WRONG = {
+    **{name: edited(RIGHT, before, after) for name, before, after in EDITS},
+    **OTHERS,
+    **{name: edited(SHORT, before, after) for name, before, after in SHORT_EDITS},
+}
 
 
 def message(folder: Path, text: bytes, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -54,6 +58,10 @@ def test_a_wrong_text(
     lines = said.splitlines()
     assert sum(line.startswith("error[") for line in lines) == (name not in MAY_BE_MEANT)
     golden(f"wrong-texts/{name}.txt", f"{said}\n")
+
+
+def test_the_text_of_short_forms_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert message(tmp_path, SHORT.encode(), monkeypatch) == ""
 
 
 @pytest.mark.parametrize("name", SAME)

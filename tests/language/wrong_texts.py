@@ -134,3 +134,64 @@ EDITS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 """What each is called, and what is written for what in the right text."""
+
+SHORT = (Path(__file__).parent / "right_short.ucl").read_text(encoding="utf-8")
+
+SHORT_EDITS: tuple[tuple[str, str, str], ...] = (
+    ("71-like-an-unknown-layout", "like megatron whole", "like megtron whole"),
+    ("72-as-instead-of-like", "like megatron whole", "as megatron whole"),
+    ("73-extends-instead-of-like", "like megatron whole", "extends megatron"),
+    ("74-whole-in-front", "like megatron whole", "whole like megatron"),
+    ("75-like-itself", "like megatron whole", "like megatron_dist whole"),
+    ("76-like-in-quotes", "like megatron whole", 'like "megatron" whole'),
+    ("77-fix-without-a-value", "fix te = true", "fix te"),
+    ("78-fix-that-compares", "fix te = true", "fix te == true"),
+    ("79-fix-that-nothing-asks-for", "fix te = true", "fix tee = true"),
+    ("80-fix-of-a-name", "fix te = true", "fix te = fused"),
+    ("81-fix-without-its-word", "fix te = true", "te = true"),
+    ("82-stack-of-no-index", "stack layer", "stack layers"),
+    ("83-stack-with-braces", "stack layer", "stack {layer}"),
+    ("84-stack-over", "stack layer", "stack over layer"),
+    ("85-under-without-a-brace", 'under "layers.{layer}." {', 'under "layers.{layer}."'),
+    ("86-under-without-quotes", 'under "layers.{layer}." {', "under layers.{layer}. {"),
+    ("87-rules-without-under", 'under "layers.{layer}." {', '"layers.{layer}." {'),
+    ("88-biases", "with bias", "with biases"),
+    ("89-bias-without-with", "with bias", "and bias"),
+    ("90-bias-of-what-has-none", "wo[h, n d]", "wo[h, n d] with bias"),
+    ("91-bias-of-no-weight", '"q.weight"    = wq', '"q.w"    = wq'),
+    ("92-bias-without-a-name", "bias bq when", "bias when"),
+    ("93-with-bias-in-a-model", "bias bq when", "with bias bq when"),
+    ("94-several-tensors-without-commas", "gate, up   [", "gate up   ["),
+    (
+        "95-one-bias-of-several",
+        "gate, up   [layer, f, h] when dense",
+        "gate, up [layer, f, h] bias b",
+    ),
+    ("96-let-without-a-sign", "let dense = layer", "let dense layer"),
+    ("97-use-of-unknown-lines", "use of_megatron", "use of_megatrn"),
+    ("98-use-in-quotes", "use of_megatron", 'use "of_megatron"'),
+    ("99-include-of-lines", "use of_megatron", "include of_megatron"),
+    ("100-shared-lines-without-config", "    config hidden_size ", "    hidden_size "),
+    (
+        "101-config-without-commas",
+        "config num_hidden_layers, hidden_size, head_dim",
+        "config num_hidden_layers hidden_size",
+    ),
+    (
+        "102-include-without-under",
+        "config num_hidden_layers, hidden_size, head_dim",
+        "include llama.hf",
+    ),
+    (
+        "103-include-without-quotes",
+        "config num_hidden_layers, hidden_size, head_dim",
+        "include llama.hf under language",
+    ),
+    (
+        "104-include-of-no-layout",
+        "config num_hidden_layers, hidden_size, head_dim",
+        'include llama under "l."',
+    ),
+    ("105-axis-of-a-weight-with-bias", "wq[n d, h] with bias", "wq[n dd, h] with bias"),
+    ("106-inherited-fault", "norm1[h] when te", "norm1[hh] when te"),
+)

@@ -9,8 +9,9 @@ from reshard.api.request import PathLike
 from reshard.api.source import read_layout_file
 from reshard.api.vocabulary import vocabulary
 from reshard.errors import Diagnostic, Exit, ReshardError
-from reshard.language import check, compile_layout, format_document, parse
-from reshard.language.library import missing_models
+from reshard.language import check, compile_layout, format_document, parse, parser
+from reshard.language.compile import one_layout
+from reshard.language.library import missing_models, shipped_text
 from reshard.plan.text import show_count
 
 
@@ -80,6 +81,35 @@ def check_layout(path: PathLike) -> CheckedLayouts:
     return CheckedLayouts(str(path), declared, tuple(layouts), found)
 
 
+def layout_text(name: str, *, expanded: bool = False) -> str | None:
+    """The text of a UCL file or of layouts that ship; None where a name is that of another path.
+
+    Args:  name: `FILE.ucl` or `MODEL`, with `#LAYOUT` behind it for one layout of it.
+           expanded: with everything written out that `like` and other short forms stand for.
+    Raises: ReshardError[layout-missing | syntax | unknown-layout], and what is wrong with the text.
+    """
+    file, _, layout = name.partition("#")
+    if file.endswith(".ucl"):
+        text, where = read_layout_file(Path(file)), file
+    else:
+        found = None if Path(file).exists() else shipped_text(file)
+        if found is None:
+            return None
+        text, where = found, f"{file}.ucl"
+    if not layout and not expanded:
+        return text
+    document = parse(text, where) if expanded else parser.parse(text, where)
+    return format_document(one_layout(document, layout) if layout else document)
+
+
+def expanded_text(text: str) -> str:
+    """A text with everything written out that its short forms stand for.
+
+    Raises: syntax, and what is wrong with the short forms.
+    """
+    return format_document(parse(text))
+
+
 def format_layout(path: PathLike, *, write: bool = False) -> tuple[str, bool]:
     """The canonical text of a UCL file, and whether the file has it already.
 
@@ -88,7 +118,7 @@ def format_layout(path: PathLike, *, write: bool = False) -> tuple[str, bool]:
     """
     file = Path(path)
     before = read_layout_file(file)
-    after = format_document(parse(before, str(path)))
+    after = format_document(parser.parse(before, str(path)))
     if write and after != before:
         file.write_text(after, encoding="utf-8")
     return after, after == before

@@ -8,9 +8,12 @@ from pathlib import Path
 from reshard.api.arguments import checked
 from reshard.api.request import PathLike
 from reshard.api.source import read_layout_file
+from reshard.errors import layout_error
 from reshard.language.expression import to_text
+from reshard.language.faults import closest
 from reshard.language.layout import Layout
-from reshard.language.library import Family, families, shipped
+from reshard.language.library import Family, families, shipped, shipped_text
+from reshard.language.words import listed
 from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, show_count, wrap
 
@@ -81,6 +84,24 @@ class Layouts(Shown):
         count = sum(len(family.layouts) for family in self.families)
         end = f"{show_count(len(self.families), 'model')}, {show_count(count, 'layout')}"
         return "\n\n".join([*blocks, end])
+
+
+def shipped_layouts_text(name: str) -> str:
+    """The UCL text of a model whose layouts ship.
+
+    Raises: ReshardError[unknown-model-name].
+    """
+    text = shipped_text(name)
+    if text is None:
+        known = [family.name for family in shipped()]
+        near = closest(name, known)
+        raise layout_error(
+            "unknown-model-name",
+            f"no layouts of a model `{name}` ship",
+            notes=[f"known are {listed(known)}"],
+            helps=[f"did you mean `{near}`?" if near else "name a file of your own as `FILE.ucl`"],
+        )
+    return text
 
 
 @checked

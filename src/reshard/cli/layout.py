@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reshard.cli.options import Json, NoColor, Options, Source, takes
+from reshard.cli.options import Json, NoColor, Options, takes
 
 layout = typer.Typer(
     name="layout",
@@ -16,6 +16,19 @@ layout = typer.Typer(
 
 File = Annotated[
     str, typer.Argument(metavar="FILE", show_default=False, help="A UCL file, usually `*.ucl`.")
+]
+Shown = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        show_default=False,
+        help="A checkpoint, a UCL file, or a model whose layouts ship; `NAME#LAYOUT` for one of "
+        "its layouts.",
+    ),
+]
+Expanded = Annotated[
+    bool,
+    typer.Option("--expanded", help="Write out all that `like` and other short forms stand for."),
 ]
 Write = Annotated[
     bool, typer.Option("--write", "-w", help="Replace the file instead of printing its text.")
@@ -29,19 +42,25 @@ Check = Annotated[
 @takes("step", "layout", "settings")
 def show(
     *,
-    source: Source,
+    source: Shown,
     options: Options,
+    expanded: Expanded = False,
     as_json: Json = False,
 ) -> None:
-    """Print the layout through which a checkpoint is read, as UCL."""
+    """Print a layout as UCL: the one through which a checkpoint is read, or a text."""
     from reshard import api
     from reshard.cli.console import print_json, print_text
 
-    opened = api.open_checkpoint(source, **options)
+    text = api.layout_text(source, expanded=expanded)
+    if text is None:
+        opened = api.open_checkpoint(source, **options)
+        text = opened.layout
+        if expanded:
+            text = api.expanded_text(text)
     if as_json:
-        print_json({"layout": opened.layout})
+        print_json({"layout": text})
     else:
-        print_text(opened.layout.rstrip("\n"), exact=True)
+        print_text(text.rstrip("\n"), exact=True)
 
 
 @layout.command()

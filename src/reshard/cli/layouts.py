@@ -11,7 +11,9 @@ from reshard.cli.options import Json, NoColor
 File = Annotated[
     str | None,
     typer.Argument(
-        metavar="FILE", show_default=False, help="A UCL file of your own, in place of what ships."
+        metavar="NAME",
+        show_default=False,
+        help="A model whose text to print, or a UCL file of your own whose layouts to list.",
     ),
 ]
 
@@ -19,8 +21,15 @@ File = Annotated[
 def layouts(file: File = None, as_json: Json = False, no_color: NoColor = False) -> None:
     """List the models whose layouts ship, and their layouts: what `--names` and `--model` take."""
     from reshard import api
-    from reshard.cli.console import print_answer, print_json
+    from reshard.cli.console import print_answer, print_json, print_text
 
+    if file is not None and not file.endswith(".ucl"):
+        text = api.shipped_layouts_text(file)
+        if as_json:
+            print_json({"name": file, "text": text})
+        else:
+            print_text(text.rstrip("\n"), exact=True)
+        return
     found = api.list_layouts(file)
     if as_json:
         print_json(found.to_json())

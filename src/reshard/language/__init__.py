@@ -12,9 +12,8 @@ from reshard.language.check import check
 from reshard.language.compile import compile_layout, compile_models
 from reshard.language.expression import evaluate, names, to_text
 from reshard.language.layout import Layout, Model
-from reshard.language.library import missing_models
+from reshard.language.library import missing_models, parse
 from reshard.language.models import NO_MODELS
-from reshard.language.parser import parse
 from reshard.language.pattern import NamePattern
 from reshard.language.tree import Document
 

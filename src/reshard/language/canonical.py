@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from reshard.language import tree
 from reshard.language.expression import PRODUCT_PRECEDENCE, Expression, Integer, to_text
@@ -25,19 +25,23 @@ def format_document(document: tree.Document) -> str:
 
 
 def _block(block: tree.Block) -> list[str]:
-    header = f"model {block.name.text}"
-    if isinstance(block, tree.LayoutBlock):
-        header = f"layout {block.name.text}"
-        if block.model is not None:
-            header += f" of {block.model.text}"
-        if block.when is not None:
-            header += f" when {to_text(block.when)}"
-    out = [*block.trivia.comments, header + " {" + _remark(block.opening)]
+    out = [*block.trivia.comments, _header(block) + " {" + _remark(block.opening)]
     out += _body(block)
     return [*out, "}" + _remark(block.trivia.remark)]
 
 
-def _body(block: tree.Block | tree.FileStatement) -> list[str]:
+def _header(block: tree.Block) -> str:
+    if isinstance(block, tree.SharedBlock):
+        return f"config {block.name.text}"
+    like = "" if block.like is None else f" like {block.like.text}"
+    if isinstance(block, tree.ModelBlock):
+        return f"model {block.name.text}{like}"
+    model = "" if block.model is None else f" of {block.model.text}"
+    whole = " whole" if block.whole else ""
+    return f"layout {block.name.text}{model}{like}{whole}{_when(block.when)}"
+
+
+def _body(block: tree.Block | tree.FileStatement | tree.UnderStatement) -> list[str]:
     """The indented lines between the braces of a block."""
     out: list[str] = []
     for run in _runs(block.statements):
@@ -45,14 +49,21 @@ def _body(block: tree.Block | tree.FileStatement) -> list[str]:
         if first.blank:
             out.append("")
         out += first.comments
-        out += _file(run[0]) if isinstance(run[0], tree.FileStatement) else _aligned(run)
+        if isinstance(run[0], tree.FileStatement | tree.UnderStatement):
+            out += _nested(run[0])
+        else:
+            out += _aligned(run)
     return [f"{INDENT}{line}" if line else "" for line in (*out, *block.closing)]
 
 
-def _file(file: tree.FileStatement) -> list[str]:
-    optional = " optional" if file.optional else ""
-    header = f"file {_places(file.names)}{optional} {{{_remark(file.opening)}"
-    return [header, *_body(file), "}" + _remark(file.trivia.remark)]
+def _nested(block: tree.FileStatement | tree.UnderStatement) -> list[str]:
+    """A statement that has braces of its own."""
+    if isinstance(block, tree.UnderStatement):
+        header = f'under "{block.prefix.text}"'
+    else:
+        header = f"file {_places(block.names)}{' optional' if block.optional else ''}"
+    opened = f"{header} {{{_remark(block.opening)}"
+    return [opened, *_body(block), "}" + _remark(block.trivia.remark)]
 
 
 def _runs(statements: Sequence[tree.Statement]) -> Iterable[list[tree.Statement]]:
@@ -60,7 +71,7 @@ def _runs(statements: Sequence[tree.Statement]) -> Iterable[list[tree.Statement]
     run: list[tree.Statement] = []
     for statement in statements:
         trivia = statement.trivia
-        alone = isinstance(statement, tree.FileStatement)
+        alone = isinstance(statement, tree.FileStatement | tree.UnderStatement)
         other = bool(run) and _kind(run[-1]) != _kind(statement)
         if run and (alone or other or trivia.blank or trivia.comments):
             yield run
@@ -74,7 +85,14 @@ def _kind(statement: tree.Statement) -> object:
     """What statements have in common that align."""
     if isinstance(statement, tree.EntryStatement):
         return statement.role in ("fill", "keep", "leave") and statement.role
-    return type(statement)
+    return _LIKE_THEM.get(type(statement), type(statement))
+
+
+_LIKE_THEM: Mapping[type, type] = {
+    tree.TensorsStatement: tree.TensorStatement,
+    tree.ConfigsStatement: tree.ConfigStatement,
+}
+"""Statements that align with those of another kind."""
 
 
 def _aligned(run: list[tree.Statement]) -> list[str]:
@@ -98,8 +116,9 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
         size = "" if statement.size is None else f"= {to_text(statement.size)}"
         return f"axis {statement.name.text}", size
     if isinstance(statement, tree.TensorStatement):
-        when = "" if statement.when is None else f" when {to_text(statement.when)}"
-        return f"tensor {statement.name.text}", f"[{_words(statement.axes)}]{when}"
+        return f"tensor {statement.name.text}", f"[{_words(statement.axes)}]{_when(statement.when)}"
+    if isinstance(statement, tree.TensorsStatement):
+        return f"tensor {_words(statement.names)}", _tensors(statement)
     if isinstance(statement, tree.MeshStatement):
         axes = [
             item.name.text + ("" if item.size is None else f" = {to_text(item.size)}")
@@ -108,6 +127,21 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
         return f"mesh {', '.join(axes)}", ""
     if isinstance(statement, tree.ConfigStatement):
         return f"config {statement.name.text}", f"= {to_text(statement.value)}"
+    if isinstance(statement, tree.ConfigsStatement):
+        value = "" if statement.value is None else f"= {to_text(statement.value)}"
+        return f"config {_words(statement.names)}", value
+    if isinstance(statement, tree.LetStatement | tree.FixStatement):
+        word = "let" if isinstance(statement, tree.LetStatement) else "fix"
+        return f"{word} {statement.name.text}", f"= {to_text(statement.value)}"
+    if isinstance(statement, tree.UseStatement):
+        return f"use {_words(statement.names)}", ""
+    if isinstance(statement, tree.StackStatement):
+        return f"stack {_words(statement.axes)}", ""
+    if isinstance(statement, tree.TowerStatement):
+        return f"include {statement.model.text}{_optional('as', statement.alias)}", ""
+    if isinstance(statement, tree.IncludeStatement):
+        alias, path = _optional("as", statement.alias), _optional("from", statement.path)
+        return f'include {statement.layout.text}{alias} under "{statement.prefix.text}"{path}', ""
     if isinstance(statement, tree.PlaceStatement):
         return f"place {_words(statement.axes)} {_placement(statement.placement)}", ""
     if isinstance(statement, tree.PartitionStatement):
@@ -125,10 +159,26 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
     if isinstance(statement, tree.NamesStatement):
         return f"names {statement.layout.text}", ""
     if isinstance(statement, tree.OrderStatement):
-        when = "" if statement.when is None else f" when {to_text(statement.when)}"
-        return f"order {_places(statement.names, ', ')}{when}", ""
+        return f"order {_places(statement.names, ', ')}{_when(statement.when)}", ""
     assert isinstance(statement, tree.RuleStatement)
     return f'"{statement.pattern.text}"', f"= {_holding(statement)}"
+
+
+def _tensors(statement: tree.TensorsStatement) -> str:
+    out = f"[{_words(statement.axes)}]{_when(statement.when)}"
+    bias = statement.bias
+    if bias is None:
+        return out
+    axes = "" if bias.axes is None else f" [{_words(bias.axes)}]"
+    return f"{out} bias {bias.name.text}{axes}{_when(bias.when)}"
+
+
+def _when(condition: Expression | None) -> str:
+    return "" if condition is None else f" when {to_text(condition)}"
+
+
+def _optional(word: str, name: tree.Word | None) -> str:
+    return "" if name is None else f" {word} {name.text}"
 
 
 _ENTRIES = {
@@ -168,6 +218,8 @@ def _holding(rule: tree.RuleStatement) -> str:
         out.append(f"on {rule.stage} stage")
     if rule.optional:
         out.append("optional")
+    if rule.bias:
+        out.append("with bias")
     if rule.when is not None:
         out.append(f"when {to_text(rule.when)}")
     return " ".join(out)

@@ -44,6 +44,7 @@ def check(
     for block in document.models:
         _check_model(faults, block)
     for layout in document.layouts:
+        faults.of_layout(layout, document)
         check_layout(faults, layout, _model(faults, layout, known), _spelled(document, layout))
     if vocabulary:
         check_names(faults, document, vocabulary)

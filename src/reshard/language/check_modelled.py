@@ -331,8 +331,7 @@ def _lost_index(rule: tree.RuleStatement) -> tuple[Span, str] | None:
     found = list(_INDEX_LIKE.finditer(rule.pattern.text))
     if span is None or len(found) != 1:
         return None
-    begin = span.start + 1
-    return Span.of(span.source, begin + found[0].start(), begin + found[0].end()), found[0][0]
+    return span.inside(*found[0].span()), found[0][0]
 
 
 def _said(rule: tree.RuleStatement, atom: tree.Word) -> str:

@@ -28,7 +28,8 @@ def check_names(faults: Faults, document: tree.Document, vocabulary: Collection[
         if isinstance(item, tree.AxisStatement)
     }
     unknown: dict[str, Variable] = {}
-    for block in document.blocks:
+    blocks: list[tree.ModelBlock | tree.LayoutBlock] = [*document.models, *document.layouts]
+    for block in blocks:
         mesh = _mesh(block) if isinstance(block, tree.LayoutBlock) else ()
         for expression in _expressions(block):
             for variable in variables(expression):

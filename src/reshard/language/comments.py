@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from reshard.language import tree
 
 _COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
 _BLANK = re.compile(r"\n[ \t\r\f\ufeff]*\n")
 
-Item = TypeVar("Item", tree.ModelStatement, tree.LayoutStatement, tree.EntryStatement, tree.Block)
+Item = TypeVar("Item", bound=tree.Statement)
+Braced = TypeVar("Braced", bound=tree.Block | tree.FileStatement | tree.UnderStatement)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def with_comments(document: tree.Document) -> tree.Document:
         for found in _COMMENT_OR_STRING.finditer(text)
         if found[0].startswith("#")
     ]
-    opened = [_brace(text, block) for block in document.blocks]
+    opened = [block.brace for block in document.blocks]
     outside = []
     inside: list[list[_Comment]] = [[] for _ in document.blocks]
     for comment in comments:
@@ -66,56 +67,41 @@ def with_comments(document: tree.Document) -> tree.Document:
     blocks = []
     for number, block in enumerate(document.blocks):
         trivia = replace(top.around[number].trivia(), blank=False)
-        blocks.append(_block(text, block, trivia, inside[number], opened[number]))
+        blocks.append(_block(text, block, trivia, inside[number]))
     return replace(document, blocks=tuple(blocks), closing=_without_first_blank(top.closing))
 
 
 def _block(
-    text: str, block: tree.Block, trivia: tree.Trivia, comments: list[_Comment], opened: int
+    text: str, block: tree.Block, trivia: tree.Trivia, comments: list[_Comment]
 ) -> tree.Block:
-    assert block.span is not None
-    end = block.span.end - 1
     if isinstance(block, tree.LayoutBlock):
-        block, comments = _files(text, block, comments)
-    found = _sort(text, comments, block.statements, opened + 1, end)
+        block = replace(block, statements=_nested(text, block.statements, comments))
+    return replace(_filled(text, block, comments), trivia=trivia)
+
+
+def _nested(text: str, statements: tuple[Item, ...], comments: list[_Comment]) -> tuple[Item, ...]:
+    """Statements with the comments between their own braces, which are taken from the list."""
+    out: list[Item] = []
+    for item in statements:
+        if isinstance(item, (tree.FileStatement, tree.UnderStatement)) and item.span is not None:
+            start, end = item.brace, item.span.end
+            inside = [comment for comment in comments if start < comment.start < end]
+            comments[:] = [comment for comment in comments if not start < comment.start < end]
+            if isinstance(item, tree.UnderStatement):
+                item = replace(item, statements=_nested(text, item.statements, inside))
+            item = _filled(text, item, inside)
+        out.append(item)
+    return tuple(out)
+
+
+def _filled(text: str, block: Braced, comments: list[_Comment]) -> Braced:
+    """A block with the comments between its braces in place."""
+    assert block.span is not None
+    found = _sort(text, comments, block.statements, block.brace + 1, block.span.end - 1)
     closing = found.closing if block.statements else _without_first_blank(found.closing)
-    if isinstance(block, tree.ModelBlock):
-        return replace(
-            block,
-            statements=_given(block.statements, found),
-            opening=found.opening,
-            closing=closing,
-            trivia=trivia,
-        )
-    return replace(
-        block,
-        statements=_given(block.statements, found),
-        opening=found.opening,
-        closing=closing,
-        trivia=trivia,
-    )
-
-
-def _files(
-    text: str, block: tree.LayoutBlock, comments: list[_Comment]
-) -> tuple[tree.LayoutBlock, list[_Comment]]:
-    """The block with the comments inside of its files in place, and the others."""
-    statements: list[tree.LayoutStatement] = []
-    for item in block.statements:
-        if isinstance(item, tree.FileStatement) and item.span is not None:
-            opened, end = _file_brace(text, item), item.span.end
-            inside = [comment for comment in comments if opened < comment.start < end]
-            comments = [comment for comment in comments if not opened < comment.start < end]
-            found = _sort(text, inside, item.statements, opened + 1, end - 1)
-            closing = found.closing if item.statements else _without_first_blank(found.closing)
-            item = replace(
-                item,
-                statements=_given(item.statements, found),
-                opening=found.opening,
-                closing=closing,
-            )
-        statements.append(item)
-    return replace(block, statements=tuple(statements)), comments
+    statements = _given(block.statements, found)
+    changes: Any = {"statements": statements, "opening": found.opening, "closing": closing}
+    return replace(block, **changes)
 
 
 def _given(statements: tuple[Item, ...], found: _Sorted) -> tuple[Item, ...]:
@@ -191,27 +177,3 @@ def _blank(text: str, start: int, end: int) -> bool:
 
 def _without_first_blank(lines: tuple[str, ...]) -> tuple[str, ...]:
     return lines[1:] if lines[:1] == ("",) else lines
-
-
-def _brace(text: str, block: tree.Block) -> int:
-    """Where the `{` of a block is; comments before it may hold braces too."""
-    last = block.name.span
-    if isinstance(block, tree.LayoutBlock):
-        if block.model is not None:
-            last = block.model.span
-        if block.when is not None:
-            last = block.when.span
-    assert last is not None
-    return _next_brace(text, last.end)
-
-
-def _file_brace(text: str, file: tree.FileStatement) -> int:
-    last = file.names[-1].span
-    assert last is not None
-    return _next_brace(text, last.end)
-
-
-def _next_brace(text: str, at: int) -> int:
-    while text[at] != "{":
-        at = text.index("\n", at) if text[at] == "#" else at + 1
-    return at

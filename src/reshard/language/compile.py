@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 
@@ -83,6 +84,14 @@ def _raise_faults(document: tree.Document, models: Mapping[str, Model]) -> None:
         raise ReshardError(faults, Exit.LAYOUT)
 
 
+def one_layout(document: tree.Document, name: str) -> tree.Document:
+    """A document with one of its layouts alone, without its model.
+
+    Raises: unknown-layout.
+    """
+    return replace(document, blocks=(_chosen(document, name),), closing=())
+
+
 def _chosen(document: tree.Document, name: str | None) -> tree.LayoutBlock:
     layouts = {block.name.text: block for block in document.layouts}
     if name is not None and name in layouts:
@@ -148,7 +157,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
             names = item.layout.text
         elif isinstance(item, tree.OrderStatement):
             orders.append(ParameterOrder(tuple(unescaped(x.text) for x in item.names), item.when))
-        else:
+        elif isinstance(item, tree.RuleStatement):
             rules.append(item)
     if files and not rules and model is None:
         rules.append(_ANY)

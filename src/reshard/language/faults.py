@@ -7,14 +7,34 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from reshard.errors import Diagnostic, Label, Level, ReshardError, Span
+from reshard.language import tree
 
 
 class Faults:
-    """Diagnostics of one phase; they come out in the order of the text."""
+    """Diagnostics of one phase; they come out in the order of the text.
+
+    A layout may be like another one, so that one rule stands in several; what is wrong with it is
+    said once, and where it is not its own layout's, with the layout that has it too.
+    """
 
     def __init__(self) -> None:
         self._items: list[Diagnostic] = []
         self._once: dict[tuple[str, str], tuple[int, int]] = {}
+        self._places: set[tuple[str, str, int, int]] = set()
+        self._layout: tree.LayoutBlock | None = None
+        self._layouts: tuple[tree.LayoutBlock, ...] = ()
+
+    def of_layout(self, block: tree.LayoutBlock, document: tree.Document) -> None:
+        """The layout that is looked at from now on."""
+        self._layout, self._layouts = block, document.layouts
+
+    def _inherited(self, at: Span) -> Span | None:
+        """The name of the layout that is looked at, where a place is in another one."""
+        if self._layout is None or _is_in(at, self._layout):
+            return None
+        elsewhere = self._layout.span is None or at.source is not self._layout.span.source
+        others = any(_is_in(at, block) for block in self._layouts)
+        return self._layout.name.span if elsewhere or others else None
 
     def add(
         self,
@@ -33,6 +53,14 @@ class Faults:
 
         Args:  once: what it is about; further faults of the same thing are counted with the first.
         """
+        if at is not None:
+            place_of = code, at.source.name, at.start, at.end
+            name = self._inherited(at)
+            if name is not None:
+                if place_of in self._places:
+                    return
+                beside = (*beside, (name, "this layout is like it"))
+            self._places.add(place_of)
         if once and (code, once) in self._once:
             place, count = self._once[code, once]
             self._once[code, once] = place, count + 1
@@ -43,9 +71,9 @@ class Faults:
         secondary = tuple(
             Label(span, text) for span, text in beside if span is not None and span != at
         )
-        self._items.append(
-            Diagnostic(code, headline, level, primary, secondary, tuple(notes), tuple(helps))
-        )
+        found = Diagnostic(code, headline, level, primary, secondary, tuple(notes), tuple(helps))
+        if found not in self._items:  # a rule and that of its bias are one statement
+            self._items.append(found)
 
     def take(self, error: ReshardError) -> None:
         """Add what an exception carries."""
@@ -59,6 +87,11 @@ class Faults:
                 more = f"the same in {count - 1} more place{'s' * (count > 2)}"
                 items[place] = replace(items[place], notes=(*items[place].notes, more))
         return tuple(sorted(items, key=lambda item: item.primary.span.start if item.primary else 0))
+
+
+def _is_in(at: Span, block: tree.LayoutBlock) -> bool:
+    span = block.span
+    return span is not None and at.source is span.source and span.start <= at.start < span.end
 
 
 def near(word: str, names: Iterable[str]) -> list[str]:

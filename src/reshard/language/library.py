@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from reshard.language import parser
 from reshard.language.compile import compile_layouts, compile_models
+from reshard.language.expand import expand
+from reshard.language.expand_models import Known
 from reshard.language.layout import Layout, Model
-from reshard.language.parser import parse
 from reshard.language.tree import Document, LayoutBlock
 
 
@@ -49,28 +52,55 @@ class Family:
         return self.layouts[name]
 
 
+def parse(text: str, name: str = "<text>") -> Document:
+    """The tree of a UCL text, its short forms written out; it may refer to what ships.
+
+    Args:  name: of the file, for messages.
+    Raises: syntax, and what `expand` finds wrong.
+    """
+    return expand(parser.parse(text, name), _KNOWN)
+
+
 @cache
 def shipped() -> tuple[Family, ...]:
     """Every family that comes with reshard, by name."""
-    folder = resources.files("reshard").joinpath("layouts")
     found: list[Family] = []
-    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if item.name.endswith(".ucl"):
-            found += families(item.read_text(encoding="utf-8"), item.name)
+    for file, text in _texts().items():
+        found += families(text, file)
     return tuple(found)
 
 
 def shipped_texts() -> tuple[str, ...]:
     """The texts of all families that come with reshard."""
-    folder = resources.files("reshard").joinpath("layouts")
-    files = [item for item in folder.iterdir() if item.name.endswith(".ucl")]
-    return tuple(item.read_text(encoding="utf-8") for item in files)
+    return tuple(_texts().values())
 
 
-def shipped_text(name: str) -> str:
-    """The UCL text of a family that comes with reshard."""
+def shipped_text(name: str) -> str | None:
+    """The UCL text of a family that comes with reshard; None where there is none of this name."""
+    return _texts().get(f"{name}.ucl")
+
+
+@cache
+def _texts() -> Mapping[str, str]:
+    """The shipped texts, by file."""
     folder = resources.files("reshard").joinpath("layouts")
-    return folder.joinpath(f"{name}.ucl").read_text(encoding="utf-8")
+    files = sorted(item.name for item in folder.iterdir() if item.name.endswith(".ucl"))
+    return {file: folder.joinpath(file).read_text(encoding="utf-8") for file in files}
+
+
+def _home(kind: str, name: str) -> Document | None:
+    """The shipped text that declares a block, as written: `model NAME` or `config NAME`."""
+    declares = re.compile(rf"^{kind}\s+{re.escape(name)}\b", re.M)
+    file = next((file for file, text in _texts().items() if declares.search(text)), None)
+    return None if file is None else _written(file)
+
+
+@cache
+def _written(file: str) -> Document:
+    return parser.parse(_texts()[file], file)
+
+
+_KNOWN = Known(lambda name: _home("model", name), lambda name: _home("config", name))
 
 
 def missing_models(document: Document) -> Mapping[str, Model]:
@@ -79,8 +109,13 @@ def missing_models(document: Document) -> Mapping[str, Model]:
     wanted = {block.model.text for block in document.layouts if block.model is not None} - own
     if not wanted:
         return {}
-    found = {family.name: family for family in shipped() if family.name in wanted}
-    return {name: compile_models(family.document)[name] for name, family in found.items()}
+    return {name: model for name in wanted if (model := _shipped_model(name)) is not None}
+
+
+@cache
+def _shipped_model(name: str) -> Model | None:
+    written = _home("model", name)
+    return None if written is None else compile_models(expand(written, _KNOWN))[name]
 
 
 def own_families(document: Document) -> tuple[Family, ...]:

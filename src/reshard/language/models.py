@@ -18,11 +18,10 @@ def compile_model(block: tree.ModelBlock) -> Model:
     axes: dict[str, Axis] = {}
     tensors: dict[str, ModelTensor] = {}
     for item in block.statements:
-        name = item.name.text
         if isinstance(item, tree.AxisStatement):
-            axes.setdefault(name, Axis(name, item.size, item.span))
-        else:
-            tensors.setdefault(name, _tensor(item))
+            axes.setdefault(item.name.text, Axis(item.name.text, item.size, item.span))
+        elif isinstance(item, tree.TensorStatement):
+            tensors.setdefault(item.name.text, _tensor(item))
     return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors))
 
 

@@ -301,9 +301,7 @@ def _expression(pieces: tuple[Piece, ...]) -> str:
 
 def _within(span: Span | None, start: int, end: int) -> Span | None:
     """The span of `text[start:end]` inside the quotes of a string."""
-    return (
-        None if span is None else Span.of(span.source, span.start + 1 + start, span.start + 1 + end)
-    )
+    return None if span is None else span.inside(start, end)
 
 
 def _fault(

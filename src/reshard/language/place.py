@@ -277,7 +277,7 @@ def _hole(text: str, span: Span | None, start: int) -> Hole:
 def _within(span: Span | None, start: int, end: int) -> Span | None:
     if span is None:
         return None
-    return Span.of(span.source, span.start + 1 + start, span.start + 1 + end)
+    return span.inside(start, end)
 
 
 def _fault(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 from reshard.errors import Diagnostic
+from reshard.language.short_slips import NOT_QUOTED, QUOTED
 from reshard.language.slips import NO_BRACE
 from reshard.language.statements import BLOCKS, block_of, mask, statement_at
 
+_QUOTED = re.compile(r'"([A-Za-z]\w*)"')
 _HEADER = re.compile(rf"(?:{'|'.join(BLOCKS)})\s+[A-Za-z]\w*\s")
 
 
@@ -27,6 +29,12 @@ def without_fault(text: str, fault: Diagnostic) -> str | None:
         return None if gap == at else f"{text[:gap]}}}{text[gap + 1 :]}"
     if fault.headline == NO_BRACE and text[at : at + 1].isspace():
         return f"{text[:at]}{{{text[at + 1 :]}"
+    if fault.headline == NOT_QUOTED and fault.primary.span.end > at + 1:
+        length = fault.primary.span.end - at
+        return f'{text[:at]}"{" " * (length - 2)}"{text[at + length :]}'
+    name = _QUOTED.match(text, at) if fault.headline == QUOTED else None
+    if name is not None:
+        return f"{text[:at]} {name[1]} {text[name.end() :]}"
     around = statement_at(text, at)
     start, end = around.start, around.end
     header = masked.find("{", start, max(at, start) + 1)

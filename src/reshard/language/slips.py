@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from reshard.language.faults import closest
-from reshard.language.statements import Statement, statement_at
+from reshard.language.short_slips import header, quoted, short
+from reshard.language.statements import statement_at
+from reshard.language.stop import Slip, Stop
 
 NO_BRACE = "a block begins with `{`"
 
@@ -19,48 +20,6 @@ _COMPARED = (
     "a condition compares numbers: `layer == 3`, `layer >= 2`, `layer % 4 == 0`; join them with "
     "`and` and `or`"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Slip:
-    """One slip.  span: of what is wrong, where that is not the word at which reading stopped."""
-
-    headline: str
-    label: str
-    help: str
-    span: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Where reading a text stopped.
-
-    Args:  word: what stands there.  accepted: the terminals that could have.
-           statement: that it is in.  before: where what was understood ends.
-    """
-
-    text: str
-    at: int
-    word: str
-    accepted: frozenset[str]
-    statement: Statement
-    before: int
-
-    @property
-    def keyword(self) -> str:
-        """The first word of the statement; a quote for a rule."""
-        found = re.match(r'"|\w+', self.text[self.statement.start :].lstrip())
-        return found[0] if found else ""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether the word is the first of its line."""
-        return not self.text[self.text.rfind("\n", 0, self.at) + 1 : self.at].strip()
-
-    @property
-    def is_expression(self) -> bool:
-        """Whether an expression could go on here."""
-        return "COMPARE" in self.accepted or "STAR" in self.accepted
 
 
 def slip(stop: Stop) -> Slip | None:
@@ -339,7 +298,7 @@ def _comma(stop: Stop) -> Slip | None:
 def _tail(stop: Stop) -> Slip | None:
     if "_AVERAGED" not in stop.accepted or stop.is_first or not stop.word[:1].isalpha():
         return None
-    near = closest(stop.word, ["averaged", "on", "optional", "when"])
+    near = closest(stop.word, ["averaged", "on", "optional", "when", "with"])
     if near is not None:
         return Slip(f"`{stop.word}` is no word of a rule", "not expected here", f"write `{near}`")
     if stop.word.startswith("transpose"):
@@ -354,8 +313,8 @@ def _tail(stop: Stop) -> Slip | None:
     return Slip(
         f"`{stop.word}` is no word of a rule",
         "not expected here",
-        "behind the brackets may stand `on first stage`, `optional`, `averaged over ...`, or "
-        "`when ...`",
+        "behind the brackets may stand `on first stage`, `optional`, `with bias`, "
+        "`averaged over ...`, or `when ...`",
     )
 
 
@@ -373,6 +332,9 @@ _LOOKS: tuple[Callable[[Stop], Slip | None], ...] = (
         _separator,
         _trailing_comma,
         _open_bracket,
+        header,
+        short,
+        quoted,
         _open_block,
         _hyphen,
         _equals,

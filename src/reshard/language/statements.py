@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 
 BLOCKS = ("model", "layout")
-OF_MODEL = ("axis", "tensor")
+OF_MODEL = ("axis", "tensor", "let", "include")
 OF_LAYOUT = (
-    *("mesh", "config", "place", "partition", "file", "tie", "leave", "wrapper", "names", "order"),
+    *("mesh", "config", "use", "fix", "place", "stack", "under", "include", "partition", "file"),
+    *("tie", "leave", "wrapper", "names", "order"),
 )
+OF_UNDER = ("under",)
+OF_SHARED = ("config", "use")
 OF_FILE = ("state", "states", "number", "named", "order", "run", "fill", "keep", "leave")
 KEYWORDS = tuple(dict.fromkeys((*BLOCKS, *OF_MODEL, *OF_LAYOUT, *OF_FILE)))
 

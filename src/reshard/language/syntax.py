@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 from reshard.errors import Diagnostic, Label, Source, Span
 from reshard.language.faults import closest
-from reshard.language.slips import Stop, slip
+from reshard.language.slips import slip
 from reshard.language.statements import (
     BLOCKS,
     KEYWORDS,
     OF_FILE,
     OF_LAYOUT,
     OF_MODEL,
+    OF_SHARED,
+    OF_UNDER,
     block_of,
     mask,
     statement_at,
 )
+from reshard.language.stop import Stop
 from reshard.language.words import joined, listed
 
 if TYPE_CHECKING:
@@ -40,17 +43,24 @@ _MARKS = {
 _LONG = 200
 _OPERAND = {"INT", "PATH", "STRING", "TRUE", "FALSE", "NOT", "MINUS", "LPAR"}
 _OPERATOR = {"OR", "AND", "COMPARE", "PLUS", "MINUS", "STAR", "SLASH", "PERCENT"}
-_MODEL_STATEMENT = {"_AXIS", "_TENSOR", "RBRACE"}
+_MODEL_STATEMENT = {"_AXIS", "_TENSOR", "_LET", "_INCLUDE", "RBRACE"}
 _LAYOUT_STATEMENT = {
+    *("_USE", "_FIX", "_STACK", "_INCLUDE", "_UNDER"),
     *("_MESH", "_CONFIG", "_PLACE", "_PARTITION", "_FILE", "_TIE", "_LEAVE", "_WRAPPER"),
     *("_NAMES", "_ORDER", "STRING", "RBRACE"),
 }
 _FILE_STATEMENT = {
-    *("_STATE", "_STATES", "_NUMBER", "_NAMED", "_ORDER", "_RUN", "_KEEP", "_LEAVE", "RBRACE"),
+    *("_STATE", "_STATES", "_NUMBER", "_NAMED", "_ORDER", "_RUN", "_FILL", "_KEEP", "_LEAVE"),
+    "RBRACE",
 }
-_BLOCK = {"_MODEL", "_LAYOUT"}
+_SHARED_STATEMENT = {"_CONFIG", "_USE", "RBRACE"}
+_UNDER_STATEMENT = {"STRING", "_UNDER", "RBRACE"}
+_BLOCK = {"_MODEL", "_LAYOUT", "_CONFIG"}
+_STATEMENTS = (
+    *(_LAYOUT_STATEMENT, _MODEL_STATEMENT, _FILE_STATEMENT, _SHARED_STATEMENT, _UNDER_STATEMENT),
+)
 _FACTOR = {"NAME", "BLANK", "INT", "LPAR"}
-_TAIL = {"_AVERAGED", "_ON", "OPTIONAL", "_WHEN"}
+_TAIL = {"_AVERAGED", "_ON", "OPTIONAL", "_WHEN", "_WITH"}
 _AFTER_AXIS = {"_OVER", "_PADDED", "_TRUNCATED", "COLON"}
 
 
@@ -120,7 +130,9 @@ def _of_blocks(stop: Stop, source: Source) -> Diagnostic | None:
     around = block_of(stop.statement.masked, stop.text, stop.at)
     end = stop.at + len(stop.word)
     can_begin = any(stop.accepted >= kind for kind in (_LAYOUT_STATEMENT, _MODEL_STATEMENT))
-    can_begin = can_begin or stop.accepted >= _FILE_STATEMENT
+    can_begin = can_begin or any(
+        stop.accepted >= kind for kind in (_FILE_STATEMENT, _SHARED_STATEMENT, _UNDER_STATEMENT)
+    )
     if around is None:
         return _outside(stop, source) if stop.accepted >= _BLOCK else None
     if not can_begin or not stop.is_first:
@@ -137,7 +149,18 @@ def _of_blocks(stop: Stop, source: Source) -> Diagnostic | None:
             "write `}` behind the last statement of the block",
             beside=(begin, begin + len(header), "opened here"),
         )
-    own = {"model": OF_MODEL, "file": OF_FILE}.get(kind, OF_LAYOUT)
+    own = _OF_BLOCK.get(kind, OF_LAYOUT)
+    follows = re.match(r"\s*=(?!=)\s*(.*)", stop.text[end:])
+    if follows is not None and "config" in own and re.fullmatch(r"[A-Za-z]\w*", stop.word):
+        said = f"config {stop.word} = {follows[1].partition('#')[0].strip()}"
+        return _fault(
+            source,
+            f"`{stop.word}` starts no statement of a {kind}",
+            "no such statement",
+            stop.at,
+            end,
+            f"write `{said}`",
+        )
     if stop.word in KEYWORDS or stop.word.startswith('"'):
         what = "a rule" if stop.word.startswith('"') else f"`{stop.word}`"
         return _fault(
@@ -146,7 +169,7 @@ def _of_blocks(stop: Stop, source: Source) -> Diagnostic | None:
             "not expected here",
             stop.at,
             end,
-            f"statements of a {kind} are {listed(own)}{', and rules' * (own is OF_LAYOUT)}",
+            f"statements of a {kind} are {listed(own)}{_rules_too(own)}",
         )
     if not stop.word[:1].isalpha():
         return None
@@ -159,8 +182,11 @@ def _of_blocks(stop: Stop, source: Source) -> Diagnostic | None:
         end,
         f"did you mean `{near}`?"
         if near
-        else f"statements of a {kind} are {listed(own)}{', and rules' * (own is OF_LAYOUT)}",
+        else f"statements of a {kind} are {listed(own)}{_rules_too(own)}",
     )
+
+
+_OF_BLOCK = {"model": OF_MODEL, "file": OF_FILE, "config": OF_SHARED, "under": OF_UNDER}
 
 
 def _outside(stop: Stop, source: Source) -> Diagnostic | None:
@@ -233,6 +259,10 @@ def _fault(
     )
 
 
+def _rules_too(statements: tuple[str, ...]) -> str:
+    return ", and rules" * (statements in (OF_LAYOUT, OF_UNDER))
+
+
 def _named(header: str) -> str:
     """A block as a message calls it: layout `hf`."""
     kind, _, rest = header.partition(" ")
@@ -244,9 +274,10 @@ def _in_words(accepted: set[str]) -> str:
     """The accepted terminals, gathered to what a person would call them."""
     left = set(accepted)
     words: list[str] = []
-    if any(left >= kind for kind in (_LAYOUT_STATEMENT, _MODEL_STATEMENT, _FILE_STATEMENT)):
+    found = next((kind for kind in _STATEMENTS if left >= kind), None)
+    if found is not None:
         # at the start of a statement nothing else helps; behind one, it may also go on
-        left -= _LAYOUT_STATEMENT | _MODEL_STATEMENT | _FILE_STATEMENT
+        left -= found
         closing = ["a new statement", "`}`"]
     elif left >= _BLOCK:
         left -= _BLOCK | {"$END"}

@@ -2,109 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reshard.algebra.split import SplitRule
 from reshard.errors import Source, Span
 from reshard.language.expression import Expression
+from reshard.language.tree_terms import (
+    NO_TRIVIA,
+    AxisTerm,
+    Placement,
+    ProductTerm,
+    SumPart,
+    SumTerm,
+    TermTree,
+    Trivia,
+    Word,
+    axis_terms,
+    sum_terms,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A name, with its place."""
-
-    text: str
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Trivia:
-    """What stands around a statement and means nothing.
-
-    Args:  comments: lines before it (and from inside it), each from its `#` on.
-           remark: the comment behind it on its last line, or None.
-           blank: whether blank lines separate it from what is before.
-    """
-
-    comments: tuple[str, ...] = ()
-    remark: str | None = None
-    blank: bool = False
-
-
-# ---- terms ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """How an axis lies along the mesh, and its padding; see `layout.Split`."""
-
-    over: tuple[Word, ...] = ()
-    rule: SplitRule = "even"
-    sizes: tuple[int, ...] = ()
-    pad_to: Expression | None = None
-    truncated_to: Expression | None = None
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class AxisTerm:
-    """An axis; the name `_` is an anonymous one."""
-
-    name: Word
-    size: Expression | None = None
-    placement: Placement | None = None
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ProductTerm:
-    """Terms side by side, never exactly one and never products themselves; none is `1`."""
-
-    factors: tuple[TermTree, ...]
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SumPart:
-    """A summand; without a label it is never a lone sum."""
-
-    label: Word | None
-    term: TermTree
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SumTerm:
-    """Summands in parentheses; a single one has a label."""
-
-    parts: tuple[SumPart, ...]
-    span: Span | None = field(default=None, compare=False, repr=False)
-
-
-TermTree = AxisTerm | ProductTerm | SumTerm
-
-
-def axis_terms(terms: tuple[TermTree, ...]) -> Iterator[AxisTerm]:
-    """Every axis in some terms, in order of appearance."""
-    for term in terms:
-        if isinstance(term, AxisTerm):
-            yield term
-        elif isinstance(term, ProductTerm):
-            yield from axis_terms(term.factors)
-        else:
-            yield from axis_terms(tuple(part.term for part in term.parts))
-
-
-def sum_terms(terms: tuple[TermTree, ...]) -> Iterator[SumTerm]:
-    """Every sum in some terms, in order of appearance, an outer one before its inner ones."""
-    for term in terms:
-        if isinstance(term, ProductTerm):
-            yield from sum_terms(term.factors)
-        elif isinstance(term, SumTerm):
-            yield term
-            yield from sum_terms(tuple(part.term for part in term.parts))
+__all__ = [
+    "NO_TRIVIA",
+    "AxisStatement",
+    "AxisTerm",
+    "Bias",
+    "Block",
+    "ConfigStatement",
+    "ConfigsStatement",
+    "Document",
+    "EntryStatement",
+    "FileStatement",
+    "FixStatement",
+    "IncludeStatement",
+    "LayoutBlock",
+    "LayoutStatement",
+    "LeaveStatement",
+    "LetStatement",
+    "MeshAxis",
+    "MeshStatement",
+    "ModelBlock",
+    "ModelStatement",
+    "NamesStatement",
+    "OrderStatement",
+    "PartitionStatement",
+    "PlaceStatement",
+    "Placement",
+    "ProductTerm",
+    "Role",
+    "RuleStatement",
+    "SharedBlock",
+    "StackStatement",
+    "Statement",
+    "SumPart",
+    "SumTerm",
+    "TensorStatement",
+    "TensorsStatement",
+    "TermTree",
+    "TieStatement",
+    "TowerStatement",
+    "Trivia",
+    "UnderStatement",
+    "UseStatement",
+    "Word",
+    "WrapperStatement",
+    "axis_terms",
+    "sum_terms",
+]
 
 
 # ---- statements ----------------------------------------------------------------------------------
@@ -116,7 +79,7 @@ class AxisStatement:
 
     name: Word
     size: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -127,7 +90,7 @@ class TensorStatement:
     name: Word
     axes: tuple[Word, ...] = ()
     when: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -144,7 +107,7 @@ class MeshStatement:
     """`mesh AXIS, AXIS = SIZE, ...`."""
 
     axes: tuple[MeshAxis, ...]
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -154,7 +117,7 @@ class ConfigStatement:
 
     name: Word
     value: Expression
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -164,7 +127,7 @@ class PlaceStatement:
 
     axes: tuple[Word, ...]
     placement: Placement
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -176,7 +139,7 @@ class PartitionStatement:
     over: Word
     kind: Literal["buffer", "each", "rows"]
     align: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -185,6 +148,7 @@ class RuleStatement:
     """`"NAME" = atom[DIMS] ...`.
 
     Args:  pattern: the text between the quotes.  rest: whether `...` ends the dims.
+           bias: whether `with bias` stands behind it; not after expansion.
     """
 
     pattern: Word
@@ -195,10 +159,12 @@ class RuleStatement:
     averaged_over: tuple[Word, ...] = ()
     optional: bool = False
     when: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
     stage_span: Span | None = field(default=None, compare=False, repr=False)
     rest_span: Span | None = field(default=None, compare=False, repr=False)
+    bias: bool = False
+    bias_span: Span | None = field(default=None, compare=False, repr=False)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -220,7 +186,7 @@ class EntryStatement:
     optional: bool = False
     because: Word | None = None
     value: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -233,8 +199,9 @@ class FileStatement:
     optional: bool = False
     opening: str | None = None
     closing: tuple[str, ...] = ()
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
+    brace: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +210,7 @@ class TieStatement:
 
     alias: Word
     name: Word
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -253,7 +220,7 @@ class LeaveStatement:
 
     pattern: Word
     because: Word
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -262,7 +229,7 @@ class WrapperStatement:
     """`wrapper "PART", "PART"`."""
 
     parts: tuple[Word, ...]
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -271,7 +238,7 @@ class NamesStatement:
     """`names LAYOUT`."""
 
     layout: Word
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -281,11 +248,125 @@ class OrderStatement:
 
     names: tuple[Word, ...]
     when: Expression | None = None
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
-ModelStatement = AxisStatement | TensorStatement
+# ---- what `expand` replaces by the statements above ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """`bias NAME [AXES] when CONDITION` behind a tensor.
+
+    Args:  axes: None for those of the tensor but the last.
+    """
+
+    name: Word
+    axes: tuple[Word, ...] | None = None
+    when: Expression | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsStatement:
+    """`tensor NAME, NAME [AXES] when CONDITION bias ...`: several tensors, or one with a bias."""
+
+    names: tuple[Word, ...]
+    axes: tuple[Word, ...] = ()
+    when: Expression | None = None
+    bias: Bias | None = None
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LetStatement:
+    """`let NAME = EXPRESSION`."""
+
+    name: Word
+    value: Expression
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TowerStatement:
+    """`include MODEL as NAME`, in a model."""
+
+    model: Word
+    alias: Word | None = None
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigsStatement:
+    """`config NAME, NAME = EXPRESSION`: several sizes, or sizes that are spelled as here."""
+
+    names: tuple[Word, ...]
+    value: Expression | None = None
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UseStatement:
+    """`use NAME, NAME`."""
+
+    names: tuple[Word, ...]
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FixStatement:
+    """`fix NAME = EXPRESSION`."""
+
+    name: Word
+    value: Expression
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StackStatement:
+    """`stack AXIS, AXIS`."""
+
+    axes: tuple[Word, ...]
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IncludeStatement:
+    """`include MODEL.LAYOUT as NAME under "PREFIX" from PATH`.
+
+    Args:  layout: with dots.  alias: of the model's names.  path: of its configuration in that of
+           the checkpoint.
+    """
+
+    layout: Word
+    prefix: Word
+    alias: Word | None = None
+    path: Word | None = None
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UnderStatement:
+    """`under "PREFIX" { ... }`; comments as in `ModelBlock`."""
+
+    prefix: Word
+    statements: tuple[RuleStatement | UnderStatement, ...] = ()
+    opening: str | None = None
+    closing: tuple[str, ...] = ()
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+    brace: int = field(default=0, compare=False, repr=False)
+
+
+ModelStatement = AxisStatement | TensorStatement | TensorsStatement | LetStatement | TowerStatement
 LayoutStatement = (
     MeshStatement
     | ConfigStatement
@@ -298,32 +379,42 @@ LayoutStatement = (
     | NamesStatement
     | OrderStatement
     | RuleStatement
+    | ConfigsStatement
+    | UseStatement
+    | FixStatement
+    | StackStatement
+    | IncludeStatement
+    | UnderStatement
 )
-Statement = ModelStatement | LayoutStatement | EntryStatement
-
 
 # ---- blocks --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ModelBlock:
-    """`model NAME { ... }`.
+    """`model NAME like MODEL { ... }`.
 
     Args:  opening: the comment behind `{`.  closing: comment lines before `}`.
-           trivia: `remark` is the comment behind `}`.
+           trivia: `remark` is the comment behind `}`.  brace: where the `{` is.
     """
 
     name: Word
     statements: tuple[ModelStatement, ...]
     opening: str | None = None
     closing: tuple[str, ...] = ()
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
+    like: Word | None = field(default=None, kw_only=True)
+    brace: int = field(default=0, compare=False, repr=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
 class LayoutBlock:
-    """`layout NAME of MODEL when CONDITION { ... }`; comments as in `ModelBlock`."""
+    """`layout NAME of MODEL like LAYOUT whole when CONDITION { ... }`.
+
+    Args:  whole: of the layout that it is like, without what is of a mesh.  Comments as in
+           `ModelBlock`.
+    """
 
     name: Word
     model: Word | None
@@ -331,16 +422,35 @@ class LayoutBlock:
     when: Expression | None = field(default=None, kw_only=True)
     opening: str | None = None
     closing: tuple[str, ...] = ()
-    trivia: Trivia = Trivia()
+    trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
+    like: Word | None = field(default=None, kw_only=True)
+    whole: bool = field(default=False, kw_only=True)
+    brace: int = field(default=0, compare=False, repr=False, kw_only=True)
 
 
-Block = ModelBlock | LayoutBlock
+@dataclass(frozen=True, slots=True)
+class SharedBlock:
+    """`config NAME { config NAME = EXPRESSION ... }`; comments as in `ModelBlock`."""
+
+    name: Word
+    statements: tuple[ConfigStatement | ConfigsStatement | UseStatement, ...]
+    opening: str | None = None
+    closing: tuple[str, ...] = ()
+    trivia: Trivia = NO_TRIVIA
+    span: Span | None = field(default=None, compare=False, repr=False)
+    brace: int = field(default=0, compare=False, repr=False, kw_only=True)
+
+
+Block = ModelBlock | LayoutBlock | SharedBlock
+Statement = ModelStatement | LayoutStatement | EntryStatement
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A whole text: models and layouts in any order; `closing` are comment lines at its end."""
+    """A whole text: models, layouts, and shared `config` lines in any order; `closing` are comment
+    lines at its end.
+    """
 
     blocks: tuple[Block, ...]
     closing: tuple[str, ...] = ()
@@ -355,3 +465,8 @@ class Document:
     def layouts(self) -> tuple[LayoutBlock, ...]:
         """The layouts, in order."""
         return tuple(block for block in self.blocks if isinstance(block, LayoutBlock))
+
+    @property
+    def shared(self) -> tuple[SharedBlock, ...]:
+        """What layouts may `use`, in order."""
+        return tuple(block for block in self.blocks if isinstance(block, SharedBlock))
