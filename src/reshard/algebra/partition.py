@@ -180,28 +180,58 @@ def _buckets(rule: Buckets, numels: Sequence[int], ranks: int) -> Partition:
     shares: list[Share] = []
     base = 0
     for bucket in buckets_of(rule, numels):
-        own = [numels[tensor] for tensor in bucket]
-        cut = _buffer(Buffer(rule.align, aligned_gaps(own, rule.starts)), own, ranks)
+        own = [numels[tensor] for tensor in bucket.tensors]
+        ends = (start + numel for start, numel in zip(bucket.starts, own, strict=True))
+        nexts = (*bucket.starts[1:], bucket.length)
+        gaps = tuple(after - end for after, end in zip(nexts, ends, strict=True))
+        cut = _buffer(Buffer(rule.align, gaps), own, ranks)
         shares += [
-            Share(s.rank, bucket[s.tensor], s.start, s.numel, base + s.offset) for s in cut.shares
+            Share(s.rank, bucket.tensors[s.tensor], s.start, s.numel, base + s.offset)
+            for s in cut.shares
         ]
         base += cut.lengths[0]
     ordered = sorted(shares, key=lambda share: (share.rank, share.offset))
     return Partition(tuple(ordered), (base,) * ranks)
 
 
-def buckets_of(rule: Buckets, numels: Sequence[int]) -> list[list[int]]:
-    """The tensors of every bucket, in the order of its buffer."""
-    out: list[list[int]] = []
-    filled = 0
-    is_open = False
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """What lies in one bucket.
+
+    Args:  tensors: indices, in the order of its buffer.  starts: where each begins there.
+           length: without padding; up to where a tensor that gets a buffer of its own would begin.
+    """
+
+    tensors: tuple[int, ...]
+    starts: tuple[int, ...]
+    length: int
+
+
+def buckets_of(rule: Buckets, numels: Sequence[int]) -> list[Bucket]:
+    """The tensors of every bucket."""
+    out: list[Bucket] = []
+    tensors: list[int] = []
+    starts: list[int] = []
+    at = 0
+
+    def close() -> None:
+        nonlocal at
+        out.append(Bucket(tuple(tensors), tuple(starts), at))
+        tensors.clear()
+        starts.clear()
+        at = 0
+
     for tensor in reversed(range(len(numels))):
-        if not is_open or tensor in rule.apart:
-            out.append([])
-            filled = 0
-        out[-1].append(tensor)
-        filled = round_up(filled, rule.starts) + numels[tensor]
-        is_open = tensor not in rule.apart and (rule.size is None or filled < rule.size)
+        at = round_up(at, rule.starts)
+        if tensors and tensor in rule.apart:
+            close()
+        tensors.append(tensor)
+        starts.append(at)
+        at += numels[tensor]
+        if tensor in rule.apart or (rule.size is not None and at >= rule.size):
+            close()
+    if tensors:
+        close()
     return out
 
 

@@ -14,11 +14,12 @@ from megatron_targets import LLAMA
 from reshard import api
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
+from reshard.formats.megatron.distrib_optim import check_states, mixed_masters
 from reshard.formats.megatron.modules import description
-from reshard.formats.megatron.write_distributed import check_states, mixed_masters
-from reshard.formats.megatron.write_groups import GroupBuilder, Parameter, SourceGroup
+from reshard.formats.megatron.write_groups import GroupBuilder
 from reshard.formats.megatron.write_inventory import Inventory
 from reshard.plan.arrangement import Whole
+from reshard.run.run import Group
 from reshard.storage.numbers import Number
 
 Fixture = Callable[[str], Path]
@@ -137,30 +138,28 @@ error[megatron-steps]: parameters are at different steps
 
 
 def test_groups_that_do_not_say_what_they_hold() -> None:
-    groups = [
-        SourceGroup(None, {"wd_mult": 1.0, "lr_mult": mult, "lr": 1.0}) for mult in (1.0, 0.5)
-    ]
-    groups.append(SourceGroup(None, {"wd_mult": 0.0, "lr_mult": 1.0, "lr": 1.0}))
+    groups = [Group({"wd_mult": 1.0, "lr_mult": mult, "lr": 1.0}) for mult in (1.0, 0.5)]
+    groups.append(Group({"wd_mult": 0.0, "lr_mult": 1.0, "lr": 1.0}))
     builder = GroupBuilder(groups, chained=False)
     assert (
-        _refused(lambda: builder.build([Parameter("output_layer.weight", 2)]))
+        _refused(lambda: builder.build({"output_layer.weight": 2}))
         == """\
 error[megatron-groups]: `output_layer.weight` fits 2 of the 3 param groups of the source
   = note: the source does not say which parameters a group holds
   = help: leave the optimizer out with `--states weights`"""
     )
-    (optimizer,) = builder.build([Parameter("decoder.final_layernorm.weight", 1)])
+    (optimizer,) = builder.build({"decoder.final_layernorm.weight": 1})
     assert [group["wd_mult"] for group in optimizer.groups] == [0.0]
 
 
 def test_groups_of_another_framework() -> None:
     hot: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.95)}
     groups = [
-        SourceGroup(("a.weight", "a.bias"), hot),
-        SourceGroup(("b.weight",), {**hot, "lr": 0.2}),
+        Group(hot, ("a.weight", "a.bias")),
+        Group({**hot, "lr": 0.2}, ("b.weight",)),
     ]
     builder = GroupBuilder(groups, chained=False)
-    parameters = [Parameter("a.weight", 2), Parameter("a.bias", 1), Parameter("b.weight", 2)]
+    parameters = {"a.weight": 2, "a.bias": 1, "b.weight": 2}
     (optimizer,) = builder.build(parameters)
     assert optimizer.members == {"a.weight": 0, "a.bias": 1, "b.weight": 0}
     assert optimizer.groups == (
@@ -197,20 +196,19 @@ warning[megatron-groups]: param groups become those that Megatron makes
 
 def test_experts_over_several_ranks_have_an_optimizer_of_their_own() -> None:
     groups = [
-        SourceGroup(None, {"is_expert_parallel": False, "wd_mult": mult, "lr": 1.0})
-        for mult in (0.0, 1.0)
+        Group({"is_expert_parallel": False, "wd_mult": mult, "lr": 1.0}) for mult in (0.0, 1.0)
     ]
-    names = [
-        Parameter("decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight", 2),
-        Parameter("decoder.final_layernorm.weight", 1),
-        Parameter("output_layer.weight", 2),
-    ]
+    names = {
+        "decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight": 2,
+        "decoder.final_layernorm.weight": 1,
+        "output_layer.weight": 2,
+    }
     dense, experts = GroupBuilder(groups, chained=True).build(names)
     assert [g["wd_mult"] for g in dense.groups] == [1.0, 0.0]
     assert dense.members == {"decoder.final_layernorm.weight": 1, "output_layer.weight": 0}
     assert [(g["wd_mult"], g["is_expert_parallel"]) for g in experts.groups] == [(1.0, True)]
     (together,) = GroupBuilder(groups, chained=False).build(names)
-    assert together.members == {names[0].name: 0, names[1].name: 1, names[2].name: 0}
+    assert together.members == dict(zip(names, (0, 1, 0), strict=True))
 
 
 def test_parameters_are_in_the_order_of_megatrons_modules() -> None:

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
+from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
-from reshard.formats.megatron.optimizer_ids import claims
 from reshard.formats.megatron.scalar import number_bytes
-from reshard.formats.megatron.training import Groups
 from reshard.plan.catalog import Fragment, Left, LocalTensor
 from reshard.storage.torch_file import TensorRef, read_small
 
@@ -50,7 +49,7 @@ def dist_groups(
     clashing: set[str] = set()
     for optimizer, mine in zip(found, _shares(found, known), strict=True):
         for group, claim in zip(optimizer.groups, claims(optimizer.groups, mine), strict=True):
-            out.add_named(group, claim)
+            out.add(group, claim)
             step = _step(group.get("step")) or optimizer.step
             for name in claim if step is not None else ():
                 assert step is not None
@@ -78,7 +77,9 @@ def _shares(
 
 
 def _optimizers(common: object) -> Iterator[_Optimizer]:
-    for item in _chained(common):
+    for item in optimizers_in(common):
+        if not isinstance(item, dict):
+            continue
         inner = item.get("optimizer", item)
         if not isinstance(inner, dict) or not isinstance(inner.get("param_groups"), list):
             continue
@@ -99,14 +100,6 @@ def unread_states(common: object, file: str, key: str = "optimizer") -> Iterator
                     yield Left(file, f"{key}.state.{entry}", "it is no number of steps")
         elif name == "optimizer" or isinstance(name, int):
             yield from unread_states(item, file, f"{key}.{name}")
-
-
-def _chained(common: object) -> list[dict[object, object]]:
-    """One dict for each chained optimizer."""
-    if not isinstance(common, dict):
-        return []
-    numbered = [common[key] for key in common if isinstance(key, int)]
-    return [item for item in numbered or [common] if isinstance(item, dict)]
 
 
 def _of_objects(objects: Mapping[str, object]) -> Iterator[_Optimizer]:

@@ -1,40 +1,47 @@
 """`distrib_optim.pt`: the states of the distributed optimizer, gathered over data-parallel ranks.
 
-Source: megatron/core/optimizer/distrib_optimizer.py `get_parameter_state_dp_zero`
-(core 0.6 to 0.20).
+For every buffer it has flat tensors of the states of its parameters: read, and written.
+Source: megatron/core/optimizer/distrib_optimizer.py `get_parameter_state_dp_zero`, megatron/core/
+distributed/distributed_data_parallel.py (core 0.6 to 0.20; written as by core 0.16.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from math import prod
+from pathlib import Path
 
+from reshard.algebra.box import Box
 from reshard.dtypes import DType
-from reshard.errors import ReshardError, source_error
+from reshard.errors import ReshardError, source_error, target_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.buffers import Geometry, Placed, lay_buffer
-from reshard.formats.megatron.optimizer_ids import Parameter
-from reshard.formats.megatron.self_check import (
-    Sampler,
-    are_remainders,
-    rounds_to,
-    samples,
-    spread,
+from reshard.formats.megatron.buffers import (
+    COALESCED,
+    UNPADDED,
+    Member,
+    Part,
+    Run,
+    joined,
+    lay,
+    stored_buffers,
 )
+from reshard.formats.megatron.groups import Parameter
+from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
+from reshard.formats.megatron.self_check import Sampler
+from reshard.formats.megatron.write_groups import Optimizer
+from reshard.formats.megatron.write_inventory import Inventory
+from reshard.formats.megatron.write_options import WriteOptions
+from reshard.formats.megatron.write_resume import Resume
+from reshard.plan.build import REMAINDER
 from reshard.plan.catalog import Left
-from reshard.storage.pickle_values import dtype_of_global
-from reshard.storage.torch_file import TensorRef
+from reshard.plan.lay_out import LaidTensor
+from reshard.plan.plan import ArraySpec
+from reshard.storage.torch_output import TorchOutput
+from reshard.storage.torch_writer import torch_dtype
 
-_COUNTS = ("numel_unpadded",)
-_SAID = ("buckets_coalesced",)
-"""Entries beside the buffers; the buffers show the same."""
-
-_MOST_PADDING = 1 << 17
-"""Elements behind a bucket: it is padded for the number of ranks, or to 2^16 for fast transfers."""
-
-STATES = {"param": "master"}
-"""What the buffers' keys are called here; others keep their names."""
+STATES = ("param", "exp_avg", "exp_avg_sq")
+LOWER_HALVES = "the lower half of each, beside the weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,9 @@ class FlatState:
 
     parameter: Parameter
     state: str
-    ref: TensorRef
-    start: int
-    is_lower: bool = False
+    dtype: DType
+    run: Run
+    is_lower: bool
 
 
 def flat_states(
@@ -56,6 +63,7 @@ def flat_states(
     parameters: Sequence[Parameter],
     args: Arguments,
     *,
+    folder: Path,
     file: str,
     weights_file: str,
     sampler: Sampler,
@@ -64,8 +72,7 @@ def flat_states(
 ) -> Iterator[FlatState]:
     """Every state of every parameter of one optimizer.
 
-    Args:  root: `{buffer: {(param dtype, grad dtype): {state: flat tensor, ...}}}`.
-           parameters: of the optimizer, in order, over all model chunks.
+    Args:  root: its buffers.  parameters: of the optimizer, in order, over all model chunks.
            file, weights_file: relative to the iteration's folder.
            first_stage: on later pipeline stages nothing is bucketed.
            shared: embeddings that two stages share.
@@ -73,24 +80,43 @@ def flat_states(
     """
     if not isinstance(root, dict):
         raise _mismatch(file, "it holds no buffers")
-    buffers = [
-        (key, kinds, value)
-        for key, item in root.items()
-        if isinstance(key, int) and isinstance(item, dict)
-        for kinds, value in item.items()
-    ]
-    waiting = _by_buffer(parameters)
-    if len(buffers) != len(waiting):
-        raise _mismatch(file, f"it has {len(buffers)} buffers, the weights ask for {len(waiting)}")
-    for (key, kinds, tensors), (dtype, members) in zip(buffers, waiting, strict=True):
-        stated = dtype_of_global(kinds[0]) if isinstance(kinds, tuple) else None
-        if stated is not None and stated != dtype:
-            raise _mismatch(file, f"buffer {key} is of {stated} parameters, not {dtype}")
-        if not isinstance(tensors, dict):
-            raise _mismatch(file, f"buffer {key} holds no tensors")
-        yield from _buffer(
-            key, tensors, members, args, file, weights_file, sampler, first_stage, shared
-        )
+    by_type: dict[tuple[int, DType], list[Parameter]] = {}  # in order of appearance
+    for parameter in parameters:
+        by_type.setdefault((parameter.chunk, parameter.ref.dtype), []).append(parameter)
+    buffers = stored_buffers(root, folder)
+    if len(buffers) != len(by_type):
+        raise _mismatch(file, f"it has {len(buffers)} buffers, the weights ask for {len(by_type)}")
+    for (key, buffer), ((chunk, dtype), mine) in zip(buffers, by_type.items(), strict=True):
+        if buffer is None:
+            raise _mismatch(file, f"the tensors of buffer {key} have different lengths")
+        if buffer.dtype not in (None, dtype):
+            raise _mismatch(file, f"buffer {key} is of {buffer.dtype} parameters, not {dtype}")
+        members = [_member(parameter, weights_file) for parameter in mine]
+        bucketed = first_stage and chunk == 0
+        ways = buffer.places(members, args, shared, sampler, bucketed=bucketed)
+        if len(ways) != 1:
+            raise _mismatch(
+                file,
+                f"{len(ways)} known ways of laying {sum(p.numel for p in mine)} elements of "
+                f"parameters fit buffer {key} of {sum(buffer.lengths)} elements",
+            )
+        lower = buffer.has_lower(members, args, sampler)
+        for state, flats in buffer.states.items():
+            for parameter, (bucket, start) in zip(mine, ways[0], strict=True):
+                dtype = flats[bucket].dtype
+                (run,) = flats[bucket].runs
+                at = run.byte_offset + dtype.itemsize * start
+                run = Run(0, parameter.numel, run.file, at)
+                yield FlatState(parameter, state, dtype, run, lower and state == "master")
+
+
+def _member(parameter: Parameter, file: str) -> Member:
+    ref = parameter.ref
+    at = ref.byte_offset if ref.is_contiguous else None
+    box = Box.whole(ref.shape)
+    return Member(
+        parameter.name, (Part(parameter.name, box, ref.dtype, file, at, parameter.checked),)
+    )
 
 
 def unread(root: object, file: str) -> Iterator[Left]:
@@ -100,176 +126,8 @@ def unread(root: object, file: str) -> Iterator[Left]:
     """
     for item in root if isinstance(root, list) else [root]:
         for key, value in item.items() if isinstance(item, dict) else ():
-            if key not in _SAID and not (isinstance(key, int) and isinstance(value, dict)):
+            if key != COALESCED and not (isinstance(key, int) and isinstance(value, dict)):
                 yield Left(file, str(key), "it is no buffer of an optimizer")
-
-
-def _by_buffer(parameters: Sequence[Parameter]) -> list[tuple[DType, list[Parameter]]]:
-    """One buffer for each model chunk and element type, in order of appearance."""
-    out: dict[tuple[int, DType], list[Parameter]] = {}
-    for parameter in parameters:
-        out.setdefault((parameter.chunk, parameter.ref.dtype), []).append(parameter)
-    return [(dtype, members) for (_, dtype), members in out.items()]
-
-
-def _buffer(
-    key: int,
-    tensors: Mapping[object, object],
-    members: Sequence[Parameter],
-    args: Arguments,
-    file: str,
-    weights_file: str,
-    sampler: Sampler,
-    first_stage: bool,
-    shared: Sequence[str],
-) -> Iterator[FlatState]:
-    flats = {str(name): _Flat.of(value) for name, value in tensors.items() if name not in _COUNTS}
-    lengths = {flat.lengths for flat in flats.values() if flat is not None}
-    if len(lengths) != 1 or None in flats.values():
-        raise _mismatch(file, f"the tensors of buffer {key} have different lengths")
-    shape = lengths.pop()
-    numel = sum(p.numel for p in members)
-    sizes = bucket_sizes(args, first_stage and members[0].chunk == 0, numel)
-    lower = _holds_lower(flats.get("param"), members, args, file, sampler)
-    fitting: dict[tuple[tuple[int, int], ...], Geometry[Parameter]] = {}
-    for bucket_size, aligned in product(sizes, (True, False)):
-        geometry = lay_buffer(members, bucket_size, data_parallel(args), shared, aligned=aligned)
-        if _is_long(geometry, shape, coalesced=_is_coalesced(flats)) and (
-            lower or _fits(geometry, flats, file, weights_file, sampler)
-        ):
-            places = ((place.bucket, place.start) for place in geometry.placed)
-            fitting.setdefault(tuple(places), geometry)
-    if len({tuple(start for _, start in places) for places in fitting}) != 1:
-        raise _mismatch(
-            file,
-            f"{len(fitting)} known ways of laying {numel} elements of parameters fit "
-            f"buffer {key} of {sum(shape)} elements",
-        )
-    found = next(iter(fitting.values()))
-    for name, flat in flats.items():
-        assert flat is not None
-        for place in found.placed:
-            ref, start = flat.locate(place)
-            apart = lower and name == "param"
-            yield FlatState(place.parameter, STATES.get(name, name), ref, start, apart)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flat:
-    """A flat tensor: one for all buckets, or one for each as files before 2024 have.
-
-    Args:  coalesced: whether it is one for all, in which tails are without their padding.
-    """
-
-    runs: tuple[TensorRef, ...]
-    coalesced: bool
-
-    @staticmethod
-    def of(value: object) -> _Flat | None:
-        """What is stored; None where that is no tensor."""
-        if isinstance(value, TensorRef):
-            return _Flat((value,), True)
-        runs = (
-            tuple(r for r in value if isinstance(r, TensorRef)) if isinstance(value, list) else ()
-        )
-        return _Flat(runs, False) if runs and len(runs) == len(value) else None  # type: ignore[arg-type]
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Elements of every tensor."""
-        return tuple(ref.numel for ref in self.runs)
-
-    def locate(self, place: Placed[Parameter]) -> tuple[TensorRef, int]:
-        """The tensor that holds a parameter, and where it starts there."""
-        if self.coalesced:
-            return self.runs[0], place.start
-        return self.runs[place.bucket], place.start_in_bucket
-
-
-def _is_coalesced(flats: Mapping[str, _Flat | None]) -> bool:
-    return all(flat is not None and flat.coalesced for flat in flats.values())
-
-
-def _is_long(geometry: Geometry[Parameter], lengths: tuple[int, ...], *, coalesced: bool) -> bool:
-    """Whether buckets have the stored lengths; single ones with their padding or without."""
-    if coalesced:
-        return lengths == (geometry.numel,)
-    return len(lengths) == len(geometry.buckets) and all(
-        bucket <= length < bucket + _MOST_PADDING
-        for length, bucket in zip(lengths, geometry.buckets, strict=True)
-    )
-
-
-def bucket_sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | None]:
-    """Bucket sizes to try, each once: what the run said, none, and the default.
-
-    Args:  bucketed: later pipeline stages, and later chunks, have one bucket.
-    """
-    if not bucketed:
-        return [None]
-    stated, count = args.integer("ddp_bucket_size"), args.integer("ddp_num_buckets")
-    sizes: list[int | None] = [stated] if stated else []
-    sizes += [numel // count] if count else []
-    return list(dict.fromkeys([*sizes, None, max(40_000_000, 1_000_000 * data_parallel(args))]))
-
-
-def data_parallel(args: Arguments) -> int:
-    """Ranks that share a buffer; those of context parallelism do, too."""
-    return args.size("dp") * (args.integer("context_parallel_size") or 1)
-
-
-def _fits(
-    geometry: Geometry[Parameter],
-    flats: Mapping[str, _Flat | None],
-    file: str,
-    weights_file: str,
-    sampler: Sampler,
-) -> bool:
-    """Whether samples of every parameter's master round to its weight."""
-    masters = flats.get("param")
-    if masters is None:
-        return True
-    for place in geometry.placed:
-        weight = place.parameter.ref
-        if not weight.is_contiguous:
-            continue
-        ref, base = masters.locate(place)
-        if ref.dtype != DType.F32:
-            return False
-        size = weight.dtype.itemsize
-        checked = place.parameter.checked
-        for start, count in samples(weight.numel if checked < 0 else checked):
-            master = sampler.read(file, ref.byte_offset + 4 * (base + start), 4 * count)
-            value = sampler.read(weights_file, weight.byte_offset + size * start, size * count)
-            if not rounds_to(master, value, weight.dtype):
-                return False
-    return True
-
-
-def _holds_lower(
-    masters: _Flat | None,
-    members: Sequence[Parameter],
-    args: Arguments,
-    file: str,
-    sampler: Sampler,
-) -> bool:
-    """Whether a buffer of masters holds the lower half of each: as int16, or as those numbers."""
-    if masters is None or any(
-        p.ref.dtype != DType.BF16 or not p.ref.is_contiguous for p in members
-    ):
-        return False
-    kinds = {ref.dtype for ref in masters.runs}
-    if kinds == {DType.I16}:
-        return True
-    return (
-        args.is_precise
-        and kinds == {DType.F32}
-        and all(
-            are_remainders(sampler.read(file, ref.byte_offset + 4 * start, 4 * count))
-            for ref in masters.runs
-            for start, count in spread(ref.numel)
-        )
-    )
 
 
 def _mismatch(file: str, why: str) -> ReshardError:
@@ -277,5 +135,130 @@ def _mismatch(file: str, why: str) -> ReshardError:
         "buffer-mismatch",
         f"how the parameters lie in {file} could not be found",
         notes=[why, "the flat buffers are checked against the weights, which they must round to"],
+        helps=["leave the optimizer out with `--states weights`"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """What the buffers of all ranks have in common, to write them.
+
+    Args:  tied: the embedding is also the output layer of a later stage.
+    """
+
+    inventory: Inventory
+    resume: Resume
+    options: WriteOptions
+    output: TorchOutput
+    tied: bool
+
+    def trees(
+        self,
+        chunks: Sequence[Sequence[LaidTensor]],
+        optimizers: Sequence[Optimizer],
+        pp: int,
+        rank: str,
+        *,
+        dense: bool,
+    ) -> object:
+        """What a rank's file holds: of several optimizers, a list.
+
+        Args:  chunks: for each model chunk, the trained parameters in their order.
+               rank: for messages.
+               dense: whether the first of several is in this file; another rank's has it otherwise.
+        Raises: ReshardError[megatron-distributed].
+        """
+        out: list[object] = []
+        for index, optimizer in enumerate(optimizers):
+            own = [[t for t in chunk if t.whole in optimizer.members] for chunk in chunks]
+            here = dense or index > 0 or len(optimizers) == 1
+            out.append(self._tree(own, pp, rank) if here else None)
+        return out[0] if len(out) == 1 else out
+
+    def _tree(self, chunks: Sequence[Sequence[LaidTensor]], pp: int, rank: str) -> object:
+        out: dict[object, object] = {COALESCED: True}
+        for vpp, chunk in enumerate(chunks):
+            by_type: dict[DType, list[LaidTensor]] = {}
+            for tensor in chunk:
+                by_type.setdefault(self.inventory.weights(tensor.whole)[1], []).append(tensor)
+            for dtype, tensors in by_type.items():
+                index = len(out) - 1
+                size = self.options.bucket_size if pp == vpp == 0 else None
+                flats = self._flats(tensors, size, f"{rank} buffer {index}")
+                out[index] = {self._kinds(dtype): flats}
+        return out
+
+    def _kinds(self, dtype: DType) -> tuple[object, object]:
+        """The types of weights and gradients; gradients of bf16 are fp32, if not said otherwise."""
+        args = self.resume.args
+        stated = args.get("accumulate_allreduce_grads_in_fp32")
+        wide = stated if isinstance(stated, bool) else dtype is not DType.F16
+        if args.get("grad_reduce_in_bf16") is True:
+            wide = False
+        return torch_dtype(dtype), torch_dtype(DType.F32 if wide else dtype)
+
+    def _flats(
+        self, tensors: Sequence[LaidTensor], size: int | None, label: str
+    ) -> Mapping[str, object]:
+        for tensor in tensors:
+            check_states(tensor.whole, list(self.inventory.own_states(tensor.whole)))
+        shared = (EMBEDDING, OUTPUT) if self.tied else ()
+        apart = [index for index, tensor in enumerate(tensors) if tensor.name in shared]
+        places, lengths = lay([prod(t.shape) for t in tensors], size, apart)
+        placed = [*zip(tensors, joined(places, lengths), strict=True)][::-1]
+        out: dict[str, object] = {}
+        for key in STATES:
+            segments = tuple(
+                (atom, piece.shift(start))
+                for tensor, (_, start) in placed
+                for atom, piece in tensor.segments
+            )
+            state, numel = self._state(key, tensors), sum(lengths)
+            spec = ArraySpec(f"{key} of {label}", state, DType.F32, numel, segments)
+            out[key] = self.output.tensor(spec)
+        return {**out, UNPADDED: sum(lengths)}
+
+    def _state(self, key: str, tensors: Sequence[LaidTensor]) -> str:
+        """The source's name of a state."""
+        if key != "param":
+            return key
+        if all(t.whole in self.inventory.remainders for t in tensors) and (
+            self.inventory.keeps_remainders(self.resume.args)
+        ):
+            for tensor in tensors:
+                self.inventory.fold(tensor.whole, "master", LOWER_HALVES)
+            return REMAINDER
+        found = {self.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
+        if len(found) > 1:
+            raise mixed_masters(found)
+        return next(iter(found))
+
+
+def check_states(name: str, own: Sequence[str]) -> None:
+    """Refuse a parameter with other states than the distributed optimizer keeps.
+
+    Args:  own: its states besides weights.
+    Raises: ReshardError[megatron-distributed].
+    """
+    if {*own} == {*STATES[1:]}:
+        return
+    listed = ", ".join(f"`{state}`" for state in own) or "none"
+    raise target_error(
+        "megatron-distributed",
+        f"the optimizer's states of `{name}` are not those that Megatron's distributed one keeps",
+        notes=[f"they are {listed}", "the distributed one keeps `exp_avg` and `exp_avg_sq`"],
+        helps=[
+            "write `distributed_optimizer=0`, which keeps any states",
+            "or leave the optimizer out with `--states weights`",
+        ],
+    )
+
+
+def mixed_masters(found: Mapping[str, str]) -> ReshardError:
+    """The error for one buffer of weights with and without masters, one name for each state."""
+    return target_error(
+        "megatron-distributed",
+        "some parameters have master weights, and others of the same type have none",
+        notes=[f"`{name}` has `{state}`" for state, name in found.items()],
         helps=["leave the optimizer out with `--states weights`"],
     )

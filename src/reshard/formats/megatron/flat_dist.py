@@ -9,35 +9,46 @@ Source: megatron/core/optimizer/distrib_optimizer.py `sharded_param_state_dp_res
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.buffers import Buffer, Flat, Member, Places, Run, stored_buffers
 from reshard.formats.megatron.dist_names import FlatKey
-from reshard.formats.megatron.flat_buffers import Buffer, buffers_of
-from reshard.formats.megatron.flat_members import Member, Members, Place
-from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.remainders import joined
-from reshard.formats.megatron.self_check import (
-    Sampler,
-    are_remainders,
-    rounds_to,
-    samples,
-    spread,
-)
+from reshard.formats.megatron.flat_members import Members, Place
+from reshard.formats.megatron.self_check import Sampler
 from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.run.states import MASTER
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import StoredTensor
+from reshard.storage.pickle_values import dtype_of_name
 
 COPY = "copy"
 """The mesh axis of the copies that ranks keep of one state."""
 
-Found = dict[tuple[str, str, int], list[Fragment]]
-"""By name, state, and number of the copy: ranks that hold the same have states of it each."""
+_OBJECT = re.compile(
+    r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_(\d+)\."
+    r"(param_state|per_bucket_numel_unpadded)/"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A buffer, and whose it is.
+
+    Args:  optimizer: index of the chained one.  group: the model-parallel rank.
+           chunk: of the virtual pipeline.
+    """
+
+    optimizer: int
+    group: int
+    chunk: int
+    buffer: Buffer
 
 
 def flat_tensors(
@@ -51,14 +62,13 @@ def flat_tensors(
     """Every state that the buckets hold, as boxes of the parameters' tensors.
 
     Args:  objects: pickled ones by key, as they were found.
-    Raises: ReshardError[buffer-mismatch].
+    Raises: ReshardError[buffer-mismatch], and what `ChunkReader` raises.
     """
-    buffers = buffers_of(folder, flat, objects, chunks)
-    tied = not args.get("untie_embeddings_and_output_weights") and args.size("pp") > 1
+    stored = _stored(folder, flat, objects, chunks)
     sampler = Sampler(folder)
-    reader = _Reader(folder, args, Members(weights, tied=tied), sampler)
+    reader = _Reader(folder, args, Members(weights, args), sampler)
     try:
-        reader.read(buffers)
+        reader.read(stored)
     finally:
         sampler.close()
     copied = {(name, state) for name, state, copy in reader.found if copy}
@@ -75,6 +85,79 @@ def flat_tensors(
     ]
 
 
+def _stored(
+    folder: Path,
+    flat: Sequence[tuple[FlatKey, StoredTensor]],
+    objects: Mapping[str, object],
+    chunks: ChunkReader,
+) -> list[_Stored]:
+    """Every buffer that is stored, as tensors or as pickled ones; by optimizer and rank."""
+    stated = {}
+    found: list[tuple[int, int, int, Buffer]] = []
+    for key, value in objects.items():
+        match = _OBJECT.match(key)
+        if match is None:
+            continue
+        rank = (int(match.group(1) or 0), int(match.group(2)))
+        content = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if match.group(3) == "per_bucket_numel_unpadded":
+            stated[rank] = content
+            continue
+        for index, buffer in stored_buffers(content, folder):
+            if buffer is None or buffer.dtype is None or buffer.form != "joined":
+                why = f"buffer {index} of group {rank[1]} is not one flat tensor"
+                raise _mismatch(folder, why)
+            found.append((*rank, index, buffer))
+    table: dict[tuple[int, int, int, str], dict[int, dict[str, StoredTensor]]] = {}
+    for part, tensor in flat:
+        parts = table.setdefault((part.chained, part.group, part.buffer, part.kinds), {})
+        parts.setdefault(part.bucket, {})[part.state] = tensor
+    for (optimizer, group, index, kinds), by_bucket in table.items():
+        known = [by_bucket[number] for number in sorted(by_bucket)]
+        lengths = _lengths(stated.get((optimizer, group)), index) or tuple(
+            next(iter(bucket.values())).shape[0] for bucket in known
+        )
+        dtype = dtype_of_name(kinds.strip("()").partition(",")[0].strip().removeprefix("torch."))
+        if dtype is None or len(lengths) != len(known):
+            raise _mismatch(folder, f"buffer {index} of group {group} is of {kinds}")
+        states = {s: tuple(_flat(chunks, bucket[s]) for bucket in known) for s in known[0]}
+        found.append((optimizer, group, index, Buffer(dtype, lengths, states, "stated")))
+    return _by_chunk(found)
+
+
+def _by_chunk(found: Sequence[tuple[int, int, int, Buffer]]) -> list[_Stored]:
+    """With the model chunk of each: they are numbered over chunks, one for each type in each."""
+    out: list[_Stored] = []
+    types: set[DType | None] = set()
+    for optimizer, group, _, buffer in sorted(found, key=lambda item: item[:3]):
+        same = bool(out) and (out[-1].optimizer, out[-1].group) == (optimizer, group)
+        chunk = out[-1].chunk if same else 0
+        if not same or buffer.dtype in types:
+            chunk, types = chunk + same, set()
+        types.add(buffer.dtype)
+        out.append(_Stored(optimizer, group, chunk, buffer))
+    return out
+
+
+def _lengths(stated: object, index: int) -> tuple[int, ...] | None:
+    """Elements of each bucket without padding, where the checkpoint says so."""
+    if not isinstance(stated, list) or index >= len(stated) or not isinstance(stated[index], dict):
+        return None
+    values = list(stated[index].values())
+    if len(values) != 1 or not isinstance(values[0], list):
+        return None
+    return tuple(n for n in values[0] if isinstance(n, int))
+
+
+def _flat(chunks: ChunkReader, stored: StoredTensor) -> Flat:
+    runs = []
+    for chunk in stored.chunks:
+        ref = chunks.open(stored, chunk)
+        if ref.numel:
+            runs.append(Run(chunk.lo[0], ref.numel, chunk.file, ref.byte_offset))
+    return Flat(stored.dtype, tuple(sorted(runs, key=lambda run: run.start)))
+
+
 class _Reader:
     """Places the parameters of one rank after the other."""
 
@@ -83,40 +166,42 @@ class _Reader:
         self._args = args
         self._sampler = sampler
         self.members = members
-        self.found: Found = {}
+        # By name, state, and number of the copy: ranks that hold the same have states of it each.
+        self.found: dict[tuple[str, str, int], list[Fragment]] = {}
         self.dtypes: dict[str, DType] = {}
         self._layers: dict[tuple[int, int], range] = {}
-        self._fragments: dict[str, dict[Box, Fragment]] = {}
         self._copies: dict[tuple[str, str, Box], int] = {}
 
-    def read(self, buffers: Sequence[Buffer]) -> None:
+    def read(self, stored: Sequence[_Stored]) -> None:
         """Find the parameters of every buffer: dense ones first, which tell the stages' layers."""
-        optimizers = sorted({buffer.optimizer for buffer in buffers})
-        chunks = 1 + max(buffer.chunk for buffer in buffers)
+        optimizers = sorted({item.optimizer for item in stored})
+        chunks = 1 + max(item.chunk for item in stored)
         for optimizer in optimizers:
             experts = None if len(optimizers) == 1 else optimizer == optimizers[-1]
             if len(optimizers) > 2:
-                raise self._mismatch(f"it has {len(optimizers)} optimizers, not one or two")
-            mine = [buffer for buffer in buffers if buffer.optimizer == optimizer]
+                raise _mismatch(
+                    self._folder, f"it has {len(optimizers)} optimizers, not one or two"
+                )
+            mine = [item for item in stored if item.optimizer == optimizer]
             # Chunk major, then stage: how the layers lie in order.
-            for buffer in sorted(mine, key=lambda b: (b.chunk, b.group)):
-                self._buffer(buffer, experts, chunks)
+            for item in sorted(mine, key=lambda b: (b.chunk, b.group)):
+                self._buffer(item, experts, chunks)
         done = sum(len(layers) for layers in self._layers.values())
         if done != self.members.layers:
-            raise self._mismatch(f"its buffers have {done} of {self.members.layers} layers")
+            why = f"its buffers have {done} of {self.members.layers} layers"
+            raise _mismatch(self._folder, why)
 
-    def _buffer(self, buffer: Buffer, experts: bool | None, chunks: int) -> None:
-        pp = self._args.size("pp")
-        tps = self._args.expert_tp if experts else self._args.size("tp")
-        etps = self._args.expert_tp
-        tp, rest = buffer.group % tps, buffer.group // tps
-        eps = self._args.size("ep")
+    def _buffer(self, item: _Stored, experts: bool | None, chunks: int) -> None:
+        pp, eps, etps = self._args.size("pp"), self._args.size("ep"), self._args.expert_tp
+        tps = etps if experts else self._args.size("tp")
+        tp, rest = item.group % tps, item.group // tps
         ep, stage = (rest % eps, rest // eps) if experts else (0, rest)
-        key = (buffer.chunk, stage)
-        known = self._layers.get(key)
+        key = (item.chunk, stage)
         start = sum(len(layers) for layers in self._layers.values())
         usual = self.members.layers // (chunks * pp)
         counts = sorted(range(self.members.layers - start + 1), key=lambda n: n != usual)
+        known = self._layers.get(key)
+        assert item.buffer.dtype is not None
         for layers in [known] if known is not None else [range(start, start + n) for n in counts]:
             place = Place(
                 tp,
@@ -129,116 +214,50 @@ class _Reader:
                 key == (0, 0),
                 key == (chunks - 1, pp - 1),
                 experts,
-                buffer.dtype,
+                item.buffer.dtype,
             )
-            if self._fit(buffer, place):
+            if self._fit(item, place):
                 self._layers[key] = layers
                 return
-        raise self._mismatch(
-            f"group {buffer.group} of {sum(buffer.lengths)} elements fits no known order"
-        )
+        numel = sum(item.buffer.lengths)
+        why = f"group {item.group} of {numel} elements fits no known order"
+        raise _mismatch(self._folder, why)
 
-    def _fit(self, buffer: Buffer, place: Place) -> bool:
+    def _fit(self, item: _Stored, place: Place) -> bool:
         """Take what a buffer holds, if one order of a rank's parameters is the right one."""
-        fitting: dict[tuple[object, ...], list[tuple[Member, int, int]]] = {}
+        fitting: dict[tuple[object, ...], tuple[list[Member], Places]] = {}
         shared = self.members.shared(place)
         for members in self.members.orders(place):
-            if sum(member.numel for member in members) > sum(buffer.lengths):
+            if sum(member.numel for member in members) > sum(item.buffer.lengths):
                 continue
-            for places in buffer.ways(members, self._args, shared, is_first=place.first):
-                if self._rounds(buffer, places):
-                    fitting.setdefault(tuple(places), places)
+            for places in item.buffer.places(
+                members, self._args, shared, self._sampler, bucketed=place.first
+            ):
+                fitting.setdefault(tuple(zip(members, places, strict=True)), (members, places))
         if len(fitting) > 1:
-            raise self._mismatch(f"{len(fitting)} orders fit group {buffer.group}")
-        for places in fitting.values():
-            self._take(buffer, places)
+            raise _mismatch(self._folder, f"{len(fitting)} orders fit group {item.group}")
+        for members, places in fitting.values():
+            self._take(item.buffer, members, places)
         return bool(fitting)
 
-    def _take(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> None:
-        for state, by_bucket in buffer.states.items():
-            dtype = by_bucket[0].dtype
-            lower = state == "master" and self._holds_lower(buffer)
-            self.dtypes[state] = DType.F32 if lower else dtype
-            for member, bucket, start in places:
-                at = start
-                for name, box in member.parts:
-                    copy = self._copies.get((name, state, box), 0)
-                    self._copies[name, state, box] = copy + 1
-                    runs = by_bucket[bucket].fragments(at, box)
-                    found = self._joined(name, box, dtype, runs) if lower else tuple(runs)
-                    self.found.setdefault((name, state, copy), []).extend(found)
-                    at += box.volume
+    def _take(self, buffer: Buffer, members: Sequence[Member], places: Places) -> None:
+        lower = buffer.has_lower(members, self._args, self._sampler)
+        for state, flats in buffer.states.items():
+            is_lower = state == MASTER and lower
+            self.dtypes[state] = DType.F32 if is_lower else flats[0].dtype
+            for member, (bucket, at) in zip(reversed(members), reversed(places), strict=True):
+                for part in member.parts:
+                    key = (part.name, state, part.box)
+                    copy = self._copies[key] = self._copies.get(key, -1) + 1
+                    found = self.found.setdefault((part.name, state, copy), [])
+                    found += flats[bucket].fragments(at, part, is_lower=is_lower)
+                    at += part.box.volume
 
-    def _joined(
-        self, name: str, box: Box, dtype: DType, found: Iterable[Fragment]
-    ) -> tuple[Fragment, ...]:
-        weight = self.members.tensors[name]
-        runs = (self._fragment(weight, box),)
-        lower = LocalTensor(name, "master", (), weight.shape, dtype, tuple(found))
-        return joined(replace(weight, fragments=runs), lower).fragments
 
-    def _holds_lower(self, buffer: Buffer) -> bool:
-        """Whether the masters of a buffer are lower halves: as int16, or as those numbers."""
-        masters = buffer.states.get("master", ())
-        if buffer.dtype != DType.BF16 or not masters:
-            return False
-        if masters[0].dtype == DType.I16:
-            return True
-        return (
-            self._args.is_precise
-            and masters[0].dtype == DType.F32
-            and all(
-                are_remainders(self._sampler.read(run.file, run.byte_offset + 4 * at, 4 * count))
-                for bucket in masters
-                for run in bucket.runs
-                for at, count in spread(run.numel)
-            )
-        )
-
-    def _rounds(self, buffer: Buffer, places: Sequence[tuple[Member, int, int]]) -> bool:
-        """Whether samples of every master round to its weight."""
-        masters = buffer.states.get("master")
-        if masters is None or self._holds_lower(buffer):
-            return True
-        for member, bucket, start in places:
-            at = start
-            for name, box in member.parts:
-                weight = self.members.tensors[name]
-                fragment = self._fragment(weight, box)
-                size = weight.dtype.itemsize
-                for first, count in samples(self._checked(name, box)):
-                    master = masters[bucket].sample(self._sampler, at + first, count)
-                    value = self._sampler.read(
-                        fragment.file, fragment.byte_offset + size * first, size * count
-                    )
-                    if master is not None and not rounds_to(master, value, weight.dtype):
-                        return False
-                at += box.volume
-        return True
-
-    def _checked(self, name: str, box: Box) -> int:
-        """Elements of a box that must round: those before the padding of a vocabulary."""
-        if not is_vocabulary(name) or not box.size:
-            return box.volume
-        rows = self._args.checked_rows(self.members.tensors[name].shape[0]) - box.lo[0]
-        return max(0, min(rows, box.size[0])) * (box.volume // max(1, box.size[0]))
-
-    def _fragment(self, weight: LocalTensor, box: Box) -> Fragment:
-        table = self._fragments.get(weight.name)
-        if table is None:
-            whole = Box.whole(weight.shape)
-            table = {fragment.box or whole: fragment for fragment in weight.fragments}
-            self._fragments[weight.name] = table
-        return table[box]
-
-    def _mismatch(self, why: str) -> ReshardError:
-        return source_error(
-            "buffer-mismatch",
-            "how the parameters lie in the optimizer's buckets of "
-            f"{self._folder} could not be found",
-            notes=[
-                why,
-                "the flat buffers are checked against the weights, which they must round to",
-            ],
-            helps=["keep the weights with `--states weights`"],
-        )
+def _mismatch(folder: Path, why: str) -> ReshardError:
+    return source_error(
+        "buffer-mismatch",
+        f"how the parameters lie in the optimizer's buckets of {folder} could not be found",
+        notes=[why, "the flat buffers are checked against the weights, which they must round to"],
+        helps=["keep the weights with `--states weights`"],
+    )

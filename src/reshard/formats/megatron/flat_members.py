@@ -15,30 +15,16 @@ from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
+from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.buffers import Member, Part
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT, is_buffer
-from reshard.formats.megatron.modules import is_expert
+from reshard.formats.megatron.modules import is_expert, is_vocabulary
 from reshard.formats.megatron.stacks import layer_of
-from reshard.plan.catalog import LocalTensor
+from reshard.plan.catalog import Fragment, LocalTensor
 
 _STACKED = re.compile(r"^(?!mtp\.)(.*?layers\.)(?!\d)")
 _EXPERT = re.compile(r"(\.experts\.experts\.)(\d+)\.")
 _HALVES = ("_w", "_v")
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A parameter of one rank: boxes of stored tensors, one behind the other.
-
-    Args:  parts: the name of the tensor, and the box.
-    """
-
-    name: str
-    parts: tuple[tuple[str, Box], ...]
-
-    @property
-    def numel(self) -> int:
-        """Its elements on this rank."""
-        return sum(box.volume for _, box in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +53,15 @@ class Place:
 
 
 class Members:
-    """The weights of a checkpoint, as ranks had them.
+    """The weights of a checkpoint, as ranks had them."""
 
-    Args:  tied: whether the last stage has a copy of the embedding.
-    """
-
-    def __init__(self, weights: Sequence[LocalTensor], *, tied: bool) -> None:
+    def __init__(self, weights: Sequence[LocalTensor], args: Arguments) -> None:
+        self._args = args
         self.tensors = {t.name: t for t in weights if t.state == "param" and not is_buffer(t.name)}
         self._has_mtp = any(name.startswith("mtp.") for name in self.tensors)
-        self._tied = tied and OUTPUT not in self.tensors
-        self._index: dict[tuple[str, int], dict[tuple[int, ...], list[Box]]] = {}
+        tied = not args.get("untie_embeddings_and_output_weights") and args.size("pp") > 1
+        self._tied = tied and OUTPUT not in self.tensors  # the last stage has a copy
+        self._index: dict[tuple[str, int], dict[tuple[int, ...], list[Part]]] = {}
         self.layers = max((self._layers(t) for t in self.tensors.values()), default=0)
 
     @staticmethod
@@ -184,30 +169,39 @@ class Members:
             return
         if place.experts is not None and place.experts != is_expert(name):
             return
-        parts = [(name, box) for box in self._boxes(name, lead, place)]
+        parts = self._parts(name, lead, place)
         second = name.removesuffix(_HALVES[0]) + _HALVES[1]
         if name.endswith(_HALVES[0]) and second in self.tensors:
-            parts += [(second, box) for box in self._boxes(second, lead, place)]
+            parts = [*parts, *self._parts(second, lead, place)]
         if parts:
             yield Member(name, tuple(parts))
 
-    def _boxes(self, name: str, lead: tuple[int, ...], place: Place) -> list[Box]:
+    def _parts(self, name: str, lead: tuple[int, ...], place: Place) -> list[Part]:
         """What one rank holds of a tensor: its chunks, which a copied tensor has only once.
 
         Args:  lead: layer and expert, where the tensor stacks them.
         """
         key = (name, len(lead))
         if key not in self._index:
-            table: dict[tuple[int, ...], list[Box]] = {}
+            table: dict[tuple[int, ...], list[Part]] = {}
             for fragment in self.tensors[name].fragments:
-                box = fragment.box or Box.whole(self.tensors[name].shape)
-                table.setdefault(box.lo[: len(lead)], []).append(box)
-            for boxes in table.values():
-                boxes.sort(key=lambda box: box.lo)
+                part = self._part(self.tensors[name], fragment)
+                table.setdefault(part.box.lo[: len(lead)], []).append(part)
+            for parts in table.values():
+                parts.sort(key=lambda part: part.box.lo)
             self._index[key] = table
         found = self._index[key].get(lead, [])
         tp, tps = (place.etp, place.etps) if is_expert(name) else (place.tp, place.tps)
         return found[tp::tps] if len(found) >= tps else found
+
+    def _part(self, tensor: LocalTensor, fragment: Fragment) -> Part:
+        box = fragment.box or Box.whole(tensor.shape)
+        at = fragment.byte_offset if fragment.strides is None else None
+        checked = box.volume
+        if is_vocabulary(tensor.name) and box.size:
+            rows = self._args.checked_rows(tensor.shape[0]) - box.lo[0]
+            checked = max(0, min(rows, box.size[0])) * (box.volume // max(1, box.size[0]))
+        return Part(tensor.name, box, tensor.dtype, fragment.file, at, checked)
 
 
 def _other(name: str) -> str:

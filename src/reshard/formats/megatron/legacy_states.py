@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.chained import Part, share_parameters
-from reshard.formats.megatron.distrib_optim import flat_states
+from reshard.formats.megatron.distrib_optim import FlatState, flat_states
+from reshard.formats.megatron.groups import (
+    GroupMembers,
+    Parameter,
+    Part,
+    check_shape,
+    optimizers_in,
+    share_parameters,
+)
 from reshard.formats.megatron.legacy import EMBEDDING, TIED, Chunk, is_tied
 from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.optimizer_ids import GroupMembers, Parameter, check_shape
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.storage.torch_file import TensorRef, open_torch_file
@@ -26,18 +32,16 @@ _MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 class State:
     """One state of one parameter of one rank.
 
-    Args:  start: first element in the tensor of `ref`; the state has the parameter's shape.
-           value: a number that the file keeps itself, instead of a tensor.
-           is_lower: the elements are the lower halves of masters.
+    Args:  ref: its own tensor.  value: a number that the file keeps itself, instead of a tensor.
+           flat: a run of a flat tensor, instead of one of its own.
     """
 
     parameter: Parameter
     state: str
     ref: TensorRef | None
-    start: int
     file: str
     value: float | int | None = None
-    is_lower: bool = False
+    flat: FlatState | None = None
 
 
 def states_of(
@@ -69,7 +73,7 @@ def states_of(
         for index, chunk in enumerate(chunks)
         for name, ref in chunk.parameters.items()
     ]
-    parts = [_part(item, i, rank) for i, item in enumerate(_optimizers(stored))]
+    parts = [_part(item, i, rank) for i, item in enumerate(optimizers_in(stored))]
     flat_path = (folder / rank.file).with_name(DISTRIBUTED)
     flat = open_torch_file(flat_path).root if flat_path.exists() else None
     states: list[State] = []
@@ -82,7 +86,7 @@ def states_of(
         states += _masters(part, assigned, rank.file)
         if flat is not None:
             mine = sorted((p for g in assigned for p in g.members), key=parameters.index)
-            states += _flat(flat, index, len(parts), mine, rank, ranks, sampler)
+            states += _flat(flat, index, len(parts), mine, rank, ranks, folder, sampler)
         states += _group_steps(assigned, rank.file)
     if flat is None and groups and not any(item.state != "step" for item in states):
         raise _lost(rank, folder)
@@ -90,20 +94,11 @@ def states_of(
 
 
 def _checked(name: str, ref: TensorRef, rank: RankFile, ranks: Ranks) -> int:
-    """Elements of a weight that are no padding of the vocabulary; -1 for all."""
+    """Elements of a weight that are no padding of the vocabulary."""
     if not is_vocabulary(name):
-        return -1
+        return ref.numel
     rows = ranks.args.checked_rows(ref.shape[0] * ranks.tp) - rank.tp * ref.shape[0]
     return max(0, min(rows, ref.shape[0])) * (ref.numel // max(1, ref.shape[0]))
-
-
-def _optimizers(stored: object) -> list[object]:
-    """One dict for each chained optimizer."""
-    if isinstance(stored, list):
-        return list(stored)
-    if isinstance(stored, dict) and stored and all(isinstance(key, int) for key in stored):
-        return [stored[key] for key in sorted(stored)]
-    return [stored]
 
 
 def _part(optimizer: object, index: int, rank: RankFile) -> Part:
@@ -137,10 +132,9 @@ def _numbered(
             seen.add(number)
             for name, value in table.get(number, {}).items():
                 if isinstance(value, TensorRef):
-                    check_shape(parameter, value.shape, str(name), number, file)
-                    yield State(parameter, str(name), value, 0, file)
+                    yield State(parameter, str(name), value, file)
                 elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                    yield State(parameter, str(name), None, 0, file, value)
+                    yield State(parameter, str(name), None, file, value)
                 elif value is not None:
                     raise _unknown(file, f"`{name}` of state {number} is no tensor and no number")
     extra = [key for key in table if key not in seen]
@@ -163,7 +157,7 @@ def _masters(part: Part, assigned: Sequence[GroupMembers], file: str) -> Iterato
             if not isinstance(master, TensorRef):
                 raise _unknown(file, f"the master of `{parameter.name}` is no tensor")
             check_shape(parameter, master.shape, "master", -1, file)
-            yield State(parameter, "master", master, 0, file)
+            yield State(parameter, "master", master, file)
 
 
 def _flat(
@@ -173,6 +167,7 @@ def _flat(
     mine: Sequence[Parameter],
     rank: RankFile,
     ranks: Ranks,
+    folder: Path,
     sampler: Sampler,
 ) -> Iterator[State]:
     file = str(Path(rank.file).with_name(DISTRIBUTED))
@@ -191,13 +186,14 @@ def _flat(
         root,
         mine,
         ranks.args,
+        folder=folder,
         file=file,
         weights_file=rank.file,
         sampler=sampler,
         first_stage=rank.pp == 0,
         shared=shared,
     ):
-        yield State(item.parameter, item.state, item.ref, item.start, file, is_lower=item.is_lower)
+        yield State(item.parameter, item.state, None, item.run.file, flat=item)
 
 
 def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
@@ -206,10 +202,10 @@ def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]
         step = group.group.get("step")
         if isinstance(step, TensorRef) and step.shape == ():
             for parameter in group.members:
-                yield State(parameter, "step", step, 0, file)
+                yield State(parameter, "step", step, file)
         elif isinstance(step, (int, float)) and not isinstance(step, bool):
             for parameter in group.members:
-                yield State(parameter, "step", None, 0, file, step)
+                yield State(parameter, "step", None, file, step)
 
 
 def _lost(rank: RankFile, folder: Path) -> ReshardError:

@@ -5,16 +5,15 @@ Source: Megatron-LM, megatron/training/checkpointing.py `generate_state_dict`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.groups import RUNTIME, optimizers_in
 from reshard.storage.torch_file import TensorRef, read_small
 
 _OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "local_world_size")
 _KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
 """What tells one param group from another."""
-
-_RUNTIME = ("params", "step")
 
 
 def settings_of(root: Mapping[object, object], args: Arguments) -> dict[str, object]:
@@ -27,14 +26,16 @@ def settings_of(root: Mapping[object, object], args: Arguments) -> dict[str, obj
     for key in ("opt_param_scheduler", "lr_scheduler"):
         out |= _flat(f"{key}.", root.get(key))
     groups: dict[str, list[dict[str, object]]] = {}
-    for optimizer in _optimizers(root.get("optimizer")):
+    for optimizer in optimizers_in(root.get("optimizer")):
+        if not isinstance(optimizer, Mapping):
+            continue
         out |= _flat("grad_scaler.", optimizer.get("grad_scaler"))
         inner = optimizer.get("optimizer", optimizer)
         listed = inner.get("param_groups") if isinstance(inner, Mapping) else None
         for group in listed if isinstance(listed, list) else []:
             if isinstance(group, Mapping):
                 label = ", ".join(f"{key}={group[key]}" for key in _KEYS if key in group)
-                own = {k: v for k, v in group.items() if k not in _RUNTIME}
+                own = {k: v for k, v in group.items() if k not in RUNTIME}
                 groups.setdefault(label, []).append(_flat("", own))
     for label, found in groups.items():
         if len(found) == 1:
@@ -71,11 +72,3 @@ def _flat(prefix: str, value: object) -> dict[str, object]:
         elif _is_common(item):
             out[f"{prefix}{key}"] = item
     return out
-
-
-def _optimizers(value: object) -> Iterator[Mapping[object, object]]:
-    if isinstance(value, list):
-        yield from (item for item in value if isinstance(item, Mapping))
-    elif isinstance(value, Mapping):
-        numbered = [item for key, item in value.items() if isinstance(key, int)]
-        yield from (item for item in numbered or [value] if isinstance(item, Mapping))

@@ -16,13 +16,14 @@ from reshard.formats.megatron.common_state import COMMON, common_state
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
+from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
 from reshard.formats.megatron.remainders import join_masters
-from reshard.formats.megatron.training import Groups, training_of
+from reshard.formats.megatron.training import training_of
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded

@@ -14,10 +14,11 @@ from pathlib import Path
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
 from reshard.formats.megatron.described import arguments_beside
+from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
-from reshard.formats.megatron.training import Groups, training_of
+from reshard.formats.megatron.training import training_of
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
@@ -120,7 +121,7 @@ def _groups(raw: Mapping[str, object]) -> Groups:
             values.setdefault(_unwrapped(name), {})[setting] = value
     out = Groups()
     for name, settings in values.items():
-        out.add_named(settings, [name])
+        out.add(settings, [name])
     return out
 
 

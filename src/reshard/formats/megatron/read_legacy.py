@@ -11,6 +11,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.megatron.distrib_optim import unread
 from reshard.formats.megatron.fused_order import row_order
+from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
     EXTRA,
@@ -31,7 +32,7 @@ from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
-from reshard.formats.megatron.training import Groups, training_of
+from reshard.formats.megatron.training import training_of
 from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
@@ -62,7 +63,9 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
             found, assigned = states_of(rank, chunks, ranks, folder, sampler)
             for item in found:
                 states += _state(item, chunks[item.parameter.chunk], model)
-            groups.add(assigned, model.global_names(chunks))
+            names = model.global_names(chunks)
+            for group in assigned:
+                groups.add(group.group, [names[p.chunk, p.name] for p in group.members])
     except ReshardError as error:
         withheld, states, groups = error.diagnostics, [], Groups()
     finally:
@@ -191,31 +194,29 @@ def _state(item: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
 
 
 def _state_at(coord: Coord, item: State, model: _Model, weights_file: str) -> LocalTensor:
-    ranks, parameter = model.ranks, item.parameter
-    name = parameter.name
-    if item.ref is None:
+    ranks, parameter, ref, flat = model.ranks, item.parameter, item.ref, item.flat
+    name, own = parameter.name, parameter.ref.shape
+    if ref is None and flat is None:
         assert item.value is not None
         return number_tensor(name, item.state, coord, item.value, item.file)
-    ref = item.ref
-    if ref.shape == () or item.state == "step":
+    if ref is not None and (ref.shape == () or item.state == "step"):
         return local_tensor(name, item.state, coord, ref, item.file, ())
-    own = parameter.ref.shape
     shape = stored_shape(name, parameter.ref, ranks)
     order = row_order(name, own, ranks.version, ranks.args)
-    if item.is_lower:
-        at = ref.byte_offset + item.start * ref.dtype.itemsize
-        upper = Upper(weights_file, parameter.ref.byte_offset, ref.dtype)
-        run = Fragment(0, parameter.ref.numel, item.file, at, upper=upper)
-        return LocalTensor(name, item.state, coord, shape, DType.F32, (run,))
-    if ref.shape == own:
+    if ref is not None:
         return local_tensor(name, item.state, coord, ref, item.file, shape, order)
-    size = ref.dtype.itemsize
-    at = ref.byte_offset + item.start * size
+    assert flat is not None
+    run, dtype = flat.run, flat.dtype
+    runs: tuple[Fragment, ...]
+    if flat.is_lower:
+        upper = Upper(weights_file, parameter.ref.byte_offset, dtype)
+        runs = (Fragment(0, run.numel, run.file, run.byte_offset, upper=upper),)
+        return LocalTensor(name, item.state, coord, shape, DType.F32, runs)
     if order is not None:
-        runs = order.fragments(own, item.file, at, size, row_major(own))
+        runs = order.fragments(own, run.file, run.byte_offset, dtype.itemsize, row_major(own))
     else:
-        runs = (Fragment(0, parameter.ref.numel, item.file, at),)
-    return LocalTensor(name, item.state, coord, shape, ref.dtype, runs)
+        runs = (Fragment(0, run.numel, run.file, run.byte_offset),)
+    return LocalTensor(name, item.state, coord, shape, dtype, runs)
 
 
 def _mesh(model: _Model) -> dict[str, int]:

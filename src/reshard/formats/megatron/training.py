@@ -4,41 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from reshard.formats.megatron.optimizer_ids import GroupMembers
-from reshard.run.run import Group, Run
-from reshard.storage.kept import encode, small_tensor
+from reshard.formats.megatron.groups import Groups, optimizers_in
+from reshard.run.run import Run
+from reshard.storage.kept import encode
 
 _HELD_ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
 _STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")
-
-
-class Groups:
-    """Param groups of all ranks, joined where their hyper-parameters are the same."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[dict[str, object], list[str]]] = []
-
-    def add(self, assigned: Sequence[GroupMembers], names: Mapping[tuple[int, str], str]) -> None:
-        """One rank's groups."""
-        for item in assigned:
-            members = [names[member.chunk, member.name] for member in item.members]
-            self.add_named(item.group, members)
-
-    def add_named(self, group: Mapping[str, object], members: Sequence[str]) -> None:
-        """One group with the global names of its parameters."""
-        values = {
-            str(key): encode(value) for key, value in group.items() if key not in ("params", "step")
-        }
-        known = next((n for v, n in self._found if v == values), None)
-        if known is None:
-            known = []
-            self._found.append((values, known))
-        seen = set(known)
-        known += [name for name in dict.fromkeys(members) if name not in seen]
-
-    def all(self) -> tuple[Group, ...]:
-        """Hyper-parameters and names of every group."""
-        return tuple(Group(values, names) for values, names in self._found)
 
 
 def training_of(
@@ -73,7 +44,7 @@ def training_of(
             "args": encode(root.get("args")),
             "other": other,
             "rng_state": [encode(item.get("rng_state")) for item in per_rank],
-            "optimizer": encode(_settings(root.get("optimizer")), tensor=small_tensor),
+            "optimizer": encode(_settings(root.get("optimizer"))),
             **(extra or {}),
         },
     )
@@ -94,9 +65,9 @@ def _settings(optimizer: object) -> object:
 
 def _scaler(optimizer: object) -> object:
     """The loss scaler; chained optimizers have one each, and all of these say the same."""
-    items = list(optimizer) if isinstance(optimizer, list) else [optimizer]
     found = [
-        item["grad_scaler"] for item in items if isinstance(item, dict) and "grad_scaler" in item
+        encode(item["grad_scaler"])
+        for item in optimizers_in(optimizer)
+        if isinstance(item, Mapping) and "grad_scaler" in item
     ]
-    told = [encode(item) for item in found]
-    return told[0] if told and all(item == told[0] for item in told) else None
+    return found[0] if found and all(item == found[0] for item in found) else None

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.write_distributed import LOWER_HALVES, check_states
+from reshard.formats.megatron.distrib_optim import LOWER_HALVES, check_states
 from reshard.formats.megatron.write_groups import (
     GroupBuilder,
-    Parameter,
     Settings,
     carried_groups,
 )
@@ -95,7 +94,7 @@ class DistOptimizer:
         carried = carried_groups(self.resume.groups, chained=self.options.ep > 1)
         if carried is not None:
             return carried
-        parameters = [Parameter(name, self._dims(name)) for name in self._trained()]
+        parameters = {name: self._dims(name) for name in self._trained()}
         return [optimizer.groups for optimizer in self.builder.build(parameters)]
 
     def _dims(self, name: str) -> int:

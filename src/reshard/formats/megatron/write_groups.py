@@ -10,38 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, target_error
+from reshard.formats.megatron.groups import RUNTIME, belongs, is_decayed
 from reshard.formats.megatron.modules import is_expert
-from reshard.formats.megatron.optimizer_ids import is_decayed, is_embedding
+from reshard.run.run import Group
 
 Settings = dict[str, object]
 
-_FUSED = "bias_correction"
-_RUNTIME = ("params", "step")
+_FUSED, _EXPERT = "bias_correction", "is_expert_parallel"
 _KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
 _OVERRIDES = ("is_decoupled_lr", "lr_mult", "max_lr", "min_lr", "wd_mult")
 _MULTIPLIERS = {"wd_mult": 1.0, "lr_mult": 1.0, "is_decoupled_lr": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A parameter of the whole model.
-
-    Args:  name: global.  dims: of the tensor on one rank, without an axis for layers.
-    """
-
-    name: str
-    dims: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceGroup:
-    """A param group of the source.
-
-    Args:  params: names; None where the source does not list them.  settings: hyper-parameters.
-    """
-
-    params: tuple[str, ...] | None
-    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,89 +41,52 @@ class GroupBuilder:
            chained: experts are on several ranks, so that they have an optimizer of their own.
     """
 
-    source: Sequence[SourceGroup]
+    source: Sequence[Group]
     chained: bool
     warnings: list[Diagnostic] = field(default_factory=list)
 
-    @property
-    def is_megatron(self) -> bool:
-        """Whether the source's groups are Megatron's own."""
-        return all("wd_mult" in group.settings for group in self.source)
-
-    def build(self, parameters: Sequence[Parameter]) -> tuple[Optimizer, ...]:
+    def build(self, parameters: Mapping[str, int]) -> tuple[Optimizer, ...]:
         """The optimizers with their groups; every group that holds some parameter of some rank.
 
+        Args:  parameters: of the whole model, with the dimensions of each on one rank.
         Raises: ReshardError[megatron-groups].
         """
-        found = self._megatron(parameters) if self.is_megatron else self._foreign(parameters)
-        kinds = [False, True] if self.chained and any(is_expert(p.name) for p in parameters) else []
-        if not kinds:
-            return (_optimizer(found, parameters, expert=False),)
+        is_own = all("wd_mult" in group for group in self.source)
+        found = self._megatron(parameters) if is_own else self._foreign(parameters)
+        if not self.chained or not any(map(is_expert, parameters)):
+            return (_optimizer(found, expert=False),)
         return tuple(
-            _optimizer(found, [p for p in parameters if is_expert(p.name) == expert], expert=expert)
-            for expert in kinds
+            _optimizer({n: s for n, s in found.items() if is_expert(n) == expert}, expert=expert)
+            for expert in (False, True)
         )
 
-    def _megatron(self, parameters: Sequence[Parameter]) -> dict[str, Settings]:
+    def _megatron(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
         """The settings of every parameter: those of the group that it was in."""
-        listed = {
-            name: dict(group.settings) for group in self.source for name in group.params or ()
-        }
+        listed = {name: group.settings for group in self.source for name in group.params or ()}
         rest = [group for group in self.source if group.params is None]
         return {
-            p.name: listed[p.name] if p.name in listed else self._by_rule(p, rest)
-            for p in parameters
+            name: listed[name] if name in listed else _fitting(name, dims, rest)
+            for name, dims in parameters.items()
         }
 
-    def _by_rule(self, parameter: Parameter, groups: Sequence[SourceGroup]) -> Settings:
-        """The settings of the one group that a parameter can be in."""
-        fitting: list[Settings] = []
-        decoupled = any(group.settings.get("is_decoupled_lr") for group in groups)
-        for group in groups:
-            settings = group.settings
-            if (settings.get("wd_mult") != 0.0) != is_decayed(parameter.name, parameter.dims):
-                continue
-            apart = bool(settings.get("is_decoupled_lr"))
-            if decoupled and apart != is_embedding(parameter.name):
-                continue
-            known = {key: value for key, value in settings.items() if key != "is_expert_parallel"}
-            if known not in [
-                {k: v for k, v in f.items() if k != "is_expert_parallel"} for f in fitting
-            ]:
-                fitting.append(dict(settings))
-        if len(fitting) != 1:
-            raise target_error(
-                "megatron-groups",
-                f"`{parameter.name}` fits {len(fitting)} of the {len(groups)} param groups "
-                "of the source",
-                notes=["the source does not say which parameters a group holds"],
-                helps=["leave the optimizer out with `--states weights`"],
-            )
-        return fitting[0]
-
-    def _foreign(self, parameters: Sequence[Parameter]) -> dict[str, Settings]:
+    def _foreign(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
         """Megatron's two groups, with the hyper-parameters of the groups of another framework."""
         holder = {name: group for group in self.source for name in group.params or ()}
-        default = self.source[0]
-        kinds: dict[bool, list[Mapping[str, object]]] = {True: [], False: []}
+        kinds: dict[bool, list[Settings]] = {True: [], False: []}
         decayed_otherwise: list[str] = []
-        for p in parameters:
-            decayed = is_decayed(p.name, p.dims)
-            settings = holder.get(p.name, default).settings
+        for name, dims in parameters.items():
+            decayed = is_decayed(name, dims)
+            settings = holder.get(name, self.source[0]).settings
             if settings not in kinds[decayed]:
                 kinds[decayed].append(settings)
-            if (
-                bool(settings.get("weight_decay")) != decayed
-                and settings.get("weight_decay") is not None
-            ):
-                decayed_otherwise.append(p.name)
+            decay = settings.get("weight_decay")
+            if decay is not None and bool(decay) != decayed:
+                decayed_otherwise.append(name)
         self._warn(kinds, decayed_otherwise)
         made = {decayed: _foreign(found[0], decayed) for decayed, found in kinds.items() if found}
-        return {p.name: made[is_decayed(p.name, p.dims)] for p in parameters}
+        return {name: made[is_decayed(name, dims)] for name, dims in parameters.items()}
 
-    def _warn(
-        self, kinds: Mapping[bool, Sequence[Mapping[str, object]]], decayed: Sequence[str]
-    ) -> None:
+    def _warn(self, kinds: Mapping[bool, Sequence[Settings]], decayed: Sequence[str]) -> None:
         notes = []
         for is_on, found in kinds.items():
             keys = dict.fromkeys(key for settings in found for key in settings)
@@ -171,52 +112,62 @@ class GroupBuilder:
             )
 
 
+def _fitting(name: str, dims: int, groups: Sequence[Group]) -> Settings:
+    """The settings of the one group that a parameter can be in, in whichever optimizer."""
+    kinds: list[Settings] = []
+    for group in groups:
+        own = {key: value for key, value in group.settings.items() if key != _EXPERT}
+        if own not in kinds:
+            kinds.append(own)
+    fitting = [own for own in kinds if belongs(own, name, dims, kinds)]
+    if len(fitting) != 1:
+        raise target_error(
+            "megatron-groups",
+            f"`{name}` fits {len(fitting)} of the {len(groups)} param groups of the source",
+            notes=["the source does not say which parameters a group holds"],
+            helps=["leave the optimizer out with `--states weights`"],
+        )
+    return fitting[0]
+
+
 def carried_groups(
-    source: Sequence[SourceGroup], *, chained: bool
+    source: Sequence[Group], *, chained: bool
 ) -> tuple[tuple[Settings, ...], ...] | None:
     """Megatron's own groups, one tuple for each optimizer, where none says what it holds.
 
     None where it must be known what they hold: experts go from one optimizer to another.
     """
-    if any(g.params is not None or "wd_mult" not in g.settings for g in source):
+    if any(group.params is not None or "wd_mult" not in group for group in source):
         return None
-    kinds = [bool(group.settings.get("is_expert_parallel")) for group in source]
-    if chained != any(kinds):
+    if chained != any(group.get(_EXPERT) for group in source):
         return None
     return tuple(
-        tuple(_plain(g.settings) for g, kind in zip(source, kinds, strict=True) if kind == expert)
+        tuple(_plain(g) for g in source if bool(g.get(_EXPERT)) == expert)
         for expert in ([False, True] if chained else [False])
     )
 
 
-def is_fused(source: Iterable[SourceGroup]) -> bool:
+def is_fused(source: Iterable[Group]) -> bool:
     """Whether the optimizer counts steps by group, as fused ones do, not by parameter."""
     return all(
-        _FUSED in group.settings or not {"foreach", "amsgrad"} & group.settings.keys()
-        for group in source
+        _FUSED in group or not {"foreach", "amsgrad"} & group.settings.keys() for group in source
     )
 
 
-def _optimizer(
-    found: Mapping[str, Settings], parameters: Sequence[Parameter], *, expert: bool
-) -> Optimizer:
+def _optimizer(found: Mapping[str, Settings], *, expert: bool) -> Optimizer:
+    """The groups of parameters with the same settings."""
+    settings = {name: {**_plain(own), _EXPERT: expert} for name, own in found.items()}
     groups: list[Settings] = []
-    for p in parameters:
-        settings = {**_plain(found[p.name]), "is_expert_parallel": expert}
-        if settings not in groups:
-            groups.append(settings)
+    for own in settings.values():
+        if own not in groups:
+            groups.append(own)
     groups = _sorted(groups)
-    members = {
-        p.name: groups.index({**_plain(found[p.name]), "is_expert_parallel": expert})
-        for p in parameters
-    }
-    return Optimizer(tuple(groups), members)
+    return Optimizer(tuple(groups), {name: groups.index(own) for name, own in settings.items()})
 
 
 def _plain(settings: Mapping[str, object]) -> Settings:
     """Settings without what a run says anew; `is_expert_parallel` first, as Megatron has it."""
-    own = {key: value for key, value in settings.items() if key not in _RUNTIME}
-    return {"is_expert_parallel": False, **own}
+    return {_EXPERT: False, **{k: v for k, v in settings.items() if k not in RUNTIME}}
 
 
 def _sorted(groups: Sequence[Settings]) -> list[Settings]:
@@ -235,9 +186,9 @@ def _sorted(groups: Sequence[Settings]) -> list[Settings]:
 
 def _foreign(settings: Mapping[str, object], decayed: bool) -> Settings:
     """A group of Megatron's with the hyper-parameters of another framework's."""
-    own = {key: value for key, value in settings.items() if key not in (*_RUNTIME, *_KEYS)}
+    own = {key: value for key, value in settings.items() if key not in (*RUNTIME, *_KEYS)}
     out: Settings = {
-        "is_expert_parallel": False,
+        _EXPERT: False,
         "default_config": True,
         **_MULTIPLIERS,
         "wd_mult": 1.0 if decayed else 0.0,

@@ -12,12 +12,12 @@ from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
+from reshard.formats.megatron.distrib_optim import Buffers
 from reshard.formats.megatron.legacy_states import DISTRIBUTED
 from reshard.formats.megatron.modules import description, is_expert
 from reshard.formats.megatron.stacks import LAYER
 from reshard.formats.megatron.write_arguments import EMBEDDING, OUTPUT, namespace
-from reshard.formats.megatron.write_distributed import Buffers
-from reshard.formats.megatron.write_groups import GroupBuilder, Optimizer, Parameter
+from reshard.formats.megatron.write_groups import GroupBuilder, Optimizer
 from reshard.formats.megatron.write_inventory import Inventory, take_inventory
 from reshard.formats.megatron.write_legacy_optimizer import OptimizerStates
 from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_options
@@ -124,7 +124,10 @@ class _Run:
         options = self._options
         optimizers: tuple[Optimizer, ...] = ()
         if self.has_optimizer:
-            optimizers = self.builder.build(self._parameters())
+            dims = {t.whole: len(t.shape) for t in self._laid}
+            for name in self._inventory.resting:
+                dims.pop(name, None)
+            optimizers = self.builder.build(dims)
             self._inventory.fold_steps()
         for pp in range(options.pp):
             for tp, ep in options.expert_ranks():
@@ -152,7 +155,7 @@ class _Run:
             if options.distributed:
                 first = ep == options.first_expert_rank(tp)
                 buffers = Buffers(self._inventory, resume, options, self._output, self._tied)
-                flat = buffers.chained(ordered, optimizers, pp, name, dense=first)
+                flat = buffers.trees(ordered, optimizers, pp, name, dense=first)
                 self._output.add(f"{options.folder}/{name}/{DISTRIBUTED}", flat)
         if optimizers or resume.scheduler is not None:
             root["opt_param_scheduler"] = scheduler(resume, options)
@@ -204,12 +207,6 @@ class _Run:
             if holds and all(order.has(tensor.name) for tensor in tensors):
                 return sorted(tensors, key=lambda tensor: order.key(tensor.name))
         return None
-
-    def _parameters(self) -> list[Parameter]:
-        """Every trained parameter once."""
-        found = {t.whole: len(t.shape) for t in self._laid}
-        resting = self._inventory.resting
-        return [Parameter(name, dims) for name, dims in found.items() if name not in resting]
 
     def _args(self, rank: int) -> Record:
         rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reshard.dtypes import DType
-from reshard.formats.megatron.write_groups import Settings, SourceGroup, is_fused
+from reshard.formats.megatron.write_groups import is_fused
 from reshard.plan.catalog import Catalog
+from reshard.run.run import Group
 from reshard.storage.inert import Record
-from reshard.storage.kept import constant_of, decode
-from reshard.storage.torch_writer import NewTensor
-
-Constant = Callable[[DType, tuple[int, ...], bytes], NewTensor]
-"""Makes a tensor of known bytes."""
+from reshard.storage.kept import Constant, Decoder
 
 _RNG = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
 _WRITTEN_ANEW = ("content_metadata", "checkpoint_version")
@@ -41,7 +37,7 @@ class Resume:
     args: Mapping[str, object]
     iteration: int | None
     samples: int | None
-    groups: tuple[SourceGroup, ...]
+    groups: tuple[Group, ...]
     scheduler: object
     scaler: object
     other: Mapping[str, object]
@@ -62,19 +58,18 @@ class Resume:
         return is_fused(self.groups)
 
 
-def resume_of(catalog: Catalog, constant: Constant) -> Resume:
+def resume_of(catalog: Catalog, constant: Constant[object]) -> Resume:
     """What a catalog knows, decoded.
 
     Args:  constant: what stands for the tensors within it.
     Raises: ReshardError[bad-object].
     """
     training = catalog.training
-    told = dict(training.framework or {})
-    is_megatron = told.get("name") == "megatron"
-    told = told if is_megatron else {}
-    decode = _Decoder(constant)
-    args = _namespace(decode.value(told.get("args")))
-    objects = decode.mapping(told.get("objects"))
+    own = training.of("megatron")
+    is_megatron = bool(own)
+    decode = Decoder(constant)
+    args = _namespace(decode.value(own.get("args")))
+    objects = decode.mapping(own.get("objects"))
     state = decode.mapping(training.state)
     sizes = tuple(
         _size(args, f"{name}_model_parallel_size") for name in ("tensor", "pipeline", "expert")
@@ -86,43 +81,19 @@ def resume_of(catalog: Catalog, constant: Constant) -> Resume:
         args,
         training.iteration,
         samples if isinstance(samples, int) else None,
-        _groups(training.param_groups, decode),
+        tuple(
+            Group(settings, group.params)
+            for group in training.param_groups
+            if (settings := decode.mapping(group.settings))
+        ),
         state.get("lr_scheduler") if is_megatron else None,
         state.get("loss_scaler") if is_megatron else None,
-        {k: v for k, v in decode.mapping(told.get("other")).items() if k not in _WRITTEN_ANEW},
-        _rng(decode.value(told.get("rng_state")), objects, mesh),
+        {k: v for k, v in decode.mapping(own.get("other")).items() if k not in _WRITTEN_ANEW},
+        _rng(decode.value(own.get("rng_state")), objects, mesh),
         mesh,
         {k: v for k, v in objects.items() if not k.startswith(_CONSUMED) and _EXTRA not in k},
         {k: v for k, v in objects.items() if _EXTRA in k},
     )
-
-
-class _Decoder:
-    """Makes objects of the JSON values that a reader kept."""
-
-    def __init__(self, constant: Constant) -> None:
-        self._constant = constant
-
-    def value(self, value: object) -> object:
-        return decode(value, self._tensor)
-
-    def mapping(self, value: object) -> dict[str, object]:
-        items = value.items() if isinstance(value, Mapping) else ()
-        return {str(key): self.value(item) for key, item in items}
-
-    def _tensor(self, body: object) -> object:
-        return constant_of(body, self._constant)
-
-
-def _groups(found: tuple[Mapping[str, object], ...], decode: _Decoder) -> tuple[SourceGroup, ...]:
-    out = []
-    for group in found:
-        settings: Settings = decode.mapping({k: v for k, v in group.items() if k != "params"})
-        params = group.get("params")
-        names = tuple(str(name) for name in params) if isinstance(params, list) else None
-        if settings:
-            out.append(SourceGroup(names, settings))
-    return tuple(out)
 
 
 def _namespace(value: object) -> dict[str, object]:
