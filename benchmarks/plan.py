@@ -86,7 +86,7 @@ def catalog(layers: int, pp: int, tp: int, dp: int, zero: int) -> Catalog:
                     fragments = tuple(sorted(runs[index], key=lambda item: item.start))
                     tensors.append(LocalTensor(name, state, coord, shape, DType.F32, fragments))
     mesh = {"pp": pp, "tp": tp, "dp": dp}
-    return Catalog("made", "", "/made", mesh, tuple(tensors), LAYOUT, "gpt", Run())
+    return Catalog("made", "", "/made", mesh, tuple(tensors), load_layout(LAYOUT), Run())
 
 
 def phase(name: str, work: Callable[[], T], profile: bool) -> T:

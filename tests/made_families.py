@@ -16,6 +16,7 @@ import numpy as np
 from brute_force import PAD, tensor_elements
 from reshard.algebra.term import Extent
 from reshard.dtypes import DType
+from reshard.language import load_layout
 from reshard.language.conditions import constant
 from reshard.language.expression import names, to_text
 from reshard.language.layout import Layout, Model, Rule
@@ -220,8 +221,6 @@ class MadeFamily:
             files[f"{count}.bin"] = np.array(data, np.int32).tobytes()
             run = Fragment(0, prod(shape), f"{count}.bin", 0)
             tensors.append(LocalTensor(stored, state, coord, shape, DType.I32, (run,)))
-        own = f'layout {self.name} {{ "**" = [...] optional }}'
+        own = load_layout(f'layout {self.name} {{ "**" = [...] optional }}')
         mesh = {**dict.fromkeys(self.layout.mesh, 1), **self.mesh}
-        return Catalog(
-            "made", "", "/made", mesh, tuple(tensors), own, self.name, Run(), self.config
-        ), files
+        return Catalog("made", "", "/made", mesh, tuple(tensors), own, Run(), self.config), files

@@ -260,5 +260,5 @@ def store(
             fragments.append(Fragment(at, run, file, 3))
             at += run
         tensors.append(LocalTensor(stored, state, coord, shape, DType.I32, tuple(fragments)))
-    catalog = Catalog(name, "", "/made", dict(mesh), tuple(tensors), TEXT, name, Run(), settings)
+    catalog = Catalog(name, "", "/made", dict(mesh), tuple(tensors), layout(name), Run(), settings)
     return catalog, files

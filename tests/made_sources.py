@@ -236,7 +236,7 @@ class Made:
 def make_catalog(text: str, mesh: Mesh, tensors: Sequence[LocalTensor], **more: Any) -> Catalog:
     """A catalog of these tensors."""
     root = more.pop("root", "/made")
-    return Catalog("made", "", root, mesh, tuple(tensors), text, "made", Run(), **more)
+    return Catalog("made", "", root, mesh, tuple(tensors), load_layout(text), Run(), **more)
 
 
 def whole_spec(whole: Whole) -> PlacedSpec:

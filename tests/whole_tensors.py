@@ -17,7 +17,7 @@ from reshard.plan.prove import prove_sources
 
 def arrange(catalog: Catalog, layout: str | None = None) -> Arrangement:
     """The catalog through its layout, proved."""
-    arrangement = bind(load_layout(layout or catalog.layout), catalog)
+    arrangement = bind(load_layout(layout) if layout else catalog.layout, catalog)
     prove_sources(arrangement)
     return arrangement
 

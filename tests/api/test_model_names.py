@@ -11,6 +11,7 @@ import pytest
 from reshard.api.naming import find_model, rename_to
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
+from reshard.language import load_layout
 from reshard.language.library import families
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
@@ -52,8 +53,8 @@ def stored(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) 
         )
         for name, shape in shapes.items()
     )
-    own = 'layout made { "**" = [...] }'
-    return Catalog("made", "", "/made", {}, tensors, own, "made", Run(), config)
+    own = load_layout('layout made { "**" = [...] }')
+    return Catalog("made", "", "/made", {}, tensors, own, Run(), config)
 
 
 def test_a_layout_of_another_kind_of_model_gives_no_names() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from made_models import TEXT, MadeModel
 from reshard.api.naming import find_model
+from reshard.language import load_layout
 from reshard.language.library import families
 from reshard.plan.bind import bind
 from reshard.plan.prove import prove_sources
@@ -24,7 +25,7 @@ layout megatron {
 
 def test_uneven_stages_are_as_the_checkpoint_says_them() -> None:
     made = MadeModel("megatron", {"vpp": 1, "pp": 3, "tp": 2, "dp": 1}, layers=(1, 2, 1))
-    catalog = replace(made.store()[0], layout=OWN)
+    catalog = replace(made.store()[0], layout=load_layout(OWN))
     modelled = find_model(catalog, model="llama", extra=families(TEXT, "models.ucl"))
     arrangement = bind(modelled.layout, modelled.catalog)
     prove_sources(arrangement)

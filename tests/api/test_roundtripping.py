@@ -288,15 +288,9 @@ def test_a_target_that_cannot_be_read_is_a_failure_of_the_way(
     assert found.to_junit().count("<failure") == 2
 
 
-def test_a_mask_that_became_floats_did_not_come_back(tmp_path: Path) -> None:
+def test_a_mask_comes_back_as_a_mask(tmp_path: Path) -> None:
     source = safetensors_files.save(
         tmp_path / "s" / "model.safetensors",
         {"a.mask": ("BOOL", [4], b"\1\0\1\1"), "w": ("F32", [2], b"12345678")},
     )
-    (way,) = reshard.roundtrip(source, ["deepspeed-universal"]).ways
-    assert not way.ok
-    assert [(item.name, item.state, item.what) for item in way.mismatches] == [
-        ("a.mask", "param", "only in A"),
-        ("a.mask", "master", "only in B"),
-    ]
-    assert reshard.roundtrip(source, ["dcp:dp=2"]).ok
+    assert reshard.roundtrip(source, ["deepspeed-universal", "dcp:dp=2"]).ok

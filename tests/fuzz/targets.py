@@ -33,6 +33,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.universal.manifest import own_digest
 from reshard.language import format_document, load_layout, parse
+from reshard.language import layout as compiled
 from reshard.language.library import shipped
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
@@ -248,12 +249,12 @@ class Layout(Fuzzed):
             name = block.name.text
             try:
                 layout = load_layout(text, "input.ucl", name)
-                bind(layout, _catalog(text, name), settings={"layer": 2})
+                bind(layout, _catalog(layout), settings={"layer": 2})
             except ReshardError:
                 continue
 
 
-def _catalog(text: str, name: str) -> Catalog:
+def _catalog(layout: compiled.Layout) -> Catalog:
     shapes = {
         "model.embed_tokens.weight": (6, 4),
         "model.layers.0.self_attn.q_proj.weight": (4, 4),
@@ -265,7 +266,7 @@ def _catalog(text: str, name: str) -> Catalog:
         for key, shape in shapes.items()
     )
     config = {"hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 6, "args": {"tp": 0}}
-    return Catalog("fuzz", "", "", {}, tensors, text, name, Run(), config=config)
+    return Catalog("fuzz", "", "", {}, tensors, layout, Run(), config=config)
 
 
 class Tree(Fuzzed):

@@ -18,7 +18,6 @@ from reshard.api.unfitting import (
     unknown_type,
 )
 from reshard.errors import ReshardError, layout_error
-from reshard.language import load_layout
 from reshard.language.layout import Layout
 from reshard.language.library import Family, shipped
 from reshard.plan.arrangement import Arrangement
@@ -105,8 +104,7 @@ def fitted(
     """A checkpoint with the facts that its names tell under a layout, and the layout with the
     uneven cuts that the checkpoint states; both as they are where the names do not follow it.
     """
-    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
-    found = fit(_as_stated(layout, own), catalog, settings or {})
+    found = fit(_as_stated(layout, catalog.layout), catalog, settings or {})
     if found is None:
         return catalog, layout
     config = {**(catalog.config or {}), **found.facts}
@@ -126,12 +124,11 @@ def _fitted(
     Raises: ReshardError[no-layout-fits | several-layouts-fit].
     """
     stored = StoredNames.of(catalog)
-    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
     fitting = [
         Found(family, item)
         for family in asked
         for layout in family.layouts.values()
-        if (item := fit(_as_stated(layout, own), catalog, settings, stored)) is not None
+        if (item := fit(_as_stated(layout, catalog.layout), catalog, settings, stored)) is not None
     ]
     found = [item for item in fitting if item.fit.agrees is not False]
     if not found and model is not None:
@@ -143,8 +140,8 @@ def _fitted(
     if any(item.fit.is_used for item in found):
         found = [item for item in found if item.fit.is_used]  # no experts, no model with experts
     stated = [item for item in found if item.fit.agrees]
-    exact = [item for item in found if item.fit.layout.name == catalog.layout_name]
-    kindred = [item for item in found if item.fit.layout.name.startswith(catalog.layout_name)]
+    exact = [item for item in found if item.fit.layout.name == catalog.layout.name]
+    kindred = [item for item in found if item.fit.layout.name.startswith(catalog.layout.name)]
     for closer in (stated, exact, kindred):
         if len(found) > 1 and len(closer) == 1:
             found = closer  # the checkpoint says it, or the reader knows which form it met

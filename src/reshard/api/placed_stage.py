@@ -55,7 +55,7 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
     )
     arrangement = replace(whole, catalog=catalog, parts=found, wholes=tuple(wholes), averaged={})
     return OpenedSource(
-        path, catalog, arrangement, prove_sources(arrangement), source.layout_text, source.family
+        path, catalog, arrangement, prove_sources(arrangement), source.own, source.family
     )
 
 

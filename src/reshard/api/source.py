@@ -25,7 +25,7 @@ from reshard.api.own_names import (
 from reshard.api.request import PathLike, Request
 from reshard.api.unfitting import UNFITTING
 from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
-from reshard.language import compile_layout, format_document, load_layout, parse
+from reshard.language import compile_layout, format_document, parse
 from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
 from reshard.language.library import Family, families, missing_models, own_families, shipped
@@ -67,7 +67,7 @@ class Naming:
 class OpenedSource:
     """A source and the proof that all of it is there.
 
-    Args:  layout_text: UCL through which it was read; the source's own, or the user's.
+    Args:  own: the user's text through which it was read; None without one.
            family: the layouts of its model, where that is known.
            named: what gave the names of the tensors: a layout of the model; the configuration that
                   goes with the source's own names; or the source, and nothing is known of them.
@@ -77,9 +77,16 @@ class OpenedSource:
     catalog: Catalog
     arrangement: Arrangement
     proof: Proof
-    layout_text: str
+    own: str | None = None
     family: Family | None = None
     named: Named = "source"
+
+    @property
+    def layout_text(self) -> str:
+        """UCL through which it was read: the user's, that of its model, or its own."""
+        if self.own is None and self.family is not None:
+            return format_document(self.family.document)
+        return self.own or self.catalog.layout.text
 
 
 def open_source(
@@ -105,7 +112,7 @@ def open_source(
     if own is not None and not several:
         chosen = load_user_layout(own, str(file), request.layout_name)
     if chosen is not None and own is not None and chosen.files:
-        catalog = formats.read_described(chosen, own, folder, step=request.step)
+        catalog = formats.read_described(chosen, folder, step=request.step)
     else:
         catalog = formats.read(
             formats.recognize(folder), folder, step=request.step, strict_layout=chosen is None
@@ -130,19 +137,19 @@ def open_source(
     elif model is not None or names is not None or into is not None:
         extra = () if own is None else families(own, str(file))
         may_keep = naming.keep if model is None and own is None else "never"
-        if may_keep != "never" and catalog.layout_name in naming.alike:
+        if may_keep != "never" and catalog.layout.name in naming.alike:
             may_keep = "always"
         modelled = _modelled(catalog, model, extra, settings, names, may_keep)
         if modelled is not None:
             catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
-            own = format_document(family.document)
+            own = None
             named = "layout"
         elif naming.keep == "established":
             named = "config"
             kept = kept_beside(catalog, shipped())
             catalog = replace(catalog, oddities=(*catalog.oddities, *kept))
     if chosen is None:
-        chosen = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+        chosen = catalog.layout
     try:
         arrangement = bind(chosen, catalog, settings=settings)
     except ReshardError as error:
@@ -155,7 +162,7 @@ def open_source(
         else:
             # Its names are those that are wanted, so that what they mean need not be known.
             catalog = _without_model(plain_catalog, chosen, error)
-            chosen, family, own = load_layout(catalog.layout, "", catalog.layout_name), None, None
+            chosen, family, own = catalog.layout, None, None
             arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
     if family is not None:
@@ -180,7 +187,7 @@ def open_source(
         arrangement = replace(renamed, catalog=catalog)
     elif placements:
         raise _not_placed(placements)
-    return OpenedSource(folder, catalog, arrangement, proof, own or catalog.layout, family, named)
+    return OpenedSource(folder, catalog, arrangement, proof, own, family, named)
 
 
 def _modelled(
@@ -225,7 +232,7 @@ def _joined(
     """
     if chosen.model is None or not catalog.mesh:
         return None
-    own = load_layout(catalog.layout, f"{catalog.format} layout", catalog.layout_name)
+    own = catalog.layout
     if own.model is not None:
         return None
     try:

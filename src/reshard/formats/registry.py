@@ -287,14 +287,14 @@ def _read_weights(path: Path) -> Catalog:
     return catalog
 
 
-def read_described(layout: Layout, text: str, path: Path, *, step: str | None = None) -> Catalog:
+def read_described(layout: Layout, path: Path, *, step: str | None = None) -> Catalog:
     """The catalog of a folder whose files a layout describes.
 
     Raises: everything that does not fit.
     """
     module = module_of("reshard.formats.described.read")
     with as_source_error(path):
-        catalog = module.read_described(layout, text, path, step=step)
+        catalog = module.read_described(layout, path, step=step)
     assert isinstance(catalog, Catalog)
     return with_run_files(path, catalog) if path.is_dir() else catalog
 
@@ -341,7 +341,7 @@ def described_names() -> tuple[str, ...]:
 
 def described_layout(name: str) -> Layout:
     """One of them."""
-    layout = module_of("reshard.formats.described.shipped").descriptions()[name].layout
+    layout = module_of("reshard.formats.described.shipped").descriptions()[name]
     assert isinstance(layout, Layout)
     return layout
 

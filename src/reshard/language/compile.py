@@ -60,10 +60,11 @@ def compile_layouts(
 def _modelled(
     document: tree.Document, block: tree.LayoutBlock, models: Mapping[str, Model]
 ) -> Layout:
-    if block.model is None:
-        return _layout(block, None)
-    known = {**models, **{item.name.text: compile_model(item) for item in document.models}}
-    return _layout(block, known[block.model.text])
+    model = None
+    if block.model is not None:
+        known = {**models, **{item.name.text: compile_model(item) for item in document.models}}
+        model = known[block.model.text]
+    return replace(_layout(block, model), document=document)
 
 
 def compile_models(

@@ -1,4 +1,4 @@
-"""A compiled layout: what the planner reads. The parser's tree and its spans stay behind."""
+"""A compiled layout: what the planner reads, and the tree that it was made of, to show it again."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reshard.language.expression import Expression
 from reshard.language.pattern import Match, NamePattern
 from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
+from reshard.language.tree import Document, ModelBlock
 
 Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
 
@@ -71,6 +72,7 @@ class Model:
     name: str
     axes: Mapping[str, Axis]
     tensors: Mapping[str, ModelTensor]
+    block: ModelBlock | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,7 @@ class Layout:
            wrappers: parts of names that wrappers of the module add.
            orders: of the module's parameters.
            names: the layout of their model that names tensors so; "" where the source's will do.
+           document: the tree that it is of.
     """
 
     name: str
@@ -250,7 +253,13 @@ class Layout:
     wrappers: tuple[str, ...] = ()
     orders: tuple[ParameterOrder, ...] = ()
     names: str = ""
+    document: Document | None = field(default=None, compare=False, repr=False)
     _index: list[PatternIndex] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    @property
+    def text(self) -> str:
+        """The UCL text that it was compiled from."""
+        return "" if self.document is None else self.document.source.text
 
     def matches(self, name: str) -> Iterator[tuple[int, Match]]:
         """The rules whose patterns match a name, by index and in order; their conditions are not

@@ -22,7 +22,7 @@ def compile_model(block: tree.ModelBlock) -> Model:
             axes.setdefault(item.name.text, Axis(item.name.text, item.size, item.span))
         elif isinstance(item, tree.TensorStatement):
             tensors.setdefault(item.name.text, _tensor(item))
-    return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors))
+    return Model(block.name.text, MappingProxyType(axes), MappingProxyType(tensors), block)
 
 
 def _tensor(item: tree.TensorStatement) -> ModelTensor:

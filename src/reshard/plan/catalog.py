@@ -9,6 +9,7 @@ from math import prod
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
+from reshard.language.layout import Layout
 from reshard.run.run import Run
 
 Coord = tuple[tuple[str, int], ...]
@@ -132,8 +133,7 @@ class Catalog:
            root: absolute path of the folder that relative file names start from.
            mesh: axis -> size, data-parallel axes included.
            tensors: local tensors of all states and coordinates.
-           layout: UCL text that says how they map; what `reshard layout show` prints.
-           layout_name: which layout of that text.
+           layout: how they map, as the checkpoint says itself; `reshard layout show` prints it.
            training: what is known of the run besides tensors.
            config: the model's configuration where the source has it (JSON).
            aliases: other names of a parameter (tied weights): alias -> stored name.
@@ -157,8 +157,7 @@ class Catalog:
     root: str
     mesh: Mapping[str, int]
     tensors: tuple[LocalTensor, ...]
-    layout: str
-    layout_name: str
+    layout: Layout
     training: Run
     config: Mapping[str, object] | None = None
     aliases: Mapping[str, str] | None = None

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Move, Piece, row_major
+from reshard.language import load_layout
 from reshard.plan.arrangement import SCALAR, Arrangement, StoredPart, Whole
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Upper
 from reshard.plan.runs import FragmentRuns
@@ -50,7 +51,7 @@ def consolidated(arrangement: Arrangement) -> Catalog | None:
         catalog,
         tensors=tuple(tensors),
         mesh={COPY: copies} if copies > 1 else {},
-        layout=_LAYOUT.format(name=catalog.layout_name),
+        layout=load_layout(_LAYOUT.format(name=catalog.layout.name), "whole tensors"),
     )
 
 

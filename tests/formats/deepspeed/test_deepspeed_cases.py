@@ -64,7 +64,7 @@ def test_weights_are_the_master_weights_rounded(case: str, fixture_checkpoint: O
 @pytest.mark.parametrize("case", DEEPSPEED)
 def test_the_layout_is_canonical(case: str, fixture_checkpoint: Open) -> None:
     catalog = read(fixture_checkpoint(case) / "ckpt")
-    assert format_document(parse(catalog.layout, "layout")) == catalog.layout
+    assert format_document(parse(catalog.layout.text, "layout")) == catalog.layout.text
 
 
 @pytest.mark.parametrize("case", DEEPSPEED)
@@ -214,4 +214,4 @@ layout deepspeed {
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_the_layout_of_a_case(case: str, fixture_checkpoint: Open) -> None:
-    assert read(fixture_checkpoint(case) / "ckpt").layout == LAYOUTS[case]
+    assert read(fixture_checkpoint(case) / "ckpt").layout.text == LAYOUTS[case]

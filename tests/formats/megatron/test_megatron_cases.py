@@ -108,7 +108,7 @@ def test_every_parameter_has_its_number_of_steps(case: str, fixture_checkpoint: 
 @pytest.mark.parametrize("case", MEGATRON)
 def test_the_layout_is_canonical(case: str, fixture_checkpoint: Open) -> None:
     catalog = read(fixture_checkpoint(case) / "ckpt")
-    assert format_document(parse(catalog.layout, "layout")) == catalog.layout
+    assert format_document(parse(catalog.layout.text, "layout")) == catalog.layout.text
 
 
 @pytest.mark.parametrize("case", MEGATRON)

@@ -79,8 +79,7 @@ def make_catalog(
         str(root),
         mesh,
         tuple(listed),
-        layout,
-        load_layout(layout).name,
+        load_layout(layout, "layout.ucl"),
         files=tuple(files),
         **facts,
     )
@@ -88,8 +87,7 @@ def make_catalog(
 
 def arrange(catalog: Catalog) -> Arrangement:
     """A catalog through its own layout, proved."""
-    layout = load_layout(catalog.layout, "layout.ucl", catalog.layout_name)
-    arrangement = bind(layout, catalog)
+    arrangement = bind(catalog.layout, catalog)
     prove_sources(arrangement)
     return arrangement
 

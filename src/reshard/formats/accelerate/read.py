@@ -9,6 +9,7 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.accelerate import COPY, NAME
 from reshard.formats.accelerate.detect import Files, find_files
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensor
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
@@ -57,8 +58,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         root=str(path.absolute()),
         mesh={COPY: reader.copies} if reader.copies > 1 else {},
         tensors=tensors,
-        layout=LAYOUT,
-        layout_name=NAME,
+        layout=load_layout(LAYOUT, "accelerate layout"),
         training=Run(
             param_groups=tuple(map(Group.of, reader.groups)),
             framework={"name": NAME},

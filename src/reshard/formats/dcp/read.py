@@ -12,6 +12,7 @@ from reshard.formats.dcp.olmo_config import read_olmo_config
 from reshard.formats.dcp.side_files import newer_files, read_side_files, stale_files
 from reshard.formats.dcp.training import read_training, unlike_states
 from reshard.formats.model_json import model_config_of
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
 
@@ -59,8 +60,7 @@ def read(
         root=str(folder.root.resolve()),
         mesh={"copy": found.copies} if found.copies > 1 else {},
         tensors=found.listed_tensors(),
-        layout=LAYOUT,
-        layout_name="dcp",
+        layout=load_layout(LAYOUT, "dcp layout"),
         training=read_training(folder, found, files),
         config=weights.config if weights else read_olmo_config(folder.root),
         aliases=found.aliases or None,

@@ -8,11 +8,11 @@ from reshard.formats.deepspeed.ages import ages
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
 from reshard.formats.deepspeed.keeper import Keeper
-from reshard.formats.deepspeed.layout_text import LAYOUT_NAME
 from reshard.formats.deepspeed.left import left_of
 from reshard.formats.deepspeed.source import read_source
 from reshard.formats.deepspeed.step import find_step
 from reshard.formats.deepspeed.training import read_training
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
 
 NAME = "deepspeed"
@@ -39,8 +39,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         str(root.resolve()),
         source.mesh,
         (*described.tensors, *keeper.tensors),
-        described.layout,
-        LAYOUT_NAME,
+        load_layout(described.layout, "deepspeed layout"),
         training,
         aliases=found.aliases,
         buffers=tuple(found.buffers),

@@ -17,11 +17,11 @@ from reshard.plan.catalog import Catalog
 
 
 def read_described(
-    layout: Layout, text: str, path: Path, *, step: str | None = None, name: str = NAME
+    layout: Layout, path: Path, *, step: str | None = None, name: str = NAME
 ) -> Catalog:
     """The catalog of a folder, or of one file.
 
-    Args:  layout: with files.  text: its UCL text.  name: of the format.
+    Args:  layout: with files.  name: of the format.
     Raises: ReshardError[source-missing | unknown-step | missing-file | missing-rank-file |
             missing-place | unnamed-tensor | share-mismatch | ambiguous-optimizer-ids | bad-fact |
             ranks-disagree], and what is wrong with a file.
@@ -47,8 +47,7 @@ def read_described(
         root=str(root.absolute()),
         mesh={**files.mesh, **({COPY: states.copies} if states.copies > 1 else {})},
         tensors=(*states.tensors, *facts.tensors),
-        layout=text,
-        layout_name=layout.name,
+        layout=layout,
         training=facts.training,
         config=config,
         aliases=states.aliases,
@@ -74,9 +73,9 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     *others, last = found
     for item in others:  # such as are cut in another way
         try:
-            catalog = read_described(item.layout, item.text, path)
-            bind(item.layout, catalog)
+            catalog = read_described(item, path)
+            bind(item, catalog)
         except ReshardError:
             continue
         return catalog
-    return read_described(last.layout, last.text, path)
+    return read_described(last, path)

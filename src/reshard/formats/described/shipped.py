@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,36 +19,27 @@ ANY_FILE = "single_file"
 """The description of any one file, which is tried last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A layout of files.  text: its UCL."""
-
-    layout: Layout
-    text: str
-
-
 @cache
-def descriptions() -> Mapping[str, Description]:
+def descriptions() -> Mapping[str, Layout]:
     """Every description, by the name of its layout."""
     folder = resources.files("reshard").joinpath("layouts", "files")
     out = {}
     for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if item.name.endswith(".ucl"):
-            text = item.read_text(encoding="utf-8")
-            layout = load_layout(text, item.name)
-            out[layout.name] = Description(layout, text)
+            layout = load_layout(item.read_text(encoding="utf-8"), item.name)
+            out[layout.name] = layout
     return MappingProxyType(out)
 
 
-def find_descriptions(path: Path) -> list[Description]:
+def find_descriptions(path: Path) -> list[Layout]:
     """The descriptions that a folder has the files of, with everything in them that must be there.
 
     One file of each kind is opened, if all kinds are there by their names.
     """
     out = []
     for item in descriptions().values():
-        rules = [rule for rule in item.layout.files if not rule.optional]
-        if item.layout.name == ANY_FILE:
+        rules = [rule for rule in item.files if not rule.optional]
+        if item.name == ANY_FILE:
             continue
         firsts = [first_file(rule, path) for rule in rules]
         if all(

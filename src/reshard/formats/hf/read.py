@@ -16,6 +16,7 @@ from reshard.formats.hf.safetensors_set import read_set
 from reshard.formats.hf.second_set import second_set
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, LocalTensor, SourceFile
 from reshard.run.run import Run
 
@@ -69,8 +70,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         root=str(path.absolute()),
         mesh={},
         tensors=tensors,
-        layout=LAYOUT,
-        layout_name=NAME,
+        layout=load_layout(LAYOUT, "hf layout"),
         training=Run(),
         config=config,
         aliases=aliases,

@@ -25,6 +25,7 @@ from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity
 from reshard.formats.megatron.remainders import join_masters
 from reshard.formats.megatron.training import training_of
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
@@ -84,8 +85,10 @@ def read_dist(folder: Path) -> Catalog:
         root=str(folder.resolve()),
         mesh={COPY: copies} if copies > 1 else {},
         tensors=(*weights, *states),
-        layout=_layout([t.name for t in weights if t.state == "param"], vocabulary, copies > 1),
-        layout_name="megatron_dist",
+        layout=load_layout(
+            _layout([t.name for t in weights if t.state == "param"], vocabulary, copies > 1),
+            "megatron layout",
+        ),
         training=training_of(
             root, groups, [], {"form": backend, "saved_over": args.mesh(), "objects": objects}
         ),

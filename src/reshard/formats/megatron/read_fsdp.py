@@ -19,6 +19,7 @@ from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
 from reshard.formats.megatron.training import training_of
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
@@ -79,8 +80,7 @@ def read_fsdp(folder: Path) -> Catalog:
         root=str(folder.resolve()),
         mesh={},
         tensors=(*weights, *(() if withheld else states)),
-        layout=LAYOUT,
-        layout_name="megatron_fsdp",
+        layout=load_layout(LAYOUT, "megatron layout"),
         training=training_of(
             root, groups, [], {"form": "fsdp", "saved_over": args.mesh(), "objects": objects}
         ),

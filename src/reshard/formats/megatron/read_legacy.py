@@ -33,6 +33,7 @@ from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.formats.megatron.training import training_of
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
@@ -78,10 +79,12 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         root=str(folder.resolve()),
         mesh=_mesh(model),
         tensors=(*tensors, *states),
-        layout=layout_text(
-            model.shapes, ranks, model.stacks, model.vpp, modules, vocabulary, strict=strict
+        layout=load_layout(
+            layout_text(
+                model.shapes, ranks, model.stacks, model.vpp, modules, vocabulary, strict=strict
+            ),
+            "megatron layout",
         ),
-        layout_name="megatron",
         training=training_of(
             ranks.files[0].root, groups, [f.root for f in ranks.files], {"form": "torch"}
         ),

@@ -18,6 +18,7 @@ from reshard.formats.nanotron.detect import step_folder
 from reshard.formats.nanotron.groups import merge
 from reshard.formats.nanotron.optimizer import States, read_states
 from reshard.formats.nanotron.weights import local_tensors, read_weights
+from reshard.language import load_layout
 from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Catalog, SourceFile
 from reshard.run.run import Group, Run
@@ -60,8 +61,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         root=str(root.absolute()),
         mesh={COPY: states.copies} if states.copies > 1 else {},
         tensors=(*local_tensors(weights), *states.tensors),
-        layout=LAYOUT,
-        layout_name=NAME,
+        layout=load_layout(LAYOUT, "nanotron layout"),
         training=_training(metadata, config, states, others),
         config=config,
         files=(*files, *weight_files, *states.files),

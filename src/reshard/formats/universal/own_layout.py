@@ -9,7 +9,8 @@ from reshard.formats.universal import NAME
 from reshard.formats.universal.manifest import TensorEntry
 from reshard.formats.universal.tensors import local_tensors
 from reshard.formats.universal.whole_layout import whole_layout
-from reshard.language import load_layout
+from reshard.language import compile_layout, format_document
+from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
@@ -29,15 +30,14 @@ def own_layout(
     """
     names = {item.name for item in wholes if item.state != EXTRA}
     name = arrangement.layout.name
-    text = ""
     if names:
+        document = whole_layout(arrangement, names)
         try:
-            text = whole_layout(arrangement, names)
-            why = _difference(arrangement, wholes, entries, text)
+            why = _difference(arrangement, wholes, entries, compile_layout(document, name))
         except ReshardError as error:
             why = error.diagnostics[0].headline
         if not why:
-            return name, text, ()
+            return name, format_document(document), ()
     rule = "[...]" if names else "[...] optional"
     plain = f'layout {NAME} {{\n    "**" = {rule}\n}}\n'
     if not names:
@@ -53,18 +53,20 @@ def own_layout(
 
 
 def _difference(
-    arrangement: Arrangement, wholes: Sequence[Whole], entries: Sequence[TensorEntry], text: str
+    arrangement: Arrangement,
+    wholes: Sequence[Whole],
+    entries: Sequence[TensorEntry],
+    layout: Layout,
 ) -> str:
-    """Why the written tensors, read through a text, are not what they were; empty if they are.
+    """Why the written tensors, read through a layout, are not what they were; empty if they are.
 
     States of one shape are read alike, so one for each shape of a parameter is enough.
     """
     alike = {_kind(item): item for item in reversed(entries) if item.state != EXTRA}
-    name = arrangement.layout.name
     config = arrangement.catalog.config
     tensors = local_tensors(alike.values())
-    catalog = Catalog(NAME, "", "", {}, tensors, text, name, Run(), config=config)
-    again = bind(load_layout(text, "layout.ucl", name), catalog)
+    catalog = Catalog(NAME, "", "", {}, tensors, layout, Run(), config=config)
+    again = bind(layout, catalog)
     found = {_kind(item): item.segments for item in again.wholes}
     for item in wholes:
         if item.state != EXTRA and found.get(_kind(item)) != item.segments:

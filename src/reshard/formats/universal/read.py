@@ -12,6 +12,7 @@ from reshard.formats.universal.manifest import Manifest
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.formats.universal.strict_json import bad_manifest, load_json
 from reshard.formats.universal.tensors import local_tensors
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, SourceFile
 
 
@@ -41,8 +42,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         root=str(path.absolute()),
         mesh={},
         tensors=local_tensors(manifest.tensors),
-        layout=_text(path, texts[LAYOUT]),
-        layout_name=manifest.layout_name,
+        layout=load_layout(_text(path, texts[LAYOUT]), f"{NAME} layout", manifest.layout_name),
         training=training,
         config=manifest.config,
         aliases=manifest.aliases,

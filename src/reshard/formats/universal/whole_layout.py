@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import count
 
-from reshard.language import format_document, parse, tree
+from reshard.language import tree
 from reshard.language.expression import Integer
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Bound
@@ -15,23 +15,22 @@ Sizes = Mapping[str, int | None]
 """The logical size of each axis; None where tensors differ in it."""
 
 
-def whole_layout(arrangement: Arrangement, names: Collection[str]) -> str:
-    """The text of a source's layout, for its tensors as they are when whole.
+def whole_layout(arrangement: Arrangement, names: Collection[str]) -> tree.Document:
+    """A source's layout, for its tensors as they are when whole.
 
     Sizes of the mesh go, since there is one rank, and sizes of axes are written as numbers.  In a
     layout without a model, rules that nothing follows go, and conditions, since those that are
     left hold.
 
     Args:  names: the whole tensors that there are.
-    Raises: syntax.
     """
     layout = arrangement.layout
-    source = arrangement.catalog.layout if layout.span is None else layout.span.source.text
-    document = parse(source, "layout.ucl")
-    block = next(item for item in document.layouts if item.name.text == layout.name)
+    assert layout.document is not None, "it was compiled from a text"
+    block = next(item for item in layout.document.layouts if item.name.text == layout.name)
     bounds = [bound for name, bound in arrangement.bound.items() if name in names]
     own = replace(block, statements=tuple(_statements(block, layout, bounds)))
-    return format_document(tree.Document((*_models(layout, document), own)))
+    model = None if layout.model is None else layout.model.block
+    return tree.Document((own,) if model is None else (model, own))
 
 
 def _statements(
@@ -62,18 +61,6 @@ def _statements(
             yield item
     if layout.model is None and not next(rules):
         yield tree.RuleStatement(tree.Word("**"), None, (), rest=True)
-
-
-def _models(layout: Layout, document: tree.Document) -> tuple[tree.ModelBlock, ...]:
-    """The model of a layout, from its own text where the layout's does not declare it."""
-    model = layout.model
-    if model is None:
-        return ()
-    texts = [document]
-    spans = [item.span for item in model.axes.values() if item.span is not None]
-    texts += [parse(span.source.text, span.source.name) for span in spans[:1]]
-    found = [item for text in texts for item in text.models if item.name.text == model.name]
-    return tuple(found[:1])
 
 
 def _sizes(bounds: Iterable[Bound]) -> Sizes:

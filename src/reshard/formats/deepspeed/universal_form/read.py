@@ -23,6 +23,7 @@ from reshard.formats.deepspeed.universal_form.folder import (
 )
 from reshard.formats.deepspeed.universal_form.training import read_training
 from reshard.formats.deepspeed.weights import PARAM, find_aliases, tensor_of
+from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
 
@@ -58,8 +59,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         str(root.resolve()),
         {"tp": len(folder.models) if others else 1},
         (*states, *weights, *keeper.tensors),
-        _LAYOUT,
-        "deepspeed",
+        load_layout(_LAYOUT, "deepspeed layout"),
         training,
         aliases=aliases,
         buffers=buffers,

@@ -17,7 +17,7 @@ def find_file(path: Path) -> Path | None:
     """The file; None where there is none, or several."""
     from reshard.formats.described.shipped import ANY_FILE, descriptions, holds
 
-    rule = descriptions()[ANY_FILE].layout.files[0]
+    rule = descriptions()[ANY_FILE].files[0]
     found = [path] if path.is_file() else [item for item in path.iterdir() if item.is_file()]
     named = [
         item for item in found if any(x.pattern.match(item.name) is not None for x in rule.names)

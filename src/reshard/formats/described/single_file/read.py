@@ -17,5 +17,5 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     """
     found = find_file(path)
     assert found is not None, "that is how it was known"
-    item = descriptions()[ANY_FILE]
-    return read_described(item.layout, item.text, found, step=step, name="single-file")
+    layout = descriptions()[ANY_FILE]
+    return read_described(layout, found, step=step, name="single-file")
