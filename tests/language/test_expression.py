@@ -48,6 +48,16 @@ def expression(text: str) -> Expression:
         ('kind != "a\\"b"', True),
         ("true", True),
         ("unknown or tp", 4),
+        ("2 in shape", True),
+        ("tp in shape", False),
+        ("tp not in shape", True),
+        ("not tp in shape", True),
+        ("tp - 2 in shape and tp > 1", True),
+        ("shape[1]", 2),
+        ("shape[tp - 4] + 1", 2),
+        ('tp if kind == "rope" else unknown', 4),
+        ("1 if no else 2 if not no else 3", 2),
+        ("unknown if no else shape[0]", 1),
         ("args.groups or args.num_layers", 32),
         ("zero or 5", 0),
         ("no or 5", 5),
@@ -82,6 +92,13 @@ def test_value(text: str, value: object) -> None:
         ("tp == true", "wrong-type", "these are never equal"),
         ('kind < "s"', "wrong-type", 'this is the string "rope"'),
         ("-no", "wrong-type", "this is false"),
+        ("1 in kind", "wrong-type", 'this is the string "rope"'),
+        ("1 in unknown", "unknown-name", "no such name"),
+        ("unknown[0]", "unknown-name", "no such name"),
+        ("kind[0]", "wrong-type", 'this is the string "rope"'),
+        ("shape[no]", "wrong-type", "this is false"),
+        ("shape[-1]", "no-such-item", "no such item"),
+        ("1 if tp else 2", "wrong-type", "this is 4"),
     ],
 )
 def test_no_value(text: str, code: str, label: str) -> None:
@@ -108,6 +125,20 @@ def test_unknown_name_in_full() -> None:
     )
 
 
+def test_no_such_item_in_full() -> None:
+    with pytest.raises(ReshardError) as caught:
+        evaluate(expression("shape[tp]"), ENV)
+    assert str(caught.value) == (
+        "error[no-such-item]: `shape[tp]` is item 4 of a list of 2\n"
+        " --> x.ucl:1:27\n"
+        "  |\n"
+        "1 | layout x { config value = shape[tp] }\n"
+        "  |                           ^^^^^^^^^ no such item\n"
+        "  |\n"
+        "  = note: items are counted from 0"
+    )
+
+
 def test_names() -> None:
     assert names(expression("a.b + c * -(a.b or not d)")) == ("a.b", "c", "d")
 
@@ -126,6 +157,14 @@ def test_names() -> None:
         "--a",
         "(not a) + b",
         '"\\\\ \\""',
+        "a in b",
+        "(a in b) == c",
+        "not a in b.c",
+        "a[b + c.d[e]] * 2",
+        "a if b else c if d else e",
+        "(a if b else c) if d or e else f",
+        "(a if b else c) + 1",
+        "a if (b if c else d) else e",
     ],
 )
 def test_canonical_text_keeps_the_tree(text: str) -> None:

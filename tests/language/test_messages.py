@@ -20,8 +20,7 @@ _TAILS = (
     "behind the brackets may stand `on first stage`, `optional`, `with bias`, `averaged over ...`, "
     "or `when ...`"
 )
-_NO_IF = "write two rules or tensors, each with its own `when`"
-_NO_LISTS = (
+_COMPARED = (
     "a condition compares numbers: `layer == 3`, `layer >= 2`, `layer % 4 == 0`; join them with "
     "`and` and `or`"
 )
@@ -89,10 +88,10 @@ def test_what_comes_too_early_is_shown_behind_what_it_cuts_short() -> None:
             "statements of a model are `axis`, `tensor`, `let`, and `include`",
         ),
         ("axis h = 3", "write `model NAME { axis h = 3 }`"),
-        ("layout x { config a = b if c else d }", _NO_IF),
-        ('layout x when layers[0] == "full" {}', _NO_LISTS),
         ("model m { axis a : 3 }", "write `=`"),
         ("layout x when a | b {}", "write `or`"),
+        ("layout x { config a = c ? b : d }", "write `a if condition else b`"),
+        ('layout x when kind in ["a"] {}', _COMPARED),
     ],
 )
 def test_help_with_common_slips(text: str, help_line: str) -> None:

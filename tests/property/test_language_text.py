@@ -38,6 +38,9 @@ def _grown(inner: st.SearchStrategy[ex.Expression]) -> st.SearchStrategy[ex.Expr
     return st.one_of(
         st.builds(ex.Unary, st.sampled_from(["-", "not"]), inner),
         st.builds(ex.Binary, st.sampled_from(sorted(PRECEDENCE)), inner, inner),
+        st.builds(ex.Member, inner, paths.map(ex.Variable)),
+        st.builds(ex.Item, paths.map(ex.Variable), inner),
+        st.builds(ex.Conditional, inner, inner, inner),
     )
 
 
@@ -282,9 +285,12 @@ def test_written_expressions_read_back(expression: ex.Expression) -> None:
     assert statement.value == expression
 
 
+values = st.none() | st.booleans() | st.integers() | st.floats() | strings
+
+
 @given(
     expressions,
-    st.dictionaries(paths, st.none() | st.booleans() | st.integers() | st.floats() | strings),
+    st.dictionaries(paths, values | st.lists(values, max_size=3)),
 )
 def test_expressions_have_a_value_or_a_reason(
     expression: ex.Expression, env: dict[str, object]
@@ -293,7 +299,7 @@ def test_expressions_have_a_value_or_a_reason(
         value = evaluate(expression, env)
     except ReshardError as error:
         codes = {item.code for item in error.diagnostics}
-        assert codes <= {"unknown-name", "wrong-type", "inexact-division"}
+        assert codes <= {"unknown-name", "wrong-type", "inexact-division", "no-such-item"}
         return
     assert isinstance(value, (int, str, float))
     if isinstance(expression, ex.Binary) and expression.operator in COMPARISONS:
@@ -337,6 +343,7 @@ PIECES = [
     ],
     *["axis", "tensor", "true", "false", "local", "x", "y", "tp", "pp", "1", "2", "12"],
     *["layout k of m like l {", 'under "u." {'],
+    *["in", "if", "else", "x[1]"],
     *["like", "whole", "use", "fix", "stack", "under", "include", "from", "let", "with", "bias"],
     *["{", "}", "[", "]", "(", ")", ",", ":", "=", "...", "_", "+", "-", "*", "/", "%", "==", "<"],
     *[

@@ -115,7 +115,10 @@ def open_source(
         catalog = formats.read_described(chosen, folder, step=request.step)
     else:
         catalog = formats.read(
-            formats.recognize(folder), folder, step=request.step, strict_layout=chosen is None
+            formats.recognize(folder),
+            folder,
+            step=request.step,
+            strict_layout=chosen is None and not several,
         )
     if request.check:
         checked = check_source(catalog, request.on_progress)

@@ -10,7 +10,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.model_facts import ROPE, Kind, is_harmless, kind_of, rope_of
 from reshard.formats.model_json import config_bytes, parse_config
-from reshard.language.expression import Expression, Variable, known_value, names, operands
+from reshard.language.expression import Expression, Variable, config_value, names, operands
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.environment import flatten
@@ -79,7 +79,7 @@ def _meant(layout: Layout, config: Mapping[str, object]) -> dict[str, object]:
     """What a configuration says, by its own names and by those of the model."""
     env = flatten(config)
     for name, expression in layout.config.items():
-        value = known_value(expression, env)
+        value = config_value(expression, env)
         if value is not None:
             env[name] = value
     return env

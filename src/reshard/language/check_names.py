@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 
@@ -77,9 +78,14 @@ def _meant(name: str, mesh: Collection[str], vocabulary: Collection[str]) -> str
     near = [
         word
         for word in get_close_matches(last, vocabulary, 3, _ALIKE)
-        if word.rstrip("s") != last.rstrip("s")
+        if _stem(word) != _stem(last)
     ]
     return f"{before}{dot}{near[0]}" if near else None
+
+
+def _stem(name: str) -> str:
+    """A name without what tells two names of one kind apart: numbers, and the plural."""
+    return re.sub(r"\d+", "", name).rstrip("s")
 
 
 def _mesh(block: tree.LayoutBlock) -> tuple[str, ...]:

@@ -1,13 +1,15 @@
 """Expressions: sizes and conditions over integers, strings, and truth values.
 
 A real number, such as the epsilon of a norm, can be named, compared with another, and nothing else.
+A list of a configuration can be asked for an item, and whether it has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import TypeGuard
 
 from reshard.errors import Label, ReshardError, Span, layout_error
 
@@ -65,7 +67,35 @@ class Binary:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
-Expression = Integer | Text | Truth | Variable | Unary | Binary
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Whether a list has an item: `layer in attn_layer_indices`."""
+
+    item: Expression
+    members: Variable
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a list, counted from 0: `layer_types[layer]`."""
+
+    items: Variable
+    index: Expression
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditional:
+    """`a if condition else b`."""
+
+    condition: Expression
+    then: Expression
+    otherwise: Expression
+    span: Span | None = field(default=None, compare=False, repr=False)
+
+
+Expression = Integer | Text | Truth | Variable | Unary | Binary | Member | Item | Conditional
 
 COMPARISONS = frozenset({"==", "!=", "<", "<=", ">", ">="})
 
@@ -100,15 +130,36 @@ def operands(operator: str, expression: Expression | None) -> tuple[Expression, 
     return (expression,)
 
 
+def parts(expression: Expression) -> tuple[Expression, ...]:
+    """The expressions that one is made of, in order of appearance; () for a leaf."""
+    if isinstance(expression, Unary):
+        return (expression.operand,)
+    if isinstance(expression, Binary):
+        return expression.left, expression.right
+    if isinstance(expression, Member):
+        return expression.item, expression.members
+    if isinstance(expression, Item):
+        return expression.items, expression.index
+    if isinstance(expression, Conditional):
+        return expression.then, expression.condition, expression.otherwise
+    return ()
+
+
 def variables(expression: Expression) -> tuple[Variable, ...]:
     """Every place in an expression where a name stands, in order."""
     if isinstance(expression, Variable):
         return (expression,)
-    if isinstance(expression, Unary):
-        return variables(expression.operand)
-    if isinstance(expression, Binary):
-        return variables(expression.left) + variables(expression.right)
-    return ()
+    return tuple(found for part in parts(expression) for found in variables(part))
+
+
+def lists(expression: Expression) -> frozenset[str]:
+    """The names in an expression that are of lists."""
+    own: tuple[str, ...] = ()
+    if isinstance(expression, Member):
+        own = (expression.members.name,)
+    elif isinstance(expression, Item):
+        own = (expression.items.name,)
+    return frozenset(own).union(*(lists(part) for part in parts(expression)))
 
 
 def can_be_inverted(expression: Expression, known: Collection[str] = ()) -> bool:
@@ -119,6 +170,11 @@ def can_be_inverted(expression: Expression, known: Collection[str] = ()) -> bool
     """
     if isinstance(expression, Unary):
         return can_be_inverted(expression.operand, known)
+    if isinstance(expression, Conditional):
+        branches = (expression.then, expression.otherwise)
+        return all(can_be_inverted(branch, known) for branch in branches)
+    if isinstance(expression, Member | Item):
+        return False
     if not isinstance(expression, Binary):
         return True
     if expression.operator == "or":
@@ -192,6 +248,16 @@ def _value(expression: Expression, env: Mapping[str, object]) -> Value:
         if expression.operator == "not":
             return not _truth(expression.operand, operand, "not")
         return -_number(expression.operand, operand, "-")
+    if isinstance(expression, Member):
+        item = _value(expression.item, env)
+        members = _list(expression.members, env)
+        return any(type(item) is type(other) and item == other for other in members)
+    if isinstance(expression, Item):
+        return _item(expression, env)
+    if isinstance(expression, Conditional):
+        asked = expression.condition
+        is_so = _truth(asked, _value(asked, env), "if")
+        return _value(expression.then if is_so else expression.otherwise, env)
     if expression.operator == "or":
         return _either(expression, env)
     if expression.operator == "and":
@@ -216,12 +282,73 @@ def to_text(expression: Expression, least: int = 0) -> str:
             level, text = NOT_PRECEDENCE, f"not {to_text(expression.operand, NOT_PRECEDENCE)}"
         else:
             level, text = SIGN_PRECEDENCE, f"-{to_text(expression.operand, SIGN_PRECEDENCE)}"
+    elif isinstance(expression, Member):
+        level = PRECEDENCE["=="]
+        text = f"{to_text(expression.item, level + 1)} in {expression.members.name}"
+    elif isinstance(expression, Item):
+        return f"{expression.items.name}[{to_text(expression.index)}]"
+    elif isinstance(expression, Conditional):
+        level = 0
+        then, condition = to_text(expression.then, 1), to_text(expression.condition, 1)
+        text = f"{then} if {condition} else {to_text(expression.otherwise)}"
     else:
         level = PRECEDENCE[expression.operator]
         # comparisons do not chain, so their left operand must bind tighter too
         left = to_text(expression.left, level + (expression.operator in COMPARISONS))
         text = f"{left} {expression.operator} {to_text(expression.right, level + 1)}"
     return f"({text})" if level < least else text
+
+
+def config_value(expression: Expression, env: Mapping[str, object]) -> object:
+    """What a `config` line says of a size or of a list; None where it asks for what has no value.
+
+    Raises: wrong-type, inexact-division.
+    """
+    if isinstance(expression, Variable):
+        value = _look_up(expression.name, env)
+        if is_list(value):
+            return value
+    if isinstance(expression, Binary) and expression.operator == "or":
+        left = config_value(expression.left, env)
+        if is_list(left):
+            return left
+        right = config_value(expression.right, env) if left is None or left is False else None
+        if is_list(right):
+            return right
+    return known_value(expression, env)
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Value]]:
+    """Whether a value is a list of numbers, strings, and truths."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(item, int | str | float) for item in value
+    )
+
+
+def _list(variable: Variable, env: Mapping[str, object]) -> Sequence[Value]:
+    value = _look_up(variable.name, env)
+    if value is None:
+        raise _NoValue(variable)
+    if not is_list(value):
+        raise layout_error(
+            "wrong-type",
+            f"`{variable.name}` is no list of numbers, strings, or truths",
+            primary=_label(variable, f"this is {_shown(value)}"),
+        )
+    return value
+
+
+def _item(expression: Item, env: Mapping[str, object]) -> Value:
+    items = _list(expression.items, env)
+    index = _number(expression.index, _value(expression.index, env), "[]")
+    if not 0 <= index < len(items):
+        raise layout_error(
+            "no-such-item",
+            f"`{to_text(expression)}` is item {index} of a list of {len(items)}",
+            notes=["items are counted from 0"],
+            primary=_label(expression, "no such item"),
+        )
+    return items[index]
 
 
 def _either(expression: Binary, env: Mapping[str, object]) -> Value:

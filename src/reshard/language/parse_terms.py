@@ -157,6 +157,16 @@ class TermBuilder:
             return ex.Binary(str(children[1]), left, self._expression(children[2], depth + 1), span)
         if node.data == "unary":
             return ex.Unary(str(children[0]), self._expression(children[1], depth + 1), span)
+        if node.data == "conditional":
+            then, condition, otherwise = (self._expression(x, depth + 1) for x in children)
+            return ex.Conditional(condition, then, otherwise, span)
+        if node.data in ("member", "missing"):
+            listed = ex.Variable(str(children[-1]), self._span(children[-1]))
+            member = ex.Member(self._expression(children[0], depth + 1), listed, span)
+            return member if node.data == "member" else ex.Unary("not", member, span)
+        if node.data == "item":
+            listed = ex.Variable(str(children[0]), self._span(children[0]))
+            return ex.Item(listed, self._expression(children[1], depth + 1), span)
         token = str(children[0])
         if node.data == "integer":
             return ex.Integer(self._integer(children[0]), span)

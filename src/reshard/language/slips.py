@@ -204,31 +204,20 @@ def _number(stop: Stop) -> Slip | None:
 
 
 def _lists(stop: Stop) -> Slip | None:
-    if not stop.is_expression or stop.is_first:
-        return None
-    if stop.word == "in":
-        asked = re.search(r"(\w+)\s*$", stop.text[: stop.at])
-        listed = re.match(r"in\s*[\[(]([\d\s,]+)[\])]", stop.text[stop.at :])
+    before = re.search(r"(\w+)\s+(?:not\s+)?in\s*$", stop.text[: stop.at])
+    if before is not None and stop.accepted == {"PATH"} and stop.word in ("[", "(", "{"):
+        listed = re.match(r"[\[({]([\d\s,]+)[\])}]", stop.text[stop.at :])
         numbers = re.findall(r"\d+", listed[1]) if listed else []
-        either = " or ".join(f"{asked[1]} == {number}" for number in numbers) if asked else ""
+        either = " or ".join(f"{before[1]} == {number}" for number in numbers)
         return Slip(
-            "a condition cannot ask whether something is in a list",
-            "lists are not part of the language",
+            "a condition asks for a list of the configuration, by its name",
+            "a list that stands here",
             f"write `{either}`" if either else _COMPARED,
-        )
-    if stop.word == "[" and "RSQB" not in stop.accepted:
-        return Slip(
-            "a condition cannot ask for an item of a list",
-            "lists are not part of the language",
-            _COMPARED,
+            (stop.at, stop.at + (len(listed[0]) if listed else 1)),
         )
     is_ternary = stop.word == "?" and ":" in stop.text[stop.at :].partition("\n")[0]
-    if stop.word in ("if", "else") or is_ternary:
-        return Slip(
-            "an expression has no `if`",
-            "not expected here",
-            "write two rules or tensors, each with its own `when`",
-        )
+    if stop.is_expression and not stop.is_first and is_ternary:
+        return Slip("`?` is no operator", "not expected here", "write `a if condition else b`")
     return None
 
 

@@ -8,8 +8,11 @@ from dataclasses import replace
 from reshard.errors import ReshardError
 from reshard.language.expression import (
     Binary,
+    Conditional,
     Expression,
     Integer,
+    Item,
+    Member,
     Text,
     Truth,
     Unary,
@@ -24,11 +27,30 @@ def renamed(expression: Expression, change: Callable[[Variable], Expression]) ->
     """An expression with another one in place of each name."""
     if isinstance(expression, Variable):
         return change(expression)
+    return _rebuilt(expression, lambda part: renamed(part, change))
+
+
+def _rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """An expression of changed parts; the name of a list stays where it would be no name."""
     if isinstance(expression, Unary):
-        return replace(expression, operand=renamed(expression.operand, change))
+        return replace(expression, operand=change(expression.operand))
     if isinstance(expression, Binary):
-        left, right = renamed(expression.left, change), renamed(expression.right, change)
-        return replace(expression, left=left, right=right)
+        return replace(expression, left=change(expression.left), right=change(expression.right))
+    if isinstance(expression, Conditional):
+        return replace(
+            expression,
+            condition=change(expression.condition),
+            then=change(expression.then),
+            otherwise=change(expression.otherwise),
+        )
+    if isinstance(expression, Member):
+        members = change(expression.members)
+        known = members if isinstance(members, Variable) else expression.members
+        return replace(expression, item=change(expression.item), members=known)
+    if isinstance(expression, Item):
+        items = change(expression.items)
+        known = items if isinstance(items, Variable) else expression.items
+        return replace(expression, items=known, index=change(expression.index))
     return expression
 
 
@@ -36,18 +58,15 @@ def with_values(expression: Expression, values: Mapping[str, Value]) -> Expressi
     """An expression with the values of some of its names in their place, as short as it then is."""
     if isinstance(expression, Variable) and expression.name in values:
         return _constant(values[expression.name], expression)
-    if isinstance(expression, Unary):
-        return _evaluated(replace(expression, operand=with_values(expression.operand, values)))
-    if not isinstance(expression, Binary):
-        return expression
-    left = with_values(expression.left, values)
-    right = with_values(expression.right, values)
-    if expression.operator in ("and", "or"):
-        deciding = expression.operator == "or"
-        for one, other in ((left, right), (right, left)):
+    found = _rebuilt(expression, lambda part: with_values(part, values))
+    if isinstance(found, Binary) and found.operator in ("and", "or"):
+        deciding = found.operator == "or"
+        for one, other in ((found.left, found.right), (found.right, found.left)):
             if isinstance(one, Truth):
                 return one if one.value is deciding else other
-    return _evaluated(replace(expression, left=left, right=right))
+    if isinstance(found, Conditional) and isinstance(found.condition, Truth):
+        return found.then if found.condition.value else found.otherwise
+    return _evaluated(found)
 
 
 def _evaluated(expression: Expression) -> Expression:

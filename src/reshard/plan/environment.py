@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reshard.language.expression import Expression, known_value
+from reshard.language.expression import Expression, config_value, known_value
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
 
@@ -23,7 +23,7 @@ def environment(
     fixed = {**dict.fromkeys(layout.mesh, 1), **mesh, **settings}
     env.update(fixed)
     for name, expression in layout.config.items():
-        value = known_value(expression, env)
+        value = config_value(expression, env)
         if value is not None:
             env[name] = value
     env.update(fixed)

@@ -36,7 +36,7 @@ class Fit:
     """
 
     layout: Layout
-    facts: Mapping[str, int]
+    facts: Mapping[str, object]
     agrees: bool | None
     is_used: bool = True
 

@@ -11,10 +11,11 @@ from itertools import product
 
 from reshard.algebra.term import Leaf
 from reshard.errors import ReshardError
-from reshard.language.expression import evaluate, names
+from reshard.language.expression import evaluate, lists, names
 from reshard.language.layout import Layout, Rule
 from reshard.plan.bind_model import global_indices, named_cuts
 from reshard.plan.catalog import Catalog
+from reshard.plan.fit_lists import solve_lists
 from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import Matched, active_rules
 from reshard.plan.stored_names import StoredNames
@@ -32,8 +33,9 @@ def solve_indices(
     stored: StoredNames,
     hits: Mapping[str, tuple[int, ...]],
     env: Mapping[str, object],
-) -> dict[str, int] | None:
-    """The numbers under which every tensor is stored where its atom is; None if there are none.
+) -> dict[str, object] | None:
+    """The numbers and lists under which every tensor is stored where its atom is; None if there
+    are none.
 
     Of several choices that put the same atoms at the same indices, the one of the least numbers.
 
@@ -43,8 +45,10 @@ def solve_indices(
     rules = {i: rule for i in active_rules(layout, env) if (rule := layout.rules[i]).only}
     asked = dict.fromkeys(n for rule in rules.values() if rule.only for n in names(rule.only))
     along = {rule.along for rule in rules.values()}
-    unknown = [name for name in asked if name not in env and name not in along]
-    if not unknown:
+    named = {name for rule in rules.values() if rule.only for name in lists(rule.only)}
+    missing = [name for name in asked if name not in env and name not in along]
+    unknown = [name for name in missing if name not in named]
+    if not missing:
         return {}
     if len(along) > 1:
         return None
@@ -53,9 +57,11 @@ def solve_indices(
     if size ** len(unknown) > MAX_TRIES:
         return None
     for numbers in product(range(size), repeat=len(unknown)):
-        chosen = dict(zip(unknown, numbers, strict=True))
-        if _explains(rules, seen, size, {**env, **chosen}):
-            return chosen
+        chosen: dict[str, object] = dict(zip(unknown, numbers, strict=True))
+        known = {**env, **chosen}
+        found = solve_lists([x for x in missing if x in named], rules, seen, size, known)
+        if found is not None and _explains(rules, seen, size, {**known, **found}):
+            return {**chosen, **found}
     return None
 
 

@@ -13,6 +13,7 @@ from typing import TypeGuard
 from reshard.language.conditions import constant
 from reshard.language.expression import (
     Binary,
+    Conditional,
     Expression,
     Integer,
     Text,
@@ -136,6 +137,10 @@ def assign(expression: Expression, value: object, out: dict[str, object]) -> Non
         left, right = expression.left, expression.right
         if isinstance(left, Variable) and isinstance(right, Text):
             _store(left.name.split("."), right.value, out)
+    elif isinstance(expression, Conditional):
+        is_so = constant(expression.condition, _flat(out))
+        if isinstance(is_so, bool):
+            assign(expression.then if is_so else expression.otherwise, value, out)
     elif len(names(expression)) == 1:
         _solve(expression, value, out)
 
