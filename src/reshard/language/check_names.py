@@ -84,8 +84,8 @@ def _meant(name: str, mesh: Collection[str], vocabulary: Collection[str]) -> str
 
 
 def _stem(name: str) -> str:
-    """A name without what tells two names of one kind apart: numbers, and the plural."""
-    return re.sub(r"\d+", "", name).rstrip("s")
+    """A name without what frameworks differ in: numbers, the plural, and the word for a count."""
+    return re.sub(r"(?<![A-Za-z])(?:n|nb|num)_", "", re.sub(r"\d+", "", name)).rstrip("s")
 
 
 def _mesh(block: tree.LayoutBlock) -> tuple[str, ...]:
