@@ -178,23 +178,25 @@ class DcpWriter:
         return self._blobs.constant(dtype, shape, data)
 
     def metadata(self, paths: object = None, **other: object) -> FileBytes:
-        """The file `.metadata`, complete.
+        """The file `.metadata`, complete; nothing is added after it, and its parts are given up.
 
         Args:  paths: `planner_data`: by key, its path in the nested state dict; None if not nested.
                other: further attributes of its root.
         """
         root = _record(
             "Metadata",
-            state_dict_metadata=dict(self._entries),
+            state_dict_metadata=self._entries,
             planner_data=paths,
-            storage_data=dict(self._storage),
+            storage_data=self._storage,
             storage_meta=_record(
                 "StorageMeta", checkpoint_id=None, save_id=None, load_id=None, modules=[]
             ),
             version=VERSION,
             **other,
         )
-        return FileBytes(f"{self._folder}{METADATA}", 0, write_pickle(root))
+        data = write_pickle(root)
+        self._entries, self._storage = {}, {}
+        return FileBytes(f"{self._folder}{METADATA}", 0, data)
 
     def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
         """The directories of all blobs.

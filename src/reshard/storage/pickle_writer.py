@@ -36,12 +36,13 @@ def write_pickle(root: object, reduce: Callable[[object], Reduced | None] | None
     """
     writer = _Writer(reduce)
     writer.write(root)
-    return bytes((*b"\x80\x02", *writer.out, *b"."))
+    writer.out += b"."
+    return bytes(writer.out)
 
 
 class _Writer:
     def __init__(self, reduce: Callable[[object], Reduced | None] | None) -> None:
-        self.out = bytearray()
+        self.out = bytearray(b"\x80\x02")
         self._reduce = reduce
 
     def write(self, value: object) -> None:

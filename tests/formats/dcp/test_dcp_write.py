@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -297,3 +298,20 @@ def test_weights_alone_need_no_optimizer(fixture_checkpoint: Find, tmp_path: Pat
     reshard.convert(source, tmp_path / "out", "accelerate", states="weights")
     assert not (tmp_path / "out" / "optimizer_0").exists()
     assert reshard.verify(source, tmp_path / "out", states="weights").ok
+
+
+def test_a_plan_takes_memory_by_the_number_of_tensors_and_little_of_it(tmp_path: Path) -> None:
+    """Bytes at the peak for each of two chunks; a tuple of the bytes of `.metadata` took most."""
+    forge = Forge(tmp_path / "in")
+    for index in range(300):
+        forge.tensor(f"layers.{index}.weight", counted(2, 2))
+    source = forge.write()
+    reshard.plan(source, "dcp:dp=2")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        reshard.plan(source, "dcp:dp=2")
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert peak / 300 < 24_000
