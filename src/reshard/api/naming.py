@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reshard.api.candidates import candidates
-from reshard.api.stated_model import guessed, is_stated, stated_type, types_of
+from reshard.api.stated_model import guessed, is_stated, stated_type, types_of, undescribed
 from reshard.api.unfitting import (
     UNFITTING,
     Found,
+    indescribable,
     listed,
     nearest,
     nothing_fits,
@@ -72,6 +73,9 @@ def find_model(
         )
     asked = [item for item in families if model is None or item.name == model]
     kind = stated_type(catalog) if model is None else None
+    unsaid = undescribed(catalog)
+    if unsaid:
+        raise indescribable(catalog, unsaid)
     if kind is not None:
         asked = [item for item in asked if kind in types_of(item) or not types_of(item)]
     problems: list[tuple[int, ReshardError]] = []

@@ -28,6 +28,18 @@ def stated_type(catalog: Catalog) -> str | None:
     return None
 
 
+_UNDESCRIBED = {"mlp_only_layers": "which layers have no experts, one by one"}
+"""Keys of transformers that change which tensors a layer has, in a way that no layout describes."""
+
+
+def undescribed(catalog: Catalog) -> tuple[str, ...]:
+    """What a source states of its model that the layouts of its family cannot say."""
+    config = {**(catalog.config or {}), **(stated_config(catalog) or {})}
+    return tuple(
+        f"`{key}` is {config[key]}: {what}" for key, what in _UNDESCRIBED.items() if config.get(key)
+    )
+
+
 def types_of(family: Family, layout: str | None = None) -> frozenset[str]:
     """The types that the layouts of a family say that they are of; none for most of a user's.
 

@@ -207,6 +207,16 @@ def unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> Re
     )
 
 
+def indescribable(catalog: Catalog, unsaid: Sequence[str]) -> ReshardError:
+    """The configuration says something of the model that no layout can say."""
+    return layout_error(
+        "no-layout-fits",
+        "the configuration says of the model what no known layout describes",
+        notes=[*unsaid, _example(catalog)],
+        helps=["describe the model in a UCL file, and give that with `--layout FILE#NAME`"],
+    )
+
+
 def near_notes(near: Near, catalog: Catalog) -> list[str]:
     """What a layout has no rule for, and what it has that is not stored."""
     head = f"the nearest layout is {near}"

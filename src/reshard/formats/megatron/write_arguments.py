@@ -14,6 +14,7 @@ from reshard.formats.megatron.model_facts import arguments_for
 from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
 from reshard.formats.megatron.write_resume import Resume
 from reshard.formats.model_json import stated_config
+from reshard.language.expression import evaluate
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.storage.inert import Record
@@ -21,6 +22,8 @@ from reshard.storage.torch_writer import torch_dtype
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+_ROUTER = "router"
+"""The atom that layers with experts have."""
 
 _HUGGING_FACE = {
     "rope_theta": "rotary_base",
@@ -172,9 +175,25 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
         "bf16": dtype is DType.BF16,
         "fp16": dtype is DType.F16,
     }
+    routed = _routed_layers(arrangement)
+    if not all(routed):
+        facts["moe_layer_freq"] = routed
     heads, groups = args.get("num_attention_heads"), args.get("num_query_groups")
     facts["group_query_attention"] = groups is not None and groups != heads
     return {**facts, **args}
+
+
+def _routed_layers(arrangement: Arrangement) -> list[int]:
+    """For each layer 1 where it has experts, else 0; nothing where the model does not say so."""
+    model, values = arrangement.layout.model, arrangement.values
+    router = None if model is None else model.tensors.get(_ROUTER)
+    if model is None or router is None or router.only is None:
+        return []
+    size = model.axes[router.along].size
+    count = None if size is None else evaluate(size, values)
+    if not isinstance(count, int):
+        return []
+    return [int(evaluate(router.only, {**values, router.along: at}) is True) for at in range(count)]
 
 
 def _hugging_face(config: Mapping[str, object], args: Mapping[str, object]) -> dict[str, object]:
