@@ -76,9 +76,11 @@ def _with_side_files(output: Output, catalog: Catalog) -> Output:
     if output.beside is None:
         return output
     taken = {*output.files, *(item.file for item in output.head), *output.made_last}
-    names = {f"{output.beside}{name}": name for name in catalog.side_files}
-    data = read_side_files(catalog, (name for path, name in names.items() if path not in taken))
-    beside = (FileBytes(f"{output.beside}{name}", 0, held) for name, held in data.items())
+    paths = {
+        name: f"{output.beside}{output.elsewhere.get(name, name)}" for name in catalog.side_files
+    }
+    data = read_side_files(catalog, (name for name, path in paths.items() if path not in taken))
+    beside = (FileBytes(paths[name], 0, held) for name, held in data.items())
     return replace(output, head=(*output.head, *beside))
 
 

@@ -80,6 +80,9 @@ _STEP = re.compile(
 _PART = frozenset({"weights", "model_and_optim", "model", "checkpoint", "universal"})
 """Names of folders that are one part of a step."""
 
+HF_CONFIG = "hf/config.json"
+"""transformers' `config.json` where a framework has a file of that name too."""
+
 _CACHE = frozenset({"blobs", "refs", ".no_exist"})
 _STEPS, _LOG = "other steps", "logs"
 _OTHER_TENSORS = "it looks like a file of other tensors, or their index"
@@ -168,6 +171,8 @@ class _Found:
             side[name] = file.path
             files[file.path] = file
         side |= catalog.side_files
+        if HF_CONFIG in side and "config.json" not in side:
+            side["config.json"] = side.pop(HF_CONFIG)
         config = catalog.config
         if config is None and "config.json" in side:
             config = model_config_of(self.root / side["config.json"])

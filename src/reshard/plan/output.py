@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
 from reshard.plan.plan import ArraySpec, Placed
@@ -55,6 +55,7 @@ class Output:
            dropped: (name, state, why) of every source tensor that the target has no place for.
            beside: the folder of the target, ending with `/` or empty, where side files of the
                    source go as they are; None if the target has them among its own files.
+           elsewhere: side files that have another name there, by the one that they have.
            made_last: names of the files of `finish` that a side file might have.
            folded: (name, state, as what) of every source tensor that is in the target, but has no
                    array of its own: a number that several parameters share.
@@ -69,3 +70,4 @@ class Output:
     folded: tuple[tuple[str, str, str], ...] = ()
     beside: str | None = None
     made_last: tuple[str, ...] = ()
+    elsewhere: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,8 @@ from reshard.formats.dcp.folders import Folder, find_step
 from reshard.formats.dcp.olmo_config import read_olmo_config
 from reshard.formats.dcp.side_files import newer_files, read_side_files, stale_files
 from reshard.formats.dcp.training import read_training, unlike_states
-from reshard.formats.model_json import model_config_of
+from reshard.formats.model_json import CONFIG, model_config_of
+from reshard.formats.run_files import HF_CONFIG
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
@@ -47,7 +48,8 @@ def read(
     folder = find_step(path, step)
     chunks = ChunkReader(folder.root)
     weights = _weights(folder, read_weights)
-    config = weights.config if weights else model_config_of(folder.root / "config.json")
+    beside = (model_config_of(folder.root / name) for name in (CONFIG, HF_CONFIG))
+    config = weights.config if weights else next(filter(None, beside), None)
     files = read_side_files(folder)
     found: Collected = collect(folder, chunks, config, weights, is_attribute=files.is_lightning)
     chunks.refuse_overlaps()

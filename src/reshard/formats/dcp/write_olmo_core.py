@@ -6,12 +6,16 @@ Source: OLMo-core train/checkpoint.py `Checkpointer`, distributed/checkpoint/__i
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.contents import contents_of
 from reshard.formats.dcp.form import Form
 from reshard.formats.dcp.rank_files import RankFiles, grid_of
 from reshard.formats.dcp.write import output_of
+from reshard.formats.model_json import CONFIG, model_config_of
+from reshard.formats.run_files import HF_CONFIG
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.output import FileBytes, Output
@@ -21,6 +25,13 @@ from reshard.storage.side_files import read_side_files
 OPTIONS = ("dp", "tp", "flatten")
 _MARK = ".metadata.json"
 _TRAINER = "train/rank0.pt"
+_MOVED = Diagnostic(
+    "side-file-moved",
+    f"the `{CONFIG}` of transformers is written as `{HF_CONFIG}`",
+    "warning",
+    notes=(f"OLMo-core reads a `{CONFIG}` of its own form in the folder of a step",),
+    helps=("reshard finds it there on the way back",),
+)
 
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
@@ -40,7 +51,19 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     mark = read_side_files(catalog, [_MARK])[_MARK] if _MARK in catalog.side_files else None
     contents.warned += _warnings(catalog)
     files.add_rest(contents)
-    return output_of(contents, [files], last=[_mark(mark)])
+    elsewhere = _elsewhere(catalog)
+    if elsewhere:
+        contents.warned.append(_MOVED)
+    output = output_of(contents, [files], last=[_mark(mark)])
+    return replace(output, elsewhere=elsewhere)
+
+
+def _elsewhere(catalog: Catalog) -> dict[str, str]:
+    """transformers' `config.json`, which OLMo-core would take for its own."""
+    path = catalog.side_files.get(CONFIG)
+    if path is None or model_config_of(Path(catalog.root) / path) is None:
+        return {}
+    return {CONFIG: HF_CONFIG}
 
 
 def _mark(data: bytes | None) -> FileBytes:
