@@ -112,3 +112,25 @@ def test_windows_make_it_another_model(tmp_path: Path) -> None:
     with pytest.raises(ReshardError) as caught:
         reshard.convert(saved(tmp_path / "run", model), tmp_path / "out", "megatron:tp=2")
     assert caught.value.diagnostics[0].code == "no-layout-fits"
+
+
+def test_a_config_of_transformers_is_not_where_olmo_core_reads_its_own(tmp_path: Path) -> None:
+    saved(tmp_path / "run", MODEL)
+    model = tmp_path / "model"
+    reshard.convert(tmp_path / "run", model, "hf", settings={"max_position_embeddings": 64})
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    done = reshard.convert(model, tmp_path / "out", "olmo-core")
+    [moved] = [item for item in done.report.warnings if item.code == "side-file-moved"]
+    assert moved.render() == (
+        "warning[side-file-moved]: the `config.json` of transformers is written as "
+        "`hf/config.json`\n"
+        "  = note: OLMo-core reads a `config.json` of its own form in the folder of a step\n"
+        "  = help: reshard finds it there on the way back"
+    )
+    assert not (tmp_path / "out/config.json").exists()
+    again = tmp_path / "again"
+    reshard.convert(tmp_path / "out", again, "hf")
+    assert json.loads((again / "config.json").read_text()) == json.loads(
+        (model / "config.json").read_text()
+    )
+    assert not (again / "hf").exists()

@@ -12,6 +12,7 @@ from test_described_read import same
 
 import reshard
 from reshard.errors import ReshardError
+from reshard.formats.described.meta_params import with_width
 from reshard.storage.inert import Global, Record, Size
 from torch_trees import counted, write_tree
 
@@ -86,8 +87,27 @@ def test_a_release_of_meta_becomes_a_model_of_transformers(tmp_path: Path) -> No
     meta(tmp_path / "llama", 2, 1)
     settings = {"max_position_embeddings": 64}
     reshard.convert(tmp_path / "llama", tmp_path / "hf", "hf", settings=settings)
+    (tmp_path / "hf/params.json").unlink()  # that of the release goes along as it is
     reshard.convert(tmp_path / "hf", tmp_path / "back", "meta:tp=2")
     assert reshard.verify(tmp_path / "llama", tmp_path / "back").ok
+    params = json.loads((tmp_path / "back/params.json").read_text())
+    width = int(params.get("ffn_dim_multiplier", 1) * int(8 * params["dim"] / 3))
+    multiple = params["multiple_of"]
+    stated = json.loads((tmp_path / "hf/config.json").read_text())
+    assert multiple * ((width + multiple - 1) // multiple) == stated["intermediate_size"]
+
+
+@pytest.mark.parametrize(
+    ("dim", "width", "told"),
+    [
+        (4096, 11008, {"multiple_of": 256}),
+        (4096, 14336, {"multiple_of": 1024, "ffn_dim_multiplier": 1.3}),
+        (16, 33, {"multiple_of": 1, "ffn_dim_multiplier": 33.5 / 42}),
+    ],
+)
+def test_meta_is_told_the_width_of_the_mlp(dim: int, width: int, told: dict[str, Any]) -> None:
+    assert with_width({"dim": dim}, width) == {"dim": dim, **told}
+    assert with_width({"dim": dim, **told}, width) == {"dim": dim, **told}
 
 
 def sharded(value: Any, shape: tuple[int, ...], rank: int, world: int, lo: list[int]) -> Record:

@@ -10,6 +10,7 @@ from typing import cast
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.described import NAME as FORMAT
+from reshard.formats.described.meta_params import with_width
 from reshard.formats.described.tree import At, Where, listed, show
 from reshard.formats.described.write_states import WrittenStates
 from reshard.language.layout import FileRule, Layout
@@ -76,7 +77,9 @@ class Facts:
         if made:
             stated = config if self._is_own and config is not None else {}
             rest = {k: self._value(v) for k, v in stated.items() if k not in values}
-            return {**rest, **made}
+            said = {**rest, **made}
+            is_meta = layout.name == "meta"
+            return with_width(said, values.get("intermediate_size")) if is_meta else said
         return None if config is None else cast("dict[str, object]", self._value(dict(config)))
 
     def kept(self, rule: FileRule, at: Mapping[str, str | int]) -> Iterator[tuple[Where, object]]:
