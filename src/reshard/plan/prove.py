@@ -7,16 +7,17 @@ atom.  That a local tensor's elements are those of its atoms one to one is what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.algebra.cover import find_fault
 from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.language.expression import to_text
 from reshard.plan.arrangement import Arrangement, Atom, StoredPart, Whole
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.names import group_names
-from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_state
+from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_axis, of_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +133,42 @@ def _atom_problems(arrangement: Arrangement) -> list[Diagnostic]:
         for key, piece in whole.segments:
             boxes.setdefault((key, whole.rule), {})[whole.name] = piece.box
     problems = []
+    beyond: dict[tuple[str, int], dict[str, int]] = {}
     lacking: dict[str, list[str]] = {}
     for (key, _), held in boxes.items():
         atom = arrangement.atoms[key]
         names = list(held)
         fault = find_fault(list(held.values()), Box.whole(atom.shape))
-        if fault is not None:
+        longer = _longer(atom, held) if fault is not None and fault.kind == "outside" else None
+        if longer is not None:
+            beyond.setdefault(longer, {}).update(
+                (name, box.hi[atom.axes.index(longer[0])]) for name, box in held.items()
+            )
+        elif fault is not None:
             problems.append(of_atom(atom, names, fault))
         for state in dict.fromkeys(state for name in names for state in states[name]):
             for name in names:
                 if not _is_excused(arrangement, name, state, states[name]):
                     lacking.setdefault(state, []).append(name)
+    model = arrangement.layout.model
+    for (axis, size), ends in beyond.items():
+        stated = None if model is None else model.axes[axis].size
+        problems.append(of_axis(axis, size, ends, None if stated is None else to_text(stated)))
     problems += [
         of_state(state, pattern, count)
         for state, names in lacking.items()
         for pattern, count in group_names(dict.fromkeys(names))
     ]
     return problems
+
+
+def _longer(atom: Atom, held: Mapping[str, Box]) -> tuple[str, int] | None:
+    """The one axis along which more of an atom is stored than there is, and its size."""
+    ends = [max(box.hi[at] for box in held.values()) for at in range(len(atom.shape))]
+    longer = [at for at, size in enumerate(atom.shape) if ends[at] > size]
+    if len(longer) != 1 or find_fault(list(held.values()), Box.whole(tuple(ends))) is not None:
+        return None
+    return atom.axes[longer[0]], atom.shape[longer[0]]
 
 
 def _is_excused(arrangement: Arrangement, name: str, state: str, stored: Collection[str]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.algebra.box import Box
@@ -74,6 +74,28 @@ def of_atom(atom: Atom, names: Sequence[str], fault: Fault) -> Diagnostic:
         f"elements of `{atom.key}` are stored twice, in `{first}` and in `{names[fault.second]}`",
         notes=(f"at {where}",),
         helps=("let the name in the rule tell the tensors apart by an index",),
+    )
+
+
+def of_axis(axis: str, size: int, ends: Mapping[str, int], stated: str | None) -> Diagnostic:
+    """More is stored along an axis than the model has.
+
+    Args:  ends: by name of each tensor, where it ends on the axis.
+           stated: what gives the size of the axis.
+    """
+    stored = max(ends.values())
+    past = [name for name, end in ends.items() if end > size]
+    more = f", and {len(past) - 1} more" if len(past) > 1 else ""
+    return Diagnostic(
+        "coverage-overlap",
+        f"the source stores {stored:,} along axis `{axis}`, and "
+        f"{'its size' if stated is None else f'`{stated}`'} is {size:,}",
+        notes=(f"beyond it: `{past[0]}`{more}",),
+        helps=(
+            f"correct the configuration, or state the size: `--set {stated}={stored}`"
+            if stated is not None and stated.isidentifier()
+            else "correct the size of the axis, in the layout or with `--set`",
+        ),
     )
 
 

@@ -238,7 +238,12 @@ def test_a_layer_that_predicts_further_tokens_is_left_out() -> None:
 def test_layers_behind_the_last_one_that_are_like_the_others_are_refused() -> None:
     tensors = llama()
     tensors |= {k.replace("layers.1.", "layers.2."): v for k, v in llama().items()}
-    assert refused(folder("source", tensors), "megatron").startswith("error[")
+    assert refused(folder("source", tensors), "megatron") == (
+        "error[coverage-overlap]: the source stores 3 along axis `layer`, and `num_hidden_layers` "
+        "is 2\n"
+        "  = note: beyond it: `model.layers.2.self_attn.q_proj.weight`, and 8 more\n"
+        "  = help: correct the configuration, or state the size: `--set num_hidden_layers=3`"
+    )
 
 
 def quantized(**config: Any) -> Path:
