@@ -12,11 +12,14 @@ from math import prod
 from typing import cast
 
 from reshard.algebra.box import Box
+from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
-from reshard.storage.inert import Global, Record
+from reshard.storage.inert import Global, Record, Size
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
+from reshard.storage.torch_writer import NewTensor, torch_dtype
 
+_LAYOUT = "torch.distributed._mesh_layout"
 _INTEGERS = {DType.I32: "i", DType.I64: "q"}
 
 
@@ -195,3 +198,53 @@ def _cut(lo: list[int], size: list[int], dim: int, parts: int, index: int) -> No
     start = min(index * step, size[dim])
     lo[dim] += start
     size[dim] = min(step, size[dim] - start)
+
+
+def rank_mesh(ranks: int, rank: int, numbers: NewTensor, device: str) -> Record:
+    """The mesh of one axis, as torch 2.13 pickles that of a rank.
+
+    Args:  numbers: the ranks in order, of type int32.  device: the kind that they have.
+    """
+    axis = Record(_LAYOUT, "_FlatLayout", (), "newobj", [{"shape": (ranks,), "stride": (1,)}])
+    fields: dict[object, object] = {
+        "_device_type": device,
+        "_layout": Record(_LAYOUT, "_MeshLayout", (), "newobj", [{"axes": (axis,)}]),
+        "_rank_map": numbers,
+        "_mesh_dim_names": ("fsdp",),
+        "_root_mesh": None,
+        "_flatten_rank_map": tuple(range(ranks)),
+        "_thread_id": None,
+        "_flatten_mapping": {},
+        "_dim_group_names": ["0"],
+        "_rank": rank,
+        "_coordinate_on_dim": (rank,),
+        "_hash": None,
+    }
+    return Record("torch.distributed.device_mesh", "DeviceMesh", (), "newobj", [fields])
+
+
+def row_shard(local: NewTensor, shape: tuple[int, ...], mesh: Record) -> Record:
+    """A DTensor that is cut along its first dimension, as a rank pickles it.
+
+    Args:  local: the rank's rows.  shape: of the whole.
+    """
+    specs, places = (
+        "torch.distributed.tensor._dtensor_spec",
+        "torch.distributed.tensor.placement_types",
+    )
+    kind, dtype = Global("torch.distributed.tensor", "DTensor"), torch_dtype(local.storage.dtype)
+    strides = row_major(shape)
+    spec = {
+        "mesh": mesh,
+        "placements": (Record(places, "Shard", (), "newobj", [{"dim": 0}]),),
+        "tensor_meta": Record(specs, "TensorMeta", (Size(shape), strides, dtype), "newobj"),
+        "shard_order": (Record(specs, "ShardOrderEntry", (0, (0,)), "newobj"),),
+        "use_strided_shard_as_shard_order": False,
+        "_hash": None,
+    }
+    strided = Record("torch.serialization", "_get_layout", ("torch.strided",))
+    device = Record("torch", "device", ("cpu",))
+    made = (kind, dtype, shape, strides, 0, strided, device, False)
+    state = {"_local_tensor": local, "_spec": Record(specs, "DTensorSpec", (), "newobj", [spec])}
+    build = Global("torch._utils", "_rebuild_wrapper_subclass")
+    return Record("torch._tensor", "_rebuild_from_type_v2", (build, kind, made, (None, state)))

@@ -326,8 +326,8 @@ def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) ->
     return found
 
 
-_READ_ONLY = frozenset({"lightning", "single_file", "verl"})
-"""Descriptions with names that say no one file, or of tensors that only a mesh of torch makes."""
+_READ_ONLY = frozenset({"lightning", "single_file"})
+"""Descriptions with names that say no one file."""
 
 
 @cache

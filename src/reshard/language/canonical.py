@@ -151,7 +151,8 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
     if isinstance(statement, tree.EntryStatement):
         return _entry(statement)
     if isinstance(statement, tree.TieStatement):
-        return f'tie "{statement.alias.text}"', f'= "{statement.name.text}"'
+        when = "" if statement.when is None else f" when {to_text(statement.when)}"
+        return f'tie "{statement.alias.text}"', f'= "{statement.name.text}"{when}'
     if isinstance(statement, tree.LeaveStatement):
         return f'leave out "{statement.pattern.text}"', f'because "{statement.because.text}"'
     if isinstance(statement, tree.WrapperStatement):
@@ -200,8 +201,9 @@ def _entry(entry: tree.EntryStatement) -> tuple[str, str]:
     if entry.because is not None:
         return f"{first} {_places(entry.places)}", f'because "{entry.because.text}"'
     optional = " optional" if entry.optional else ""
-    if entry.value is not None:
-        return f"{first} {_places(entry.places)}", f"= {to_text(entry.value)}{optional}"
+    if entry.role == "fill":
+        value = "none" if entry.value is None else to_text(entry.value)
+        return f"{first} {_places(entry.places)}", f"= {value}{optional}"
     return first, f"{joint} {_places(entry.places)}{optional}".lstrip()
 
 

@@ -35,6 +35,8 @@ def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
                 NamePattern.parse(item.pattern.text, item.pattern.span)
             except ReshardError as error:
                 scope.faults.take(error)
+        elif isinstance(item, tree.TieStatement):
+            check_constant(scope.faults, item.when, "the condition of this tie", bool)
         elif isinstance(item, tree.OrderStatement):
             check_constant(scope.faults, item.when, "the condition of this order", bool)
     counts = any(entry.role in ("number", "named") for file in files for entry in file.statements)

@@ -26,6 +26,7 @@ from reshard.language.layout import (
     PartitionRule,
     Rule,
     Split,
+    Tie,
 )
 from reshard.language.models import NO_MODELS, compile_model
 from reshard.language.pattern import NamePattern, unescaped
@@ -128,7 +129,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
     config: dict[str, Expression] = {}
     rules = []
     files = []
-    ties = {}
+    ties = []
     left_out = []
     wrappers: list[str] = []
     orders = []
@@ -143,12 +144,19 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         elif isinstance(item, tree.PartitionStatement):
             states = _texts(item.states)
             partitions.append(
-                PartitionRule(states, item.over.text, item.kind, item.align, item.span)
+                PartitionRule(
+                    states,
+                    item.over.text,
+                    "rows" if item.kind == "dtensor" else item.kind,
+                    item.align,
+                    item.kind == "dtensor",
+                    item.span,
+                )
             )
         elif isinstance(item, tree.FileStatement):
             files.append(_file(item))
         elif isinstance(item, tree.TieStatement):
-            ties[unescaped(item.alias.text)] = unescaped(item.name.text)
+            ties.append(Tie(unescaped(item.alias.text), unescaped(item.name.text), item.when))
         elif isinstance(item, tree.LeaveStatement):
             pattern = NamePattern.parse(item.pattern.text, item.pattern.span)
             left_out.append(LeftOut(pattern, unescaped(item.because.text), item.span))
@@ -174,7 +182,7 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
         block.when,
         block.span,
         tuple(files),
-        MappingProxyType(ties),
+        tuple(ties),
         tuple(left_out),
         tuple(wrappers),
         tuple(orders),

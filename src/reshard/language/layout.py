@@ -9,7 +9,7 @@ from typing import Literal
 from reshard.algebra.split import SplitRule
 from reshard.algebra.term import Term
 from reshard.errors import Span
-from reshard.language.expression import Expression
+from reshard.language.expression import Expression, known_value
 from reshard.language.pattern import Match, NamePattern
 from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
@@ -116,12 +116,14 @@ class PartitionRule:
     Args:  states: state kinds; over: the mesh axis.
            kind: "buffer" (ZeRO-1/2), "each" (ZeRO-3), or "rows" (FSDP2).
            align: for "buffer", the buffer's length is a multiple of this.
+           is_dtensor: whether each rank's rows are a DTensor of torch, which says the mesh itself.
     """
 
     states: tuple[str, ...]
     over: str
     kind: Literal["buffer", "each", "rows"]
     align: Expression | None
+    is_dtensor: bool = False
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
@@ -214,6 +216,19 @@ def _is(part: str, known: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Tie:
+    """Another name of a tensor.  when: in which models."""
+
+    alias: str
+    name: str
+    when: Expression | None
+
+    def holds(self, config: Mapping[str, object]) -> bool:
+        """Whether a configuration says that it is so."""
+        return self.when is None or known_value(self.when, config) is True
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """Names of tensors that are no parameters, and why."""
 
@@ -231,7 +246,7 @@ class Layout:
            places: by axis, how it lies along the mesh wherever it appears.
            config: size name -> how this framework spells it.
            files: what lies where, of checkpoints that do not describe themselves.
-           ties: name -> the name of the tensor that it is too.  left_out: what is no parameter.
+           ties: two names of one tensor.  left_out: what is no parameter.
            wrappers: parts of names that wrappers of the module add.
            orders: of the module's parameters.
            names: the layout of their model that names tensors so; "" where the source's will do.
@@ -248,7 +263,7 @@ class Layout:
     when: Expression | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
     files: tuple[FileRule, ...] = ()
-    ties: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     wrappers: tuple[str, ...] = ()
     orders: tuple[ParameterOrder, ...] = ()

@@ -216,7 +216,7 @@ class _Builder(TermBuilder):
             return tree.PartitionStatement(
                 self._words(cast("Node", children[0])),
                 self._word(children[1]),
-                cast("Literal['buffer', 'each', 'rows']", str(children[2])),
+                cast("Literal['buffer', 'each', 'rows', 'dtensor']", str(children[2])),
                 self._maybe(children[3]),
                 span=span,
             )
@@ -231,7 +231,10 @@ class _Builder(TermBuilder):
             )
         if node.data == "tie":
             return tree.TieStatement(
-                self._string(children[0]), self._string(children[1]), span=span
+                self._string(children[0]),
+                self._string(children[1]),
+                self._maybe(children[2]),
+                span=span,
             )
         if node.data == "leave":
             why = self._string(children[1])
@@ -280,7 +283,8 @@ class _Builder(TermBuilder):
             names = (self._word(children[0]),)
         value: Expression | None = None
         if role == "fill":
-            value = self._maybe(children[1])
+            is_none = self._is_token(children[1]) and str(children[1]) == "none"
+            value = None if is_none else self._maybe(children[1])
             children = [children[0], children[2]]
         *_, places, optional = children
         strings = self._strings(cast("Node", places))

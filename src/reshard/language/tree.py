@@ -137,7 +137,7 @@ class PartitionStatement:
 
     states: tuple[Word, ...]
     over: Word
-    kind: Literal["buffer", "each", "rows"]
+    kind: Literal["buffer", "each", "rows", "dtensor"]
     align: Expression | None = None
     trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
@@ -206,10 +206,11 @@ class FileStatement:
 
 @dataclass(frozen=True, slots=True)
 class TieStatement:
-    """`tie "ALIAS" = "NAME"`."""
+    """`tie "ALIAS" = "NAME" when CONDITION`."""
 
     alias: Word
     name: Word
+    when: Expression | None = None
     trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 

@@ -334,10 +334,19 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
             if parts and all(not wanted.isdisjoint(copies) for copies in parts)
         )
 
+    def ordered(of: Iterable[str]) -> tuple[str, ...]:
+        """Those of a param group, in its order: an optimizer counts its parameters."""
+        place = {name: at for at, name in enumerate(of)}
+        first = {
+            name: min(place[copy] for copies in owners[name] for copy in copies if copy in place)
+            for name in names(place)
+        }
+        return tuple(sorted(first, key=lambda name: first[name]))
+
     return replace(
         catalog,
         config={**(catalog.config or {}), **new.values},
-        training=catalog.training.with_params(names),
+        training=catalog.training.with_params(ordered),
         buffers=names(catalog.buffers),
         frozen=names(catalog.frozen),
         padded=names(catalog.padded),

@@ -14,6 +14,7 @@ import reshard
 from reshard.errors import ReshardError
 from reshard.formats.described.meta_params import with_width
 from reshard.storage.inert import Global, Record, Size
+from reshard.storage.torch_file import open_torch_file
 from torch_trees import counted, write_tree
 
 DIM, LAYERS, INNER, VOCABULARY = 16, 2, 12, 10
@@ -76,8 +77,6 @@ def test_releases_of_meta(tmp_path: Path, ranks: int, layout: str, embedding: in
     assert all(same(again.read(name), value) for name, value in whole.items())
     part = "consolidated.00.pth"
     wanted = (80, DIM // other) if embedding else (80 // other, DIM)
-    from reshard.storage.torch_file import open_torch_file
-
     tree = open_torch_file(tmp_path / "other" / part).root
     assert isinstance(tree, dict)
     assert tree["tok_embeddings.weight"].shape == wanted
@@ -167,6 +166,49 @@ def test_ranks_that_say_which_part_they_hold(tmp_path: Path) -> None:
         assert same(checkpoint.read(name, "exp_avg"), value * np.float32(0.5))
     reshard.convert(tmp_path / "actor", tmp_path / "u", "universal")
     assert reshard.verify(tmp_path / "actor", tmp_path / "u").ok
+
+
+def test_verl_at_other_ranks(tmp_path: Path) -> None:
+    """Three ranks share rows that three does not divide, and torch's own mesh says which."""
+    whole = verl(tmp_path / "actor")
+    done = reshard.convert(tmp_path / "actor", tmp_path / "three", "verl:dp=3,device=cpu")
+    assert [item.code for item in done.report.warnings] == ["training-left"]  # random states
+    tree: Any = open_torch_file(tmp_path / "three" / "model_world_size_3_rank_1.pt").root
+    spec = tree["b.weight"].args[3][1]["_spec"].attributes
+    mesh = spec["mesh"].attributes
+    assert (mesh["_device_type"], mesh["_rank"], mesh["_mesh_dim_names"]) == ("cpu", 1, ("fsdp",))
+    assert spec["tensor_meta"].args[0] == (3, 6)
+    checkpoint = reshard.open(tmp_path / "three")
+    assert checkpoint.mesh == {"dp": 3}
+    for name, value in whole.items():
+        assert same(checkpoint.read(name), value)
+        assert same(checkpoint.read(name, "exp_avg"), value * np.float32(0.5))
+    assert [group["params"] for group in checkpoint.training.param_groups] == [list(whole)]
+    assert checkpoint.training.state == {"lr_scheduler": {"last_epoch": 3}}
+    reshard.convert(tmp_path / "three", tmp_path / "back", "verl:dp=2")
+    assert reshard.verify(tmp_path / "actor", tmp_path / "back").ok
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "actor", tmp_path / "no", "nanogpt:device=cpu", names="source")
+    assert "has no option `device`" in str(caught.value)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_a_model_ties(tmp_path: Path, tied: bool) -> None:
+    """torch's state dict has it under both names, as the configuration tells."""
+    weights = {"model.embed_tokens.weight": counted(5, 4), "model.norm.weight": counted(4)}
+    if not tied:
+        weights["lm_head.weight"] = counted(5, 4, start=9)
+    safetensors(tmp_path / "run/model.safetensors", weights)
+    config = {"model_type": "unheard_of", "tie_word_embeddings": tied}
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    reshard.convert(tmp_path / "run", tmp_path / "out", "verl:dp=2", names="source")
+    tree: Any = open_torch_file(tmp_path / "out" / "model_world_size_2_rank_0.pt").root
+    assert set(tree) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    parts = [tree[f"{name}.weight"].args[3][1] for name in ("model.embed_tokens", "lm_head")]
+    keys = [part["_local_tensor"].storage_key for part in parts]
+    assert (keys[0] == keys[1]) == tied
+    aliases = reshard.open(tmp_path / "out").aliases
+    assert aliases == ({"lm_head.weight": "model.embed_tokens.weight"} if tied else {})
 
 
 def test_a_file_under_the_name_of_another_rank(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from reshard.dtypes import DType
 from reshard.formats.described.walk import Leaf
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -60,3 +61,12 @@ def shape_of(value: object) -> Shape | None:
     if isinstance(value, (list, tuple)) and all(isinstance(n, int) for n in value):
         return tuple(value)
     return None
+
+
+def memory_of(value: object) -> TensorRef | None:
+    """The stored elements of a tensor, or of the part of one that a rank has."""
+    if isinstance(value, Record):
+        state = value.args[3] if len(value.args) == 4 else None
+        parts = state[1] if isinstance(state, tuple) and len(state) == 2 else None
+        value = parts.get("_local_tensor") if isinstance(parts, dict) else None
+    return value if isinstance(value, TensorRef) else None

@@ -13,7 +13,7 @@ from reshard.formats.described.files import first_file
 from reshard.formats.described.tree import find, open_tree
 from reshard.formats.described.walk import fits
 from reshard.language import load_layout
-from reshard.language.layout import FileRule, Layout
+from reshard.language.layout import FileRule, Layout, ParameterOrder
 
 ANY_FILE = "single_file"
 """The description of any one file, which is tried last."""
@@ -29,6 +29,16 @@ def descriptions() -> Mapping[str, Layout]:
             layout = load_layout(item.read_text(encoding="utf-8"), item.name)
             out[layout.name] = layout
     return MappingProxyType(out)
+
+
+def orders_of(layout: Layout) -> tuple[ParameterOrder, ...]:
+    """The orders of a module's parameters: the layout's own, else those that another description
+    has for the same names.
+    """
+    if layout.orders or not layout.names:
+        return layout.orders
+    others = (item for item in descriptions().values() if item.names == layout.names)
+    return next((other.orders for other in others if other.orders), ())
 
 
 def find_descriptions(path: Path) -> list[Layout]:

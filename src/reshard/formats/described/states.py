@@ -17,9 +17,10 @@ from reshard.formats.described.faults import (
     unlisted,
     unnamed,
 )
-from reshard.formats.described.local import are_alike, integer, local_tensor, shape_of
+from reshard.formats.described.local import are_alike, integer, local_tensor, memory_of, shape_of
 from reshard.formats.described.names import Unwrapped
 from reshard.formats.described.sharing import ALL, rule_of, sharing_rule
+from reshard.formats.described.shipped import orders_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensors
@@ -85,6 +86,8 @@ class _Together:
         self._mesh = mesh
         self._shared = {rule.over for rule in layout.partitions}
         self._out = States()
+        self._same_memory: set[str] = set()
+        self._ties = [tie for tie in layout.ties if tie.holds(config)]
         self._names_of = Unwrapped(
             layout.wrappers,
             [str(x.bindings[NAME]) for x in walked.of("state", "states") if NAME in x.bindings],
@@ -101,8 +104,8 @@ class _Together:
         self._check_partitions({state for items in by_home.values() for state, _ in items})
         for home, leaves in by_home.items():
             self._home(home, leaves)
-        for alias, name in self._layout.ties.items():
-            self._tie(alias, name)
+        for tie in self._ties:
+            self._tie(tie.alias, tie.name, is_asked=tie.when is not None)
         states = {t.name for t in out.tensors if t.state != "param"}
         if states:
             weights = dict.fromkeys(t.name for t in out.tensors if t.state == "param")
@@ -148,16 +151,10 @@ class _Together:
             named.setdefault((state, names[number]), []).extend(found)
         orders = self._orders(home, shapes)
         for (state, name), found in named.items():
-            if not (
-                state == "param" and name in self._out.aliases and self._is_shared(found, name)
-            ):
+            if state != "param" or name not in self._same_memory:
                 self._tensor(home, state, name, found, shapes.get(name))
         for (state, group), found in grouped.items():
             self._buffer(home, state, group, found, orders)
-
-    def _is_shared(self, found: Sequence[Leaf], name: str) -> bool:
-        """Whether an alias is the same memory, rather than a copy that must agree."""
-        return name not in self._layout.ties
 
     def _tensor(
         self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
@@ -250,7 +247,7 @@ class _Together:
                     self._out.tensors.append(local_tensor(name, state, coord, leaf))
             return
         if rule is None:
-            used = PartitionRule((state,), "", "buffer", None, found[0].entry.span)
+            used = PartitionRule((state,), "", "buffer", None, span=found[0].entry.span)
             self._shares(home, state, used, members, found[:1])
             return
         parts = self._by_rank(rule, found, f"group {group} ({state})")
@@ -388,7 +385,7 @@ class _Together:
         What a layout says goes first; a file of torch has the module's order, and one of
         safetensors has its names sorted.
         """
-        for order in self._layout.orders:
+        for order in orders_of(self._layout):
             holds = order.when is None or known_value(order.when, self._config) is True
             if holds and all(order.has(name) for name, _ in parameters):
                 return True, sorted(parameters, key=lambda item: order.key(item[0]))
@@ -455,8 +452,8 @@ class _Together:
         """Names of one file that refer to the same memory."""
         places: dict[object, str] = {}
         for (state, name), found in named.items():
-            ref = found[0].value
-            if state == "param" and isinstance(ref, TensorRef) and ref.numel:
+            ref = memory_of(found[0].value)
+            if state == "param" and ref is not None and ref.numel:
                 place = (
                     found[0].file.path,
                     ref.storage_key,
@@ -468,11 +465,16 @@ class _Together:
                 first = places.setdefault(place, name)
                 if first != name:
                     self._out.aliases[name] = first
+                    self._same_memory.add(name)
 
-    def _tie(self, alias: str, name: str) -> None:
+    def _tie(self, alias: str, name: str, *, is_asked: bool) -> None:
         stored = {tensor.name for tensor in self._out.tensors}
+        if is_asked and {alias, name} <= stored:
+            return  # two tensors, which the names of the model hold against each other
         known = {self._out.aliases.get(name, name), self._out.aliases.get(alias, alias)}
         if not known & stored:
+            if is_asked:
+                return
             raise source_error(
                 "not-obeyed",
                 f"neither `{alias}` nor `{name}` is stored, and the layout ties them",

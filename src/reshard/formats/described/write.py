@@ -20,34 +20,42 @@ from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, 
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.target import Target
-from reshard.storage.inert import Size
+from reshard.storage.inert import Record, Size
 from reshard.storage.safetensors import layout_header
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
+
+DEVICE = "device"
+"""Option: the kind of device of the ranks that load, where tensors of torch's mesh name it."""
 
 
 def prepare(arrangement: Arrangement, target: Target, *, layout: Layout) -> Output:
     """The folder as arrays with their places.
 
-    Args:  arrangement: in the names of the layout.  target: its options are sizes of the mesh.
+    Args:  arrangement: in the names of the layout.
+           target: its options are sizes of the mesh, and `device` where tensors name it.
     Raises: ReshardError[unknown-option | bad-option | no-place | no-groups | uneven-target], and
             what cutting the tensors raises.
     """
-    target.reject_unknown(tuple(layout.mesh))
+    has_device = any(rule.is_dtensor for rule in layout.partitions)
+    target.reject_unknown((*layout.mesh, *([DEVICE] if has_device else [])))
     mesh = {axis: target.integer(axis, 1) or 1 for axis in layout.mesh}
-    return _Writer(arrangement, layout, mesh).output()
+    device = target.options.get(DEVICE, "cuda")
+    return _Writer(arrangement, layout, mesh, device).output()
 
 
 class _Writer:
     """The files of all ranks."""
 
-    def __init__(self, arrangement: Arrangement, layout: Layout, mesh: Mapping[str, int]) -> None:
+    def __init__(
+        self, arrangement: Arrangement, layout: Layout, mesh: Mapping[str, int], device: str
+    ) -> None:
         self._arrangement = arrangement
         self._layout = layout
         self._mesh = mesh
         self._torch = TorchOutput()
         self._made_warnings: tuple[Diagnostic, ...] = ()
-        self._states = WrittenStates(arrangement, layout, mesh, self._torch)
+        self._states = WrittenStates(arrangement, layout, mesh, self._torch, device)
         self._facts: Facts = facts_of(arrangement, layout, self._states, self._torch)
 
     def output(self) -> Output:
@@ -178,9 +186,11 @@ class _Writer:
             elif not entry.optional:
                 raise _no_fact(entry, path)
         elif entry.role == "fill":
-            assert entry.value is not None
-            if not (entry.optional and tree.is_empty):
-                tree.put(where_of(_made_place(entry), {}), evaluate(entry.value, dict(self._mesh)))
+            where = where_of(_made_place(entry), {})
+            if entry.value is not None and not (entry.optional and tree.is_empty):
+                tree.put(where, evaluate(entry.value, dict(self._mesh)))
+            elif entry.value is None and _at(tree.root, where) is None:
+                tree.put(where, None)
         elif entry.role == "keep":
             for where, value in self._facts.kept(rule, at):
                 tree.put(where, value)
@@ -199,13 +209,13 @@ class _Writer:
                     if value is not None:
                         tree.put(where_of(place, {**at, GROUP: group, STATE: state}), value)
                 continue
-            for name, shown, value in self._states.tensors(state, at, path):
+            for name, shown, tensor in self._states.tensors(state, at, path):
                 if at.get(NAME, name) != name:
                     continue
                 bindings = {**at, NAME: shown, STATE: state}
                 if NUMBER in held:
                     bindings[NUMBER] = self._states.number(name, entry)
-                tree.put(where_of(place, bindings), value)
+                tree.put(where_of(place, bindings), tensor)
             if state == "param" and not path.endswith(".safetensors"):
                 self._aliases(place, tree, at)
 
@@ -217,7 +227,7 @@ class _Writer:
                 where = where_of(place, {**at, NAME: alias})
             except KeyError:
                 continue
-            if isinstance(value, NewTensor) and _at(tree.root, where) is None:
+            if isinstance(value, (NewTensor, Record)) and _at(tree.root, where) is None:
                 tree.put(where, value)
 
     def _per_group(self, entry: Entry, tree: Tree, lists: Sequence[Sequence[object]]) -> None:

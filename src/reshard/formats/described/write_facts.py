@@ -123,7 +123,8 @@ class Facts:
         """What of the run is not written."""
         training = self._arrangement.catalog.training
         lost = [name for name in training.state or {} if name not in self._asked]
-        if training.iteration is not None and "iteration" not in self._asked:
+        counts = {*self._states.kinds, *self._asked}
+        if training.iteration is not None and not counts & {"iteration", "step"}:
             lost.append("iteration")
         if training.param_groups and "param_groups" not in self._asked:
             lost.append("param_groups")

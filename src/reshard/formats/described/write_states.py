@@ -8,8 +8,11 @@ from math import prod
 from reshard.algebra.flat import cut
 from reshard.algebra.partition import Share, spread
 from reshard.algebra.piece import Piece
+from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
 from reshard.formats.described.sharing import rule_of, sharing_rule
+from reshard.formats.described.shipped import orders_of
+from reshard.formats.dtensor import rank_mesh, row_shard
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
@@ -17,6 +20,7 @@ from reshard.plan.framework_config import framework_config
 from reshard.plan.plan import ArraySpec
 from reshard.plan.recut import CutTensor, cut_tensors
 from reshard.run.states import EXTRA
+from reshard.storage.inert import Record
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
 
@@ -36,20 +40,28 @@ class WrittenStates:
         layout: Layout,
         mesh: Mapping[str, int],
         output: TorchOutput,
+        device: str,
     ) -> None:
         self._arrangement = arrangement
         self._layout = layout
         self._mesh = mesh
         self._output = output
+        self._device = device
         self._cut = cut_tensors(arrangement, layout, mesh)
         self._copies = _same_weights(arrangement)
-        self.aliases = {**(arrangement.catalog.aliases or {}), **self._copies}
+        known = {**(arrangement.catalog.config or {}), **arrangement.values}
+        stored = {whole.name for whole in arrangement.wholes}
+        ties = {tie.alias: tie.name for tie in layout.ties if tie.holds(known)}
+        self.aliases = {**(arrangement.catalog.aliases or {}), **self._copies} | {
+            alias: name for alias, name in ties.items() if alias not in stored and name in stored
+        }
         self._wholes: dict[tuple[str, str], Whole] = {
             (whole.name, whole.state): whole
             for whole in arrangement.wholes
             if whole.state != EXTRA and whole.name not in self._copies
         }
         self._specs: dict[int, tuple[NewTensor, ArraySpec]] = {}
+        self._meshes: dict[tuple[str, int], Record] = {}
         self._placed: set[tuple[str, str]] = set()
         self._folded: dict[tuple[str, str], str] = {}
         self._homes = self._find_homes()
@@ -91,7 +103,7 @@ class WrittenStates:
         config = dict(self._arrangement.catalog.config or {})
         if self._arrangement.layout.model is not None:
             config |= framework_config(self._arrangement.layout, self._arrangement.values)
-        for order in self._layout.orders:
+        for order in orders_of(self._layout):
             holds = order.when is None or known_value(order.when, config) is True
             if holds and all(order.has(name) for group in groups for name in group):
                 return [sorted(group, key=order.key) for group in groups], False
@@ -123,7 +135,7 @@ class WrittenStates:
 
     # ---- tensors -------------------------------------------------------------------------------
 
-    def tensors(self, state: str, at: At, path: str) -> Iterator[tuple[str, str, NewTensor]]:
+    def tensors(self, state: str, at: At, path: str) -> Iterator[tuple[str, str, object]]:
         """What a file holds of a state: name of the parameter, name there, and tensor."""
         for name in self.names:
             whole = self._wholes.get((name, state))
@@ -149,7 +161,7 @@ class WrittenStates:
             else:
                 yield name, local.name, self._share(whole, local, rule, at)
 
-    def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> NewTensor:
+    def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> object:
         """A rank's part of one tensor."""
         ranks, rank = self._mesh[rule.over], int(at[rule.over])
         cuts = spread(sharing_rule(rule, self._mesh, ranks), [local.shape], ranks)
@@ -159,9 +171,20 @@ class WrittenStates:
         if rule.kind == "rows":
             row = prod(local.shape[1:])
             shape = (length // row if row else 0, *local.shape[1:])
-        return self._tensor(
+        part = self._tensor(
             ArraySpec(whole.name, whole.state, whole.dtype, length, segments, shape)
         )
+        return row_shard(part, local.shape, self._rank_mesh(rule, at)) if rule.is_dtensor else part
+
+    def _rank_mesh(self, rule: PartitionRule, at: At) -> Record:
+        """The mesh as a rank's tensors of one file name it: once, as torch pickles it."""
+        ranks, rank = self._mesh[rule.over], int(at[rule.over])
+        known = self._meshes.get((rule.over, rank))
+        if known is None:
+            data = b"".join(number.to_bytes(4, "little") for number in range(ranks))
+            numbers = self._output.constant(DType.I32, (ranks,), data)
+            known = self._meshes[rule.over, rank] = rank_mesh(ranks, rank, numbers, self._device)
+        return known
 
     def buffer(self, state: str, group: int, at: At, entry: Entry) -> NewTensor | None:
         """What a file holds of a state for all parameters of a group."""
