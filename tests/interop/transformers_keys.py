@@ -95,7 +95,12 @@ HARMLESS = [
 PLAIN: dict[str, dict[str, object]] = {
     "mistral": {"sliding_window": None},
     "gpt_neox": {"use_parallel_residual": False},
-    "deepseek_v2": {"scoring_func": "softmax", "moe_layer_freq": 1},
+    "deepseek_v2": {
+        "scoring_func": "softmax",
+        "moe_layer_freq": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "deepseek_v3": {"scoring_func": "sigmoid", "moe_layer_freq": 1, "topk_method": "noaux_tc"},
 }
 # Keys that follow from others: the sizes of latent attention.

@@ -4,52 +4,85 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from reshard.api.stated_model import stated_type, types_of
-from reshard.errors import Diagnostic, layout_error
+from reshard.errors import Diagnostic, ReshardError, layout_error
+from reshard.formats.framework_keys import Facts, FrameworkKeys, keys_of
 from reshard.formats.megatron import model_facts as megatron
-from reshard.formats.model_facts import changing_keys
-from reshard.formats.model_json import stated_config
+from reshard.formats.model_facts import (
+    ACTIVATIONS,
+    FACTS,
+    activation_of,
+    changing_keys,
+    is_activation,
+    rope_of,
+)
+from reshard.formats.model_json import known_facts, stated_config
 from reshard.language.conditions import constant
 from reshard.language.expression import names
 from reshard.language.layout import Layout
 from reshard.language.library import Family
 from reshard.plan.arrangement import Arrangement
+from reshard.plan.catalog import Catalog
 from reshard.plan.fit import facts
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
 
+_MEGATRON, _OLD_MEGATRON, _NANOTRON, _META = (
+    "Megatron",
+    "Megatron-DeepSpeed",
+    "nanotron",
+    "Meta's format",
+)
 _FRAMEWORKS = {
-    "megatron_deepspeed": "Megatron-DeepSpeed",
-    "megatron": "Megatron",
-    "nanotron": "nanotron",
+    "megatron_deepspeed": _OLD_MEGATRON,
+    "megatron": _MEGATRON,
+    "nanotron": _NANOTRON,
     "torchtitan": "torchtitan",
     "olmo_core": "OLMo-core",
-    "meta": "Meta's format",
+    "meta": _META,
     "nanogpt": "nanoGPT",
     "hf": "transformers",
 }
+_TABLES = {_NANOTRON: "nanotron", _META: "meta"}
+_ACTIVATION = "activation"
+"""What layouts call it where it is always the same."""
 _SHOWN = 60
+_UNKNOWN_SHOWN = 8
 
 
-def check_facts(before: Arrangement, after: Arrangement, family: Family) -> tuple[Diagnostic, ...]:
-    """Warnings for facts that the names' framework has no place for.
+def check_facts(
+    before: Arrangement, after: Arrangement, family: Family
+) -> tuple[Catalog, tuple[Diagnostic, ...]]:
+    """The catalog of the source with the facts that its framework states, in transformers' words;
+    and warnings for those that the framework of the new names has no place for.
 
     Args:  before, after: as it was read, and as it is named.
-    Raises: ReshardError[other-facts] where a run's arguments change what the model computes.
+    Raises: ReshardError[other-facts] where the source's own configuration changes what the model
+            computes, and no other framework has words for it.
     """
     source, target = _framework(before.layout), _framework(after.layout)
-    config = before.catalog.config or {}
-    args = config.get("args")
-    out: tuple[Diagnostic, ...] = ()
+    catalog = before.catalog
     if source == target:
-        return ()
-    is_left = source.startswith("Megatron") and not target.startswith("Megatron")
-    if is_left and isinstance(args, Mapping):
-        out = _check_arguments(before, args, is_plain=source == "Megatron")
-    if target == "transformers":
-        return out
-    return (*out, *_left(before, after, family, target))
+        return catalog, ()
+    found = _Source(before, source)
+    warnings: tuple[Diagnostic, ...] = ()
+    if source.startswith(_MEGATRON) and target.startswith(_MEGATRON):
+        pass  # the arguments go along
+    else:
+        warnings = found.check()
+    config = catalog.config or {}
+    known = config.get(FACTS)
+    words = {**(known if isinstance(known, Mapping) else {}), **found.facts.words}
+    if before.values.get(_ACTIVATION) and stated_type(catalog) is None:
+        words.setdefault("hidden_act", before.values[_ACTIVATION])
+    if words:
+        catalog = replace(catalog, config={**config, FACTS: words})
+    if target != "transformers":
+        left = _left(catalog, words, after, family, target) | _otherwise(before, after)
+        warnings = (*warnings, *_warning(left, target))
+    return catalog, warnings
 
 
 def _framework(layout: Layout) -> str:
@@ -59,65 +92,142 @@ def _framework(layout: Layout) -> str:
     return layout.name
 
 
-def _check_arguments(
-    before: Arrangement, args: Mapping[str, object], *, is_plain: bool
-) -> tuple[Diagnostic, ...]:
-    layout = before.layout
-    used = {
-        name.removeprefix("args.")
-        for line in (*layout.config.values(), layout.when)
-        if line is not None
-        for name in names(line)
-    }
-    _, said = megatron.facts_of(args)
-    if args.get("multi_latent_attention"):
-        used |= megatron.router_of_latent(args)
-    left = megatron.unsaid(args, {*used, *said})
-    if left:
-        raise layout_error(
-            "other-facts",
-            "the run's arguments change what the model computes, and layout "
-            f"`{layout.name}` has no place for them",
-            notes=[f"`{name}` is {_shown(value)}" for name, value in left.items()],
-            helps=[
+class _Source:
+    """What a framework's own configuration of a model says.
+
+    Args:  framework: the one whose names the source has.
+    """
+
+    def __init__(self, before: Arrangement, framework: str) -> None:
+        self.facts = Facts()
+        self._layout, self._framework = before.layout, framework
+        self._table: FrameworkKeys | None = None
+        self._config: Mapping[str, object] = {}
+        self._is_run = framework.startswith(_MEGATRON)
+        self._stated = stated_config(before.catalog) or {}
+        config = before.catalog.config or {}
+        if self._is_run:
+            args = config.get("args")
+            if isinstance(args, Mapping):
+                self._config, self._table = args, megatron.megatron_keys()
+                self.facts = megatron.facts_of(args, is_core=framework == _MEGATRON)
+        elif framework in _TABLES:
+            # What a `config.json` beside it says is no key of the framework's own.
+            self._config = {k: v for k, v in config.items() if self._stated.get(k) != v}
+            self._table = keys_of(_TABLES[framework])
+            self.facts = self._table.facts(self._config)
+
+    def check(self) -> tuple[Diagnostic, ...]:
+        """Warnings for keys that the framework itself does not have.
+
+        Raises: ReshardError[other-facts].
+        """
+        if self._table is None:
+            return ()
+        used = self._used()
+        left = self._table.unsaid(self._config, used)
+        left |= {key: self._config[key] for key in self.facts.lost if key in self._config}
+        if left:
+            raise self._other_facts(left)
+        others = self._table.unknown(self._config, used)
+        return (self._unknown(others),) if others and self._framework != _OLD_MEGATRON else ()
+
+    def _used(self) -> set[str]:
+        layout = self._layout
+        lines = (*layout.config.values(), layout.when)
+        used = {name.removeprefix("args.") for line in lines if line for name in names(line)}
+        used |= self.facts.said
+        if self._is_run:
+            if self._config.get("multi_latent_attention"):
+                used |= megatron.router_of_latent(self._config)
+            return used
+        used |= {*facts(layout), *(model_names(layout.model) if layout.model else ()), FACTS}
+        if rope_of(self._stated).get("rope_type", "default") != "default":
+            used |= {"use_scaled_rope", "rope_scaling"}  # it says which scaling is meant
+        return used
+
+    def _other_facts(self, left: Mapping[str, object]) -> ReshardError:
+        headline = "the source's configuration changes what the model computes, and no other layout"
+        rest = "of the model has a place for that"
+        helps = ["convert to `universal`, which keeps the configuration"]
+        if self._is_run:
+            headline = "the run's arguments change what the model computes, and layout"
+            rest = f"`{self._layout.name}` has no place for them"
+            helps = [
                 "convert to `universal` or to `megatron`, which keep the arguments; no other names "
                 "are known for such a model"
-            ],
+            ]
+        if {"use_scaled_rope", "rope_scaling"} & left.keys():
+            helps.insert(
+                0,
+                "if transformers' `config.json` of the model says how its positions are scaled, "
+                "give it: `--config DIR`",
+            )
+        return layout_error(
+            "other-facts",
+            f"{headline} {rest}",
+            notes=[f"`{name}` is {_shown(value)}" for name, value in left.items()],
+            helps=helps,
         )
-    others = megatron.unknown(args) if is_plain else ()
-    if not others:
-        return ()
-    is_one = len(others) == 1
-    return (
-        Diagnostic(
+
+    def _unknown(self, others: tuple[str, ...]) -> Diagnostic:
+        noun = "argument" if self._is_run else "key"
+        whose = "the run" if self._is_run else "the model's configuration"
+        own = f"{self._framework}'s" if self._framework != _META else "Meta's"
+        is_one = len(others) == 1
+        return Diagnostic(
             "unknown-arguments",
-            f"{len(others)} {'argument' if is_one else 'arguments'} of the run "
-            f"{'is' if is_one else 'are'} not Megatron's own",
+            f"{len(others)} {noun if is_one else f'{noun}s'} of {whose} "
+            f"{'is' if is_one else 'are'} not {own} own",
             level="warning",
-            notes=tuple(f"`{name}` is {_shown(args[name])}" for name in others[:8]),
+            notes=tuple(
+                f"`{name}` is {_shown(self._config[name])}" for name in others[:_UNKNOWN_SHOWN]
+            ),
             helps=(
                 "see whether it changes what the model computes: it is left behind"
                 if is_one
                 else "see whether they change what the model computes: they are left behind",
             ),
-        ),
-    )
+        )
 
 
 def _left(
-    before: Arrangement, after: Arrangement, family: Family, target: str
-) -> tuple[Diagnostic, ...]:
-    """A warning for keys of a configuration that a framework's own has no place for."""
-    config = stated_config(before.catalog) or before.catalog.config or {}
-    kind = stated_type(before.catalog)
-    if kind is None:
-        return ()
-    used = _carried(config, kind, after, family)
-    if target == "Megatron":
-        args = framework_config(after.layout, after.values).get("args")
-        is_latent = isinstance(args, Mapping) and "kv_lora_rank" in args
-        used |= megatron.arguments_for(config, is_latent=is_latent)[1]
-    left = {**changing_keys({**config, "model_type": kind}, used), **_otherwise(before, after)}
+    catalog: Catalog, words: Mapping[str, object], after: Arrangement, family: Family, target: str
+) -> dict[str, object]:
+    """What a framework's own configuration has no place for, in transformers' words.
+
+    Args:  words: what the source's framework states, in transformers' words.
+    """
+    kind = stated_type(catalog)
+    config = words if kind is None else {**known_facts(catalog), "model_type": kind}
+    used = _carried(kind, after, family)
+    if target == _MEGATRON:
+        told = megatron_facts(config, after)
+        used = (used | told.said) - told.lost
+    elif target in _TABLES:
+        used |= keys_of(_TABLES[target]).config(config).said
+    said = after.layout.config.get(_ACTIVATION)
+    always = None if said is None else constant(said, {})
+    activation = activation_of(config)
+    if always is None or activation is None:
+        return changing_keys(config, used)
+    left = changing_keys(config, {*used, *ACTIVATIONS})
+    key, value = activation
+    return left if is_activation(value, always) else {**left, key: value}
+
+
+def _otherwise(before: Arrangement, after: Arrangement) -> dict[str, object]:
+    """What the framework always computes in another way: `config activation = "gelu"`."""
+    out: dict[str, object] = {}
+    for name, expression in after.layout.config.items():
+        said, here = constant(expression, {}), after.values.get(name)
+        if isinstance(said, str) and here not in (None, said):
+            spelled = names(before.layout.config.get(name, expression))
+            out[next(iter(spelled), name)] = here
+    return out
+
+
+def _warning(left: Mapping[str, object], target: str) -> tuple[Diagnostic, ...]:
     if not left:
         return ()
     return (
@@ -134,20 +244,19 @@ def _left(
     )
 
 
-def _otherwise(before: Arrangement, after: Arrangement) -> dict[str, object]:
-    """What the framework always computes in another way: `config activation = "gelu"`."""
-    out: dict[str, object] = {}
-    for name, expression in after.layout.config.items():
-        said, here = constant(expression, {}), after.values.get(name)
-        if isinstance(said, str) and here not in (None, said):
-            spelled = names(before.layout.config.get(name, expression))
-            out[next(iter(spelled), name)] = here
-    return out
+def megatron_facts(config: Mapping[str, object], after: Arrangement) -> Facts:
+    """Megatron's arguments for a configuration in transformers' words."""
+    args = framework_config(after.layout, after.values).get("args")
+    known = args if isinstance(args, Mapping) else {}
+    return megatron.arguments_for(
+        config,
+        is_latent="kv_lora_rank" in known,
+        is_gated=known.get("swiglu") is not False,
+        is_biased=known.get("add_bias_linear") is True,
+    )
 
 
-def _carried(
-    config: Mapping[str, object], kind: str, after: Arrangement, family: Family
-) -> set[str]:
+def _carried(kind: str | None, after: Arrangement, family: Family) -> set[str]:
     """Names of a configuration that the layout of another framework says in its own words."""
     layout, model = after.layout, after.layout.model
     assert model is not None
@@ -161,10 +270,10 @@ def _carried(
     return out
 
 
-def _lines(family: Family, kind: str) -> Iterable[Layout]:
+def _lines(family: Family, kind: str | None) -> Iterable[Layout]:
     """The layouts of a family in transformers' names, those of the stated type."""
     for name, layout in family.layouts.items():
-        if _framework(layout) == "transformers" and kind in types_of(family, name):
+        if _framework(layout) == "transformers" and kind in (None, *types_of(family, name)):
             yield layout
 
 

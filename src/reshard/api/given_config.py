@@ -19,7 +19,8 @@ _MAX_NBYTES = 64 << 20
 
 
 def with_given_config(catalog: Catalog, path: Path) -> Catalog:
-    """The catalog with a configuration, which goes before what the source says.
+    """The catalog with a configuration, which takes the place of the source's own `config.json`; of
+    what else the source states of its model, that goes before.
 
     Args:  path: of a `config.json`; or of a folder that holds it, of which the files go along that
            belong to a model too: its tokenizer, and what it generates with.
@@ -34,10 +35,11 @@ def with_given_config(catalog: Catalog, path: Path) -> Catalog:
             for item in sorted(path.iterdir())
             if item.is_file() and is_of_model(item.name) and item.name != CONFIG
         }
+    stated = catalog.config or {}
     known = {name: _file(item, Path(catalog.root)) for name, item in paths.items()}
     return replace(
         catalog,
-        config={**(catalog.config or {}), **given},
+        config={**stated, **given} if CONFIG in catalog.side_files else {**given, **stated},
         files=(*catalog.files, *known.values()),
         side_files={**catalog.side_files, **{name: item.path for name, item in known.items()}},
     )

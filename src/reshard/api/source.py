@@ -184,8 +184,8 @@ def open_source(
                 settings=settings,
                 places=placements,
             )
-        warnings = check_facts(arrangement, renamed, family)
-        catalog = renamed_catalog(arrangement, renamed)
+        catalog, warnings = check_facts(arrangement, renamed, family)
+        catalog = renamed_catalog(replace(arrangement, catalog=catalog), renamed)
         catalog = replace(catalog, oddities=(*catalog.oddities, *warnings))
         arrangement = replace(renamed, catalog=catalog)
     elif placements:

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.model_facts import ROPE, Kind, is_harmless, kind_of, rope_of
+from reshard.formats.model_facts import (
+    ACTIVATIONS,
+    FACTS,
+    ROPE,
+    Kind,
+    is_harmless,
+    is_said,
+    kind_of,
+    rope_of,
+)
 from reshard.formats.model_json import config_bytes, parse_config
 from reshard.language.expression import Expression, Variable, config_value, names, operands
 from reshard.language.layout import Layout
@@ -21,13 +30,13 @@ from reshard.storage.kept import decode
 
 NAMES = "hf"
 """What the names of a model's layouts in Hugging Face's names begin with."""
-FACTS = "transformers"
-"""The key of a source's configuration under which facts of the model are in transformers' words."""
 
 _TORCH_NAMES = {DType.F64: "float64", DType.F32: "float32", DType.F16: "float16"} | {
     DType.BF16: "bfloat16"
 }
 _KEYS = ("dtype", "torch_dtype")
+_BESIDE_SCALING = frozenset(("rope_theta", "partial_rotary_factor"))
+"""What configurations say of rotary positions in one place with their scaling."""
 _TIED = "tie_word_embeddings"
 
 
@@ -113,18 +122,45 @@ def _brought_up(
         is_said = said.get(name) is not None or name not in else_said
         how = "the file says" if is_said else "without it transformers takes"
         notes.append(f"`{key}`: {json.dumps(value)} is written, {how} {json.dumps(old)}")
+    notes += _changed_facts(arrangement, stated, kind, changed)
     if not changed:
         return data, ()
     new = json.loads(data)
     _merge(new, changed)
     warning = Diagnostic(
         "model-config-changed",
-        "`config.json` says otherwise than the checkpoint that it lies in",
+        "`config.json` says otherwise than the checkpoint",
         level="warning",
         notes=tuple(notes),
         helps=("the checkpoint's own values are written; see which of the two is right",),
     )
     return _json(new), (warning,)
+
+
+def _changed_facts(
+    arrangement: Arrangement,
+    stated: Mapping[str, object],
+    kind: Kind | None,
+    changed: dict[str, object],
+) -> list[str]:
+    """Put facts of the source's framework that a file says otherwise among what is changed."""
+    defaults = {k: v for k, v in kind.default.items() if k not in ROPE} if kind else {}
+    whole = {**defaults, **stated}
+    notes = []
+    for name, value in _facts(arrangement).items():
+        if is_said(whole, name, value):
+            continue
+        key = next((key for key in ROPE if name in ROPE and key in stated), _key_in(kind, name))
+        old, new = stated.get(key), value
+        if name in ROPE:
+            scaling = {"rope_type": "default", **(value if isinstance(value, Mapping) else {})}
+            gone = old.keys() - scaling.keys() - _BESIDE_SCALING if isinstance(old, Mapping) else ()
+            earlier = changed.get(key)
+            base = earlier if isinstance(earlier, dict) else {}
+            new = {**base, **scaling, **dict.fromkeys(gone)}
+        changed[key] = new
+        notes.append(f"`{key}`: {json.dumps(value)} is written, the file says {json.dumps(old)}")
+    return notes
 
 
 def _is_same(one: object, other: object) -> bool:
@@ -141,10 +177,13 @@ def _place(expression: Expression, env: Mapping[str, object]) -> Expression:
 
 
 def _merge(into: dict[str, object], more: Mapping[str, object]) -> None:
+    """Put values into a configuration; what is None in what is nested is taken out of it."""
     for key, value in more.items():
         inner = into.get(key)
         if isinstance(inner, dict) and isinstance(value, Mapping):
-            _merge(inner, value)
+            _merge(inner, {name: item for name, item in value.items() if item is not None})
+            for name in [name for name, item in value.items() if item is None]:
+                inner.pop(name, None)
         else:
             into[key] = value
 
@@ -177,7 +216,7 @@ def _stated_dtype(config: Mapping[str, object]) -> object:
 def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
     layout, values = arrangement.layout, arrangement.values
     assert layout.model is not None
-    facts = _facts(arrangement)
+    facts = {key: value for key, value in _facts(arrangement).items() if value is not None}
     told = framework_config(layout, values, lambda found: _has_keys(found, facts))
     kind = kind_of(told.get("model_type"))
     if "model_type" not in told:
@@ -189,13 +228,13 @@ def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
             told.setdefault(name, values[name])
     if not _has_keys(told, facts):
         raise _no_key(str(told["model_type"]), kind, facts)
-    told.update(facts)
+    told.update({_key_in(kind, name): value for name, value in facts.items()})
     dtype = _TORCH_NAMES.get(_main_dtype(weights))
     if dtype is not None:
         told["torch_dtype"] = dtype
-    missing = _missing(arrangement, kind, told)
     if kind is not None:
         _complete(kind, told)
+    missing = _missing(arrangement, kind, told)
     ordered = {
         **({"architectures": [kind.architecture]} if kind and kind.architecture else {}),
         "model_type": told.pop("model_type"),
@@ -223,7 +262,15 @@ def _has_keys(told: Mapping[str, object], facts: Mapping[str, object]) -> bool:
 
 
 def _has_key(kind: Kind, name: str) -> bool:
-    return name in kind.default or (name in ROPE and any(key in kind.default for key in ROPE))
+    others = next((names for names in (ROPE, ACTIVATIONS) if name in names), ())
+    return any(key in kind.default for key in (name, *others))
+
+
+def _key_in(kind: Kind | None, name: str) -> str:
+    """What a type calls a fact."""
+    if kind is not None and name in ACTIVATIONS:
+        return next((key for key in ACTIVATIONS if key in kind.default), name)
+    return name
 
 
 def _no_key(model_type: str, kind: Kind | None, facts: Mapping[str, object]) -> Exception:

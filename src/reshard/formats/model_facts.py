@@ -11,8 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+FACTS = "transformers"
+"""The key of a source's configuration under which facts of the model are in transformers' words."""
 ROPE = ("rope_parameters", "rope_scaling")
+ACTIVATIONS = ("hidden_act", "activation_function")
 WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh")
+EXACT_GELU = ("gelu", "gelu_python")
 _PLAIN_ROPE: Mapping[str, object] = {
     "rope_type": "default",
     "type": "default",
@@ -97,6 +102,61 @@ def rope_of(config: Mapping[str, object]) -> dict[str, object]:
             out["rope_type"] = out.pop("type", None) or out.get("rope_type") or "default"
             return out
     return {}
+
+
+def activation_of(config: Mapping[str, object]) -> tuple[str, object] | None:
+    """What a model computes between its linear layers, and the key that says so.
+
+    The default of its type where it is not said; None where nothing tells.
+    """
+    kind = kind_of(config.get("model_type"))
+    for known in (config, kind.default if kind else {}):
+        for key in ACTIVATIONS:
+            if known.get(key):
+                return key, known[key]
+    return None
+
+
+def is_activation(one: object, other: object) -> bool:
+    """Whether two names are of one function."""
+    return one == other or any(one in kin and other in kin for kin in (TANH_GELU, EXACT_GELU))
+
+
+_ROPE_DEFAULTS: Mapping[str, object] = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+
+
+def is_said(config: Mapping[str, object], name: str, value: object) -> bool:
+    """Whether a configuration says a fact, in whatever spelling.
+
+    Args:  config: with the defaults of its type.  value: of the fact.
+    """
+    if name in ROPE:
+        length = config.get("max_position_embeddings")
+        stated = _plain_scaling(rope_of(config), length)
+        return stated == _plain_scaling(value if isinstance(value, Mapping) else {}, length)
+    if name == "sliding_window":
+        return window_of(config) == value
+    if name in ACTIVATIONS:
+        found = activation_of(config)
+        return found is not None and is_activation(found[1], value)
+    return _alike(config.get(name), value)
+
+
+def _plain_scaling(rope: Mapping[str, object], length: object) -> dict[str, object]:
+    """A scaling of positions without what is as by default.
+
+    Args:  length: how many positions the model has.
+    """
+    defaults = {**_ROPE_DEFAULTS, "original_max_position_embeddings": length}
+    if rope.get("rope_type", "default") == "default":
+        return {}
+    return {
+        key: value
+        for key, value in rope.items()
+        if key not in ("rope_theta", "partial_rotary_factor")
+        and value is not None
+        and value != defaults.get(key)
+    }
 
 
 def window_of(config: Mapping[str, object]) -> int | None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from reshard.formats.model_facts import FACTS
 from reshard.plan.catalog import Catalog
 from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular
@@ -66,3 +67,15 @@ def stated_config(catalog: Catalog) -> Mapping[str, object] | None:
     """
     data = config_bytes(catalog)
     return None if data is None else parse_config(data)
+
+
+def known_facts(catalog: Catalog) -> Mapping[str, object]:
+    """The configuration of a model in transformers' words, and what the framework that trained it
+    says in its own.
+
+    Raises: ReshardError[source-unreadable].
+    """
+    config = catalog.config or {}
+    words = config.get(FACTS)
+    stated = stated_config(catalog) or {k: v for k, v in config.items() if k != FACTS}
+    return {**stated, **(words if isinstance(words, Mapping) else {})}

@@ -351,3 +351,35 @@ def test_a_configuration_of_another_mesh(tmp_path: Path) -> None:
         "  = note: the layout says that it is tp: 1\n"
         "  = help: the folder holds files of two runs, or not all of one; copy those of one"
     )
+
+
+def test_what_meta_says_of_the_model_is_translated_or_named(tmp_path: Path) -> None:
+    meta(tmp_path / "llama", 2, 0)
+    path = tmp_path / "llama" / "params.json"
+    params = json.loads(path.read_text())
+    settings = {"tie_word_embeddings": False}
+    path.write_text(json.dumps({**params, "use_scaled_rope": True, "multiple_of": 256}))
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "llama", tmp_path / "out", "hf", settings=settings)
+    text = str(caught.value)
+    assert text.startswith("error[other-facts]: ")
+    assert "`use_scaled_rope` is true" in text
+    assert "`--config DIR`" in text
+    path.write_text(json.dumps({**params, "multiple_of": 256, "own_scale": 2}))
+    done = reshard.convert(tmp_path / "llama", tmp_path / "out", "hf", settings=settings)
+    [warning] = [x for x in done.report.warnings if x.code == "unknown-arguments"]
+    assert warning.headline == "1 key of the model's configuration is not Meta's own"
+    plain = json.loads((tmp_path / "out/config.json").read_text())
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    path.write_text(json.dumps({**params, "use_scaled_rope": True}))
+    given = tmp_path / "config.json"
+    given.write_text(json.dumps({**plain, "rope_scaling": scaling}))
+    reshard.convert(tmp_path / "llama", tmp_path / "again", "hf", config=given)
+    found = json.loads((tmp_path / "again/config.json").read_text())
+    assert found["rope_scaling"] == scaling

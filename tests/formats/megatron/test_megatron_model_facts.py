@@ -115,7 +115,6 @@ REFUSED: list[dict[str, Any]] = [
     {"no_rope_freq": 4},
     {"no_rope_freq": [0, 1]},
     {"position_embedding_type": "none"},
-    {"position_embedding_type": "yarn"},
     {"squared_relu": True},
     {"apply_residual_connection_post_layernorm": True},
     {"softmax_type": "learnable"},
@@ -163,6 +162,74 @@ def test_scaled_positions_are_translated() -> None:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
+
+
+def given(**config: Any) -> tuple[dict[str, Any], list[str]]:
+    """What becomes of a `config.json` that the user gives for the run, and the warnings of it."""
+    plain = config_without_types()
+    Path("given").mkdir()
+    Path("given/config.json").write_text(json.dumps({**plain, **config}), encoding="utf-8")
+    done = reshard.convert("run", "out", "hf", config="given")
+    found = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    warnings = [x for x in done.report.warnings if x.code == "model-config-changed"]
+    return found, [note for item in warnings for note in item.notes]
+
+
+def config_without_types() -> dict[str, Any]:
+    reshard.convert("run", "plain", "hf")
+    found = json.loads(Path("plain/config.json").read_text(encoding="utf-8"))
+    found.pop("rope_scaling", None)
+    assert isinstance(found, dict)
+    return found
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_a_given_configuration_that_agrees_is_kept() -> None:
+    run(use_rope_scaling=True, rope_scaling_factor=32.0)
+    found, notes = given(rope_scaling=LLAMA3, rms_norm_eps=1e-5)
+    assert (found["rope_scaling"], notes) == (LLAMA3, [])
+
+
+@pytest.mark.parametrize(
+    ("args", "config", "key", "written"),
+    [
+        ({"norm_epsilon": 1e-5}, {"rms_norm_eps": 0.5}, "rms_norm_eps", 1e-5),
+        ({"use_rope_scaling": False}, {"rope_scaling": LLAMA3}, "rope_scaling", None),
+        ({"use_rope_scaling": True, "rope_scaling_factor": 32.0}, {}, "rope_scaling", LLAMA3),
+        ({"rotary_seq_len_interpolation_factor": 4}, {"rope_scaling": LLAMA3}, "rope_scaling", {}),
+        (
+            {"window_size": None},
+            {"model_type": "mistral", "sliding_window": 4},
+            "sliding_window",
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_go_before_a_given_configuration_and_the_difference_is_said(
+    args: dict[str, Any], config: dict[str, Any], key: str, written: Any
+) -> None:
+    run(**args)
+    found, notes = given(**config)
+    assert len(notes) == 1
+    assert notes[0].startswith(f"`{key}`: ")
+    if written == {}:
+        assert {k: v for k, v in found[key].items() if v is not None} == {
+            "rope_type": "linear",
+            "factor": 4,
+        }
+    elif key == "rope_scaling" and written is None:
+        assert found[key] == {"rope_type": "default"}
+    else:
+        assert found[key] == written
 
 
 def test_interpolated_positions_are_translated() -> None:
@@ -237,7 +304,7 @@ def test_a_window_becomes_an_argument() -> None:
     ("facts", "key"),
     [
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "own": 1}}, "rope_scaling"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling"),
         ({"a_new_key": 3}, "a_new_key"),
     ],

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from reshard.formats.model_facts import FACTS
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.regular_file import FileTooLargeError, read_regular
 
-FACTS = "transformers"
-"""The key of a configuration under which facts of the model are in transformers' words."""
 NAME = "config.json"
 _MAX_NBYTES = 16 << 20
 

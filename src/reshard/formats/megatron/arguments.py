@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.model_facts import facts_of
 from reshard.storage.inert import Global, Record
 from reshard.storage.torch_file import TorchFile
 
@@ -109,6 +108,8 @@ class Arguments:
             plain.pop("vocab_size", None)
         if rows:
             plain.setdefault("padded_vocab_size", rows)
+        if "window_size" in self.values and self.get("window_size") is None:
+            plain["window_size"] = [-1, -1]  # None says that every token is seen
         heads = self.integer("num_attention_heads")
         if heads and not self.get("group_query_attention"):
             plain["num_query_groups"] = heads  # the argument is 1 where it is not used
@@ -117,8 +118,7 @@ class Arguments:
         hidden = self.integer("hidden_size")
         if heads and hidden and "kv_channels" not in plain:
             plain["kv_channels"] = hidden // heads
-        facts, _ = facts_of(plain)
-        return {"args": plain, "transformers": facts} if facts else {"args": plain}
+        return {"args": plain}
 
 
 def arguments_in(value: object, file: str) -> Arguments | None:

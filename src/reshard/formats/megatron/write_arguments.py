@@ -13,7 +13,7 @@ from reshard.dtypes import DType
 from reshard.formats.megatron.model_facts import arguments_for
 from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
 from reshard.formats.megatron.write_resume import Resume
-from reshard.formats.model_json import stated_config
+from reshard.formats.model_json import known_facts
 from reshard.language.expression import evaluate
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
@@ -146,10 +146,13 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
     bound = arrangement.bound
     known = framework_config(arrangement.layout, arrangement.values).get("args")
     args: dict[str, object] = dict(known) if isinstance(known, dict) else {}
-    stated = stated_config(arrangement.catalog) or arrangement.catalog.config or {}
+    stated = known_facts(arrangement.catalog)
     args.update(_hugging_face(stated, args))
     is_latent = "kv_lora_rank" in args
-    args.update(arguments_for(stated, is_latent=is_latent)[0])
+    is_gated = any(_is_gated(b.dims) for n, b in bound.items() if ".linear_fc1.weight" in n)
+    is_biased = any(name.endswith(".linear_fc1.bias") for name in bound)
+    told = arguments_for(stated, is_latent=is_latent, is_gated=is_gated, is_biased=is_biased)
+    args.update(told.words)
     if is_latent:
         has_bias = bool(args.get("moe_router_enable_expert_bias"))
         args["moe_router_score_function"] = "sigmoid" if has_bias else "softmax"
@@ -158,7 +161,7 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
     learned = any(".position_embeddings." in name for name in bound)
     biased = [name for name in bound if name.endswith(".bias")]
     facts: dict[str, object] = {
-        "swiglu": any(_is_gated(b.dims) for n, b in bound.items() if ".linear_fc1.weight" in n),
+        "swiglu": is_gated,
         "normalization": "LayerNorm" if any("bias" in name for name in norms) else "RMSNorm",
         "add_bias_linear": any(".linear_proj." in name for name in biased),
         "add_qkv_bias": any(".linear_qkv." in name for name in biased),

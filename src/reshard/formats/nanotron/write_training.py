@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.errors import Diagnostic
+from reshard.formats.framework_keys import keys_of
+from reshard.formats.model_json import known_facts
 from reshard.formats.nanotron import NAME
 from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
 from reshard.plan.arrangement import Arrangement
@@ -48,6 +50,7 @@ def model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
         for name in model_names(layout.model):
             if name not in layout.config and values.get(name) is not None:
                 base.setdefault(name, values[name])
+        base.update(keys_of(NAME).config(known_facts(arrangement.catalog)).words)
     return {**base, "vocab_size": vocab}
 
 
