@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tarfile
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 from accounting import unaccounted
+from formats.dcp.dcp_forge import Forge, counted
 from real_cases import READABLE
+from reshard import formats
 from reshard.errors import ReshardError
 from torch_files import loaded, saved
 
@@ -60,6 +63,50 @@ def test_an_entry_that_nobody_knows(
                 path.write_bytes(seed)
     assert silent == []
     assert len(seen) > 5
+
+
+def test_an_entry_of_a_distributed_checkpoint_that_nobody_knows(tmp_path: Path) -> None:
+    """Wherever it stands in the state dict, in an object, or in `.metadata`."""
+    above: list[tuple[str | int, ...]] = [
+        (),
+        ("model",),
+        ("optim",),
+        ("optim", "state"),
+        ("optim", "state", "w"),
+        ("optim", "param_groups"),
+        ("optim", "param_groups", 0),
+        ("lr_scheduler",),
+        ("train_state",),
+    ]
+    for index, place in enumerate(above):
+        for kind, value in (
+            ("object", "what this is"),
+            ("dict", {"a": [1, {"b": "what this is"}]}),
+        ):
+            forge = _distributed(tmp_path / f"{index}{kind}")
+            path = (*place, "nobody_knows")
+            folder = forge.object(".".join(map(str, path)), value, path=path).write()
+            assert unaccounted(folder) == [], path
+            catalog = formats.read("dcp", folder)
+            known = json.dumps([catalog.training.framework, catalog.training.param_groups])
+            assert "what this is" in known or catalog.left, path
+        forge = _distributed(tmp_path / f"{index}tensor")
+        path = (*place, "nobody_knows")
+        folder = forge.tensor(".".join(map(str, path)), counted(5), path=path).write()
+        assert unaccounted(folder) == [], path
+    folder = _distributed(tmp_path / "root").write(nobody_knows="what this is", empty={})
+    [left] = formats.read("dcp", folder).left
+    assert (left.file, left.key) == (".metadata", "nobody_knows")
+
+
+def _distributed(folder: Path) -> Forge:
+    forge = Forge(folder).tensor("model.w", counted(4, 3), path=("model", "w"))
+    path: tuple[str | int, ...] = ("optim", "state", "w", "exp_avg")
+    forge.tensor("optim.state.w.exp_avg", counted(4, 3), path=path)
+    for key, value in (("lr", 0.5), ("params", ["w"])):
+        path = ("optim", "param_groups", 0, key)
+        forge.object(f"optim.param_groups.0.{key}", value, path=path)
+    return forge.object("lr_scheduler.last_epoch", 3, path=("lr_scheduler", "last_epoch"))
 
 
 def _dicts(tree: Any, key: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:

@@ -182,13 +182,8 @@ def test_whole_state_dicts() -> None:
         ("w", "step"): step.tobytes(),
         ("w", "exp_avg"): (weight + 1).tobytes(),
     }
-    assert reshard.inspect("ckpt").to_json()["left"] == [
-        {
-            "file": "scheduler.bin",
-            "key": "",
-            "why": "it holds no weights and no optimizer states",
-        }
-    ]
+    found = reshard.inspect("ckpt")
+    assert (found.left, found.side_files) == ((), ("scheduler.bin",))
     reshard.convert("ckpt", "out", "hf", names="source")
     assert sorted(path.name for path in Path("out").glob("[!.]*")) == ["model.safetensors"]
 
@@ -306,15 +301,49 @@ def test_what_else_is_refused() -> None:
     forge.save(model(0), {})
     forge.save("optimizer_0_rank0.bin", {"state": {}})
     assert refused() == bad("optimizer_0_rank0.bin", "it has no `state` and `param_groups`")
-    forge.save("optimizer_0_rank0.bin", {"state": {0: {}}, "param_groups": []})
-    assert refused() == (
-        "error[ambiguous-optimizer-ids]: the states of parameter number 0 in "
-        "ckpt/optimizer_0_rank0.bin have no name\n"
-        "  = note: the optimizer was saved by its own `state_dict()`, which counts\n"
-        "  = help: save it through `accelerator.save_state`"
-    )
     assert refused(step="3") == (
         "error[unknown-step]: ckpt has no step `3`\n"
         "  = note: the folder holds one step, and does not say which\n"
         "  = help: leave `--step` out"
+    )
+
+
+def test_states_of_numbers_are_withheld_and_the_weights_are_read() -> None:
+    forge, states = Forge(), Forge()
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    forge.save("pytorch_model_fsdp.bin", {"w": forge.tensor(weight)})
+    state = {0: {"exp_avg": states.tensor(weight)}}
+    states.save("optimizer.bin", {"state": state, "param_groups": []})
+    [oddity] = reshard.inspect("ckpt").oddities
+    assert oddity.render() == (
+        "warning[ambiguous-optimizer-ids]: the states of parameter number 0 in "
+        "ckpt/optimizer.bin have no name\n"
+        "  = note: the optimizer was saved by its own `state_dict()`, which counts\n"
+        "  = help: leave the states out with `--states weights`\n"
+        "  = help: or save it through `accelerator.save_state`"
+    )
+    with pytest.raises(ReshardError, match="ambiguous-optimizer-ids"):
+        reshard.convert("ckpt", "out", "universal")
+    reshard.convert("ckpt", "out", "universal", states="weights")
+    assert reshard.open("out").states == ("param",)
+
+
+def test_entries_that_nobody_knows_are_listed_and_param_groups_are_alike_on_every_rank() -> None:
+    forge = Forge()
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for rank in (0, 1):
+        forge.save(f"pytorch_model_fsdp_0_rank{rank}.bin", {"w": forge.tensor(weight)})
+        root = {"state": {}, "param_groups": [{"lr": 0.5, "nobody_knows": 1}], "nobody_knows": 2}
+        forge.save(f"optimizer_0_rank{rank}.bin", root)
+    found = reshard.inspect("ckpt")
+    assert [(item.file, item.key) for item in found.left] == [
+        (f"optimizer_0_rank{rank}.bin", "nobody_knows") for rank in (0, 1)
+    ]
+    assert found.training.param_groups == ({"lr": 0.5, "nobody_knows": 1},)
+    forge.save("optimizer_0_rank1.bin", {"state": {}, "param_groups": [{"lr": 0.25}]})
+    assert refused() == (
+        "error[ranks-disagree]: ranks disagree about `param_groups`\n"
+        "  = note: one is in ckpt/optimizer_0_rank0.bin\n"
+        "  = note: the other in ckpt/optimizer_0_rank1.bin\n"
+        "  = help: the files may be of different runs or steps; copy those of one"
     )

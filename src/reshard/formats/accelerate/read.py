@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.accelerate import COPY, NAME
 from reshard.formats.accelerate.detect import Files, find_files
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensor
@@ -24,6 +25,7 @@ layout accelerate {
 }
 """
 _MODEL, _OPTIMIZER = "pytorch_model_fsdp", "optimizer"
+_OF_OPTIMIZERS = {"state", "param_groups"}
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
@@ -31,8 +33,8 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
 
     Args:  step: there is only one.  strict_layout: there is nothing to relax.
     Raises: ReshardError[unknown-step | ambiguous-weights | missing-rank-file | bad-shard |
-            no-state-dict | ambiguous-optimizer-ids | outside-link], and what `open_torch_file`
-            raises.
+            no-state-dict | ambiguous-optimizer-ids | outside-link |
+            ranks-disagree], and what `open_torch_file` raises.
     """
     if step is not None:
         raise source_error(
@@ -51,7 +53,6 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         assert optimizer is not None
         reader.states(rank, root, optimizer)
     tensors = tuple(reader.tensors())
-    known = {*model.names, *(optimizer.names if optimizer else ())}
     return Catalog(
         format=NAME,
         version="",
@@ -64,7 +65,9 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
             framework={"name": NAME},
         ),
         files=tuple(reader.files),
-        left=tuple(_left(path, known)),
+        oddities=tuple(replace(item, level="warning") for item in reader.withheld),
+        left=tuple(reader.left),
+        withheld=reader.withheld,
     )
 
 
@@ -76,7 +79,10 @@ class _Reader:
         self._parts: dict[tuple[str, str], list[tuple[str, RankTensor]]] = {}
         self.files: list[SourceFile] = []
         self.groups: list[dict[str, object]] = []
+        self.left: list[Left] = []
+        self.withheld: tuple[Diagnostic, ...] = ()
         self.copies = 1
+        self._first = ""
 
     def roots(self, files: Files) -> Iterator[tuple[int, Mapping[object, object]]]:
         """The state dict of every rank."""
@@ -108,24 +114,40 @@ class _Reader:
         state, groups = root.get("state"), root.get("param_groups")
         if not isinstance(state, dict) or not isinstance(groups, list):
             raise self._bad(name, "it has no `state` and `param_groups`")
+        for key in root.keys() - _OF_OPTIMIZERS:
+            self.left.append(Left(name, str(key), "nothing of an optimizer is known by that name"))
         for owner, values in state.items():
             if not isinstance(owner, str):
-                raise source_error(
-                    "ambiguous-optimizer-ids",
-                    f"the states of parameter number {owner} in {self._root / name} have no name",
-                    notes=["the optimizer was saved by its own `state_dict()`, which counts"],
-                    helps=["save it through `accelerator.save_state`"],
-                )
+                self.withheld = self.withheld or _numbered(owner, self._root / name).diagnostics
+                break
             if not isinstance(values, dict):
                 raise self._bad(name, f"the state of `{owner}` is no dict")
             for kind, value in values.items():
                 self._add(rank, owner, str(kind), value, files)
-        if not self.groups:
-            self.groups = [
-                {str(key): encode(value) for key, value in group.items()}
-                for group in groups
-                if isinstance(group, dict)
-            ]
+        self._note_groups(name, groups)
+
+    def _note_groups(self, name: str, groups: list[object]) -> None:
+        """Keep the param groups, which are alike on every rank.
+
+        Raises: ReshardError[ranks-disagree].
+        """
+        found = [
+            {str(key): encode(value) for key, value in group.items()}
+            for group in groups
+            if isinstance(group, dict)
+        ]
+        if not self._first:
+            self.groups, self._first = found, name
+        elif found != self.groups:
+            raise source_error(
+                "ranks-disagree",
+                "ranks disagree about `param_groups`",
+                notes=[
+                    f"one is in {self._root / self._first}",
+                    f"the other in {self._root / name}",
+                ],
+                helps=["the files may be of different runs or steps; copy those of one"],
+            )
 
     def _add(self, rank: int, name: str, state: str, value: object, files: Files) -> None:
         file = files.ranks.get(rank) or str(files.whole)
@@ -172,6 +194,18 @@ class _Reader:
         )
 
 
+def _numbered(owner: object, path: Path) -> ReshardError:
+    return source_error(
+        "ambiguous-optimizer-ids",
+        f"the states of parameter number {owner} in {path} have no name",
+        notes=["the optimizer was saved by its own `state_dict()`, which counts"],
+        helps=[
+            "leave the states out with `--states weights`",
+            "or save it through `accelerator.save_state`",
+        ],
+    )
+
+
 def _fragment(file: str, part: RankTensor) -> Fragment:
     ref = part.ref
     return Fragment(
@@ -183,10 +217,3 @@ def _fragment(file: str, part: RankTensor) -> Fragment:
         None,
         None if part.box.size == part.shape else part.box,
     )
-
-
-def _left(root: Path, known: set[str]) -> Iterator[Left]:
-    """The files that are not read."""
-    for item in sorted(root.iterdir()):
-        if item.is_file() and item.name not in known and not item.name.startswith("."):
-            yield Left(item.name, "", "it holds no weights and no optimizer states")

@@ -10,12 +10,13 @@ from math import prod
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.dcp.folders import Folder, Part
-from reshard.formats.dcp.mark import read_mark
+from reshard.formats.dcp.groups import listed, params_lists, plain_groups
+from reshard.formats.dcp.mark import left_attributes, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
 from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
-from reshard.plan.catalog import Catalog, Coord, LocalTensor
+from reshard.plan.catalog import Catalog, Coord, Left, LocalTensor
 from reshard.run.numbering import looks_sorted, names_of_numbers, running_statistics
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
@@ -52,6 +53,7 @@ class Collected:
            listed: names of the parameters that the optimizer describes.
            suffixed: whether states stand next to the weights, under their names.
            withheld: why states are not listed, though they are stored.
+           left: entries of `.metadata` that nothing reads.
            aliases: other names of tied weights, which are stored too.
            names_of: the format whose own names the weights have, as reshard noted it.
            buffers: tensors that no optimizer can train; frozen: parameters that it does not.
@@ -74,6 +76,7 @@ class Collected:
     listed: set[str] = field(default_factory=set)
     suffixed: bool = False
     withheld: tuple[Diagnostic, ...] = ()
+    left: list[Left] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     alias_copies: dict[str, int] = field(default_factory=dict)
     names_of: str = ""
@@ -243,8 +246,8 @@ def _described(reads: list[_Read], out: Collected) -> list[str]:
         for role in (*(role for role, _ in read.tensors), *(role for role, _, _ in read.numbers))
         if role.number is None and role.state not in NOT_STATES
     ]
-    for group in _plain_groups(out.groups):
-        names += [str(name) for key in ("params", "param_names") for name in _list(group, key)]
+    for group in plain_groups(out.groups):
+        names += [str(name) for key in ("params", "param_names") for name in listed(group, key)]
     names += [key.owner for key in out.groups if isinstance(key.owner, str)]
     return list(dict.fromkeys(name for name in names if not name.isdecimal()))
 
@@ -281,6 +284,8 @@ class _Part:
             self._chunks.know(file)
         out.version = out.version or metadata.version
         mark = read_mark(metadata.extra)
+        for key in left_attributes(metadata.extra):
+            out.left.append(Left(metadata.files[0], key, "it is no attribute that DCP knows"))
         out.copies = max(out.copies, metadata.copies)
         out.aliases.update(mark.aliases)
         out.names_of = out.names_of or mark.names_of
@@ -392,8 +397,8 @@ def _name_numbers(
         return
     stated: dict[object, str] = {
         number: str(name)
-        for group in _plain_groups(out.groups)
-        for number, name in zip(_list(group, "params"), _list(group, "param_names"), strict=False)
+        for group in plain_groups(out.groups)
+        for number, name in zip(listed(group, "params"), listed(group, "param_names"), strict=False)
         if isinstance(number, int)
     }
     if wanted <= stated.keys():
@@ -407,7 +412,7 @@ def _name_numbers(
         return
     groups = [
         [number for number in params if isinstance(number, int)]
-        for params in _params_lists(out.groups)
+        for params in params_lists(out.groups)
     ]
     if not groups:
         groups = [sorted(wanted)]
@@ -433,31 +438,6 @@ def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
         for key in read.order:
             if key in found:
                 yield found[key]
-
-
-def _plain_groups(groups: Mapping[GroupKey, object]) -> list[dict[object, object]]:
-    """The groups that an optimizer numbers, in their order."""
-    numbered: dict[int, dict[object, object]] = {}
-    for key, value in groups.items():
-        if key.owner is None and isinstance(value, list):
-            for index, group in enumerate(value):
-                if isinstance(group, dict):
-                    numbered.setdefault(index, {}).update(group)
-        elif isinstance(key.owner, int):
-            numbered.setdefault(key.owner, {})[key.key] = value
-    return [numbered[index] for index in sorted(numbered)]
-
-
-def _params_lists(groups: Mapping[GroupKey, object]) -> Iterator[list[object]]:
-    """The `params` of every group, in their order."""
-    for group in _plain_groups(groups):
-        if isinstance(group.get("params"), list):
-            yield _list(group, "params")
-
-
-def _list(group: Mapping[object, object], key: str) -> list[object]:
-    value = group.get(key)
-    return value if isinstance(value, list) else []
 
 
 def _tied(

@@ -70,3 +70,9 @@ def read_mark(extra: Mapping[str, object]) -> Mark:
         {str(k): str(v) for k, v in aliases.items()} if isinstance(aliases, dict) else {},
         names if isinstance(names, str) else "",
     )
+
+
+def left_attributes(extra: Mapping[str, object]) -> list[str]:
+    """The attributes that nothing reads, and that say something; versions of writers do not."""
+    known = {key for key, value in extra.items() if value in (None, "", [], {}, ())}
+    return [key for key in extra if key not in {*known, _KEY} and not key.endswith("_version")]

@@ -71,7 +71,7 @@ def read(
         frozen=found.frozen,
         files=(*(weights.files if weights else ()), *chunks.files.values()),
         oddities=(*oddities, *stale, *unlike_states(found), *withheld),
-        left=weights.left if weights else (),
+        left=(*(weights.left if weights else ()), *found.left),
         withheld=found.withheld,
     )
 
