@@ -10,7 +10,7 @@ from deepspeed_oracle import arrange, wholes
 
 from reshard.errors import ReshardError
 from reshard.formats.deepspeed import read
-from reshard.formats.deepspeed.siblings import Siblings
+from reshard.storage.sibling_files import Siblings
 from reshard.storage.torch_file import open_torch_file, read_small, walk
 
 

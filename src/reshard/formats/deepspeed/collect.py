@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.deepspeed.expert_weights import (
+from reshard.formats.deepspeed.experts import (
     expert_modules,
+    experts_together,
+    fused_layers,
     fused_weights,
+    global_names,
+    group_is_expert,
     native_weights,
     read_experts,
-)
-from reshard.formats.deepspeed.experts import (
-    ExpertRanks,
-    expert_ranks,
-    fused_layers,
-    group_is_expert,
-    native_index,
+    sharing_ranks,
     stated_ranks,
-    with_expert,
 )
 from reshard.formats.deepspeed.grid import missing_files
 from reshard.formats.deepspeed.groups import StoredGroup
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.optimizer_file import MASTER, Shard
+from reshard.formats.deepspeed.optimizer_file import Shard
 from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
 from reshard.formats.deepspeed.replicas import check_tied
-from reshard.formats.deepspeed.source import Source, is_data_first
+from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
-    PARAM,
     find_aliases,
     module_tensors,
     zero3_tensors,
 )
 from reshard.plan.catalog import Coord, LocalTensor
+from reshard.run.states import MASTER, PARAM
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ def collect(source: Source) -> Collected:
     if source.folder.is_zero3:
         out.tensors = _empty_shards(out.tensors)
     _name_kinds(source, out)
-    out.groups = {index: _experts_together(names) for index, names in out.groups.items()}
+    out.groups = {index: experts_together(names) for index, names in out.groups.items()}
     return out
 
 
@@ -130,16 +127,14 @@ def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
     numbers = source.group_numbers[source.grid.stage(mp_rank)]
     for index, shapes in enumerate(_shapes(source, model, mp_rank)):
         ep = source.group_ep(mp_rank, index)
-        shared = _sharing(source, mp_rank, index, ep) if ep > 1 else None
-        members = shared or (ExpertRanks(0, tuple(range(source.grid.dp))),)
-        for member in members:
-            place: Coord = (*coord, (source.ep_axis(ep), member.ep_rank)) if shared else coord
-            own = [source.shards[dp, mp_rank].groups[index] for dp in member.dp_ranks]
+        for ep_rank, dp_ranks in _sharing(source, mp_rank, index, ep):
+            place = coord if ep_rank is None else (*coord, (source.ep_axis(ep), ep_rank))
+            own = [source.shards[dp, mp_rank].groups[index] for dp in dp_ranks]
             found = StoredGroup(
                 index,
                 shapes,
                 own,
-                member.dp_ranks,
+                dp_ranks,
                 place,
                 source.stage,
                 model.file,
@@ -151,8 +146,7 @@ def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
                     if node is not None and not node.is_none:
                         out.kept.setdefault(shard.file, {})[f"{index}.{state}"] = node
             names = out.groups.setdefault(numbers[index], {})
-            ordered = _global_names(found.order, member.ep_rank if shared else None)
-            names.update(dict.fromkeys(ordered))
+            names.update(dict.fromkeys(global_names(found.order, ep_rank)))
 
 
 def _shapes(source: Source, model: ModelFile, mp_rank: int) -> tuple[Shapes, ...]:
@@ -176,55 +170,22 @@ def _no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
     )
 
 
-def _sharing(source: Source, mp_rank: int, index: int, ep: int) -> tuple[ExpertRanks, ...]:
-    shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
+def _sharing(
+    source: Source, mp_rank: int, index: int, ep: int
+) -> list[tuple[int | None, Sequence[int]]]:
+    """Who shares the experts of each expert-parallel rank, or of all."""
+    if ep == 1:
+        return [(None, range(source.grid.dp))]
     if source.stage != 3:
-        count = source.grid.dp // ep
-        return expert_ranks(source.grid.dp, count, data_first=is_data_first(source))
+        config = source.first.config
+        flag = None if config is None else config.get("use_data_before_expert_parallelism")
+        data_first = flag is not None and bool(flag.value)
+        return [*enumerate(sharing_ranks(source.grid.dp, ep, data_first=data_first))]
+    shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
     ranks = [shard.groups[index].ranks or () for shard in shards]
-    ep_ranks = [_ep_rank(source.models[dp, mp_rank]) for dp in range(source.grid.dp)]
-    return stated_ranks(ranks, ep_ranks, shards[0].file)
-
-
-def _ep_rank(model: ModelFile) -> int | None:
-    layers = fused_layers(model)
-    return layers[0].ep_rank if layers else None
-
-
-def _global_names(shapes: Iterable[str], ep_rank: int | None) -> Iterator[str]:
-    """Names with global expert numbers."""
-    shapes = list(shapes)
-    if ep_rank is None:
-        yield from shapes
-        return
-    counts: dict[tuple[str, int], int] = {}
-    for name in shapes:
-        component = native_index(name)
-        if component is not None:
-            key = (".".join(name.split(".")[:component]), component)
-            counts[key] = max(counts.get(key, 0), int(name.split(".")[component]) + 1)
-    for name in shapes:
-        component = native_index(name)
-        if component is None:
-            yield name
-            continue
-        parts = name.split(".")
-        each = counts[".".join(parts[:component]), component]
-        yield with_expert(name, component, ep_rank * each + int(parts[component]))
-
-
-def _experts_together(names: dict[str, None]) -> dict[str, None]:
-    """Names with all experts of a layer one behind the other, as a single rank would have them."""
-    layers: dict[str, dict[int, list[str]]] = {}
-    for name in names:
-        component = native_index(name)
-        parts = name.split(".")
-        key = name if component is None else ".".join(parts[:component])
-        expert = 0 if component is None else int(parts[component])
-        layers.setdefault(key, {}).setdefault(expert, []).append(name)
-    return dict.fromkeys(
-        name for own in layers.values() for expert in sorted(own) for name in own[expert]
-    )
+    layers = [fused_layers(source.models[dp, mp_rank].root) for dp in range(source.grid.dp)]
+    ep_ranks = [own[0].ep_rank if own else None for own in layers]
+    return [*stated_ranks(ranks, ep_ranks, shards[0].file).items()]
 
 
 # States without ZeRO.
@@ -277,7 +238,7 @@ def _plain_states(
             if kept := naming.kept():
                 out.kept.setdefault(optimizer.file, {}).update(kept)
             for index, names in naming.group_names().items():
-                named = _global_names(names, ep_rank if source.ep > 1 else None)
+                named = global_names(names, ep_rank if source.ep > 1 else None)
                 out.groups.setdefault(numbers[index], {}).update(dict.fromkeys(named))
 
 

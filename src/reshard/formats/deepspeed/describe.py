@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.deepspeed.boxes import whole_tensors
 from reshard.formats.deepspeed.collect import Collected
-from reshard.formats.deepspeed.experts import local_expert
+from reshard.formats.deepspeed.experts import native_index
 from reshard.formats.deepspeed.groups import ranks_disagree
 from reshard.formats.deepspeed.layout_text import LocalIndex, layout_text
 from reshard.formats.deepspeed.replicas import Verdict, compare_copies
@@ -69,9 +69,10 @@ def _local(source: Source, found: Collected) -> dict[str, LocalIndex]:
     for tensor in found.tensors if source.ep > 1 else ():
         size = source.expert_size(tensor.name)
         axis = source.ep_axis(size) if size > 1 else None
-        index = local_expert(tensor.name, axis, by_layer=len(sizes) > 1)
+        index = native_index(tensor.name)
         if index is not None:
-            out[tensor.name] = index
+            slot = "expert" if axis is None else f"local expert over {axis}"
+            out[tensor.name] = LocalIndex(index, slot, len(sizes) > 1)
     return out
 
 
@@ -79,8 +80,8 @@ def _expert_bodies(source: Source) -> dict[str, str]:
     """Rules of AutoEP's tensors, which hold all experts of a rank."""
     out = {}
     for layer in source.fused if source.ep > 1 else ():
-        even = len(set(layer.counts)) == 1
-        sizes = "" if even else f" as ({', '.join(map(str, layer.counts))})"
+        counts = [len(own) for own in layer.experts]
+        sizes = "" if len(set(counts)) == 1 else f" as ({', '.join(map(str, counts))})"
         out.update(dict.fromkeys(layer.names, f"[experts over ep{sizes}, ...]"))
     return out
 

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from reshard.errors import Diagnostic
+from reshard.formats.deepspeed.entries import MODEL_PLACES, OPTIMIZER_PLACES, differing, without
+from reshard.formats.deepspeed.experts import FUSED
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.optimizer_file import base_of
 from reshard.formats.deepspeed.source import Source
 from reshard.plan.agreement import agreed, disagreements
 from reshard.storage.inert import Record
-from reshard.storage.kept import fingerprint
+from reshard.storage.kept import Keeper, fingerprint
 
 _COPIES = ("loss_scaler", "dynamic_loss_scale", "clip_grad")
 """Entries of an optimizer's state that are copies on every rank."""
 
 _SETTINGS = frozenset(
-    [
-        "lr",
-        "initial_lr",
-        "max_lr",
-        "min_lr",
-        "base_lr",
-        "weight_decay",
-        "decoupled_weight_decay",
-        "eps",
-        "betas",
-        "beta1",
-        "beta2",
-        "momentum",
-        "base_momentum",
-        "max_momentum",
-        "momentum_decay",
-        "dampening",
-        "nesterov",
-        "rho",
-        "alpha",
-        "amsgrad",
-        "maximize",
-        "bias_correction",
-        "adam_w_mode",
-        "use_muon",
-        "ns_method",
-        "moe",
-        "name",
-    ]
+    """
+    lr initial_lr max_lr min_lr base_lr weight_decay decoupled_weight_decay eps betas beta1 beta2
+    momentum base_momentum max_momentum momentum_decay dampening nesterov rho alpha amsgrad
+    maximize bias_correction adam_w_mode use_muon ns_method moe name
+    """.split()  # noqa: SIM905
 )
 """Hyper-parameters; other entries of a param group may be what an optimizer adapts on each rank."""
 
-_NOT_TOLD = ("overflow", "lr_scheduler", "ds_autoep_layers", "autoep_layers")
+_NOT_TOLD = ("overflow", "lr_scheduler", *FUSED)
 """What may differ: between steps, pipeline stages, and expert-parallel ranks."""
 
 _MOST_COMPARED = 1 << 20
@@ -79,9 +57,11 @@ def check_settings(source: Source) -> None:
 
 def _settings(optimizer: Node) -> dict[str, object]:
     entries = optimizer.mapping()
+    base = base_of(optimizer)
+    nodes = base.at("param_groups").items() if base is not None and base.has("param_groups") else ()
     groups = [
         {str(key): _plain(value) for key, value in group.mapping().items() if key in _SETTINGS}
-        for group in _base(optimizer)
+        for group in nodes
     ]
     return {"param_groups": groups, **{key: _plain(entries.get(key)) for key in _COPIES}}
 
@@ -103,52 +83,71 @@ def differing_buffers(source: Source) -> tuple[Diagnostic, ...]:
     what, which = f"{len(names)} buffers differ", "those of rank 0 are"
     if len(names) == 1:
         what, which = "1 buffer differs", "that of rank 0 is"
-    return (
-        Diagnostic(
-            "ranks-differ",
-            f"{what} between data-parallel ranks; {which} read",
-            level="warning",
-            notes=(", ".join(listed),),
-            helps=("check that the files are of one run, where the ranks should be alike",),
-        ),
-    )
+    headline = f"{what} between data-parallel ranks; {which} read"
+    return (_ranks_differ(headline, (", ".join(listed),)),)
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """An entry that a file has otherwise than the first rank's; None where one has none."""
-
-    file: str
-    key: str
-    first: Node | None
-    own: Node | None
-
-
-def differing_entries(changed: Iterable[Changed]) -> tuple[Diagnostic, ...]:
-    """A warning for what files say otherwise than the first rank's, where they mostly say alike."""
+def per_rank(
+    source: Source, keeper: Keeper
+) -> tuple[dict[str, dict[str, object]], tuple[Diagnostic, ...]]:
+    """By file, what it says otherwise than the first rank's, and a warning where few files do."""
+    out: dict[str, dict[str, object]] = {}
     listed: dict[str, str] = {}
-    for item in changed:
-        sides = [("", {item.key: _plain(node)}) for node in (item.first, item.own)]
-        found = disagreements(sides, of_each=_NOT_TOLD)
-        for path in (re.sub(r"\[\d+\]", "", one.path) for one in found):
-            if not any(part in path.lower() for part in _OF_A_RANK):
-                listed.setdefault(f"`{path}`", item.file)
+
+    def compare(file: str, first: Mapping[str, Node], own: Mapping[str, Node], name: str) -> None:
+        keys = differing(first, own)
+        if keys:
+            out[file] = {
+                key: keeper.keep(own[key].value, f"{name}.{key}", own[key].file)
+                if key in own
+                else {"$missing": True}
+                for key in keys
+            }
+        for key in keys:
+            sides = [("", {key: _plain(node)}) for node in (first.get(key), own.get(key))]
+            for one in disagreements(sides, of_each=_NOT_TOLD):
+                path = re.sub(r"\[\d+\]", "", one.path)
+                if not any(part in path.lower() for part in _OF_A_RANK):
+                    listed.setdefault(f"`{path}`", file)
+
+    first = without(source.first.root, MODEL_PLACES)
+    for (dp, mp), model in source.models.items():
+        if model is not source.first:
+            compare(model.file, first, without(model.root, MODEL_PLACES), f"rank.{dp}.{mp}")
+    told = {rank: _optimizer_entries(shard.optimizer) for rank, shard in source.shards.items()}
+    for (dp, mp), own in told.items():
+        alike = told[0, source.grid.stage(mp) * source.grid.tp]
+        groups = {"param_groups": alike["param_groups"]} if "param_groups" in alike else {}
+        name = f"optimizer.rank.{dp}.{mp}"
+        compare(source.shards[dp, mp].file, {**told[0, 0], **groups}, own, name)
     if not listed:
-        return ()
+        return out, ()
     shown = [f"{entry} in {file}" for entry, file in list(listed.items())[:_SHOWN]]
     if len(listed) > _SHOWN:
         shown.append(f"and {len(listed) - _SHOWN} more")
-    return (
-        Diagnostic(
-            "ranks-differ",
-            "files of other ranks say otherwise than that of rank 0",
-            level="warning",
-            notes=(
-                ", ".join(shown),
-                "`universal` keeps what each of them says; other targets have what rank 0 says",
-            ),
-            helps=("check that the files are of one run, where the ranks should be alike",),
-        ),
+    notes = (
+        ", ".join(shown),
+        "`universal` keeps what each of them says; other targets have what rank 0 says",
+    )
+    return out, (_ranks_differ("files of other ranks say otherwise than that of rank 0", notes),)
+
+
+def _optimizer_entries(optimizer: Node) -> dict[str, Node]:
+    """Everything in an optimizer's state that is not about where tensors are."""
+    out = without(optimizer, OPTIMIZER_PLACES)
+    base = base_of(optimizer)
+    if base is not None and base.has("param_groups"):
+        out["param_groups"] = base.at("param_groups")
+    return out
+
+
+def _ranks_differ(headline: str, notes: tuple[str, ...]) -> Diagnostic:
+    return Diagnostic(
+        "ranks-differ",
+        headline,
+        level="warning",
+        notes=notes,
+        helps=("check that the files are of one run, where the ranks should be alike",),
     )
 
 
@@ -163,12 +162,3 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return fingerprint(value)
-
-
-def _base(optimizer: Node) -> list[Node]:
-    """The param groups that an optimizer's file states."""
-    for key in ("base_optimizer_state", "optimizer_state_dict"):
-        base = optimizer.get(key)
-        if base is not None and isinstance(base.value, dict) and base.has("param_groups"):
-            return list(base.at("param_groups").items())
-    return []

@@ -5,41 +5,24 @@ Source: DeepSpeed 0.19.8, runtime/engine.py `_save_moe_checkpoint` and utils/gro
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.layout_text import LocalIndex
-from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.formats.deepspeed.files import Files
+from reshard.formats.deepspeed.folder import Folder
 from reshard.formats.deepspeed.node import Node
+from reshard.plan.catalog import Coord, LocalTensor
+from reshard.run.states import PARAM
+from reshard.storage.kept import local_tensor
+from reshard.storage.torch_file import TensorRef
 
 NATIVE = "deepspeed_experts"
-_SIZE = re.compile(r"ep_size_(\d+)")
+"""The part of a name behind which the number of an expert of DeepSpeed's own MoE stands."""
+FUSED = ("ds_autoep_layers", "autoep_layers")
+"""Keys of a model file that describe the layers of AutoEP."""
 
-
-@dataclass(frozen=True, slots=True)
-class FusedLayer:
-    """One layer of AutoEP: all experts of a rank in one tensor.
-
-    Args:  prefix: of the tensors' names.  experts: global numbers, by ep rank, in stored order.
-           ep_rank: of the rank that wrote it.  files: whether each expert has a file of its own.
-    """
-
-    prefix: str
-    experts: tuple[tuple[int, ...], ...]
-    ep_rank: int
-    files: bool
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of its tensors."""
-        return tuple(f"{self.prefix}.{part}" for part in ("w1", "w2", "w3"))
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Experts on each ep rank."""
-        return tuple(len(own) for own in self.experts)
+# Names.
 
 
 def native_index(name: str) -> int | None:
@@ -51,37 +34,93 @@ def native_index(name: str) -> int | None:
     return None
 
 
-def local_expert(name: str, axis: str | None, *, by_layer: bool) -> LocalIndex | None:
-    """The local number in an expert's name, as a slot.
-
-    Args:  axis: over which the experts of its layer lie; None where each rank has them all.
-           by_layer: whether layers differ in this, so that each has a rule of its own.
-    """
+def expert_of(name: str) -> tuple[str, int] | None:
+    """The module that holds the experts of a layer and the number, for a name of one of them."""
     index = native_index(name)
-    slot = "expert" if axis is None else f"local expert over {axis}"
-    return None if index is None else LocalIndex(index, slot, by_layer)
-
-
-def with_expert(name: str, component: int, expert: int) -> str:
-    """A name with another expert's number."""
     parts = name.split(".")
-    parts[component] = str(expert)
+    return None if index is None else (".".join(parts[:index]), int(parts[index]))
+
+
+def with_expert(name: str, expert: int) -> str:
+    """The name of an expert with another number."""
+    parts = name.split(".")
+    index = native_index(name)
+    assert index is not None
+    parts[index] = str(expert)
     return ".".join(parts)
 
 
-def fused_layers(model: ModelFile) -> tuple[FusedLayer, ...]:
-    """The layers of AutoEP that a model file tells of.
+def global_names(names: Sequence[str], ep_rank: int | None) -> list[str]:
+    """Names with global expert numbers.
+
+    Args:  names: all that a rank has.  ep_rank: its; None where it has all experts.
+    """
+    if ep_rank is None:
+        return list(names)
+    counts: dict[str, int] = {}
+    for found in map(expert_of, names):
+        if found is not None:
+            counts[found[0]] = max(counts.get(found[0], 0), found[1] + 1)
+    return [
+        name
+        if (found := expert_of(name)) is None
+        else with_expert(name, ep_rank * counts[found[0]] + found[1])
+        for name in names
+    ]
+
+
+def experts_together(names: Iterable[str]) -> dict[str, None]:
+    """Names with all experts of a layer one behind the other, as a single rank would have them."""
+    layers: dict[str, dict[int, list[str]]] = {}
+    for name in names:
+        module, expert = expert_of(name) or (name, 0)
+        layers.setdefault(module, {}).setdefault(expert, []).append(name)
+    return dict.fromkeys(
+        name for own in layers.values() for expert in sorted(own) for name in own[expert]
+    )
+
+
+def group_is_expert(names: Iterable[str], fused: Iterable[FusedLayer]) -> bool:
+    """Whether the parameters of a group are experts."""
+    own = {name for layer in fused for name in layer.names}
+    return any(native_index(name) is not None or name in own for name in names)
+
+
+# Layers of AutoEP.
+
+
+@dataclass(frozen=True, slots=True)
+class FusedLayer:
+    """One layer of AutoEP: all experts of a rank in one tensor.
+
+    Args:  prefix: of the tensors' names.  experts: global numbers, by ep rank, in stored order.
+           ep_rank: of the rank that wrote it.  files: whether each expert has a file of its own.
+           number: in the names of these files.  told: all that is said of it.
+    """
+
+    prefix: str
+    experts: tuple[tuple[int, ...], ...]
+    ep_rank: int
+    files: bool
+    number: int | None
+    told: Mapping[str, object]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its tensors."""
+        return tuple(f"{self.prefix}.{part}" for part in ("w1", "w2", "w3"))
+
+
+def fused_layers(model: Node) -> tuple[FusedLayer, ...]:
+    """The layers of AutoEP that the root of a model file tells of.
 
     Raises: ReshardError[unsupported-experts | missing-key].
     """
-    for key in ("ds_autoep_layers", "autoep_layers"):
-        node = model.root.get(key)
-        if node is not None:
-            return tuple(_fused(item) for item in node.items())
-    return ()
+    found = next((node for key in FUSED if (node := model.get(key)) is not None), None)
+    return () if found is None else tuple(_fused_layer(item) for item in found.items())
 
 
-def _fused(node: Node) -> FusedLayer:
+def _fused_layer(node: Node) -> FusedLayer:
     prefix = node.at("expert_key_prefix").text()
     size, local = node.at("ep_size").integer(), node.at("num_local_experts").integer()
     total = node.at("num_experts").integer()
@@ -95,88 +134,52 @@ def _fused(node: Node) -> FusedLayer:
         }
         experts = [found.get(rank, ()) for rank in range(size)]
     if [expert for own in experts for expert in own] != list(range(total)):
+        listed = ", then ".join(" ".join(map(str, own)) or "none" for own in experts)
         raise unsupported_experts(
             f"the experts of `{prefix}` do not lie in order over the ranks",
-            [f"ranks hold {_placement(experts)}", f"`ds_autoep_layers` in {node.file}"],
+            [f"ranks hold {listed}", f"`{FUSED[0]}` in {node.file}"],
         )
-    files = node.get("checkpoint_format")
+    form, number = node.get("checkpoint_format"), node.get("moe_layer_id")
     return FusedLayer(
         prefix,
         tuple(experts),
         node.at("ep_rank").integer(),
-        files is None or files.value == "per_expert_files",
+        form is None or form.value == "per_expert_files",
+        None if number is None else number.integer(),
+        dict(zip(map(str, node.mapping()), node.mapping().values(), strict=True)),
     )
 
 
-def _placement(experts: Sequence[tuple[int, ...]]) -> str:
-    return ", then ".join(" ".join(map(str, own)) or "none" for own in experts)
+# Ranks.
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertRanks:
-    """Which data-parallel ranks share the experts of one ep rank.
-
-    Args:  ep_rank: its index.  dp_ranks: in the order of their partitions.
-    """
-
-    ep_rank: int
-    dp_ranks: tuple[int, ...]
-
-
-def expert_ranks(dp: int, count: int, *, data_first: bool) -> tuple[ExpertRanks, ...]:
-    """Who shares the experts of a group that is partitioned over `count` of `dp` ranks.
+def sharing_ranks(dp: int, ep: int, *, data_first: bool) -> list[range]:
+    """By expert-parallel rank, the data-parallel ranks that share its experts, by partition.
 
     Args:  data_first: whether `use_data_before_expert_parallelism` was set.
     """
-    ep = dp // count
+    count = dp // ep
     if data_first:
-        return tuple(ExpertRanks(e, tuple(range(e * count, (e + 1) * count))) for e in range(ep))
-    return tuple(ExpertRanks(e, tuple(range(e, dp, ep))) for e in range(ep))
+        return [range(rank * count, (rank + 1) * count) for rank in range(ep)]
+    return [range(rank, dp, ep) for rank in range(ep)]
 
 
 def stated_ranks(
     ranks: Sequence[tuple[int, ...]], ep_ranks: Sequence[int | None], file: str
-) -> tuple[ExpertRanks, ...]:
-    """Who shares the experts of a sub-group, as every rank's file states (stage 3).
+) -> dict[int, Sequence[int]]:
+    """Who shares the experts of each rank, as every rank's file states (stage 3).
 
     Args:  ranks: by dp rank, those that share its experts.  ep_ranks: by dp rank.
     Raises: ReshardError[unsupported-experts].
     """
-    out: dict[int, tuple[int, ...]] = {}
-    for dp_rank, own in enumerate(ranks):
-        ep_rank = ep_ranks[dp_rank]
+    out: dict[int, Sequence[int]] = {}
+    for dp_rank, (own, ep_rank) in enumerate(zip(ranks, ep_ranks, strict=True)):
         if ep_rank is None or dp_rank not in own or out.setdefault(ep_rank, own) != own:
             raise unsupported_experts(
                 f"dp rank {dp_rank} shares its experts with ranks that do not say the same",
                 [f"ranks {list(own)} by `ds_zero_partition_groups`", f"first read from {file}"],
             )
-    return tuple(ExpertRanks(ep_rank, out[ep_rank]) for ep_rank in sorted(out))
-
-
-def group_is_expert(names: Iterable[str], fused: Iterable[FusedLayer]) -> bool:
-    """Whether the parameters of a group are experts."""
-    own = {name for layer in fused for name in layer.names}
-    return any(native_index(name) is not None or name in own for name in names)
-
-
-def named_size(group: Node | None) -> int | None:
-    """The expert-parallel size in a param group's name, `ep_size_4`."""
-    name = None if group is None else group.get("name")
-    found = None if name is None else _SIZE.search(str(name.value))
-    return None if found is None else int(found[1])
-
-
-def data_before_expert(model: ModelFile) -> bool:
-    """Whether neighbouring dp ranks share experts."""
-    config = model.config
-    flag = None if config is None else config.get("use_data_before_expert_parallelism")
-    return flag is not None and bool(flag.value)
-
-
-def expert_module(name: str) -> str | None:
-    """The module that holds the experts of a layer, for a name of one of them."""
-    component = native_index(name)
-    return None if component is None else ".".join(name.split(".")[:component])
+    return dict(sorted(out.items()))
 
 
 def largest_size(sizes: Mapping[str, int]) -> int:
@@ -194,23 +197,6 @@ def largest_size(sizes: Mapping[str, int]) -> int:
     return largest
 
 
-def local_names(
-    names: Iterable[str], experts: Iterable[int], ep: int
-) -> Iterator[tuple[str, str, int]]:
-    """Global expert names as (name, local name, ep rank).
-
-    Args:  experts: all global numbers of the layer.
-    """
-    own = sorted(set(experts))
-    each = len(own) // ep
-    for name in names:
-        component = native_index(name)
-        if component is None:
-            continue
-        expert = int(name.split(".")[component])
-        yield name, with_expert(name, component, expert % each), expert // each
-
-
 def unsupported_experts(headline: str, notes: Sequence[str]) -> ReshardError:
     """The error for a placement of experts that is not read."""
     return source_error(
@@ -219,3 +205,123 @@ def unsupported_experts(headline: str, notes: Sequence[str]) -> ReshardError:
         notes=notes,
         helps=["load the checkpoint and save it with experts in order, as many on every rank"],
     )
+
+
+# Weights, each expert in a file of its own (stages 0 to 2).
+
+Weights = Mapping[str, tuple[TensorRef, str]]
+"""By stored name, the tensor and the file that holds it."""
+Experts = Mapping[int | None, Mapping[int, Weights]]
+"""What the expert files of one mp rank hold, by MoE layer and global expert."""
+
+
+def read_experts(
+    files: Files, folder: Folder, mp_rank: int, fused: Sequence[FusedLayer]
+) -> Experts:
+    """Every expert file of one mp rank."""
+    names = {
+        f"{name}.{expert}"
+        for layer in fused
+        for name in layer.names
+        for own in layer.experts
+        for expert in own
+    }
+    out: dict[int | None, dict[int, Weights]] = {}
+    for (layer, expert, mp), name in folder.experts.items():
+        if mp != mp_rank:
+            continue
+        held: dict[str, tuple[TensorRef, str]] = {}
+        for key, item in files.root_of(name).entries():
+            if not isinstance(item.value, TensorRef):
+                files.leave(item, "it is no tensor")
+            elif key in names if fused else native_index(key) is not None:
+                held[key] = (item.value, name)
+            else:
+                files.leave(item, "it is a weight of no expert")
+        out.setdefault(layer, {})[expert] = held
+    return out
+
+
+def expert_modules(experts: Experts) -> Iterator[str]:
+    """The module that each numbered layer of experts belongs to."""
+    for _, members in sorted(experts.items(), key=lambda item: item[0] or 0):
+        name = next((key for weights in members.values() for key in weights), "")
+        parts = name.split(".")
+        ends = [parts.index(part) for part in ("deepspeed_moe", "experts") if part in parts]
+        yield ".".join(parts[: min(ends, default=0)])
+
+
+def native_weights(
+    experts: Experts, size: Callable[[str], int], axis: Callable[[int], str], coord: Coord
+) -> Iterator[LocalTensor]:
+    """Weights of DeepSpeed's own MoE under their local names, each on its ep rank.
+
+    Args:  size: from a name to the expert-parallel size of its layer.
+           axis: from such a size to the axis of the mesh.
+    Raises: ReshardError[missing-rank-file | unsupported-experts].
+    """
+    for layer, members in experts.items():
+        missing = [expert for expert in range(max(members) + 1) if expert not in members]
+        if missing:
+            raise source_error(
+                "missing-rank-file",
+                f"expert {missing[0]} of MoE layer {layer} has no file",
+                notes=[f"{len(members)} experts have one, the highest number is {max(members)}"],
+                helps=["copy the files `layer_*_expert_*` of all ranks"],
+            )
+        ep = max((size(name) for own in members.values() for name in own), default=1)
+        if len(members) % ep:
+            raise unsupported_experts(
+                f"{len(members)} experts of MoE layer {layer} do not divide by {ep} ranks",
+                [f"files of experts 0 to {len(members) - 1}"],
+            )
+        each = len(members) // ep
+        for expert, weights in sorted(members.items()):
+            place = (*coord, (axis(ep), expert // each)) if ep > 1 else coord
+            for name, (ref, file) in weights.items():
+                yield local_tensor(ref, with_expert(name, expert % each), PARAM, place, file)
+
+
+def fused_weights(
+    layers: Sequence[FusedLayer], experts: Experts, coord: Coord
+) -> Iterator[LocalTensor]:
+    """Weights of AutoEP, put together to the tensor that each ep rank has.
+
+    Raises: ReshardError[missing-rank-file | unsupported-experts].
+    """
+    held = [weights for members in experts.values() for weights in members.values()]
+    found = {key: item for weights in held for key, item in weights.items()}
+    for layer in layers:
+        for name in layer.names if layer.files else ():
+            for ep_rank, own in enumerate(layer.experts):
+                place = (*coord, ("ep", ep_rank)) if len(layer.experts) > 1 else coord
+                if own:
+                    yield _joined(name, own, found, place)
+
+
+def _joined(name: str, experts: Sequence[int], found: Weights, coord: Coord) -> LocalTensor:
+    pieces = []
+    for expert in experts:
+        held = found.get(f"{name}.{expert}")
+        if held is None:
+            raise source_error(
+                "missing-rank-file",
+                f"no file holds expert {expert} of `{name}`",
+                notes=[f"`{FUSED[0]}` tells which experts there are"],
+                helps=["copy the files `layer_*_expert_*` of all ranks"],
+            )
+        pieces.append(local_tensor(held[0], name, PARAM, coord, held[1]))
+    first = pieces[0]
+    fragments = []
+    for index, piece in enumerate(pieces):
+        dense = all(fragment.strides is None for fragment in piece.fragments)
+        if (piece.shape, piece.dtype) != (first.shape, first.dtype) or not dense:
+            raise unsupported_experts(
+                f"experts of `{name}` have different shapes or element types",
+                [f"{list(first.shape)} of {first.dtype}, and {list(piece.shape)} of {piece.dtype}"],
+            )
+        fragments += [
+            replace(item, start=item.start + index * first.numel) for item in piece.fragments
+        ]
+    shape = (len(experts), *first.shape)
+    return LocalTensor(name, PARAM, coord, shape, first.dtype, tuple(fragments))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.siblings import Siblings
 from reshard.plan.catalog import Left, SourceFile
+from reshard.storage.sibling_files import Siblings
 from reshard.storage.zip_directory import archive_name
 
 _RANK = "_states"

@@ -1,10 +1,14 @@
-"""The files of one step's folder, by what their names say."""
+"""The files of one step's folder, by what their names say; and the names of those to write.
+
+Source: DeepSpeed 0.19.8 runtime/engine.py `_get_ckpt_name`, `_get_zero_ckpt_name`,
+`_get_expert_ckpt_name`; runtime/pipe/module.py `ckpt_layer_path`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
@@ -12,15 +16,36 @@ from reshard.errors import ReshardError, source_error
 Rank = tuple[int, int]
 """(ZeRO data-parallel rank, model-parallel rank), as file names number them."""
 
-_MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
-_MODEL_ZERO3 = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
-_OPTIMIZER = re.compile(r"((?:bf16_|fp16_)?)zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
-_LAYER = re.compile(r"layer_(\d+)(?:-model_(\d+))?-model_states\.pt")
-_EXPERT = re.compile(r"(?:layer_(\d+)_)?expert_(\d+)_mp_rank_(\d+)_model_states\.pt")
-_EXPERT_OPTIMIZER = re.compile(r"expp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
+
+class FileName:
+    """The name of a kind of file, read and made: `{mp:02d}` is a number with its least digits."""
+
+    def __init__(self, text: str) -> None:
+        self.make = text.format
+        self._pattern = re.compile(
+            re.sub(r"\\\{(\w+)(?::\w+)?\\\}", r"(?P<\1>\\d+)", re.escape(text))
+        )
+
+    def numbers(self, name: str) -> tuple[int, ...] | None:
+        """The numbers in the name of such a file; None for another one's."""
+        found = self._pattern.fullmatch(name)
+        return None if found is None else tuple(int(group) for group in found.groups())
 
 
-@dataclass(frozen=True, slots=True)
+MODEL = FileName("mp_rank_{mp:02d}_model_states.pt")
+MODEL_ZERO3 = FileName("zero_pp_rank_{dp}_mp_rank_{mp:02d}_model_states.pt")
+OPTIMIZERS = {
+    prefix: FileName(prefix + "zero_pp_rank_{dp}_mp_rank_{mp:02d}_optim_states.pt")
+    for prefix in ("", "bf16_", "fp16_")
+}
+LAYER = FileName("layer_{layer:02d}-model_states.pt")
+LAYER_TP = FileName("layer_{layer:02d}-model_{tp:02d}-model_states.pt")
+EXPERT = FileName("layer_{layer}_expert_{expert}_mp_rank_{mp:02d}_model_states.pt")
+EXPERT_OLD = FileName("expert_{expert}_mp_rank_{mp:02d}_model_states.pt")
+EXPERT_OPTIMIZER = FileName("expp_rank_{ep}_mp_rank_{mp:02d}_optim_states.pt")
+
+
+@dataclass(slots=True)
 class Folder:
     """What lies in a step's folder; every value is a file name.
 
@@ -32,13 +57,13 @@ class Folder:
     """
 
     root: Path
-    models: dict[int, str]
-    zero3_models: dict[Rank, str]
-    optimizers: dict[Rank, str]
-    prefix: str
-    layers: dict[tuple[int, int | None], str]
-    experts: dict[tuple[int | None, int, int], str]
-    expert_optimizers: dict[Rank, str]
+    models: dict[int, str] = field(default_factory=dict)
+    zero3_models: dict[Rank, str] = field(default_factory=dict)
+    optimizers: dict[Rank, str] = field(default_factory=dict)
+    prefix: str = ""
+    layers: dict[tuple[int, int | None], str] = field(default_factory=dict)
+    experts: dict[tuple[int | None, int, int], str] = field(default_factory=dict)
+    expert_optimizers: dict[Rank, str] = field(default_factory=dict)
 
     @property
     def is_zero3(self) -> bool:
@@ -48,14 +73,10 @@ class Folder:
 
 def is_step_folder(path: Path) -> bool:
     """Whether a folder directly holds files of a DeepSpeed checkpoint."""
+    kinds = (MODEL, MODEL_ZERO3, *OPTIMIZERS.values())
     try:
         with os.scandir(path) as entries:
-            return any(
-                _MODEL.fullmatch(entry.name)
-                or _MODEL_ZERO3.fullmatch(entry.name)
-                or _OPTIMIZER.fullmatch(entry.name)
-                for entry in entries
-            )
+            return any(kind.numbers(entry.name) for entry in entries for kind in kinds)
     except OSError:
         return False
 
@@ -65,80 +86,54 @@ def read_folder(root: Path) -> Folder:
 
     Raises: ReshardError[mixed-runs] when files of two runs lie side by side.
     """
-    models: dict[int, str] = {}
-    zero3_models: dict[Rank, str] = {}
-    optimizers: dict[str, dict[Rank, str]] = {}
-    layers: dict[tuple[int, int | None], str] = {}
-    experts: dict[tuple[int | None, int, int], str] = {}
-    expert_optimizers: dict[Rank, str] = {}
-    for name in sorted(os.listdir(root)):
-        if found := _MODEL.fullmatch(name):
-            models[int(found[1])] = name
-        elif found := _MODEL_ZERO3.fullmatch(name):
-            zero3_models[int(found[1]), int(found[2])] = name
-        elif found := _OPTIMIZER.fullmatch(name):
-            optimizers.setdefault(found[1], {})[int(found[2]), int(found[3])] = name
-        elif found := _EXPERT.fullmatch(name):
-            layer = None if found[1] is None else int(found[1])
-            experts[layer, int(found[2]), int(found[3])] = name
-        elif found := _LAYER.fullmatch(name):
-            layers[int(found[1]), None if found[2] is None else int(found[2])] = name
-        elif found := _EXPERT_OPTIMIZER.fullmatch(name):
-            expert_optimizers[int(found[1]), int(found[2])] = name
+    names = sorted(os.listdir(root))
+
+    def of(kind: FileName) -> dict[tuple[int, ...], str]:
+        found = {numbers: name for name in names if (numbers := kind.numbers(name))}
+        return dict(sorted(found.items()))
+
+    optimizers = {prefix: found for prefix, kind in OPTIMIZERS.items() if (found := of(kind))}
     if len(optimizers) > 1:
-        raise _two_prefixes(root, optimizers)
+        (_, one), (_, two) = sorted(optimizers.items())[:2]
+        notes = [
+            f"{len(one)} optimizer files are named like the first, {len(two)} like the second",
+            "DeepSpeed puts `bf16_` before the names of bf16 runs",
+        ]
+        raise _mixed(root, one, two, *notes)
+    models, zero3_models = of(MODEL), of(MODEL_ZERO3)
     if models and zero3_models:
-        raise _two_stages(root, models, zero3_models)
-    if {None} < {tp_rank for _, tp_rank in layers}:
-        raise _two_layer_names(root, layers)
-    prefix = next(iter(optimizers), "")
+        note = "the first name is of ZeRO stages 0 to 2, the second of stage 3"
+        raise _mixed(root, models, zero3_models, note)
+    plain, ranked = of(LAYER), of(LAYER_TP)
+    if plain and ranked:
+        note = "the first is of a run without tensor parallelism, the second with"
+        raise _mixed(root, plain, ranked, note)
+    prefix, found = next(iter(optimizers.items()), ("", {}))
     return Folder(
         root,
-        dict(sorted(models.items())),
-        dict(sorted(zero3_models.items())),
-        dict(sorted(optimizers.get(prefix, {}).items())),
+        {mp: name for (mp,), name in models.items()},
+        {(dp, mp): name for (dp, mp), name in zero3_models.items()},
+        {(dp, mp): name for (dp, mp), name in found.items()},
         prefix,
-        dict(sorted(layers.items(), key=lambda item: (item[0][0], item[0][1] or 0))),
-        dict(sorted(experts.items(), key=lambda item: (item[0][0] or 0, item[0][1:]))),
-        dict(sorted(expert_optimizers.items())),
+        {
+            **{(layer, None): name for (layer,), name in plain.items()},
+            **{(layer, tp): name for (layer, tp), name in ranked.items()},
+        },
+        {
+            **{(None, expert, mp): name for (expert, mp), name in of(EXPERT_OLD).items()},
+            **{(layer, expert, mp): name for (layer, expert, mp), name in of(EXPERT).items()},
+        },
+        {(ep, mp): name for (ep, mp), name in of(EXPERT_OPTIMIZER).items()},
     )
 
 
-def _mixed(root: Path, first: str, second: str, notes: list[str]) -> ReshardError:
+def _mixed(
+    root: Path, one: dict[tuple[int, ...], str], two: dict[tuple[int, ...], str], *notes: str
+) -> ReshardError:
     return source_error(
         "mixed-runs",
-        f"{root.name} holds files of two runs: {first}, and {second}",
+        f"{root.name} holds files of two runs: {next(iter(one.values()))}, "
+        f"and {next(iter(two.values()))}",
         notes=notes,
         helps=["copy the files of one run into a folder of their own and convert that"],
-    )
-
-
-def _two_prefixes(root: Path, found: dict[str, dict[Rank, str]]) -> ReshardError:
-    (_, a), (_, b) = sorted(found.items())[:2]
-    first, second = next(iter(a.values())), next(iter(b.values()))
-    return _mixed(
-        root,
-        first,
-        second,
-        [
-            f"{len(a)} optimizer files are named like the first, {len(b)} like the second",
-            "DeepSpeed puts `bf16_` before the names of bf16 runs",
-        ],
-    )
-
-
-def _two_stages(root: Path, models: dict[int, str], zero3: dict[Rank, str]) -> ReshardError:
-    return _mixed(
-        root,
-        next(iter(models.values())),
-        next(iter(zero3.values())),
-        ["the first name is of ZeRO stages 0 to 2, the second of stage 3"],
-    )
-
-
-def _two_layer_names(root: Path, layers: dict[tuple[int, int | None], str]) -> ReshardError:
-    plain = next(name for (_, tp_rank), name in layers.items() if tp_rank is None)
-    other = next(name for (_, tp_rank), name in layers.items() if tp_rank is not None)
-    return _mixed(
-        root, plain, other, ["the first is of a run without tensor parallelism, the second with"]
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.folder import Folder, Rank
+from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3, OPTIMIZERS, FileName, Folder, Rank
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.plan.catalog import Coord
 
@@ -54,22 +54,16 @@ def find_grid(folder: Folder, first: ModelFile) -> Grid:
     Args:  first: any model file.
     Raises: ReshardError[missing-rank-file | mixed-runs].
     """
-    found = (
-        folder.zero3_models if folder.is_zero3 else {(0, mp): n for mp, n in folder.models.items()}
-    )
-    mp_size = _mp_size(first, len({mp for _, mp in found}))
+    found = folder.zero3_models or {(0, mp): name for mp, name in folder.models.items()}
+    mp_size = _stated(first, "mp_world_size", len({mp for _, mp in found}))
     pp, tp = _degrees(folder, first, mp_size)
-    stated = first.root.get("dp_world_size")
-    dp = stated.integer() if stated is not None else _dp_size(folder)
+    ranks = {dp for dp, _ in (*folder.optimizers, *folder.zero3_models)}
+    dp = _stated(first, "dp_world_size", max(ranks, default=0) + 1)
     grid = Grid(pp, tp, dp)
-    dp_ranks = range(dp)
-    if folder.is_zero3:
-        _complete(found, dp_ranks, grid, "zero_pp_rank_{}_mp_rank_{:02d}_model_states.pt", first)
-    else:
-        _complete(found, range(1), grid, "mp_rank_{1:02d}_model_states.pt", first)
+    kind = MODEL_ZERO3 if folder.is_zero3 else MODEL
+    _complete(found, range(dp if folder.is_zero3 else 1), grid, kind, first)
     if folder.optimizers or folder.is_zero3:
-        name = folder.prefix + "zero_pp_rank_{}_mp_rank_{:02d}_optim_states.pt"
-        _complete(folder.optimizers, dp_ranks, grid, name, first)
+        _complete(folder.optimizers, range(dp), grid, OPTIMIZERS[folder.prefix], first)
     return grid
 
 
@@ -98,14 +92,9 @@ def by_data_rank(folder: Folder) -> Folder:
     )
 
 
-def _mp_size(first: ModelFile, found: int) -> int:
-    stated = first.root.get("mp_world_size")
-    return found if stated is None else stated.integer()
-
-
-def _dp_size(folder: Folder) -> int:
-    ranks = {dp for dp, _ in (*folder.optimizers, *folder.zero3_models)}
-    return max(ranks, default=0) + 1
+def _stated(first: ModelFile, key: str, default: int) -> int:
+    node = first.root.get(key)
+    return default if node is None else node.integer()
 
 
 def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
@@ -137,7 +126,7 @@ def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
 
 
 def _complete(
-    found: Mapping[Rank, str], dp_ranks: range, grid: Grid, pattern: str, first: ModelFile
+    found: Mapping[Rank, str], dp_ranks: range, grid: Grid, kind: FileName, first: ModelFile
 ) -> None:
     count = dp_ranks.stop * grid.pp * grid.tp
     if count > MAX_RANKS:
@@ -161,7 +150,8 @@ def _complete(
             helps=["copy the files of one run into a folder of their own and convert that"],
         )
     if missing:
-        raise missing_files([pattern.format(*rank) for rank in missing], len(wanted), first.file)
+        names = [kind.make(dp=dp, mp=mp) for dp, mp in missing]
+        raise missing_files(names, len(wanted), first.file)
 
 
 def missing_files(names: Sequence[str], wanted: int, told_by: str) -> ReshardError:

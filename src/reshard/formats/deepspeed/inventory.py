@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.errors import ReshardError, target_error
-from reshard.formats.deepspeed.resume import ParamGroup
+from reshard.errors import Diagnostic, target_error
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
-from reshard.run.states import EXTRA
-from reshard.storage.kept import constant_of
+from reshard.run.run import Group
+from reshard.run.states import EXTRA, STEP
 from reshard.storage.numbers import Number, read_numbers
 from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"
 """DeepSpeed's name for master weights."""
 _SHOWN = 4
-
-STEP = "step"
 
 _FLOATS = (DType.F32, DType.F64)
 _DISCRETE = frozenset(
@@ -55,11 +53,6 @@ class Inventory:
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     folded: dict[tuple[str, str], str] = field(default_factory=dict)
     used_extras: set[str] = field(default_factory=set)
-
-    @property
-    def steps(self) -> Mapping[str, Number]:
-        """Steps, by name of a parameter."""
-        return self.numbers.get(STEP, {})
 
     def whole(self, name: str, state: str) -> Whole:
         """One state of one tensor."""
@@ -119,7 +112,7 @@ class Inventory:
         if self.master(name) != "param" and "param" in self.states[name]:
             self.lose(name, "param", "DeepSpeed makes it of the master weights when it loads")
 
-    def dropped(self, output: TorchOutput) -> tuple[tuple[str, str, str], ...]:
+    def _dropped(self, output: TorchOutput) -> tuple[tuple[str, str, str], ...]:
         """Everything that has no place in the target.
 
         Args:  output: to which all files were added.
@@ -133,17 +126,38 @@ class Inventory:
                 self.lose(name, EXTRA, own if of_rank else rest)
         return tuple((name, state, why) for (name, state), why in self.lost.items())
 
-    def folded_tensors(self) -> tuple[tuple[str, str, str], ...]:
-        """Everything that is written as part of something else."""
-        return tuple((name, state, how) for (name, state), how in self.folded.items())
+    def output(
+        self,
+        files: TorchOutput,
+        latest: tuple[str, str],
+        warnings: Iterable[Diagnostic | None],
+        *,
+        beside: str | None = None,
+    ) -> Output:
+        """The whole destination.
 
-    def extra_tensors(self, output: TorchOutput) -> Callable[[object], object]:
-        """A function from a tensor's name, or its bytes, to the tensor in the output."""
+        Args:  files: all of them were added.  latest: the file that is written last, and its text.
+        """
 
-        def tensor(name: object) -> object:
-            if isinstance(name, Mapping):
-                return constant_of(name, output.constant)
-            whole = self.extras[str(name)]
+        def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+            return (*files.finish(written), FileBytes(latest[0], 0, latest[1].encode()))
+
+        return Output(
+            tuple(files.placed),
+            files.files,
+            tuple(files.head),
+            finish,
+            tuple(item for item in warnings if item is not None),
+            self._dropped(files),
+            tuple((name, state, how) for (name, state), how in self.folded.items()),
+            beside,
+        )
+
+    def extra_tensor(self, output: TorchOutput) -> Callable[[str], object]:
+        """A function from a tensor's name to the tensor in the output."""
+
+        def tensor(name: str) -> object:
+            whole = self.extras[name]
             self.used_extras.add(whole.name)
             return output.tensor(whole_spec(whole, whole.dtype, whole.name))
 
@@ -157,7 +171,7 @@ class Inventory:
         self.fold(whole.name, whole.state, "a plain number")
         return number.value
 
-    def check_numbers(self, groups: Iterable[ParamGroup]) -> None:
+    def check_numbers(self, groups: Iterable[Group]) -> None:
         """Refuse parameters of one group that are at different steps, or have other numbers.
 
         Raises: ReshardError[deepspeed-steps].
@@ -165,33 +179,26 @@ class Inventory:
         for index, group in enumerate(groups):
             for state, numbers in self.numbers.items():
                 found: dict[int | float | None, str] = {}
-                for name in group.params:
+                for name in group.params or ():
                     number = numbers.get(name)
                     found.setdefault(None if number is None else number.value, name)
-                if len(found) > 1:
-                    raise _different(index, state, found)
-
-
-def _different(index: int, state: str, found: Mapping[int | float | None, str]) -> ReshardError:
-    items = list(found.items())[:_SHOWN]
-    if state == STEP:
-        kept, headline = STEP, f"parameters of group {index} are at different steps"
-        notes = [
-            f"`{name}` has no step" if value is None else f"`{name}` is at step {value:g}"
-            for value, name in items
-        ]
-    else:
-        kept, headline = f"`{state}`", f"parameters of group {index} have different `{state}`"
-        notes = [
-            f"`{name}` has none" if value is None else f"`{name}` has {value:g}"
-            for value, name in items
-        ]
-    return target_error(
-        "deepspeed-steps",
-        headline,
-        notes=[*notes, f"DeepSpeed keeps one {kept} per param group"],
-        helps=["convert to `universal`, which keeps one per parameter"],
-    )
+                if len(found) == 1 or not found:
+                    continue
+                kept, none, has = f"`{state}`", "none", "has"
+                headline = f"parameters of group {index} have different `{state}`"
+                if state == STEP:
+                    kept, none, has = STEP, "no step", "is at step"
+                    headline = f"parameters of group {index} are at different steps"
+                notes = [
+                    f"`{name}` has {none}" if value is None else f"`{name}` {has} {value:g}"
+                    for value, name in list(found.items())[:_SHOWN]
+                ]
+                raise target_error(
+                    "deepspeed-steps",
+                    headline,
+                    notes=[*notes, f"DeepSpeed keeps one {kept} per param group"],
+                    helps=["convert to `universal`, which keeps one per parameter"],
+                )
 
 
 def take_inventory(arrangement: Arrangement) -> Inventory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from reshard.formats.deepspeed.keeper import differing
+from reshard.formats.deepspeed.entries import differing, without
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.source import Source
@@ -76,10 +76,8 @@ def _of_base(base: Node, known: Iterable[str] = ("state", "param_groups")) -> It
 
 
 def _others(node: Node, known: Iterable[str], why: str) -> Iterator[Left]:
-    names = set(known)
-    for key, item in node.entries():
-        if key not in names:
-            yield _left(item, why)
+    for item in without(node, set(known)).values():
+        yield _left(item, why)
 
 
 def _left(node: Node, why: str) -> Left:

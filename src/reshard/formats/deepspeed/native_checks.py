@@ -1,16 +1,16 @@
-"""What a native folder cannot be made of, and what its loader will not restore."""
+"""What DeepSpeed's files cannot be made of, and what their loader will not restore."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, target_error
-from reshard.formats.deepspeed.inventory import STEP, Inventory
+from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_options import SUB_GROUP_SIZE, NativeOptions, sub_group_size
-from reshard.formats.deepspeed.native_pipeline import check_pipeline
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.names import group_names, quantity
+from reshard.run.states import MASTER, PARAM, STEP
 
 MAX_GROUPS = 8
 
@@ -21,6 +21,7 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
     Raises: ReshardError[deepspeed-no-param-groups | deepspeed-param-groups |
             deepspeed-no-settings | deepspeed-no-scaler | deepspeed-steps |
             deepspeed-pipeline-stage | deepspeed-kept-state].
+    Source: DeepSpeed 0.19.8 runtime/pipe/engine.py `PipelineEngine.__init__`.
     """
     if not resume.groups:
         raise target_error(
@@ -30,7 +31,7 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             helps=["convert to `deepspeed-universal`, which has every parameter by its name"],
         )
     _check_names(inventory, resume)
-    if not resume.has_settings:
+    if not any(group.settings for group in resume.groups):
         raise target_error(
             "deepspeed-no-settings",
             "the source does not tell the hyper-parameters of its optimizer",
@@ -41,14 +42,26 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             ],
             helps=["convert to `deepspeed-universal`, which leaves those of the run in place"],
         )
-    if options.zero == 3 and options.dtype is DType.F16:
-        _check_scaler(resume, options)
+    is_same_type = options.dtype is options.stored
+    needs_scaler = options.zero == 3 and options.dtype is DType.F16
+    if needs_scaler and "loss_scaler" not in resume.scaling(same=is_same_type):
+        raise target_error(
+            "deepspeed-no-scaler",
+            "the source has no loss scaler for a run of fp16",
+            notes=["loading at ZeRO stage 3 replaces the one that the run has configured"],
+            helps=["choose `zero=1` or `zero=2`, or convert to `deepspeed-universal`"],
+        )
     inventory.check_numbers(resume.groups)
-    check_pipeline(resume, options)
+    if resume.pipeline is not None and options.zero > 1:
+        raise target_error(
+            "deepspeed-pipeline-stage",
+            f"DeepSpeed does not run a pipeline with ZeRO stage {options.zero}",
+            notes=[f"the source is a pipeline of {len(resume.pipeline)} layers"],
+            helps=["choose `zero=1`"],
+        )
     if resume.kept and not _same_partition(resume, options):
-        wanted = f"zero={resume.zero_stage},dp={resume.mesh.get('dp', 1)}"
-        able = resume.zero_stage in (1, 2, 3)
-        raise _kept_state(inventory, resume, f"`deepspeed:{wanted}`" if able else "")
+        wanted = f"`deepspeed:zero={resume.zero_stage},dp={resume.mesh.get('dp', 1)}`"
+        raise _kept_state(inventory, resume, wanted if resume.zero_stage in (1, 2, 3) else "")
 
 
 def check_universal(inventory: Inventory, resume: Resume) -> None:
@@ -63,49 +76,44 @@ def check_universal(inventory: Inventory, resume: Resume) -> None:
     if resume.kept:
         raise _kept_state(inventory, resume, "")
     others = [state for state in inventory.numbers if state != STEP]
-    if others:
-        raise _universal_state(inventory, others, "one number per parameter, of which it has none")
-    muon = [
-        name
+    why = "one number per parameter, of which it has none"
+    if not others and any(
+        "momentum_buffer" in inventory.states.get(name, {})
         for group in resume.groups
         if group.settings.get("use_muon") is True
-        for name in group.params
-        if "momentum_buffer" in inventory.states.get(name, {})
-    ]
-    if muon:
+        for name in group.params or ()
+    ):
+        others = ["momentum_buffer"]
         why = "Muon keeps it of whole parameters, and the loader gives each rank its elements alone"
-        raise _universal_state(inventory, ["momentum_buffer"], why)
-
-
-def _universal_state(inventory: Inventory, states: Sequence[str], why: str) -> ReshardError:
-    listed = ", ".join(f"`{state}`" for state in states)
-    what = "state" if len(states) == 1 else "states"
-    return target_error(
+    if not others:
+        return
+    listed = ", ".join(f"`{state}`" for state in others)
+    raise target_error(
         "deepspeed-universal-state",
-        f"DeepSpeed does not load optimizer {what} {listed} from its universal form",
+        f"DeepSpeed does not load optimizer {'state' if len(others) == 1 else 'states'} {listed} "
+        "from its universal form",
         notes=[why],
         helps=[
             "convert to `deepspeed:zero=...,dp=...` for the run that goes on",
-            f"or leave {listed} out: {_states_option(inventory, states)}",
+            f"or leave {listed} out: {_states_option(inventory, others)}",
         ],
     )
 
 
 def _kept_state(inventory: Inventory, resume: Resume, able: str) -> ReshardError:
+    """The error for states of partitions.  Args:  able: a target that has the same ones."""
     names = resume.kept_names
     listed = ", ".join(f"`{name}`" for name in names)
-    what = "state" if len(names) == 1 else "states"
-    helps = [f"leave {listed} out: {_states_option(inventory, names)}"]
-    if able:
-        helps.insert(0, f"convert to {able}, where every rank finds its own again")
+    helps = [f"convert to {able}, where every rank finds its own again"] if able else []
     return target_error(
         "deepspeed-kept-state",
-        f"optimizer {what} {listed} cannot be carried to this target",
+        f"optimizer {'state' if len(names) == 1 else 'states'} {listed} cannot be carried to this "
+        "target",
         notes=[
             "what a rank keeps there is of its own partition of the source, not of parameters",
             f"first found in {next(iter(resume.kept))}",
         ],
-        helps=helps,
+        helps=[*helps, f"leave {listed} out: {_states_option(inventory, names)}"],
     )
 
 
@@ -119,7 +127,6 @@ def _states_option(inventory: Inventory, without: Sequence[str]) -> str:
 def _same_partition(resume: Resume, options: NativeOptions) -> bool:
     """Whether every rank of the target has the partition that it had in the source."""
     sizes = {"dp": options.dp, "tp": options.tp, "pp": options.pp, "ep": options.ep}
-    zero = resume.zero
     alike = {
         "round_robin_gradients": options.round_robin,
         "parameter_alignment": options.param_alignment,
@@ -127,141 +134,111 @@ def _same_partition(resume: Resume, options: NativeOptions) -> bool:
     return (
         all(resume.mesh.get(axis, 1) == size for axis, size in sizes.items())
         and {resume.zero_stage, options.zero} in ({1}, {2}, {1, 2}, {3})
-        and (options.zero < 3 or options.sub_group_size == sub_group_size(zero))
-        and all((zero.get(key) is True) == value for key, value in alike.items())
-    )
-
-
-def _check_scaler(resume: Resume, options: NativeOptions) -> None:
-    if "loss_scaler" in resume.scaling(same=options.dtype is options.stored):
-        return
-    raise target_error(
-        "deepspeed-no-scaler",
-        "the source has no loss scaler for a run of fp16",
-        notes=["loading at ZeRO stage 3 replaces the one that the run has configured"],
-        helps=["choose `zero=1` or `zero=2`, or convert to `deepspeed-universal`"],
+        and (options.zero < 3 or options.sub_group_size == sub_group_size(resume.zero))
+        and all((resume.zero.get(key) is True) == value for key, value in alike.items())
     )
 
 
 def _check_names(inventory: Inventory, resume: Resume) -> None:
-    grouped = {name for group in resume.groups for name in group.params}
+    grouped = dict.fromkeys(name for group in resume.groups for name in group.params or ())
     trained = set(inventory.trained)
     alone = [name for name in inventory.trained if name not in grouped]
-    absent = [name for group in resume.groups for name in group.params if name not in trained]
-    if not alone and not absent:
-        return
-    notes = [f"`{name}`{quantity(count)} is in no group" for name, count in _shown(alone)]
-    notes += [f"`{name}`{quantity(count)} is not stored" for name, count in _shown(absent)]
-    raise target_error(
-        "deepspeed-param-groups",
-        "the optimizer's param groups are not of the parameters that are stored",
-        notes=notes,
-        helps=["if the tensors were renamed, convert with their own names"],
-    )
+    absent = [name for group in resume.groups for name in group.params or () if name not in trained]
+    if alone or absent:
+        raise target_error(
+            "deepspeed-param-groups",
+            "the optimizer's param groups are not of the parameters that are stored",
+            notes=[
+                *(f"{item} is in no group" for item in listed_names(alone)),
+                *(f"{item} is not stored" for item in listed_names(absent)),
+            ],
+            helps=["if the tensors were renamed, convert with their own names"],
+        )
 
 
-def _shown(names: Sequence[str]) -> list[tuple[str, int]]:
-    return group_names(names)[:MAX_GROUPS] if names else []
+def listed_names(names: Iterable[str]) -> list[str]:
+    """Names for people, those that differ in numbers alone as one."""
+    groups = group_names(list(names))[:MAX_GROUPS]
+    return [f"`{name}`{quantity(count)}" for name, count in groups]
 
 
-def native_warnings(
-    inventory: Inventory, resume: Resume, options: NativeOptions, unused: Sequence[str]
-) -> tuple[Diagnostic, ...]:
-    """What is to be known before a run loads the folder.
-
-    Args:  unused: files of the source with entries of their own that no target file has.
-    """
-    return (
-        *resume.warning(),
-        *weights_only(inventory),
-        *no_master(inventory),
-        *_needed_settings(options),
-        *_unstored(resume, options),
-        *rank_state(resume, unused),
-    )
+# Warnings; None for what does not need one.
 
 
-def weights_only(inventory: Inventory, condition: str = "") -> tuple[Diagnostic, ...]:
+def weights_only(inventory: Inventory, condition: str = "") -> Diagnostic | None:
     """That there are no optimizer states.
 
     Args:  condition: how the folder must be loaded then.
     """
-    if any(set(inventory.states[name]) - {"param", "master"} for name in inventory.trained):
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-no-states",
-            "the source has no optimizer states, so weights alone are written",
-            "warning",
-            notes=("the optimizer starts anew",),
-            helps=(f"load it {condition}",) if condition else (),
-        ),
+    if any(set(inventory.states[name]) - {PARAM, MASTER} for name in inventory.trained):
+        return None
+    return Diagnostic(
+        "deepspeed-no-states",
+        "the source has no optimizer states, so weights alone are written",
+        "warning",
+        notes=("the optimizer starts anew",),
+        helps=(f"load it {condition}",) if condition else (),
     )
 
 
-def no_master(inventory: Inventory) -> tuple[Diagnostic, ...]:
+def no_master(inventory: Inventory) -> Diagnostic | None:
     """That master weights are made of weights with fewer bits."""
-    names = [
-        name
-        for name in inventory.trained
-        if "master" not in inventory.states[name]
-        and inventory.states[name]["param"].dtype not in (DType.F32, DType.F64)
-    ]
+    states = {name: inventory.states[name] for name in inventory.trained}
+    full = (DType.F32, DType.F64)
+    names = [n for n, own in states.items() if MASTER not in own and own[PARAM].dtype not in full]
     if not names:
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-no-master",
-            f"{len(names)} parameters have no fp32 master weights; they are made of "
-            f"{inventory.states[names[0]]['param'].dtype}",
-            "warning",
-            notes=tuple(f"`{name}`{quantity(count)}" for name, count in _shown(names)),
-            helps=("if the run that made them had master weights, convert its own checkpoint",),
-        ),
+        return None
+    return Diagnostic(
+        "deepspeed-no-master",
+        f"{len(names)} parameters have no fp32 master weights; they are made of "
+        f"{states[names[0]][PARAM].dtype}",
+        "warning",
+        notes=tuple(listed_names(names)),
+        helps=("if the run that made them had master weights, convert its own checkpoint",),
     )
 
 
-def rank_state(resume: Resume, files: Sequence[str]) -> tuple[Diagnostic, ...]:
-    """That some ranks' own state is lost."""
-    out = []
+def rank_state(resume: Resume, files: Sequence[str]) -> Diagnostic | None:
+    """That some ranks' own state is lost.
+
+    Args:  files: of the source, with entries of their own that no target file has.
+    """
     keys = list(dict.fromkeys(key for file in files for key in resume.ranks[file]))
-    if keys:
-        out.append(
-            Diagnostic(
-                "deepspeed-rank-state",
-                "what files of single ranks say for themselves is not written",
-                "warning",
-                notes=(
-                    f"{', '.join(f'`{key}`' for key in keys[:MAX_GROUPS])} in {files[0]}",
-                    *((f"and {len(files) - 1} more files",) if len(files) > 1 else ()),
-                    "the first rank's is written for all",
-                ),
-                helps=("a `universal` checkpoint keeps it",),
-            )
-        )
-    return tuple(out)
+    if not keys:
+        return None
+    return Diagnostic(
+        "deepspeed-rank-state",
+        "what files of single ranks say for themselves is not written",
+        "warning",
+        notes=(
+            f"{', '.join(f'`{key}`' for key in keys[:MAX_GROUPS])} in {files[0]}",
+            *((f"and {len(files) - 1} more files",) if len(files) > 1 else ()),
+            "the first rank's is written for all",
+        ),
+        helps=("a `universal` checkpoint keeps it",),
+    )
 
 
-def _unstored(resume: Resume, options: NativeOptions) -> tuple[Diagnostic, ...]:
+def unstored_names(resume: Resume, options: NativeOptions) -> Diagnostic | None:
+    """That names of the module are written nowhere."""
     names = resume.unstored
     if not names or options.zero == 3 or resume.pipeline is not None:
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-unstored-name",
-            f"{len(names)} names of the module are not written: no file of the source holds them",
-            "warning",
-            notes=(
-                *(f"`{name}`{quantity(count)}" for name, count in _shown(names)),
-                "a checkpoint of stage 3 lists them without any data: parameters in no param "
-                "group, or second names of others",
-            ),
-            helps=("load it with `engine.load_checkpoint(..., load_module_strict=False)`",),
+        return None
+    return Diagnostic(
+        "deepspeed-unstored-name",
+        f"{len(names)} names of the module are not written: no file of the source holds them",
+        "warning",
+        notes=(
+            *listed_names(names),
+            "a checkpoint of stage 3 lists them without any data: parameters in no param "
+            "group, or second names of others",
         ),
+        helps=("load it with `engine.load_checkpoint(..., load_module_strict=False)`",),
     )
 
 
-def _needed_settings(options: NativeOptions) -> tuple[Diagnostic, ...]:
+def needed_settings(options: NativeOptions) -> Diagnostic | None:
+    """What the configuration of the run that loads must have."""
     needed = {}
     if options.round_robin:
         needed["`round_robin_gradients: true`"] = "`round_robin=0`"
@@ -270,13 +247,11 @@ def _needed_settings(options: NativeOptions) -> tuple[Diagnostic, ...]:
     if options.zero == 3 and options.sub_group_size != SUB_GROUP_SIZE:
         needed[f"`sub_group_size: {options.sub_group_size}`"] = f"`sub_group_size={SUB_GROUP_SIZE}`"
     if not needed:
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-needs-setting",
-            f"the folder loads only where `zero_optimization` has {' and '.join(needed)}",
-            "warning",
-            notes=("it is so in the source's `ds_config`, or the target asks for it",),
-            helps=(f"for a run without, add {' and '.join(needed.values())} to the target",),
-        ),
+        return None
+    return Diagnostic(
+        "deepspeed-needs-setting",
+        f"the folder loads only where `zero_optimization` has {' and '.join(needed)}",
+        "warning",
+        notes=("it is so in the source's `ds_config`, or the target asks for it",),
+        helps=(f"for a run without, add {' and '.join(needed.values())} to the target",),
     )

@@ -1,27 +1,120 @@
-"""Experts of a run: files of their own, and what the other files say about them.
+"""Experts of a run that is written: their names on a rank, their files, what other files say.
 
 Source: DeepSpeed 0.19.8 runtime/engine.py `_save_moe_checkpoint` and `load_moe_state_dict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.flat import cut
-from reshard.errors import target_error
-from reshard.formats.deepspeed.autoep_layers import described_layers, expert_ranks
+from reshard.dtypes import DType
+from reshard.errors import ReshardError, target_error
+from reshard.formats.deepspeed.experts import FUSED, expert_of
 from reshard.formats.deepspeed.groups import FlatGroup
 from reshard.formats.deepspeed.inventory import Inventory
-from reshard.formats.deepspeed.local_names import expert_axis
 from reshard.formats.deepspeed.native_options import NativeOptions
 from reshard.formats.deepspeed.resume import Resume
-from reshard.plan.arrangement import Arrangement
+from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
 from reshard.storage.torch_output import TorchOutput
 
-NATIVE = "deepspeed_experts"
+
+def expert_axis(arrangement: Arrangement, name: str) -> str | None:
+    """The axis that numbers experts in a tensor's name, where it is cut over ep."""
+    bound = arrangement.bound[name]
+    return next((a for a in bound.indices if a in bound.cuts and "ep" in bound.cuts[a].over), None)
+
+
+def refuse_several_sizes(arrangement: Arrangement) -> None:
+    """Refuse a model whose layers of experts lie over several numbers of ranks.
+
+    One size beside layers that every rank has whole is no matter.
+    Raises: ReshardError[deepspeed-experts].
+    """
+    sizes = {axis: n for axis, n in arrangement.mesh.items() if axis.startswith("ep") and n > 1}
+    if len(sizes) > 1:
+        raise target_error(
+            "deepspeed-experts",
+            "layers of experts have several expert-parallel sizes, and a target has one",
+            notes=[f"the source has {', '.join(f'{a}={n}' for a, n in sizes.items())}"],
+            helps=["convert to `universal`, which has every expert by its own number"],
+        )
+
+
+def _unshared(count: int, ep: int, name: str) -> ReshardError:
+    return target_error(
+        "deepspeed-experts",
+        f"{count} experts cannot be shared by {ep} expert-parallel ranks",
+        notes=[f"DeepSpeed gives every rank as many; `{name}` is one of them"],
+        helps=[f"choose an `ep` that divides {count}"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTensors:
+    """A name as a rank of the target says it, and the whole tensors that it means there.
+
+    Args:  name: of the parameter.  names: of whole tensors, one for each expert-parallel rank; one
+           in all for what is not numbered locally.
+    """
+
+    name: str
+    names: tuple[str, ...]
+
+    def spec(self, wholes: Sequence[Whole], dtype: DType, label: str) -> ArraySpec:
+        """The tensors of all ranks one behind the other, joined along the first dimension."""
+        first = wholes[0]
+        numel = prod(first.shape)
+        segments = tuple(
+            (key, piece.shift(rank * numel))
+            for rank, whole in enumerate(wholes)
+            for key, piece in whole.segments
+        )
+        shape = first.shape
+        if len(wholes) > 1:
+            shape = (len(wholes) * (shape[0] if shape else 1), *shape[1:])
+        return ArraySpec(label, first.state, dtype, len(wholes) * numel, segments, shape)
+
+    def keys(self, shape: tuple[int, ...]) -> dict[str, object] | None:
+        """What makes the loader give each rank its own tensor; None for one tensor in all.
+
+        The loader cuts a tensor of experts along its first dimension into one block per rank.
+
+        Args:  shape: of one rank's tensor.
+        """
+        if len(self.names) == 1:
+            return None
+        rows = shape[0] if shape else 1
+        return {"is_expert_param": True, "ep_num_experts": len(self.names) * rows}
+
+
+def local_names(
+    arrangement: Arrangement, names: Iterable[str], ep_size: int
+) -> Iterator[NamedTensors]:
+    """The names that ranks of the target use, in the order of the source.
+
+    Raises: ReshardError[deepspeed-experts].
+    """
+    found: dict[str, dict[int, str]] = {}
+    for name in names:
+        axis = expert_axis(arrangement, name)
+        if axis is None:
+            found[name] = {0: name}
+            continue
+        bound = arrangement.bound[name]
+        count = bound.cuts[axis].size
+        if count % ep_size:
+            raise _unshared(count, ep_size, name)
+        rank, index = divmod(bound.indices[axis], count // ep_size)
+        pattern = arrangement.layout.rules[bound.rule].pattern
+        local = pattern.fill({**bound.indices, axis: index}, bound.captures)
+        found.setdefault(local, {})[rank] = name
+    for local, ranks in found.items():
+        yield NamedTensors(local, tuple(ranks[rank] for rank in sorted(ranks)))
 
 
 class Experts:
@@ -34,20 +127,16 @@ class Experts:
         self._inventory = inventory
         self._resume = resume
         self._options = options
-        self._layers = {module: index for index, module in enumerate(resume.expert_layers)}
-        self._described = described_layers(resume.model)
-        self._fused = {name for layer in self._described for name in _fused_names(layer)}
+        self._fused = {name for layer in resume.fused for name in layer.names}
+        layers = {module: index for index, module in enumerate(resume.expert_layers)}
         self._numbered = {
-            name: layer
+            name: (layers[module], found[1])
             for name in arrangement.bound
-            if name not in self._fused and (layer := self._layer(name)) is not None
+            if name not in self._fused
+            and (found := expert_of(name)) is not None
+            and (module := found[0].partition(".deepspeed_moe")[0]) in layers
         }
         self._check()
-
-    @property
-    def any_described(self) -> bool:
-        """Whether there are layers of AutoEP, about which every rank says something else."""
-        return bool(self._described)
 
     def owns(self, name: str) -> bool:
         """Whether a tensor lies elsewhere than in the `module` of model files."""
@@ -55,42 +144,42 @@ class Experts:
 
     def files(
         self, held: Sequence[Mapping[str, LaidTensor]], output: TorchOutput
-    ) -> Iterator[tuple[str, dict[str, object]]]:
-        """The start of the name and the content of every expert file of a model-parallel rank.
+    ) -> Iterator[tuple[int, int, dict[str, object]]]:
+        """Layer, expert, and content of every expert file of a model-parallel rank.
 
         Args:  held: by expert-parallel rank, its tensors by the name of the whole one.
         """
         found: dict[tuple[int, int], dict[str, object]] = {}
         for own in held:
             for name, tensor in own.items():
-                layer = self._numbered.get(name)
-                if layer is not None:
+                if name in self._numbered:
                     (spec,) = self._pieces(tensor, (name,), tensor.shape)
-                    found.setdefault((layer, _number(name)), {})[name] = output.tensor(spec)
+                    found.setdefault(self._numbered[name], {})[name] = output.tensor(spec)
         if self._options.zero == 3:
             for name in self._fused:
                 self._inventory.derive_weights(name)
             return
         for ep, own in enumerate(held):
-            for described in self._described:
-                layer, experts = _layer_number(described), _placed(described, ep)
-                for name in _fused_names(described):
+            for layer in self._resume.fused:
+                assert layer.number is not None
+                for name in layer.names:
                     if name not in own:
                         continue
-                    keys = tuple(f"{name}.{expert}" for expert in experts)
+                    experts = layer.experts[ep]
+                    keys = [f"{name}.{expert}" for expert in experts]
                     specs = self._pieces(own[name], keys, own[name].shape[1:])
                     for expert, spec in zip(experts, specs, strict=True):
-                        found.setdefault((layer, expert), {})[spec.label] = output.tensor(spec)
-        for (layer, expert), tensors in sorted(found.items()):
-            yield f"layer_{layer}_expert_{expert}", tensors
+                        place = found.setdefault((layer.number, expert), {})
+                        place[spec.label] = output.tensor(spec)
+        for (number, expert), tensors in sorted(found.items()):
+            yield number, expert, tensors
 
     def _pieces(
         self, tensor: LaidTensor, keys: Sequence[str], shape: tuple[int, ...]
     ) -> list[ArraySpec]:
         """A tensor cut along its first dimension into as many tensors as there are keys."""
-        state, dtype = self._inventory.weights(
-            tensor.whole, self._options.stored, self._options.dtype
-        )
+        stored, computed = self._options.stored, self._options.dtype
+        state, dtype = self._inventory.weights(tensor.whole, stored, computed)
         numel = prod(shape)
         out = []
         for index, key in enumerate(keys):
@@ -105,32 +194,31 @@ class Experts:
 
     def described(self, dp_rank: int) -> dict[str, object]:
         """What a model file says about AutoEP's layers, for the rank that writes it."""
-        if not self._described:
+        if not self._fused:
             return {}
         options = self._options
         ep = options.ep_rank(dp_rank)
-        own = []
-        for layer in self._described:
-            experts = _placed(layer, ep)
-            own.append(
-                {
-                    **layer,
-                    "num_local_experts": len(experts),
-                    "checkpoint_format": "zero3_partitioned"
-                    if options.zero == 3
-                    else "per_expert_files",
-                    "checkpoint_format_version": 1 if options.zero == 3 else None,
-                    "ep_rank": ep,
-                    "expert_data_parallel_rank": options.expert_members(ep).index(dp_rank),
-                    "expert_data_parallel_world_size": options.dp // options.ep,
-                    "global_expert_start": experts[0] if experts else 0,
-                    "global_expert_end": experts[-1] + 1 if experts else 0,
-                }
-            )
-        out: dict[str, object] = {"ds_autoep_layers": own}
+        own = [
+            {
+                **layer.told,
+                "num_local_experts": len(experts),
+                "checkpoint_format": "zero3_partitioned"
+                if options.zero == 3
+                else "per_expert_files",
+                "checkpoint_format_version": 1 if options.zero == 3 else None,
+                "ep_rank": ep,
+                "expert_data_parallel_rank": options.sharing[ep].index(dp_rank),
+                "expert_data_parallel_world_size": options.dp // options.ep,
+                "global_expert_start": experts[0] if experts else 0,
+                "global_expert_end": experts[-1] + 1 if experts else 0,
+            }
+            for layer in self._resume.fused
+            for experts in (layer.experts[ep],)
+        ]
+        out: dict[str, object] = {FUSED[0]: own}
         info = self._resume.client.get("universal_checkpoint_info")
-        if isinstance(info, dict) and "ds_autoep_layers" in info:
-            out["universal_checkpoint_info"] = {**info, "ds_autoep_layers": own}
+        if isinstance(info, dict) and FUSED[0] in info:
+            out["universal_checkpoint_info"] = {**info, FUSED[0]: own}
         return out
 
     def partition_groups(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
@@ -142,26 +230,18 @@ class Experts:
             return {}
         out = []
         for number, group in enumerate(groups):
-            expert = next(iter(group.shapes)) in self._fused
-            family = "autoep_expert" if expert else "replicated"
-            name = f"ep_size_{self._options.ep}" if expert else "replicated"
+            is_expert = next(iter(group.shapes)) in self._fused
             out.append(
                 {
                     "sub_group": number,
                     "partition_count": len(group.members),
                     "partition_rank": group.partition(dp_rank),
                     "partition_ranks": list(group.members),
-                    "families": [family],
-                    "group_names": [name],
+                    "families": ["autoep_expert" if is_expert else "replicated"],
+                    "group_names": [f"ep_size_{self._options.ep}" if is_expert else "replicated"],
                 }
             )
         return {"ds_zero_partition_groups": out}
-
-    def _layer(self, name: str) -> int | None:
-        parts = name.split(".")
-        if NATIVE not in parts or "deepspeed_moe" not in parts:
-            return None
-        return self._layers.get(".".join(parts[: parts.index("deepspeed_moe")]))
 
     def _check(self) -> None:
         """Refuse what DeepSpeed itself would not load.
@@ -169,7 +249,7 @@ class Experts:
         Raises: ReshardError[deepspeed-experts].
         """
         options = self._options
-        source = expert_ranks(self._resume.model) or self._arrangement.mesh.get("ep", 1)
+        source = self._resume.ep or self._arrangement.mesh.get("ep", 1)
         if self._fused and options.ep != source:
             raise target_error(
                 "deepspeed-experts",
@@ -188,37 +268,4 @@ class Experts:
             axis = expert_axis(self._arrangement, name)
             count = 1 if axis is None else self._arrangement.bound[name].cuts[axis].size
             if count % options.ep:
-                raise target_error(
-                    "deepspeed-experts",
-                    f"{count} experts cannot be shared by {options.ep} expert-parallel ranks",
-                    notes=[f"DeepSpeed gives every rank as many; `{name}` is one of them"],
-                    helps=[f"choose an `ep` that divides {count}"],
-                )
-
-
-def _number(name: str) -> int:
-    parts = name.split(".")
-    return int(parts[parts.index(NATIVE) + 1])
-
-
-def _layer_number(layer: Mapping[str, object]) -> int:
-    number = layer["moe_layer_id"]
-    assert isinstance(number, int)
-    return number
-
-
-def _fused_names(layer: Mapping[str, object]) -> tuple[str, ...]:
-    prefix = layer.get("expert_key_prefix")
-    return tuple(f"{prefix}.{part}" for part in ("w1", "w2", "w3"))
-
-
-def _placed(layer: Mapping[str, object], ep_rank: int) -> list[int]:
-    """The experts of one rank."""
-    placement = layer.get("expert_placement")
-    if isinstance(placement, dict):
-        for item in placement.get("ranks", ()):
-            if item.get("rank") == ep_rank:
-                return list(item["experts"])
-    own = layer["num_local_experts"]
-    assert isinstance(own, int)
-    return list(range(ep_rank * own, (ep_rank + 1) * own))
+                raise _unshared(count, options.ep, name)

@@ -254,7 +254,7 @@ def written_groups(
     """
     out: list[WrittenGroup] = []
     for index, group in enumerate(resume.groups):
-        tensors = [held[name] for name in group.params if name in held]
+        tensors = [held[name] for name in group.params or () if name in held]
         if not tensors:
             continue
         members = _members(index, tensors, options, ep_rank)
@@ -295,7 +295,7 @@ def _members(
                 "DeepSpeed keeps experts in param groups of their own",
             ],
         )
-    return options.expert_members(ep_rank)
+    return options.sharing[ep_rank]
 
 
 def _states(index: int, tensors: Sequence[LaidTensor], inventory: Inventory) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.deepspeed.autoep_layers import expert_ranks
+from reshard.formats.deepspeed.experts import sharing_ranks
 from reshard.formats.deepspeed.inventory import Inventory, find_tag
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement
@@ -68,19 +68,14 @@ class NativeOptions:
         """What the names of optimizer files begin with."""
         return "bf16_" if self.dtype is DType.BF16 else ""
 
+    @property
+    def sharing(self) -> list[range]:
+        """By expert-parallel rank, the data-parallel ranks that have its experts."""
+        return sharing_ranks(self.dp, self.ep, data_first=self.data_first)
+
     def ep_rank(self, dp_rank: int) -> int:
         """The expert-parallel rank of a data-parallel one."""
         return dp_rank // (self.dp // self.ep) if self.data_first else dp_rank % self.ep
-
-    def expert_members(self, ep_rank: int) -> range:
-        """The data-parallel ranks that have the experts of an expert-parallel one.
-
-        Source: DeepSpeed 0.19.8 utils/groups.py, `use_data_before_expert_parallelism`.
-        """
-        count = self.dp // self.ep
-        if self.data_first:
-            return range(ep_rank * count, (ep_rank + 1) * count)
-        return range(ep_rank, self.dp, self.ep)
 
     def config(self, resume: Resume) -> dict[str, object]:
         """The source's `ds_config`, with what these files are for."""
@@ -115,7 +110,7 @@ def native_options(
     mesh = arrangement.mesh
     stored = resume.dtype or inventory.weights_dtype()
     zero = _choice(target, "zero", resume.zero_stage or 1, (1, 2, 3))
-    known = {**mesh, "ep": expert_ranks(resume.model) or mesh.get("ep", 1)}
+    known = {**mesh, "ep": resume.ep or mesh.get("ep", 1)}
     sizes = {
         axis: target.integer(axis, known.get(axis, 1)) or 1 for axis in ("dp", "tp", "pp", "ep")
     }

@@ -15,11 +15,10 @@ from reshard.formats.deepspeed.folder import Folder, Rank
 from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.scalar import Scalar, scalar_of
+from reshard.run.states import MASTER, STEP
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef
 
-MASTER = "master"
-STEP = "step"
 MASTERS = "single_partition_of_fp32_groups"
 MASTERS_ZERO3 = "fp32_flat_groups"
 BASE = "base_optimizer_state"

@@ -13,8 +13,9 @@ from reshard.formats.deepspeed.folder import Folder
 from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.weights import PARAM, tensor_of
 from reshard.plan.catalog import Coord, LocalTensor
+from reshard.run.states import PARAM
+from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
 
 TIED = "tied_modules."
@@ -60,7 +61,7 @@ class Pipeline:
             keys = self.keys.setdefault(str(layer), {})
             for local, ref in weights.items():
                 keys[local] = f"{prefix}{local}"
-                yield tensor_of(ref, f"{prefix}{local}", PARAM, coord, root.file)
+                yield local_tensor(ref, f"{prefix}{local}", PARAM, coord, root.file)
 
     def _coord(self, layer: int, tp_rank: int) -> Coord:
         out: list[tuple[str, int]] = []

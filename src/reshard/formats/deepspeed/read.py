@@ -7,13 +7,13 @@ from pathlib import Path
 from reshard.formats.deepspeed.ages import ages
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
-from reshard.formats.deepspeed.keeper import Keeper
+from reshard.formats.deepspeed.detect import find_step
 from reshard.formats.deepspeed.left import left_of
 from reshard.formats.deepspeed.source import read_source
-from reshard.formats.deepspeed.step import find_step
 from reshard.formats.deepspeed.training import read_training
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
+from reshard.storage.kept import Keeper
 
 NAME = "deepspeed"
 

@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
+from reshard.formats.deepspeed.entries import COUNTERS, SCALING
+from reshard.formats.deepspeed.experts import FusedLayer, fused_layers
+from reshard.formats.deepspeed.node import Node
 from reshard.plan.arrangement import Arrangement
+from reshard.run.run import Group
 from reshard.storage.inert import Record
-from reshard.storage.kept import decode
+from reshard.storage.kept import MISSING, Decoder
 
 WRITTEN_FOR = "0.19.8"
 """The DeepSpeed version whose files are written when the source is of another framework."""
 
-COUNTERS = ("global_steps", "skipped_steps", "global_samples")
-
 _DTYPES = {
-    "BF16": DType.BF16,
-    "F16": DType.F16,
-    "F32": DType.F32,
-    "bf16": DType.BF16,
-    "fp16": DType.F16,
-    "fp32": DType.F32,
-    "bfloat16": DType.BF16,
-    "float16": DType.F16,
-    "float32": DType.F32,
+    **dict.fromkeys(("BF16", "bf16", "bfloat16"), DType.BF16),
+    **dict.fromkeys(("F16", "fp16", "float16"), DType.F16),
+    **dict.fromkeys(("F32", "fp32", "float32"), DType.F32),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ParamGroup:
-    """One param group of the optimizer.
-
-    Args:  params: names of whole tensors, in the order of the optimizer.
-           settings: hyper-parameters.
-    """
-
-    params: tuple[str, ...]
-    settings: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +30,16 @@ class Resume:
     """The state of training, as objects that a pickle can hold.
 
     Args:  version: DeepSpeed's.  counters: see COUNTERS.
-           groups: () where the source does not tell.
-           optimizer: `loss_scaler`, `dynamic_loss_scale`, `overflow`, and `clip_grad`, as far as
-                 the source has them; optimizer_other: entries of no known meaning beside them.
+           groups: with decoded settings; () where the source does not tell.
+           optimizer: see SCALING, as far as the source has them; optimizer_other: entries of no
+                 known meaning beside them.
            config: the source's `ds_config`.
            model: other entries of a model file (`data_sampler`, `num_experts`, ...).
-           module: entries of a module's state that are no tensors, by file.
+           module: entries of a module's state that are no tensors, as the first file has them.
            client: entries that the training script added.
            pipeline: by layer number, the keys of its file and the tensors' names; None for a
                  model that is no pipeline.
+           fused: layers of AutoEP.
            expert_layers: modules that the numbered layers of experts belong to.
            mesh: of the run that saved.
            ranks: by file of the source, what it says otherwise than the first rank's.
@@ -66,64 +51,57 @@ class Resume:
 
     version: str
     counters: Mapping[str, int]
-    groups: tuple[ParamGroup, ...]
+    groups: tuple[Group, ...]
     lr_scheduler: object
     optimizer: Mapping[str, object]
     optimizer_other: Mapping[str, object]
     config: Mapping[str, object]
     model: Mapping[str, object]
-    module: Mapping[str, Mapping[str, object]]
+    module: Mapping[str, object]
     client: Mapping[str, object]
     dtype: DType | None
     zero_stage: int | None
     pipeline: Mapping[str, Mapping[str, str]] | None
+    fused: tuple[FusedLayer, ...]
     expert_layers: tuple[str, ...]
     mesh: Mapping[str, int]
     ranks: Mapping[str, Mapping[str, object]]
     kept: Mapping[str, Mapping[str, object]]
     paths: Mapping[str, tuple[str, ...]]
     unstored: tuple[str, ...]
-    missing: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...]
 
     @property
     def zero(self) -> Mapping[str, object]:
         """The source's settings of ZeRO."""
-        found = self.config.get("zero_optimization")
-        return found if isinstance(found, dict) else {}
+        return _mapping(self.config.get("zero_optimization"))
+
+    @property
+    def ep(self) -> int | None:
+        """How many ranks share the experts of AutoEP, whatever form they are in now.
+
+        A universal checkpoint has no ranks, but its experts were placed on some, and go back there.
+        """
+        return len(self.fused[0].experts) if self.fused else None
 
     def common_settings(self) -> tuple[dict[str, object], tuple[str, ...]]:
         """Hyper-parameters that all groups share, and the names of those that differ."""
-        if not self.groups:
-            return {}, ()
-        first = self.groups[0].settings
+        groups = [group.settings for group in self.groups] or [{}]
         differing = tuple(
             key
-            for key in dict.fromkeys(key for group in self.groups for key in group.settings)
-            if any(
-                key not in group.settings or group.settings[key] != first.get(key)
-                for group in self.groups
-            )
+            for key in dict.fromkeys(key for settings in groups for key in settings)
+            if any(key not in own or own[key] != groups[0].get(key) for own in groups)
         )
-        return {key: value for key, value in first.items() if key not in differing}, differing
-
-    @property
-    def has_settings(self) -> bool:
-        """Whether the hyper-parameters of the param groups are known."""
-        return any(group.settings for group in self.groups)
+        common = {key: value for key, value in groups[0].items() if key not in differing}
+        return common, differing
 
     def scaling(self, *, same: bool) -> dict[str, object]:
         """The loss scaler and its kind, for a run of the same precision alone; gradient clipping.
 
         Another run's scaler would scale what must not be, or not scale what must.
         """
-        own: tuple[str, ...] = ("clip_grad",)
-        if same:
-            own = ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
+        own = SCALING if same else ("clip_grad",)
         return {key: self.optimizer[key] for key in own if key in self.optimizer}
-
-    def module_entries(self) -> dict[str, object]:
-        """Entries of the module's state that are no tensors, as the first file has them."""
-        return dict(next(iter(self.module.values()), {}))
 
     def kept_in(self, file: str) -> dict[int, dict[str, object]]:
         """States of a file's groups that cannot be cut anew, by group."""
@@ -139,10 +117,10 @@ class Resume:
         keys = (key for own in self.kept.values() for key in own)
         return tuple(dict.fromkeys(key.partition(".")[2] for key in keys))
 
-    def nested(self, module: Mapping[str, object]) -> dict[str, object]:
+    def module_state(self, tensors: Mapping[str, object]) -> dict[str, object]:
         """A module's state as the model itself takes it, where its modules are dicts of dicts."""
         out: dict[str, object] = {}
-        for name, value in module.items():
+        for name, value in {**tensors, **self.module}.items():
             *way, key = self.paths.get(name, (name,))
             inner = out
             for step in way:
@@ -152,119 +130,78 @@ class Resume:
             inner[key] = value
         return out
 
-    def own(self, file: str) -> dict[str, object]:
-        """What a file of the source says for itself, where the target has the same file."""
-        return dict(self.ranks.get(file, {}))
-
-    def warning(self) -> tuple[Diagnostic, ...]:
+    def warning(self) -> Diagnostic | None:
         """What was not told by the source."""
         if not self.missing:
-            return ()
-        return (
-            Diagnostic(
-                "deepspeed-defaults",
-                "the source does not tell all that DeepSpeed resumes with",
-                "warning",
-                notes=tuple(f"{item}" for item in self.missing),
-                helps=("set in the training script what these values should be",),
-            ),
+            return None
+        return Diagnostic(
+            "deepspeed-defaults",
+            "the source does not tell all that DeepSpeed resumes with",
+            "warning",
+            notes=self.missing,
+            helps=("set in the training script what these values should be",),
         )
 
 
-def resume_of(arrangement: Arrangement, tensor: Callable[[object], object]) -> Resume:
-    """What the catalog of an arrangement knows, decoded.
-
-    Args:  tensor: what stands for a tensor inside of it, given its name.
-    """
-    training = arrangement.catalog.training
-    told = dict(training.framework or {})
-    mine = told.get("name") == "deepspeed"
-    told = told if mine else {}
-    decode = _Decoder(tensor)
+def resume_of(arrangement: Arrangement, decoder: Decoder) -> Resume:
+    """What the catalog of an arrangement knows, decoded."""
+    run = arrangement.catalog.training
+    told = run.of("deepspeed")
     missing = []
-    counters = {
-        key: value
-        for key, value in decode.mapping(told.get("counters")).items()
-        if isinstance(value, int)
-    }
-    if "global_steps" not in counters:
-        counters["global_steps"] = training.iteration or 0
-        if training.iteration is None:
-            missing.append("the number of steps done: 0 is written as `global_steps`")
-    if "skipped_steps" not in counters:
-        counters["skipped_steps"] = 0
-        if not mine:
-            missing.append("steps that were skipped: 0 is written as `skipped_steps`")
-    state = decode.mapping(training.state)
-    if "lr_scheduler" not in state and not mine:
+    counters = {"global_steps": run.iteration or 0, "skipped_steps": 0}
+    known = decoder.mapping(told.get("counters"))
+    counters.update({k: v for k, v in known.items() if k in COUNTERS and isinstance(v, int)})
+    if run.iteration is None and "global_steps" not in known:
+        missing.append("the number of steps done: 0 is written as `global_steps`")
+    if not told and "skipped_steps" not in known:
+        missing.append("steps that were skipped: 0 is written as `skipped_steps`")
+    state = decoder.mapping(run.state)
+    if "lr_scheduler" not in state and not told:
         missing.append("the learning rate schedule: None is written as `lr_scheduler`")
-    groups = tuple(
-        ParamGroup(
-            tuple(str(name) for name in _list(group.get("params"))),
-            decode.mapping({key: value for key, value in group.items() if key != "params"}),
-        )
-        for group in training.param_groups
-    )
-    if not any(group.settings for group in groups):
+    if not run.has_settings:
         missing.append("the optimizer's hyper-parameters: those of the run that loads stay")
-    stage = told.get("zero_stage")
+    model = decoder.mapping(told.get("other"))
+    module = decoder.nested(told.get("module_other"))
+    client = decoder.mapping(told.get("client_state"))
+    info = decoder.value(told.get("universal_checkpoint_info"))
+    if info is not None:
+        client["universal_checkpoint_info"] = info
+    stage, pipeline = told.get("zero_stage"), told.get("pipeline")
+    saved_over = _mapping(told.get("saved_over")).items()
     return Resume(
         str(told.get("version") or WRITTEN_FOR),
-        {key: counters[key] for key in COUNTERS if key in counters},
-        groups,
+        counters,
+        tuple(Group(decoder.mapping(g.settings), g.params or ()) for g in run.param_groups),
         state.get("lr_scheduler"),
-        {
-            key: state[key]
-            for key in ("loss_scaler", "dynamic_loss_scale", "overflow", "clip_grad")
-            if state.get(key) is not None
-        },
-        decode.mapping(told.get("optimizer_other")),
-        _mapping(decode.value(told.get("ds_config"))),
-        decode.mapping(told.get("other")),
-        decode.nested(told.get("module_other")),
-        _client(told, decode),
+        {key: state[key] for key in SCALING if state.get(key) is not None},
+        decoder.mapping(told.get("optimizer_other")),
+        _mapping(decoder.value(told.get("ds_config"))),
+        model,
+        next(iter(module.values()), {}),
+        client,
         _DTYPES.get(str(told.get("compute_dtype"))),
         stage if isinstance(stage, int) else None,
-        _pipeline(told.get("pipeline")),
-        tuple(str(item) for item in _list(_mapping(told.get("moe")).get("layers"))),
-        _mesh(told, arrangement),
-        decode.nested(told.get("per_rank")),
-        decode.nested(told.get("optimizer_states")),
-        {
-            name: tuple(str(key) for key in _list(path))
-            for name, path in _mapping(told.get("module_paths")).items()
+        None
+        if pipeline is None
+        else {
+            layer: {key: str(name) for key, name in _mapping(keys).items()}
+            for layer, keys in _mapping(_mapping(pipeline).get("layers")).items()
         },
-        tuple(str(name) for name in _list(told.get("unstored"))),
+        fused_layers(Node(dict(model), "the source")),
+        _names(_mapping(told.get("moe")).get("layers")),
+        {axis: size for axis, size in saved_over if isinstance(size, int)}
+        or dict(arrangement.mesh),
+        decoder.nested(told.get("per_rank")),
+        decoder.nested(told.get("optimizer_states")),
+        {name: _names(path) for name, path in _mapping(told.get("module_paths")).items()},
+        _names(told.get("unstored")),
         tuple(missing),
     )
 
 
-_MISSING = object()
-"""Stands for an entry that one rank's file lacks."""
-
-
 def with_own(root: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
     """A tree with the entries that one rank's file has, or lacks, for itself."""
-    out = {**root, **own}
-    return {key: value for key, value in out.items() if value is not _MISSING}
-
-
-class _Decoder:
-    """Makes objects of the JSON values that the reader kept."""
-
-    def __init__(self, tensor: Callable[[object], object]) -> None:
-        self._tensor = tensor
-
-    def value(self, value: object) -> object:
-        if value == {"$missing": True}:
-            return _MISSING
-        return decode(value, self._tensor)
-
-    def mapping(self, value: object) -> dict[str, object]:
-        return {key: self.value(item) for key, item in _mapping(value).items()}
-
-    def nested(self, value: object) -> dict[str, dict[str, object]]:
-        return {key: self.mapping(item) for key, item in _mapping(value).items()}
+    return {key: value for key, value in {**root, **own}.items() if value is not MISSING}
 
 
 def loss_scaler(scale: float = 1.0) -> Record:
@@ -277,33 +214,9 @@ def loss_scaler(scale: float = 1.0) -> Record:
     return record
 
 
-def _mesh(told: Mapping[str, object], arrangement: Arrangement) -> dict[str, int]:
-    """The sizes of the run that saved, also where its tensors were made whole since."""
-    saved = _mapping(told.get("saved_over"))
-    sizes = {axis: size for axis, size in saved.items() if isinstance(size, int)}
-    return sizes or dict(arrangement.mesh)
-
-
-def _client(told: Mapping[str, object], decode: _Decoder) -> dict[str, object]:
-    out = decode.mapping(told.get("client_state"))
-    info = decode.value(told.get("universal_checkpoint_info"))
-    if info is not None:
-        out["universal_checkpoint_info"] = info
-    return out
-
-
-def _pipeline(value: object) -> dict[str, dict[str, str]] | None:
-    if value is None:
-        return None
-    return {
-        layer: {key: str(name) for key, name in _mapping(keys).items()}
-        for layer, keys in _mapping(_mapping(value).get("layers")).items()
-    }
-
-
 def _mapping(value: object) -> dict[str, object]:
     return {str(key): item for key, item in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else []
+def _names(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else ()

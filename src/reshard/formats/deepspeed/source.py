@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,10 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.deepspeed.experts import (
     FusedLayer,
-    data_before_expert,
-    expert_module,
+    expert_of,
     fused_layers,
     group_is_expert,
     largest_size,
-    named_size,
     native_index,
     unsupported_experts,
 )
@@ -55,7 +54,7 @@ class Source:
     def expert_size(self, name: str) -> int:
         """Over how many ranks the experts of a parameter's layer lie; 1 for what is no expert."""
         if group_is_expert((name,), self.fused):
-            return self.expert_sizes.get(expert_module(name) or "", self.ep)
+            return self.expert_sizes.get((expert_of(name) or ("",))[0], self.ep)
         return 1
 
     def group_ep(self, mp_rank: int, index: int) -> int:
@@ -119,7 +118,7 @@ def read_source(root: Path) -> Source:
     _check_counters(models, grid)
     shards = read_shards(files, folder, grid)
     _check_needed(folder, first, shards)
-    fused = fused_layers(first)
+    fused = fused_layers(first.root)
     _refuse_folding(first.root, grid, fused)
     plain = _plain(files, folder, models, shards)
     ep, sizes = _expert_sizes(first, grid, shards, plain, fused)
@@ -268,16 +267,14 @@ def _expert_sizes(
                 [f"{shard.file} does not tell which ranks share it"],
             )
         count = shard.groups[index].count
-        groups = shard.param_groups
-        named = None if groups is None else named_size(groups[index])
-        size = grid.dp // count if count else named
+        size = grid.dp // count if count else _named_size(shard, index)
         if size is None:
             raise unsupported_experts(
                 f"group {index} has experts, and nothing tells which ranks share them",
                 [f"{shard.file} has no `partition_count`"],
             )
         sizes[f"group {index} of {shard.file}"] = size
-        modules.update((module, size) for name in shapes if (module := expert_module(name)))
+        modules.update((found[0], size) for name in shapes if (found := expert_of(name)))
     if plain:
         expert_ranks = {ep_rank for ep_rank, _ in plain}
         if len(expert_ranks) > 1:
@@ -285,6 +282,9 @@ def _expert_sizes(
     return largest_size(sizes), modules
 
 
-def is_data_first(source: Source) -> bool:
-    """Whether neighbouring dp ranks share experts."""
-    return data_before_expert(source.first)
+def _named_size(shard: Shard, index: int) -> int | None:
+    """The expert-parallel size in a param group's name, `ep_size_4`."""
+    groups = shard.param_groups
+    name = None if groups is None else groups[index].get("name")
+    found = None if name is None else re.search(r"ep_size_(\d+)", str(name.value))
+    return None if found is None else int(found[1])

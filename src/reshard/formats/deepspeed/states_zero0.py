@@ -15,11 +15,11 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.numbering import ambiguous_ids, assign
-from reshard.formats.deepspeed.optimizer_file import MASTER
 from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.weights import tensor_of
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.run.rounding import PROBED, rounds_to
+from reshard.run.states import MASTER
+from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
 
 _ROUNDED = (DType.F32, DType.BF16, DType.F16)
@@ -142,7 +142,7 @@ class Naming:
                 if self._optimizer.flat:
                     yield self._run(weight, state, ref, position, coord)
                 elif ref.shape == weight.shape:
-                    yield tensor_of(ref, name, state, coord, file)
+                    yield local_tensor(ref, name, state, coord, file)
             for state, node in own.others.items():
                 if (scalar := scalar_of(node.value, file)) is not None:
                     yield scalar.local(name, state, coord)

@@ -10,21 +10,10 @@ from reshard.dtypes import DType
 from reshard.errors import source_error
 from reshard.formats.deepspeed.groups import share_of
 from reshard.formats.deepspeed.model_file import ModelFile
-from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.plan.catalog import Coord, LocalTensor
+from reshard.run.states import PARAM
+from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
-
-PARAM = "param"
-
-
-def tensor_of(ref: TensorRef, name: str, state: str, coord: Coord, file: str) -> LocalTensor:
-    """A stored tensor as a local tensor."""
-    if not ref.numel:
-        fragments: tuple[Fragment, ...] = ()
-    elif ref.is_contiguous:
-        fragments = (Fragment(0, ref.numel, file, ref.byte_offset),)
-    else:
-        fragments = (Fragment(0, ref.numel, file, ref.byte_offset, ref.strides),)
-    return LocalTensor(name, state, coord, ref.shape, ref.dtype, fragments)
 
 
 def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
@@ -82,7 +71,7 @@ def module_tensors(
     """The weights of one model file of stages 0 to 2, each under one name."""
     for name, ref in (model.module or {}).items():
         if name not in aliases:
-            yield tensor_of(ref, name, PARAM, coord, model.file)
+            yield local_tensor(ref, name, PARAM, coord, model.file)
 
 
 def zero3_tensors(models: Sequence[ModelFile], coord: Coord) -> Iterator[LocalTensor]:
@@ -101,7 +90,7 @@ def zero3_tensors(models: Sequence[ModelFile], coord: Coord) -> Iterator[LocalTe
     for name, ref in (first.module or {}).items():
         is_empty = not ref.numel or ref.shape in empty & {(1,)}  # (1,) is of older versions
         if name in first.buffer_names or (name not in elsewhere and not is_empty):
-            yield tensor_of(ref, name, PARAM, coord, first.file)
+            yield local_tensor(ref, name, PARAM, coord, first.file)
     for name, shape in (first.frozen_shapes or {}).items():
         yield _frozen(models, name, shape, coord)
 

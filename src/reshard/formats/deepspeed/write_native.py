@@ -1,33 +1,58 @@
 """Writes the folder that `engine.load_checkpoint` loads, for a run of any size and ZeRO stage.
 
-Source: DeepSpeed 0.19.8 runtime/engine.py `_save_checkpoint` and `_save_zero_checkpoint`;
-docs/formats/deepspeed-writing.md says what each file holds.
+Source: DeepSpeed 0.19.8 runtime/engine.py `_save_checkpoint` and `_save_zero_checkpoint`,
+runtime/pipe/module.py `save_state_dict`; docs/formats/deepspeed-writing.md says what each file
+holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 
-from reshard.formats.deepspeed.autoep_layers import LAYERS
-from reshard.formats.deepspeed.inventory import Inventory, take_inventory
-from reshard.formats.deepspeed.local_names import refuse_several_sizes
-from reshard.formats.deepspeed.native_checks import check_native, native_warnings
-from reshard.formats.deepspeed.native_experts import Experts
-from reshard.formats.deepspeed.native_model import ModelFiles
-from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_groups
-from reshard.formats.deepspeed.native_options import NativeOptions, native_options
-from reshard.formats.deepspeed.native_pipeline import layer_files
-from reshard.formats.deepspeed.resume import Resume, resume_of
+from reshard.algebra.partition import Each, spread
+from reshard.dtypes import DType
+from reshard.errors import target_error
+from reshard.formats.deepspeed.detect import LATEST
+from reshard.formats.deepspeed.experts import FUSED
+from reshard.formats.deepspeed.folder import (
+    EXPERT,
+    LAYER,
+    LAYER_TP,
+    MODEL,
+    MODEL_ZERO3,
+    OPTIMIZERS,
+)
+from reshard.formats.deepspeed.groups import FlatGroup
+from reshard.formats.deepspeed.inventory import take_inventory
+from reshard.formats.deepspeed.native_checks import (
+    check_native,
+    needed_settings,
+    no_master,
+    rank_state,
+    unstored_names,
+    weights_only,
+)
+from reshard.formats.deepspeed.native_experts import Experts, refuse_several_sizes
+from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, placed, written_groups
+from reshard.formats.deepspeed.native_options import native_options
+from reshard.formats.deepspeed.resume import resume_of, with_own
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor, lay_out
-from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.output import Output
+from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.run.states import PARAM
+from reshard.storage.inert import Size
+from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
+from reshard.storage.torch_writer import NewTensor
 
-LATEST = "latest"
-
-TOLD = {*LAYERS, "universal_checkpoint_info"}
+_TOLD = {*FUSED, "universal_checkpoint_info"}
 """What AutoEP's ranks say for themselves, which is written anew for every rank."""
+
+Held = Mapping[str, LaidTensor]
+"""The tensors of one coordinate, by the name of the whole one."""
 
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
@@ -38,94 +63,81 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
             deepspeed-experts | deepspeed-layer | deepspeed-missing-state | deepspeed-mixed-group |
             numbers-disagree], and those of `check_native`.
     """
-    output = TorchOutput()
-    inventory = take_inventory(arrangement)
-    resume = resume_of(arrangement, inventory.extra_tensors(output))
-    refuse_several_sizes(arrangement)
-    options = native_options(arrangement, target, inventory, resume)
-    check_native(inventory, resume, options)
-    run = _Run(arrangement, inventory, resume, options, output)
-    run.write()
-    latest = FileBytes(LATEST, 0, options.tag.encode())
-
-    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        return (*output.finish(written), latest)
-
-    return Output(
-        tuple(output.placed),
-        output.files,
-        tuple(output.head),
-        finish,
-        native_warnings(inventory, resume, options, run.unused_ranks()),
-        inventory.dropped(output),
-        inventory.folded_tensors(),
-        beside="",
-    )
+    return _Run(arrangement, target).output()
 
 
 class _Run:
     """The files of all ranks."""
 
-    def __init__(
-        self,
-        arrangement: Arrangement,
-        inventory: Inventory,
-        resume: Resume,
-        options: NativeOptions,
-        output: TorchOutput,
-    ) -> None:
-        self._arrangement = arrangement
+    def __init__(self, arrangement: Arrangement, target: Target) -> None:
+        output = TorchOutput()
+        inventory = take_inventory(arrangement)
+        resume = resume_of(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
+        refuse_several_sizes(arrangement)
+        options = native_options(arrangement, target, inventory, resume)
+        check_native(inventory, resume, options)
+        self._catalog = arrangement.catalog
         self._inventory = inventory
         self._resume = resume
         self._options = options
         self._output = output
         self._experts = Experts(arrangement, inventory, resume, options)
-        self._models = ModelFiles(arrangement, inventory, resume, options, output)
         self._optimizers = OptimizerFiles(inventory, resume, options, output)
         self._laid = lay_out(arrangement, options.mesh)
         self._used: set[str] = set()
 
-    def write(self) -> None:
-        """Plan every file."""
-        options = self._options
+    def output(self) -> Output:
+        """Everything."""
+        options, resume, inventory = self._options, self._resume, self._inventory
         for tp in range(options.tp):
             stages = []
             for pp in range(options.pp):
                 held = [self._held({"pp": pp, "tp": tp, "ep": ep}) for ep in range(options.ep)]
                 self._mp_rank(pp * options.tp + tp, held)
                 stages.append(held[0])
-            for name, content in layer_files(self._resume, options, self._models, stages, tp):
+            for name, content in self._layers(stages, tp):
                 self._add(name, content)
-
-    def unused_ranks(self) -> tuple[str, ...]:
-        """Files of the source whose own entries are in no file of the target."""
-        return tuple(
+        unused = [
             file
-            for file, own in self._resume.ranks.items()
-            if file not in self._used and not (self._experts.any_described and own.keys() <= TOLD)
+            for file, own in resume.ranks.items()
+            if file not in self._used and not (resume.fused and own.keys() <= _TOLD)
+        ]
+        warnings = (
+            resume.warning(),
+            weights_only(inventory),
+            no_master(inventory),
+            needed_settings(options),
+            unstored_names(resume, options),
+            rank_state(resume, unused),
         )
+        return inventory.output(self._output, (LATEST, options.tag), warnings, beside="")
 
-    def _mp_rank(self, mp_rank: int, held: Sequence[Mapping[str, LaidTensor]]) -> None:
+    def _held(self, coord: Mapping[str, int]) -> dict[str, LaidTensor]:
+        return {
+            tensor.whole: tensor
+            for tensor in self._laid
+            if all(coord.get(axis, 0) == index for axis, index in tensor.coord)
+        }
+
+    def _mp_rank(self, mp_rank: int, held: Sequence[Held]) -> None:
         options = self._options
         groups = [
             written_groups(own, self._inventory, self._resume, options, ep)
             for ep, own in enumerate(held)
         ]
-        mp = f"mp_rank_{mp_rank:02d}"
         for dp in range(options.dp):
             ep = options.ep_rank(dp)
             if options.zero == 3 or dp == 0:
-                name = f"zero_pp_rank_{dp}_{mp}" if options.zero == 3 else mp
-                name = f"{name}_model_states.pt"
+                name = (MODEL_ZERO3 if options.zero == 3 else MODEL).make(dp=dp, mp=mp_rank)
                 dense = {n: t for n, t in held[ep].items() if not self._experts.owns(n)}
                 own = {**self._own(name), **self._experts.described(dp)}
-                self._add(name, self._models.root(dense, groups[ep], dp, own))
-            name = f"{options.prefix}zero_pp_rank_{dp}_{mp}_optim_states.pt"
+                self._add(name, with_own(self._model(dense, groups[ep], dp), own))
+            name = OPTIMIZERS[options.prefix].make(dp=dp, mp=mp_rank)
             own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
             kept = self._resume.kept_in(name)
             self._add(name, self._optimizers.root(groups[ep], dp, own, kept))
-        for start, content in self._experts.files(held, self._output):
-            self._add(f"{start}_{mp}_model_states.pt", content)
+        for layer, expert, content in self._experts.files(held, self._output):
+            self._add(EXPERT.make(layer=layer, expert=expert, mp=mp_rank), content)
 
     def _own(self, name: str) -> dict[str, object]:
         """What the source's file of the same rank says for itself, if there is that rank."""
@@ -133,7 +145,7 @@ class _Run:
         same = (mesh.get("pp", 1), mesh.get("tp", 1)) == (options.pp, options.tp)
         if "zero_pp_rank" in name:
             same = same and mesh.get("dp", 1) == options.dp
-        own = self._resume.own(name) if same else {}
+        own = dict(self._resume.ranks.get(name, {})) if same else {}
         if own:
             self._used.add(name)
         return own
@@ -141,10 +153,99 @@ class _Run:
     def _add(self, name: str, root: object) -> None:
         self._output.add(f"{self._options.tag}/{name}", root)
 
-    def _held(self, coord: Mapping[str, int]) -> dict[str, LaidTensor]:
-        """The tensors of one coordinate, by the name of the whole one."""
+    # Model files.
+
+    def _model(self, held: Held, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
+        """The whole tree of one file; held: without experts of other files."""
+        options, resume = self._options, self._resume
+        names = [whole.name for whole in self._inventory.unmanaged if whole.name in held]
+        buffers = set(self._catalog.buffers)
+        frozen = [held[name] for name in names if name not in buffers]
+        known = self._catalog.aliases or {}
+        aliases = {alias: held[name].name for alias, name in known.items() if name in held}
+        module = None
+        if resume.pipeline is None:
+            module = resume.module_state(self._module(held, aliases))
+        shapes = fragments = None
+        if options.zero > 1:
+            shapes = {tensor.name: Size(tensor.shape) for tensor in frozen}
+            fragments = {tensor.name: self._frozen(tensor, dp_rank) for tensor in frozen}
         return {
-            tensor.whole: tensor
-            for tensor in self._laid
-            if all(coord.get(axis, 0) == index for axis, index in tensor.coord)
+            "module": module,
+            "buffer_names": [held[name].name for name in names if name in buffers],
+            "optimizer": None,
+            "param_shapes": [
+                {name: Size(shape) for name, shape in group.shapes.items()} for group in groups
+            ],
+            "frozen_param_shapes": shapes,
+            "shared_params": aliases,
+            "frozen_param_fragments": fragments,
+            "lr_scheduler": resume.lr_scheduler,
+            **resume.model,
+            **resume.counters,
+            "dp_world_size": options.dp,
+            "mp_world_size": options.pp * options.tp,
+            "checkpoint_parallel_dimensions": {"pp_degree": options.pp, "tp_degree": options.tp},
+            "ds_config": options.config(resume),
+            "ds_version": resume.version,
+            **resume.client,
         }
+
+    def _module(self, held: Held, aliases: Mapping[str, str]) -> dict[str, object]:
+        is_zero3 = self._options.zero == 3
+        trained, buffers = set(self._inventory.trained), set(self._catalog.buffers)
+        out: dict[str, object] = {}
+        for name, tensor in held.items():
+            if not is_zero3 or name in buffers:
+                out[tensor.name] = self._weights(tensor)
+                continue
+            if name in trained:
+                self._inventory.derive_weights(name)
+            out[tensor.name] = self._empty(name, self._source(name)[1])
+        for alias, name in aliases.items():
+            out[alias] = out[name]
+        for name in self._resume.unstored if is_zero3 else ():
+            out.setdefault(name, self._empty(name, self._options.dtype))
+        return out
+
+    def _source(self, name: str) -> tuple[str, DType]:
+        return self._inventory.weights(name, self._options.stored, self._options.dtype)
+
+    def _weights(self, tensor: LaidTensor) -> NewTensor:
+        """A tensor as the model computes with it."""
+        state, dtype = self._source(tensor.whole)
+        numel = prod(tensor.shape)
+        spec = ArraySpec(tensor.name, state, dtype, numel, tensor.segments, tensor.shape)
+        return self._output.tensor(spec)
+
+    def _empty(self, name: str, dtype: DType) -> NewTensor:
+        return self._output.tensor(ArraySpec(f"{name} elsewhere", PARAM, dtype, 0, (), (0,)))
+
+    def _frozen(self, tensor: LaidTensor, dp_rank: int) -> NewTensor:
+        """All of a frozen parameter, or at stage 3 a rank's equal share, padded with zeros."""
+        if self._options.zero < 3:
+            return self._weights(tensor)
+        state, dtype = self._source(tensor.whole)
+        cut = spread(Each(), [tensor.shape], self._options.dp)
+        shares = cut.by_rank[dp_rank]
+        segments = tuple(item for share in shares for item in placed(tensor.segments, share))
+        label = f"{tensor.name} for dp={dp_rank}"
+        return self._output.tensor(ArraySpec(label, state, dtype, cut.lengths[dp_rank], segments))
+
+    def _layers(self, stages: Sequence[Held], tp_rank: int) -> Iterator[tuple[str, object]]:
+        """The name and the content of every layer's file of one tensor-parallel rank.
+
+        Args:  stages: by pipeline stage, what it holds.
+        """
+        kind = LAYER_TP if self._options.tp > 1 else LAYER
+        for layer, keys in (self._resume.pipeline or {}).items():
+            held = next((own for own in stages if all(name in own for name in keys.values())), None)
+            if held is None:
+                raise target_error(
+                    "deepspeed-layer",
+                    f"no pipeline stage holds all weights of layer {layer}",
+                    notes=[f"it has {', '.join(f'`{name}`' for name in list(keys.values())[:4])}"],
+                    helps=["the tensors may have been renamed; convert with their own names"],
+                )
+            content = {key: self._weights(held[name]) for key, name in keys.items()}
+            yield kind.make(layer=int(layer), tp=tp_rank), content

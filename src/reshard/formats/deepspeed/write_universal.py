@@ -7,10 +7,12 @@ universal_checkpoint.py; docs/formats/deepspeed-writing.md says what each file h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
+from reshard.formats.deepspeed.detect import LATEST_UNIVERSAL, OPTIMIZER_STATE, ZERO
+from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3
 from reshard.formats.deepspeed.inventory import (
     FP32,
     Inventory,
@@ -18,24 +20,29 @@ from reshard.formats.deepspeed.inventory import (
     take_inventory,
     whole_spec,
 )
-from reshard.formats.deepspeed.local_names import NamedTensors, local_names, refuse_several_sizes
 from reshard.formats.deepspeed.native_checks import (
     check_universal,
+    listed_names,
     no_master,
     rank_state,
     weights_only,
 )
+from reshard.formats.deepspeed.native_experts import (
+    NamedTensors,
+    local_names,
+    refuse_several_sizes,
+)
 from reshard.formats.deepspeed.resume import Resume, resume_of
 from reshard.formats.deepspeed.tensor_keys import tensor_keys
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.names import group_names, quantity
-from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.output import Output
 from reshard.plan.target import Target
+from reshard.run.states import EXP_AVG, EXP_AVG_SQ, STEP
+from reshard.storage.kept import Decoder
 from reshard.storage.numbers import Number
 from reshard.storage.torch_output import TorchOutput
 
 OPTIONS = ("ep", "tag")
-LATEST = "latest_universal"
 
 _MAX_NAME = 255  # bytes, of a folder on every file system
 
@@ -52,91 +59,63 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     target.reject_unknown(OPTIONS)
     output = TorchOutput()
     inventory = take_inventory(arrangement)
-    resume = resume_of(arrangement, inventory.extra_tensors(output))
+    resume = resume_of(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
     refuse_several_sizes(arrangement)
     inventory.check_numbers(resume.groups)
     check_universal(inventory, resume)
     ep_size = target.integer("ep", arrangement.mesh.get("ep", 1)) or 1
     tag = find_tag(target, f"global_step{resume.counters['global_steps']}_universal")
-    names = _Names(arrangement, inventory, output, f"{tag}/zero")
-    names.write(ep_size)
-    state = _optimizer_state(inventory, resume, names.step(), output)
-    output.add(f"{tag}/zero/optimizer_state.pt", state)
+    step: Number | None = None
+    for item in local_names(arrangement, inventory.trained, ep_size):
+        number = _parameter(arrangement, inventory, item, output, f"{tag}/{ZERO}")
+        step = step or number
+    output.add(f"{tag}/{OPTIMIZER_STATE}", _optimizer_state(inventory, resume, step, output))
     module = {
         whole.name: output.tensor(whole_spec(whole, whole.dtype, whole.name))
         for whole in inventory.unmanaged
     }
     dp_size = arrangement.mesh.get("dp", 1)
-    output.add(f"{tag}/mp_rank_00_model_states.pt", _model_states(resume, module, dp_size))
-    output.add(
-        f"{tag}/zero_pp_rank_0_mp_rank_00_model_states.pt", _model_states(resume, {}, dp_size)
-    )
-    latest = FileBytes(LATEST, 0, tag.encode())
-
-    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        return (*output.finish(written), latest)
-
+    output.add(f"{tag}/{MODEL.make(mp=0)}", _model_states(resume, module, dp_size))
+    output.add(f"{tag}/{MODEL_ZERO3.make(dp=0, mp=0)}", _model_states(resume, {}, dp_size))
     warnings = (
-        *_not_restored(inventory, tag),
-        *_differing(resume),
-        *_round_robin(resume),
-        *weights_only(inventory, "at stage 3 with `load_optimizer_states=False`"),
-        *_stage3_states(inventory),
-        *no_master(inventory),
-        *rank_state(resume, tuple(resume.ranks)),
-        *resume.warning(),
+        _not_restored(inventory, tag),
+        _differing(resume),
+        _round_robin(resume),
+        weights_only(inventory, "at stage 3 with `load_optimizer_states=False`"),
+        _stage3_states(inventory),
+        no_master(inventory),
+        rank_state(resume, tuple(resume.ranks)),
+        resume.warning(),
     )
-    return Output(
-        tuple(output.placed),
-        output.files,
-        tuple(output.head),
-        finish,
-        warnings,
-        inventory.dropped(output),
-        inventory.folded_tensors(),
-    )
+    return inventory.output(output, (LATEST_UNIVERSAL, tag), warnings)
 
 
-class _Names:
-    """The folders `zero/NAME`, one for each trained parameter."""
-
-    def __init__(
-        self, arrangement: Arrangement, inventory: Inventory, output: TorchOutput, root: str
-    ) -> None:
-        self._arrangement = arrangement
-        self._inventory = inventory
-        self._output = output
-        self._root = root
-        self._step: Number | None = None
-
-    def write(self, ep_size: int) -> None:
-        """Every folder of every parameter."""
-        for item in local_names(self._arrangement, self._inventory.trained, ep_size):
-            self._folder(item)
-
-    def step(self) -> Number | None:
-        """The step of the first parameter, which stands for all at stage 3."""
-        return self._step
-
-    def _folder(self, item: NamedTensors) -> None:
-        first = item.names[0]
-        folder = f"{self._root}/{_folder_name(item.name)}"
-        keys = item.keys(self._inventory.any_shape(first))
-        if keys is None:
-            keys = tensor_keys(self._arrangement, self._arrangement.bound[first])
-        for state, source in self._inventory.shaped_states(first).items():
-            wholes = [self._inventory.whole(name, source) for name in item.names]
-            dtype = DType.F32 if state == FP32 else wholes[0].dtype
-            spec = item.spec(wholes, dtype, f"{item.name} {state}")
-            self._output.add(f"{folder}/{state}.pt", {"param": self._output.tensor(spec), **keys})
-        for name in item.names:
-            self._inventory.derive_weights(name)
-        number = self._inventory.steps.get(first)
-        if number is not None:
-            self._step = self._step or number
-            self._output.add(f"{folder}/step.pt", self._inventory.number(number, self._output))
-            for name in item.names[1:]:
-                self._inventory.fold(name, "step", "one for all experts")
+def _parameter(
+    arrangement: Arrangement,
+    inventory: Inventory,
+    item: NamedTensors,
+    output: TorchOutput,
+    root: str,
+) -> Number | None:
+    """The folder of one parameter; returns its step."""
+    first = item.names[0]
+    folder = f"{root}/{_folder_name(item.name)}"
+    keys = item.keys(inventory.any_shape(first))
+    if keys is None:
+        keys = tensor_keys(arrangement, arrangement.bound[first])
+    for state, source in inventory.shaped_states(first).items():
+        wholes = [inventory.whole(name, source) for name in item.names]
+        dtype = DType.F32 if state == FP32 else wholes[0].dtype
+        spec = item.spec(wholes, dtype, f"{item.name} {state}")
+        output.add(f"{folder}/{state}.pt", {"param": output.tensor(spec), **keys})
+    for name in item.names:
+        inventory.derive_weights(name)
+    number = inventory.numbers.get(STEP, {}).get(first)
+    if number is not None:
+        output.add(f"{folder}/step.pt", inventory.number(number, output))
+        for name in item.names[1:]:
+            inventory.fold(name, STEP, "one for all experts")
+    return number
 
 
 def _folder_name(name: str) -> str:
@@ -157,11 +136,14 @@ def _optimizer_state(
 ) -> object:
     common, _ = resume.common_settings()
     value = 0 if step is None else inventory.number(step, output)
+    # One entry for each param group of the run that loads: a group without one stays as it is.
+    # Where the source knows no groups, none of the target's can be more than there are parameters.
+    groups = [group.settings for group in resume.groups] or [{} for _ in inventory.trained]
     return {
         "ds_version": resume.version,
         **resume.scaling(same=DType.F16 in (resume.dtype, inventory.weights_dtype())),
         **resume.optimizer_other,
-        "param_groups": _positions(inventory, resume),
+        "param_groups": [{**settings, "params": []} for settings in groups],
         "optimizer_state_dict": {
             "state": {0: {"step": value}},
             "param_groups": [{**common, "params": []}],
@@ -169,19 +151,9 @@ def _optimizer_state(
     }
 
 
-def _positions(inventory: Inventory, resume: Resume) -> list[dict[str, object]]:
-    """One entry for each param group of the run that loads: a group without one stays as it is.
-
-    Where the source knows no groups, none of the target's can be more than there are parameters.
-    """
-    if resume.groups:
-        return [{**group.settings, "params": []} for group in resume.groups]
-    return [{"params": []} for _ in inventory.trained]
-
-
 def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) -> dict[str, object]:
     return {
-        "module": resume.nested({**module, **resume.module_entries()}),
+        "module": resume.module_state(module),
         "lr_scheduler": resume.lr_scheduler,
         **resume.model,
         **resume.counters,
@@ -193,78 +165,69 @@ def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) ->
     }
 
 
-def _not_restored(inventory: Inventory, tag: str) -> tuple[Diagnostic, ...]:
+# Warnings; None for what does not need one.
+
+
+def _not_restored(inventory: Inventory, tag: str) -> Diagnostic | None:
     names = [whole.name for whole in inventory.unmanaged]
     if not names:
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-not-restored",
-            f"DeepSpeed does not restore {len(names)} frozen parameters and buffers "
-            "from a universal folder",
-            "warning",
-            notes=tuple(f"`{name}`{quantity(count)}" for name, count in group_names(names)[:8]),
-            helps=(
-                f"load `module` of {tag}/mp_rank_00_model_states.pt into the model with "
-                "`strict=False` before `deepspeed.initialize`",
-            ),
+        return None
+    return Diagnostic(
+        "deepspeed-not-restored",
+        f"DeepSpeed does not restore {len(names)} frozen parameters and buffers "
+        "from a universal folder",
+        "warning",
+        notes=tuple(listed_names(names)),
+        helps=(
+            f"load `module` of {tag}/mp_rank_00_model_states.pt into the model with "
+            "`strict=False` before `deepspeed.initialize`",
         ),
     )
 
 
-def _differing(resume: Resume) -> tuple[Diagnostic, ...]:
+def _differing(resume: Resume) -> Diagnostic | None:
     """Settings that stage 3 would make one for all groups, and which are left out for it."""
     _, differing = resume.common_settings()
     if not differing:
-        return ()
+        return None
     listed = ", ".join(f"`{key}`" for key in differing)
-    return (
-        Diagnostic(
-            "deepspeed-group-settings",
-            f"param groups differ in {listed}, which DeepSpeed restores at stages 1 and 2 alone",
-            "warning",
-            notes=(
-                "at stage 3 its loader sets one value for all groups, so they are left out there",
-            ),
-            helps=("at stage 3, build the optimizer with the values that each group should have",),
-        ),
+    return Diagnostic(
+        "deepspeed-group-settings",
+        f"param groups differ in {listed}, which DeepSpeed restores at stages 1 and 2 alone",
+        "warning",
+        notes=("at stage 3 its loader sets one value for all groups, so they are left out there",),
+        helps=("at stage 3, build the optimizer with the values that each group should have",),
     )
 
 
-def _round_robin(resume: Resume) -> tuple[Diagnostic, ...]:
+def _round_robin(resume: Resume) -> Diagnostic | None:
     if resume.zero.get("round_robin_gradients") is not True:
-        return ()
-    return (
-        Diagnostic(
-            "deepspeed-round-robin",
-            "DeepSpeed misplaces the states of a universal folder in a run with "
-            "`round_robin_gradients`",
-            "warning",
-            notes=(
-                "the source's `ds_config` has it; the loader takes the order of parameters "
-                "without it",
-            ),
-            helps=("set `round_robin_gradients: false` for the run that loads the folder",),
+        return None
+    return Diagnostic(
+        "deepspeed-round-robin",
+        "DeepSpeed misplaces the states of a universal folder in a run with "
+        "`round_robin_gradients`",
+        "warning",
+        notes=(
+            "the source's `ds_config` has it; the loader takes the order of parameters without it",
         ),
+        helps=("set `round_robin_gradients: false` for the run that loads the folder",),
     )
 
 
-def _stage3_states(inventory: Inventory) -> tuple[Diagnostic, ...]:
+def _stage3_states(inventory: Inventory) -> Diagnostic | None:
     """Optimizers with other states than Adam's, of which stage 3 does not know."""
     found = {state for name in inventory.trained for state in inventory.shaped_states(name)}
-    others = sorted(found - {FP32, "exp_avg", "exp_avg_sq"})
-    if not others and len(found) in (1, 3):
-        return ()
+    if found <= {FP32, EXP_AVG, EXP_AVG_SQ} and len(found) in (1, 3):
+        return None
     known = ", ".join(f"`{state}`" for state in sorted(found - {FP32}))
-    return (
-        Diagnostic(
-            "deepspeed-stage3-states",
-            "DeepSpeed does not load these optimizer states at stage 3",
-            "warning",
-            notes=(
-                f"the source has {known}",
-                "at stage 3 its loader reads `exp_avg` and `exp_avg_sq`, both and no other",
-            ),
-            helps=("load it at stage 1 or 2, or convert to `deepspeed:zero=3`",),
+    return Diagnostic(
+        "deepspeed-stage3-states",
+        "DeepSpeed does not load these optimizer states at stage 3",
+        "warning",
+        notes=(
+            f"the source has {known}",
+            "at stage 3 its loader reads `exp_avg` and `exp_avg_sq`, both and no other",
         ),
+        helps=("load it at stage 1 or 2, or convert to `deepspeed:zero=3`",),
     )

@@ -6,29 +6,31 @@ and `_save_optimizer_state`; checkpoint/universal_checkpoint.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.errors import Diagnostic, source_error
+from reshard.formats.deepspeed.detect import OPTIMIZER_STATE, ZERO, find_universal
 from reshard.formats.deepspeed.experts import native_index
-from reshard.formats.deepspeed.keeper import Keeper
-from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.formats.deepspeed.files import Files
+from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3
+from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.universal_form.folder import (
-    UniversalFolder,
-    find_folder,
-    read_universal_folder,
-)
-from reshard.formats.deepspeed.universal_form.training import read_training
-from reshard.formats.deepspeed.weights import PARAM, find_aliases, tensor_of
+from reshard.formats.deepspeed.training import group_of, run_of
+from reshard.formats.deepspeed.weights import find_aliases
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
+from reshard.run.states import MASTER, PARAM, STEP
+from reshard.storage.kept import Keeper, local_tensor
 from reshard.storage.torch_file import TensorRef
 
 NAME = "deepspeed-universal"
 _LAYOUT = 'layout deepspeed {\n    mesh tp\n    "**" = [...]\n}\n'
+States = Mapping[str, Mapping[str, Node]]
+"""By parameter, what its files hold, by state (`fp32`, `exp_avg`, ..., `step`)."""
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
@@ -39,46 +41,93 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     Raises: ReshardError, see docs/formats/deepspeed.md.
     """
     del strict_layout
-    root = find_folder(path, step)
-    folder = read_universal_folder(root)
+    root = find_universal(path, step)
+    files = Files(root)
+    stored = _files(root, files)
+    optimizer = files.root_of(OPTIMIZER_STATE) if (root / OPTIMIZER_STATE).is_file() else None
+    models = _models(root, files)
+    first = models[0]
+    groups = None if optimizer is None else optimizer.get("param_groups")
+    nodes = [] if groups is None else list(groups.items())
+    told = first.param_shapes or ()
+    names = told if len(told) == len(nodes) else [{}] * len(nodes)
     keeper = Keeper()
-    training = read_training(folder, keeper)
-    states = list(_states(folder))
-    weights, unread = _weights(folder, {item.name: item.shape for item in states if item.shape})
-    aliases = {
-        alias: name
-        for alias, name in find_aliases(folder.models).items()
-        if alias not in folder.states
-    }
-    version = folder.models[0].root.get("ds_version")
-    others = {item.name for item in weights} - set(folder.states)
-    buffers = tuple(name for name in folder.models[0].buffer_names if name in others)
+    items = enumerate(zip(nodes, names, strict=True))
+    made = [group_of(index, node, own, keeper) for index, (node, own) in items]
+    run = run_of(models, optimizer, made, keeper)
+    states = _states(stored, models)
+    shapes = {item.name: item.shape for item in states if item.shape}
+    weights, unread = _weights(stored, models, shapes)
+    others = {item.name for item in weights} - set(stored)
+    buffers = tuple(name for name in first.buffer_names if name in others)
+    version = first.root.get("ds_version")
     return Catalog(
         NAME,
         "" if version is None else version.text(),
         str(root.resolve()),
-        {"tp": len(folder.models) if others else 1},
+        {"tp": len(models) if others else 1},
         (*states, *weights, *keeper.tensors),
         load_layout(_LAYOUT, "deepspeed layout"),
-        training,
-        aliases=aliases,
+        run,
+        aliases={a: name for a, name in find_aliases(models).items() if a not in stored},
         buffers=buffers,
         frozen=tuple(sorted(others - set(buffers))),
-        files=folder.files.seen,
-        oddities=_cut_weights(folder, unread),
+        files=files.seen,
+        oddities=_cut_weights(first, unread),
     )
 
 
-def _states(folder: UniversalFolder) -> list[LocalTensor]:
+def _files(root: Path, files: Files) -> States:
+    """The folder of every parameter.
+
+    Raises: ReshardError[missing-file], and what the files raise.
+    """
+    out: dict[str, dict[str, Node]] = {}
+    for name in sorted(os.listdir(root / ZERO)):
+        folder = root / ZERO / name
+        if not folder.is_dir():
+            continue
+        out[name] = {
+            file.removesuffix(".pt"): files.root_of(f"{ZERO}/{name}/{file}")
+            for file in sorted(os.listdir(folder))
+            if file.endswith(".pt")
+        }
+        if "fp32" not in out[name]:
+            listed = ", ".join(f"`{state}.pt`" for state in out[name])
+            raise source_error(
+                "missing-file",
+                f"{folder} has no `fp32.pt`",
+                notes=[f"it has {listed or 'no files'}"],
+                helps=["copy the folder again, or convert the checkpoint that it was made from"],
+            )
+    return out
+
+
+def _models(root: Path, files: Files) -> list[ModelFile]:
+    """One for each model-parallel rank; of stage 3, those of the first data-parallel rank.
+
+    A folder for all stages has both.
+    """
+    listed = sorted(os.listdir(root))
+    names = [name for name in listed if MODEL.numbers(name)] or [
+        name for name in listed if (MODEL_ZERO3.numbers(name) or (1,))[0] == 0
+    ]
+    if not names:
+        raise source_error(
+            "missing-rank-file",
+            f"{root} has no model file",
+            notes=["looked for `mp_rank_*_model_states.pt` and `zero_pp_rank_*_model_states.pt`"],
+            helps=["copy the whole folder; DeepSpeed cannot load it without them either"],
+        )
+    return [read_model_file(files.root_of(name)) for name in names]
+
+
+def _states(stored: States, models: Sequence[ModelFile]) -> list[LocalTensor]:
     """Every state of every parameter."""
     out: list[LocalTensor] = []
-    shapes = {
-        name: shape
-        for model in folder.models
-        for group in model.param_shapes or ()
-        for name, shape in group.items()
-    }
-    for name, files in folder.states.items():
+    groups = (group for model in models for group in model.param_shapes or ())
+    shapes = {name: shape for group in groups for name, shape in group.items()}
+    for name, files in stored.items():
         if native_index(name) is not None:
             raise source_error(
                 "unsupported-experts",
@@ -87,22 +136,29 @@ def _states(folder: UniversalFolder) -> list[LocalTensor]:
                 helps=["convert the checkpoint that the folder was made from"],
             )
         for state, node in files.items():
-            kind = "master" if state == "fp32" else state
-            out.append(_state(name, kind, node, shapes))
+            kind = MASTER if state == "fp32" else state
+            out.append(_state(name, kind, node, shapes.get(name)))
     return out
 
 
-def _state(name: str, state: str, node: Node, shapes: Mapping[str, tuple[int, ...]]) -> LocalTensor:
-    """One file: a dict with the tensor, the tensor alone, or a number."""
+def _state(name: str, state: str, node: Node, shape: tuple[int, ...] | None) -> LocalTensor:
+    """One file: a dict with the tensor, the tensor alone, or a number.
+
+    Args:  shape: of the parameter, where a model file tells it.
+    """
     value = node.at("param").value if isinstance(node.value, dict) else node.value
     number = scalar_of(value, node.file)
-    if number is not None and (state == "step" or not isinstance(value, TensorRef)):
+    if number is not None and (state == STEP or not isinstance(value, TensorRef)):
         return number.local(name, state, ())
     if not isinstance(value, TensorRef):
-        raise _no_tensor(node)
-    if isinstance(node.value, dict) or shapes.get(name, value.shape) == value.shape:
-        return tensor_of(value, name, state, (), node.file)
-    shape = shapes[name]  # ZeRO-3 merges partitions without giving them their shape back
+        raise source_error(
+            "unexpected-content",
+            f"{node.file} holds neither a tensor nor a number",
+            helps=["the file was written by another program, or by a version that is not known"],
+        )
+    if isinstance(node.value, dict) or shape in (None, value.shape):
+        return local_tensor(value, name, state, (), node.file)
+    assert shape is not None  # ZeRO-3 merges partitions without giving them their shape back
     if not value.is_contiguous or value.numel != prod(shape):
         raise source_error(
             "shape-mismatch",
@@ -110,20 +166,12 @@ def _state(name: str, state: str, node: Node, shapes: Mapping[str, tuple[int, ..
             notes=[f"`param_shapes` says {list(shape)}"],
             helps=["convert the checkpoint again that the folder was made from"],
         )
-    fragment = Fragment(0, value.numel, node.file, value.byte_offset)
-    return LocalTensor(name, state, (), shape, value.dtype, (fragment,) if value.numel else ())
-
-
-def _no_tensor(node: Node) -> ReshardError:
-    return source_error(
-        "unexpected-content",
-        f"{node.file} holds neither a tensor nor a number",
-        helps=["the file was written by another program, or by a version that is not known"],
-    )
+    run = (Fragment(0, value.numel, node.file, value.byte_offset),) if value.numel else ()
+    return LocalTensor(name, state, (), shape, value.dtype, run)
 
 
 def _weights(
-    folder: UniversalFolder, shapes: Mapping[str, tuple[int, ...]]
+    stored: States, models: Sequence[ModelFile], shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[LocalTensor], list[str]]:
     """Weights of the model files, and the names of those that are there only in pieces.
 
@@ -132,25 +180,23 @@ def _weights(
     """
     out: list[LocalTensor] = []
     unread: dict[str, None] = {}
-    aliases = find_aliases(folder.models)
-    for rank, model in enumerate(folder.models):
+    aliases = find_aliases(models)
+    for rank, model in enumerate(models):
+        coord = () if len(models) == 1 else (("tp", rank),)
         for name, ref in (model.module or {}).items():
-            if name in aliases and name not in folder.states:
+            if name in aliases and name not in stored:
                 continue
-            is_whole = len(folder.models) == 1 and ref.shape == shapes.get(name, ref.shape)
-            if name in folder.states and not is_whole:
-                if ref.numel:  # ZeRO-3 leaves an empty tensor in the place of each weight
-                    unread[name] = None
-                continue
-            coord = () if len(folder.models) == 1 else (("tp", rank),)
-            out.append(tensor_of(ref, name, PARAM, coord, model.file))
+            is_whole = len(models) == 1 and ref.shape == shapes.get(name, ref.shape)
+            if name not in stored or is_whole:
+                out.append(local_tensor(ref, name, PARAM, coord, model.file))
+            elif ref.numel:  # ZeRO-3 leaves an empty tensor in the place of each weight
+                unread[name] = None
     return out, list(unread)
 
 
-def _cut_weights(folder: UniversalFolder, unread: list[str]) -> tuple[Diagnostic, ...]:
+def _cut_weights(first: ModelFile, unread: list[str]) -> tuple[Diagnostic, ...]:
     if not unread:
         return ()
-    first: ModelFile = folder.models[0]
     return (
         Diagnostic(
             "deepspeed-cut-weights",
