@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.target_layout import read_target
 from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport, not_written_lines
 from reshard.plan.shown import Shown
+from reshard.plan.target import parse_target
 from reshard.plan.text import show_count, show_nbytes, show_pace
 
 
@@ -58,7 +58,9 @@ class Converted(Shown):
         written = written_fates(report)
         missing = not_written_lines(report.fates)
         files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
-        target = formats.TARGETS[read_target(report.target).format]
+        target = formats.TARGETS[
+            parse_target(report.target, formats.TARGETS, formats.described_names()).format
+        ]
         lines = [f"wrote a {target.title} to {self.path}"]
         lines.append(f"  {show_count(len(written), 'tensor')}, {files}")
         if self.resumed.arrays:

@@ -17,7 +17,7 @@ from reshard.api.promises import next_step, refuse_unfinished
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource
 from reshard.api.states import Selected, select_states
-from reshard.api.target_layout import layout_of, read_target
+from reshard.api.target_layout import read_target
 from reshard.api.target_source import open_for_target
 from reshard.engine.progress import Progress
 from reshard.errors import Diagnostic, target_error
@@ -235,7 +235,7 @@ def _output(
         whole = source.arrangement
         asked = whole if selected.kinds is None else without_kept_states(whole)
         return formats.prepare(asked, target, settings)
-    described = layout_of(target)
+    described = target.described
     if described is not None:
         return formats.prepare(selected.arrangement, target, {"layout": described})
     if target.format == "hf":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.api.request import PathLike
-from reshard.api.source import read_layout_file
+from reshard.api.user_layouts import read_layout_file
 from reshard.api.vocabulary import vocabulary
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language import check, compile_layout, format_document, parse, parser

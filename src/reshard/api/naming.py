@@ -77,6 +77,7 @@ def find_model(
     if unsaid:
         raise indescribable(catalog, unsaid)
     if kind is not None:
+        asked = [item for item in asked if item.may_be_of(kind)]
         asked = [item for item in asked if kind in types_of(item) or not types_of(item)]
     problems: list[tuple[int, ReshardError]] = []
     for candidate in candidates(catalog, asked):

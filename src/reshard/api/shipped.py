@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reshard.api.arguments import checked
 from reshard.api.request import PathLike
-from reshard.api.source import read_layout_file
+from reshard.api.user_layouts import read_layout_file
 from reshard.errors import layout_error
 from reshard.language.expression import to_text
 from reshard.language.faults import closest

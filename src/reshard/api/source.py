@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from reshard import formats
@@ -24,12 +23,11 @@ from reshard.api.own_names import (
 )
 from reshard.api.request import PathLike, Request
 from reshard.api.unfitting import UNFITTING
-from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
-from reshard.language import compile_layout, format_document, parse
-from reshard.language.compile import compile_layouts
+from reshard.api.user_layouts import alternatives, one_layout, read_layouts
+from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.language import Document, format_document
 from reshard.language.layout import Layout
-from reshard.language.library import Family, families, missing_models, own_families, shipped
-from reshard.language.parser import MAX_LENGTH
+from reshard.language.library import Family, declared_families, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
@@ -67,7 +65,7 @@ class Naming:
 class OpenedSource:
     """A source and the proof that all of it is there.
 
-    Args:  own: the user's text through which it was read; None without one.
+    Args:  own: the user's layouts through which it was read; None without them.
            family: the layouts of its model, where that is known.
            named: what gave the names of the tensors: a layout of the model; the configuration that
                   goes with the source's own names; or the source, and nothing is known of them.
@@ -77,16 +75,18 @@ class OpenedSource:
     catalog: Catalog
     arrangement: Arrangement
     proof: Proof
-    own: str | None = None
+    own: Document | None = None
     family: Family | None = None
     named: Named = "source"
 
     @property
     def layout_text(self) -> str:
         """UCL through which it was read: the user's, that of its model, or its own."""
-        if self.own is None and self.family is not None:
+        if self.own is not None:
+            return self.own.source.text
+        if self.family is not None:
             return format_document(self.family.document)
-        return self.own or self.catalog.layout.text
+        return self.catalog.layout.text
 
 
 def open_source(
@@ -106,11 +106,11 @@ def open_source(
     placements = {item.axis: item for item in map(parse_placement, request.places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
     file = request.layout_file
-    own = None if file is None else read_layout_file(file)
-    several = () if own is None or request.layout_name else _alternatives(own, str(file), model)
+    own = None if file is None else read_layouts(file)
+    several = () if own is None or request.layout_name else alternatives(own, model)
     chosen = None
     if own is not None and not several:
-        chosen = load_user_layout(own, str(file), request.layout_name)
+        chosen = one_layout(own, request.layout_name)
     if chosen is not None and own is not None and chosen.files:
         catalog = formats.read_described(chosen, folder, step=request.step)
     else:
@@ -135,10 +135,12 @@ def open_source(
         catalog, chosen, family = fitting.catalog, fitting.layout, fitting.family
         named = "layout"
     elif chosen is not None and chosen.model is not None and own is not None:
-        family, named = _family(own, str(file), chosen.model.name), "layout"
+        found = (*declared_families(own), *shipped())
+        family = next(item for item in found if item.name == chosen.model.name)
+        named = "layout"
         catalog, chosen = fitted(catalog, chosen, settings)
     elif model is not None or names is not None or into is not None:
-        extra = () if own is None else families(own, str(file))
+        extra = () if own is None else declared_families(own)
         may_keep = naming.keep if model is None and own is None else "never"
         if may_keep != "never" and catalog.layout.name in naming.alike:
             may_keep = "always"
@@ -266,62 +268,4 @@ def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:
         f"`--place {next(iter(placements.values()))}` has no use here",
         notes=["it says how an axis of a model lies on the ranks of the target"],
         helps=["name the target's layout of the model with `--names`, or leave it out"],
-    )
-
-
-def _alternatives(text: str, file: str, model: str | None) -> tuple[Family, ...]:
-    """The families of a user's text that has several layouts, all of models: one of them may fit.
-
-    Raises: everything that is wrong with the text.
-    """
-    document = parse(text, file)
-    if len(document.layouts) < 2 or any(block.model is None for block in document.layouts):
-        return ()
-    compile_layouts(document, models=missing_models(document))
-    found = own_families(document)
-    return tuple(family for family in found if model is None or family.name == model)
-
-
-def _family(text: str, file: str, name: str) -> Family:
-    """The family of a user's model: of the file, else of those that ship."""
-    found = (*families(text, file), *shipped())
-    return next(family for family in found if family.name == name)
-
-
-def load_user_layout(text: str, file: str, name: str | None) -> Layout:
-    """A layout of a user's text, which may be of a model that ships.
-
-    Raises: syntax, unknown-layout, and everything that is wrong with the text.
-    """
-    document = parse(text, file)
-    return compile_layout(document, name, models=missing_models(document))
-
-
-def read_layout_file(path: Path) -> str:
-    """The text of a UCL file.
-
-    Raises: ReshardError[layout-missing].
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.read(MAX_LENGTH + 1)  # the language refuses what is longer
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        reason = error.strerror or type(error).__name__
-        raise _no_layout(path, reason.lower()) from None
-    except UnicodeDecodeError as error:
-        raise _no_layout(
-            path, f"byte {error.start} is not UTF-8 text", "save the file as UTF-8"
-        ) from None
-
-
-def _no_layout(path: Path, reason: str, help_text: str = "") -> ReshardError:
-    others = [item.name for item in path.parent.glob("*.ucl") if item != path]
-    near = get_close_matches(path.name, others, 1) if not path.exists() else []
-    return layout_error(
-        "layout-missing",
-        f"the layout file `{path}` cannot be read",
-        notes=[reason],
-        helps=[f"did you mean `{path.parent / near[0]}`?"]
-        if near
-        else [help_text] * bool(help_text),
     )

@@ -15,7 +15,6 @@ from reshard.api.pairing import in_names_of, same_names
 from reshard.api.placed_stage import placed_source
 from reshard.api.request import Request
 from reshard.api.source import Naming, OpenedSource, open_source
-from reshard.api.target_layout import layout_of
 from reshard.api.target_source import open_for_target
 from reshard.errors import Exit, ReshardError
 from reshard.language.layout import Layout
@@ -121,7 +120,7 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
     """A stage in the names that a target has for its tensors, if it has its own."""
     form = formats.TARGETS[target.format]
     names, facts = form.names_of(target)
-    described = layout_of(target)
+    described = target.described
     is_renamed = names or (described and (described.names or described.model))
     if not before.is_read or not is_renamed:
         return before.source

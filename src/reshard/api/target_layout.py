@@ -1,11 +1,12 @@
-"""The layout of a target that a layout describes."""
+"""What `--to` says, with the layout of a target that a layout describes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.source import load_user_layout, read_layout_file
+from reshard.api.user_layouts import one_layout, read_layouts
 from reshard.errors import target_error
 from reshard.language.layout import Layout
 from reshard.plan.target import DESCRIBED, Target, parse_target
@@ -14,23 +15,19 @@ from reshard.plan.target import DESCRIBED, Target, parse_target
 def read_target(text: str) -> Target:
     """What `--to` says.
 
-    Raises: ReshardError[bad-target | unknown-target].
+    Raises: ReshardError[bad-target | unknown-target | layout-missing], and what is wrong with the
+            text of a layout.
     """
-    return parse_target(text, formats.TARGETS, formats.described_names())
+    target = parse_target(text, formats.TARGETS, formats.described_names())
+    return target if target.format != DESCRIBED else replace(target, described=_layout(target))
 
 
-def layout_of(target: Target) -> Layout | None:
-    """The layout that describes a target's files; None for a target of another kind.
-
-    Raises: ReshardError[layout-missing | bad-target], and what is wrong with the text.
-    """
-    if target.format != DESCRIBED:
-        return None
+def _layout(target: Target) -> Layout:
     file = target.layout_file
     if file is None:
         return formats.described_layout(target.layout)
     path, name = file
-    layout = load_user_layout(read_layout_file(Path(path)), path, name)
+    layout = one_layout(read_layouts(Path(path)), name)
     if not layout.files:
         raise target_error(
             "bad-target",

@@ -10,7 +10,7 @@ from reshard.api.masters import settle_masters
 from reshard.api.request import PathLike, Request
 from reshard.api.source import Naming, OpenedSource, open_source
 from reshard.api.states import select_states
-from reshard.api.target_layout import layout_of, same_names
+from reshard.api.target_layout import same_names
 from reshard.plan.recast import recast
 from reshard.plan.target import Target
 from reshard.run.states import PARAM
@@ -39,7 +39,7 @@ def _naming(target: Target, request: Request) -> Naming:
     """What a target asks of the names of its tensors."""
     form = formats.TARGETS[target.format]
     names, facts = form.names_of(target)
-    described = layout_of(target)
+    described = target.described
     if described is None:
         instead = form.instead if request.names is None else ""
         mesh = form.mesh_of(target)

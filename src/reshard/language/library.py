@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 
@@ -14,20 +14,34 @@ from reshard.language.compile import compile_layouts, compile_models
 from reshard.language.expand import expand
 from reshard.language.expand_models import Known
 from reshard.language.layout import Layout, Model
-from reshard.language.tree import Document, LayoutBlock
+from reshard.language.tree import Document, ModelBlock
+
+_MODEL = re.compile(r"^model\s+(\w+)", re.M)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """One file of layouts of one model.
+    """One file of layouts of one model; what ships is parsed when it is first looked at.
 
-    Args:  name: of the model.  file: for messages.  document: as parsed.
+    Args:  name: of the model.  file: for messages.
+           read: gives the tree of the model and its layouts.
+           text: of the file, where it may not be parsed yet.
     """
 
     name: str
     file: str
-    document: Document
-    _made: dict[str, Layout] = field(default_factory=dict, compare=False, repr=False)
+    read: Callable[[], Document] = field(repr=False)
+    text: str | None = field(default=None, repr=False)
+    _made: dict[str, Layout] = field(default_factory=dict, repr=False)
+
+    @property
+    def document(self) -> Document:
+        """The model and its layouts, as parsed."""
+        return self.read()
+
+    def may_be_of(self, kind: str) -> bool:
+        """Whether its layouts may be those of a `model_type`; nothing is parsed to tell it."""
+        return self.text is None or f'"{kind}"' in self.text or "model_type" not in self.text
 
     @property
     def layout_names(self) -> tuple[str, ...]:
@@ -64,10 +78,15 @@ def parse(text: str, name: str = "<text>") -> Document:
 @cache
 def shipped() -> tuple[Family, ...]:
     """Every family that comes with reshard, by name."""
-    found: list[Family] = []
-    for file, text in _texts().items():
-        found += families(text, file)
-    return tuple(found)
+    return tuple(
+        Family(name, file, cache(partial(_shipped_document, file, name)), text)
+        for file, text in _texts().items()
+        for name in _MODEL.findall(text)
+    )
+
+
+def _shipped_document(file: str, name: str) -> Document:
+    return _of_model(expand(_written(file), _KNOWN), name)
 
 
 def shipped_texts() -> tuple[str, ...]:
@@ -124,16 +143,10 @@ def own_families(document: Document) -> tuple[Family, ...]:
     """
     names = dict.fromkeys(block.model.text for block in document.layouts if block.model)
     models = {block.name.text: block for block in document.models}
-    for family in shipped() if names.keys() - models.keys() else ():
-        models.setdefault(family.name, family.document.models[0])
-    return tuple(
-        Family(
-            name,
-            document.source.name,
-            replace(document, blocks=(models[name], *_layouts_of(document, name))),
-        )
-        for name in names
-    )
+    for family in shipped():
+        if family.name in names.keys() - models.keys():
+            models[family.name] = family.document.models[0]
+    return tuple(_family(document, models[name]) for name in names)
 
 
 def families(text: str, file: str) -> tuple[Family, ...]:
@@ -141,21 +154,27 @@ def families(text: str, file: str) -> tuple[Family, ...]:
 
     Raises: syntax.
     """
-    document = parse(text, file)
-    return tuple(
-        Family(
-            block.name.text,
-            file,
-            replace(document, blocks=(block, *_layouts_of(document, block.name.text))),
-        )
-        for block in document.models
-    )
+    return declared_families(parse(text, file))
 
 
-def _layouts_of(document: Document, model: str) -> tuple[LayoutBlock, ...]:
-    return tuple(
-        block for block in document.layouts if block.model is not None and block.model.text == model
-    )
+def declared_families(document: Document) -> tuple[Family, ...]:
+    """The families of a document: its models, each with its layouts."""
+    return tuple(_family(document, block) for block in document.models)
+
+
+def _family(document: Document, model: ModelBlock) -> Family:
+    made = _with_layouts(document, model)
+    return Family(model.name.text, document.source.name, lambda: made)
+
+
+def _of_model(document: Document, name: str) -> Document:
+    return _with_layouts(document, next(x for x in document.models if x.name.text == name))
+
+
+def _with_layouts(document: Document, model: ModelBlock) -> Document:
+    name = model.name.text
+    layouts = (x for x in document.layouts if x.model is not None and x.model.text == name)
+    return replace(document, blocks=(model, *layouts))
 
 
 def read_families(path: Path) -> tuple[Family, ...]:

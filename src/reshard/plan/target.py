@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.errors import ReshardError, target_error
+from reshard.language.layout import Layout
 
 MAX_RANKS = 1 << 17
 """Of a run, and so of an axis of its mesh."""
@@ -43,11 +44,13 @@ class Target:
     """`format[:key=value,...]`, split but not yet understood; the format checks its own options.
 
     Args:  layout: of a target that a layout describes: its name, or `FILE.ucl#NAME`.
+           described: that layout.
     """
 
     format: str
     options: Mapping[str, str]
     layout: str = ""
+    described: Layout | None = field(default=None, compare=False, repr=False)
 
     @property
     def head(self) -> str:
