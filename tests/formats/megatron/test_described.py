@@ -92,6 +92,32 @@ def test_nemo(without_arguments: Callable[[str], tuple[Path, str]], tmp_path: Pa
     assert {key: config.get(key) for key in SIZES} == SIZES
 
 
+def test_nemo_without_yaml(
+    without_arguments: Callable[[str], tuple[Path, str]], tmp_path: Path
+) -> None:
+    folder, lines = without_arguments("nemo/step=3/weights")
+    model = load_yaml(lines.encode())
+    assert isinstance(model, dict)
+    items: list[object] = [
+        [f"Attr(name='{key}')", {"type": "leaf", "value": value, "paths": [f"<root>.model.{key}"]}]
+        for key, value in model.items()
+    ]
+    function = {"type": "pyref", "module": "torch.nn.functional", "name": "silu"}
+    items += [["Attr(name='activation_func')", function], "odd", ["Attr(name='a')", 3]]
+    objects = {
+        "tokenizer_1": {"items": [], "paths": ["<root>.model.tokenizer"]},
+        "config_1": {"items": items, "paths": ["<root>.model.config", "<root>.extra.config"]},
+        "odd": 3,
+    }
+    text = json.dumps({"root": {"type": "ref", "key": "x"}, "objects": objects})
+    (folder.parent / "context").mkdir()
+    (folder.parent / "context/io.json").write_text(text, encoding="utf-8")
+    assert reshard.inspect(folder.parent).side_files == ("context/io.json",)
+    reshard.convert(folder.parent, tmp_path / "hf", "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text(encoding="utf-8"))
+    assert {key: config.get(key) for key in SIZES} == SIZES
+
+
 def test_yaml_makes_nothing() -> None:
     text = b"a: !!python/object/apply:os.system [exit 1]\nb: !x {c: 1}\n"
     assert load_yaml(text) == {"a": ["exit 1"], "b": {"c": 1}}

@@ -9,6 +9,7 @@ lightning/io/mixin.py; megatron/training/arguments.py `core_transformer_config_f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -22,12 +23,17 @@ _MAX_NBYTES = 16 << 20
 _FILES = (
     ("run_config.yaml", "model"),
     ("../context/model.yaml", "config"),
+    ("../context/io.json", "model.config"),
+    ("../context/io.json", "config"),
     ("../model_config.yaml", ""),
     ("model_config.yaml", ""),
     ("transformer_config.json", ""),
     ("../transformer_config.json", ""),
 )
 """From the folder of the tensors, and the section in which the model is."""
+_OBJECTS = "io.json"
+"""Objects that Fiddle wrote; a section is a path from the root of them."""
+_ARGUMENT = re.compile(r"\bname='(\w+)'")
 
 _OTHER_NAMES = {
     "layernorm_epsilon": "norm_epsilon",
@@ -67,8 +73,39 @@ def _section(path: Path, section: str) -> Mapping[str, object] | None:
         value = load_bounded(data) if path.suffix == ".json" else load_yaml(data)
     except (OSError, ValueError, FileTooLargeError):
         return None
+    if path.name == _OBJECTS:
+        return _fiddled(value, section)
     found = value.get(section) if section and isinstance(value, dict) else value
     return found if isinstance(found, dict) else None
+
+
+def _fiddled(value: object, section: str) -> Mapping[str, object] | None:
+    """The arguments of the one object that is at a path, as far as they are plain values.
+
+    Source: fiddle/_src/experimental/serialization.py.
+    """
+    objects = value.get("objects") if isinstance(value, dict) else None
+    if not isinstance(objects, dict):
+        return None
+    for item in objects.values():
+        paths = item.get("paths") if isinstance(item, dict) else None
+        if isinstance(paths, list) and f"<root>.{section}" in paths:
+            items = item.get("items")
+            pairs = items if isinstance(items, list) else []
+            return {name: plain for name, plain in map(_argument, pairs) if name}
+    return None
+
+
+def _argument(pair: object) -> tuple[str, object]:
+    """The name and the value of an argument; a function by its name."""
+    if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], dict):
+        return "", None
+    name = _ARGUMENT.search(str(pair[0]))
+    value = pair[1]
+    plain = value.get("value") if value.get("type") == "leaf" else None
+    if value.get("type") == "pyref":
+        plain = f"{value.get('module')}.{value.get('name')}"
+    return name[1] if name else "", plain
 
 
 def _arguments(model: Mapping[str, object]) -> Iterator[tuple[str, object]]:
