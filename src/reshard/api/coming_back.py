@@ -38,8 +38,11 @@ class Comparer:
         self._there = Side(Builder(there.source.arrangement), there.files)
         self._held = {(w.name, w.state): w for w in there.source.arrangement.wholes}
 
-    def compare(self, one: Whole, other: Whole) -> Mismatch | None:
-        """How a tensor that came back differs; None if it is the same bit for bit."""
+    def compare(self, one: Whole, other: Whole, rows: int | None = None) -> Mismatch | None:
+        """How a tensor that came back differs; None if it is the same bit for bit.
+
+        Args:  rows: only so many of them are compared.
+        """
         digest = self._before.get((one.name, one.state))
         if (
             digest is not None
@@ -50,10 +53,10 @@ class Comparer:
         here = self._wholes[one.name, one.state]
         held = self._held.get((other.name, other.state))
         if held is not None:
-            found = compare_tensors(here, self._left, held, self._there)
+            found = compare_tensors(here, self._left, held, self._there, rows=rows)
             if found is not None:
                 return found
-        return compare_tensors(here, self._left, other, self._right)
+        return compare_tensors(here, self._left, other, self._right, rows=rows)
 
 
 WEIGHTS = {"param": "master", "master": "param"}

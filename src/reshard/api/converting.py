@@ -179,6 +179,9 @@ def _prepare(src: PathLike, to: str, request: Request) -> Prepared:
     before = Resident.now()
     target = read_target(to)
     source = open_for_target(src, target, request)
+    if source.cut is not None:
+        warned = (*source.catalog.oddities, source.cut.warning())
+        source = replace(source, catalog=replace(source.catalog, oddities=warned))
     prepared = prepare_source(source, target, request, before)
     refuse_unfinished(source, target, prepared.output)
     return prepared

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -275,6 +276,7 @@ def _proof(
     """What came back, held to what set out."""
     reasons = _reasons(stages)
     comparer = Comparer(start.source, start.universal, stages[-1], last, start.on_drift)
+    cut, cut_warnings = _cut([start.universal, *stages])
     mismatches: list[Mismatch] = []
     lost: list[Lost] = []
     same: list[Whole] = []
@@ -300,7 +302,7 @@ def _proof(
             if made_from(last, here, start.universal) is None:
                 found = Mismatch(here.name, here.state, "only in B")
         else:
-            found = comparer.compare(one, other)
+            found = comparer.compare(one, other, cut.get((one.name, one.state)))
             if found is None:
                 same.append(here)
             elif (
@@ -313,7 +315,7 @@ def _proof(
                 found = None
         if found is not None:
             mismatches.append(found)
-    keys = {(whole.name, whole.state) for whole in same}
+    keys = {(whole.name, whole.state) for whole in same} - cut.keys()
     held = tuple(_held(stage) for stage in stages)
     facts = compare_facts(start.universal.source.catalog, last.source.catalog)
     remade = remake(start.source, last, keys, start.on_drift, meter)
@@ -328,10 +330,22 @@ def _proof(
         remade.mismatches,
         tuple(lost),
         facts if all(item.is_read for item in held) else (),
-        warnings=tuple(_warnings(stages)),
+        warnings=(*cut_warnings, *_warnings(stages)),
         allow_loss=start.allow_loss,
         strict=start.strict,
     )
+
+
+def _cut(stages: Sequence[Stage]) -> tuple[dict[Key, int], list[Diagnostic]]:
+    """Rows that are left of tensors of which settings cut some, with the warnings."""
+    rows: dict[Key, int] = {}
+    warnings: list[Diagnostic] = []
+    for before, stage in pairwise(stages):
+        cut = None if stage.prepared is None else stage.prepared.source.cut
+        if cut is not None:
+            rows.update({(w.name, w.state): box.lo[0] for w, box in cut.boxes})
+            warnings.append(cut.warning(before.files))
+    return rows, warnings
 
 
 def _of_one_state(pair: Pair) -> Pair:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from reshard import formats
 from reshard.api.checking import check_source
+from reshard.api.cut_rows import CutRows, cut_rows
 from reshard.api.facts import check_facts
 from reshard.api.given_config import with_given_config
 from reshard.api.leaving_out import without_named
@@ -69,6 +70,7 @@ class OpenedSource:
            family: the layouts of its model, where that is known.
            named: what gave the names of the tensors: a layout of the model; the configuration that
                   goes with the source's own names; or the source, and nothing is known of them.
+           cut: rows that the user's settings take for padding.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class OpenedSource:
     own: Document | None = None
     family: Family | None = None
     named: Named = "source"
+    cut: CutRows | None = None
 
     @property
     def layout_text(self) -> str:
@@ -170,6 +173,7 @@ def open_source(
             chosen, family, own = catalog.layout, None, None
             arrangement = bind(chosen, catalog, settings=settings)
     proof = prove_sources(arrangement)
+    cut = cut_rows(catalog, arrangement, request.settings)
     if family is not None:
         if into is None and names is None and chosen.name not in family.layout_names:
             into = chosen  # a layout of the user's own of a model that ships
@@ -192,7 +196,7 @@ def open_source(
         arrangement = replace(renamed, catalog=catalog)
     elif placements:
         raise _not_placed(placements)
-    return OpenedSource(folder, catalog, arrangement, proof, own, family, named)
+    return OpenedSource(folder, catalog, arrangement, proof, own, family, named, cut)
 
 
 def _modelled(

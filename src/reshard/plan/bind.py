@@ -43,8 +43,11 @@ def bind(
     catalog = settle(layout, catalog, active_rules(layout, env))
     matched = match_tensors(layout, catalog, env, mesh)
     builder = _Builder(layout, catalog, mesh)
-    bind_rules = bind_free if layout.model is None else bind_model
-    for group in bind_rules(layout, matched, mesh, env):
+    if layout.model is None:
+        groups = bind_free(layout, matched, mesh, env)
+    else:
+        groups = bind_model(layout, matched, mesh, env, settings or {})
+    for group in groups:
         builder.add(group)
     for tensor in catalog.tensors:
         if tensor.state == EXTRA:

@@ -28,9 +28,11 @@ def bind_model(
     matched: Sequence[Matched],
     mesh: Mapping[str, int],
     env: Mapping[str, object],
+    given: Collection[str] = (),
 ) -> Iterator[Group]:
     """Every whole tensor of the source, in order of first appearance.
 
+    Args:  given: names in sizes that the user states.
     Raises: what `Solver.solve` raises, and ReshardError[rank-mismatch | state-shape | name-clash].
     """
     model = layout.model
@@ -47,7 +49,7 @@ def bind_model(
         (named, *sort_states(named.name, named.items, scalars))
         for named in whole_names(layout, matched, indices)
     ]
-    solver = Solver(model.axes, layout.places, mesh, env)
+    solver = Solver(model.axes, layout.places, mesh, env, given=given)
     equations = _equations(layout, ((named, shaped) for named, shaped, _ in groups))
     cuts = {**cuts, **solver.solve(equations)}
     held = Held(layout, {axis: cut.size for axis, cut in cuts.items()}, env)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from reshard.algebra.split import round_up
 from reshard.algebra.term import Leaf, Product, Term, term_axes
@@ -36,6 +36,7 @@ class Solver:
 
     Args:  axes: declared axes, with sizes where the layout states them.  splits: by axis.
            mesh: axis -> size.  env: for the expressions.
+           given: names in sizes that the user states: what is stored beyond such a size is padding.
            shares: whether the parts of a sum whose sizes nothing tells are of equal size.
     """
 
@@ -46,9 +47,11 @@ class Solver:
         mesh: Mapping[str, int],
         env: Mapping[str, object],
         *,
+        given: Collection[str] = (),
         shares: bool = False,
     ) -> None:
         self._axes = axes
+        self._given = given
         self._splits = splits
         self._mesh = mesh
         self._env = env
@@ -154,12 +157,30 @@ class Solver:
         unknown = set(self._unknowns(item.term, coord))
         if not unknown:
             sizes = [self._size(item.term, coord, padded) for padded in (True, False)]
-            if item.length not in sizes:
+            if item.length not in sizes and not self._is_padded_otherwise(item):
                 raise self._mismatch(item, sizes[0], coord)
             return True
         if len(unknown) > 1:
             return False
         return self._solve_for(unknown.pop(), item.term, item.length, item, coord)
+
+    def _is_padded_otherwise(self, item: Equation) -> bool:
+        """Whether an axis in one block, whose size the user states, has padding of another length;
+        it then has that padding from here on.
+        """
+        if not isinstance(item.term, Leaf):
+            return False
+        name = item.term.axis
+        axis, cut = self._axes.get(name), self._cuts.get(name)
+        split = self._splits.get(name, NO_SPLIT)
+        if cut is None or axis is None or axis.size is None or len(cut.blocks) != 1:
+            return False
+        if split.pad_to is None or split.truncated_to is not None or item.length < cut.size:
+            return False
+        if not {*names_in(axis.size)} & {*self._given}:
+            return False
+        self._cuts[name] = AxisCut(cut.over, (item.length,), cut.size)
+        return True
 
     def _solve_for(
         self, what: Unknown, term: Term, length: int, item: Equation, coord: Mapping[str, int]

@@ -131,6 +131,39 @@ def test_the_entry_that_a_null_tokenizer_adds_is_kept(tmp_path: Path) -> None:
     )
 
 
+class Padded(Forge):
+    """A run of 24 rows, of which the last two are zero."""
+
+    def whole(self) -> Any:
+        whole = super().whole()
+        for name, state in whole:
+            if name in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                whole[name, state][22:] = 0
+        return whole
+
+
+CUT = (
+    "warning[padded-vocabulary]: 14 of 24 rows of the vocabulary are left out as padding\n"
+    "  = note: `--set vocab_size=10` says that the rows behind it are padding\n"
+    "  = note: 12 of the 14 rows of `embedding.word_embeddings.weight` (param) are not zero\n"
+)
+
+
+@pytest.mark.parametrize("way", [[], ["universal"]])
+def test_rows_beyond_a_size_that_is_set_are_cut_and_counted(tmp_path: Path, way: list[str]) -> None:
+    args = {"make_vocab_size_divisible_by": 12, "normalization": "RMSNorm"}
+    source = Padded(tp=2, bias=False, args=args).write(tmp_path / "run")
+    for to in way:
+        source = reshard.convert(source, tmp_path / to, to).path
+    done = reshard.convert(source, tmp_path / "out", "megatron:tp=1", settings={"vocab_size": 10})
+    [found] = [o for o in done.report.warnings if o.code == "padded-vocabulary"]
+    assert found.render().startswith(CUT)
+    assert reshard.verify(source, tmp_path / "out", settings={"vocab_size": 10}).ok
+    proof = reshard.roundtrip(source, "megatron:tp=1", settings={"vocab_size": 10})
+    assert proof.ok
+    assert [o.render()[: len(CUT)] for o in proof.ways[0].warnings if o.code == found.code] == [CUT]
+
+
 def test_a_stated_vocabulary_that_fills_its_rows_has_no_further_entry(tmp_path: Path) -> None:
     args = {"vocab_size": 24, "tokenizer_type": "NullTokenizer"}
     run = Forge(tp=2, args=args)
