@@ -37,8 +37,9 @@ def orders_of(layout: Layout) -> tuple[ParameterOrder, ...]:
     """
     if layout.orders or not layout.names:
         return layout.orders
-    others = (item for item in descriptions().values() if item.names == layout.names)
-    return next((other.orders for other in others if other.orders), ())
+    others = [item for item in descriptions().values() if item.name != layout.name]
+    same = (item.orders for item in others if item.names == layout.names and item.orders)
+    return next(same, ())
 
 
 def find_descriptions(path: Path) -> list[Layout]:
