@@ -9,13 +9,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from reshard.formats.megatron.buffers import MASTERS
+
 _CHAINED = re.compile(r"^chained_(\d+)\.")
-_STATE = "optimizer.state."
+STATE = "optimizer.state."
 _FLAT = re.compile(
     r"^optimizer\.distributed\.dp_group_idx_(\d+)\.gbuf_idx_(\d+)\."
     r"dtype_(\(.*\))\.bucket_idx_(\d+)\.(\w+)$"
 )
-MASTERS = ("param", "fp32_param")
+_STACKED = re.compile(r"(?:^|\.)layers\.(?!\d)")
+_EXPERTS = re.compile(r"\.experts\.experts\.(?!\d)")
+
+
+def stacked_axes(name: str) -> int:
+    """Leading axes of a tensor that are no dimensions of its parameter: layers, and experts."""
+    return bool(_STACKED.search(name)) + bool(_EXPERTS.search(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +59,9 @@ def key_of(name: str) -> StateKey | FlatKey:
         index = int(chained.group(1)) if chained else 0
         state = "master" if state in MASTERS else state
         return FlatKey(index, int(group), int(buffer), kinds, int(bucket), state)
-    if not rest.startswith(_STATE):
+    if not rest.startswith(STATE):
         return StateKey(_unwrapped(name), "extra" if "_extra_state" in name else "param")
-    state, _, parameter = rest[len(_STATE) :].partition(".")
+    state, _, parameter = rest[len(STATE) :].partition(".")
     return StateKey(_unwrapped(parameter), "master" if state in MASTERS else state)
 
 

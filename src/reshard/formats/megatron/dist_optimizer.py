@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
+from reshard.formats.megatron.dist_names import stacked_axes
 from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
 from reshard.formats.megatron.scalar import number_bytes
@@ -18,8 +19,6 @@ from reshard.plan.catalog import Fragment, Left, LocalTensor
 from reshard.storage.torch_file import TensorRef, read_small
 
 _OBJECT = re.compile(r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/")
-_STACKED = re.compile(r"(?:^|\.)layers\.(?!\d)")
-_EXPERTS = re.compile(r"\.experts\.experts\.(?!\d)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def dist_groups(
     found = [*_optimizers(common), *_of_objects(objects)]
     names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
     names = names or dict.fromkeys(t.name for t in tensors if t.state not in ("param", "extra"))
-    dims = {t.name: _dims(t) for t in tensors if t.state == "param"}
+    dims = {t.name: len(t.shape) - stacked_axes(t.name) for t in tensors if t.state == "param"}
     known = [(name, count) for name, count in dims.items() if name in names]
     out = Groups()
     steps: dict[str, tuple[DType, bytes]] = {}
@@ -116,9 +115,3 @@ def _step(value: object) -> tuple[DType, bytes] | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return number_bytes(value)
     return None
-
-
-def _dims(tensor: LocalTensor) -> int:
-    """Dimensions of one parameter of a tensor that stacks layers or experts."""
-    stacked = bool(_STACKED.search(tensor.name)) + bool(_EXPERTS.search(tensor.name))
-    return len(tensor.shape) - stacked

@@ -30,14 +30,11 @@ from reshard.formats.megatron.groups import Parameter
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.write_groups import Optimizer
-from reshard.formats.megatron.write_inventory import Inventory
-from reshard.formats.megatron.write_options import WriteOptions
-from reshard.formats.megatron.write_resume import Resume
+from reshard.formats.megatron.write_job import Job
 from reshard.plan.build import REMAINDER
 from reshard.plan.catalog import Left
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
-from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import torch_dtype
 
 STATES = ("param", "exp_avg", "exp_avg_sq")
@@ -146,10 +143,7 @@ class Buffers:
     Args:  tied: the embedding is also the output layer of a later stage.
     """
 
-    inventory: Inventory
-    resume: Resume
-    options: WriteOptions
-    output: TorchOutput
+    job: Job
     tied: bool
 
     def trees(
@@ -180,17 +174,17 @@ class Buffers:
         for vpp, chunk in enumerate(chunks):
             by_type: dict[DType, list[LaidTensor]] = {}
             for tensor in chunk:
-                by_type.setdefault(self.inventory.weights(tensor.whole)[1], []).append(tensor)
+                by_type.setdefault(self.job.inventory.weights(tensor.whole)[1], []).append(tensor)
             for dtype, tensors in by_type.items():
                 index = len(out) - 1
-                size = self.options.bucket_size if pp == vpp == 0 else None
+                size = self.job.options.bucket_size if pp == vpp == 0 else None
                 flats = self._flats(tensors, size, f"{rank} buffer {index}")
                 out[index] = {self._kinds(dtype): flats}
         return out
 
     def _kinds(self, dtype: DType) -> tuple[object, object]:
         """The types of weights and gradients; gradients of bf16 are fp32, if not said otherwise."""
-        args = self.resume.args
+        args = self.job.resume.args
         stated = args.get("accumulate_allreduce_grads_in_fp32")
         wide = stated if isinstance(stated, bool) else dtype is not DType.F16
         if args.get("grad_reduce_in_bf16") is True:
@@ -201,7 +195,7 @@ class Buffers:
         self, tensors: Sequence[LaidTensor], size: int | None, label: str
     ) -> Mapping[str, object]:
         for tensor in tensors:
-            check_states(tensor.whole, list(self.inventory.own_states(tensor.whole)))
+            check_states(tensor.whole, list(self.job.inventory.own_states(tensor.whole)))
         shared = (EMBEDDING, OUTPUT) if self.tied else ()
         apart = [index for index, tensor in enumerate(tensors) if tensor.name in shared]
         places, lengths = lay([prod(t.shape) for t in tensors], size, apart)
@@ -215,20 +209,20 @@ class Buffers:
             )
             state, numel = self._state(key, tensors), sum(lengths)
             spec = ArraySpec(f"{key} of {label}", state, DType.F32, numel, segments)
-            out[key] = self.output.tensor(spec)
+            out[key] = self.job.output.tensor(spec)
         return {**out, UNPADDED: sum(lengths)}
 
     def _state(self, key: str, tensors: Sequence[LaidTensor]) -> str:
         """The source's name of a state."""
         if key != "param":
             return key
-        if all(t.whole in self.inventory.remainders for t in tensors) and (
-            self.inventory.keeps_remainders(self.resume.args)
+        if self.job.has_remainders and all(
+            t.whole in self.job.inventory.remainders for t in tensors
         ):
             for tensor in tensors:
-                self.inventory.fold(tensor.whole, "master", LOWER_HALVES)
+                self.job.inventory.fold(tensor.whole, "master", LOWER_HALVES)
             return REMAINDER
-        found = {self.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
+        found = {self.job.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
         if len(found) > 1:
             raise mixed_masters(found)
         return next(iter(found))

@@ -17,8 +17,8 @@ from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import Member, Part
-from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT, is_buffer
-from reshard.formats.megatron.modules import is_expert, is_vocabulary
+from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
+from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
 from reshard.formats.megatron.stacks import layer_of
 from reshard.plan.catalog import Fragment, LocalTensor
 

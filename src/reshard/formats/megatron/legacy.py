@@ -11,7 +11,7 @@ from functools import cached_property
 
 from reshard.errors import source_error
 from reshard.formats.megatron.fused_order import RowOrder
-from reshard.formats.megatron.modules import is_expert
+from reshard.formats.megatron.modules import description, is_buffer, is_expert
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record
@@ -19,14 +19,6 @@ from reshard.storage.torch_file import TensorRef
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
-TIED = {
-    OUTPUT: EMBEDDING,
-    "word_embeddings_for_head.weight": "language_model.embedding.word_embeddings.weight",
-}
-"""What the last stage's copy of a tied embedding is called, and the embedding."""
-
-_BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean", "running_var")
-EXTRA = "_extra_state"
 
 
 @dataclass(frozen=True)
@@ -48,11 +40,6 @@ class Chunk:
     def parameters(self) -> dict[str, TensorRef]:
         """Those that the optimizer may hold, in the order of `named_parameters`."""
         return {name: ref for name, ref in self.tensors.items() if not is_buffer(name)}
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a tensor of a state dict is no parameter."""
-    return name.endswith((*_BUFFERS, EXTRA))
 
 
 def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
@@ -191,4 +178,4 @@ def is_tied(ranks: Ranks) -> bool:
 
 def known_name(name: str, tied: bool) -> str:
     """The parameter that a stored tensor is: a tied output layer is the embedding."""
-    return TIED.get(name, name) if tied else name
+    return description().ties.get(name, name) if tied else name

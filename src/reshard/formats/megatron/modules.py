@@ -28,6 +28,8 @@ from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef
 
 _BIAS = re.compile(r"\.bias(\d*)$")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBERS = re.compile(r"(?<=\.)\d+(?=\.)|(?<=[a-z])\d+$")
 _SECOND = (
     ("linear_fc1.weight", "linear_fc2.weight"),
     ("dense_h_to_4h.weight", "dense_4h_to_h.weight"),
@@ -37,6 +39,10 @@ _SECOND = (
 
 _WHOLE = Rule(NamePattern.parse("**"), None, (), True, {}, {})
 """Of a tensor that every rank has all of."""
+
+
+EXTRA = "_extra_state"
+_BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean", "running_var")
 
 
 @cache
@@ -63,11 +69,22 @@ def is_vocabulary(name: str) -> bool:
     return any(split.truncated_to for rule in rules_of(name) for split in rule.splits.values())
 
 
-@cache
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of a state dict is no parameter."""
+    return name.endswith((*_BUFFERS, EXTRA))
+
+
 def rules_of(name: str) -> tuple[Rule, ...]:
     """The rules that spell most of a name: one, or several that conditions tell apart. () where
     none does.
     """
+    grouped = name.endswith(("experts.weight1", "experts.weight2"))
+    return _rules_of(_NUMBER.sub("0", name) if grouped else _NUMBERS.sub("0", name))
+
+
+@cache
+def _rules_of(name: str) -> tuple[Rule, ...]:
+    """The same for all names that differ in the numbers of layers and experts alone."""
     layout = description()
     found: dict[int, list[Rule]] = {}
     for index, _ in layout.matches(name):

@@ -1,46 +1,59 @@
 """The rank files of a legacy checkpoint and their places on the mesh.
 
-Source: Megatron-LM, megatron/training/checkpointing.py `get_checkpoint_name`.
+Source: Megatron-LM, megatron/training/checkpointing.py `get_checkpoint_name`,
+`generate_state_dict`; megatron/core/parallel_state.py `RankGenerator`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_in, arguments_of
-from reshard.formats.megatron.rank_settings import differences, settings_of
-from reshard.storage.torch_file import TorchFile, open_torch_file
+from reshard.formats.megatron.arguments import Arguments, arguments_of
+from reshard.formats.megatron.groups import RUNTIME, optimizers_in
+from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
 DISTRIBUTED = "distrib_optim.pt"
 """The states of the distributed optimizer, beside the model's file."""
 
+MAX_RANKS = 1 << 20
+_NAME = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?$")
 _TOLD = 4
 """Settings that differ and are named."""
 
-MAX_RANKS = 1 << 20
-_NAME = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?$")
+_OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "local_world_size")
+_KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
+"""What tells one param group from another."""
+
+Sizes = tuple[int, int, int]
+"""Of tp, pp, and ep."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankFile:
     """One `model_optim_rng.pt`.
 
-    Args:  tp, pp, ep: its ranks.  file: relative to the folder of the iteration.
-           strange: other files of its folder that may hold an optimizer.
+    Args:  numbers: in the name of its folder.  file: relative to the folder of the iteration.
+           strange: other files of its folder that may hold an optimizer.  tp, pp, ep: its ranks.
     """
 
-    tp: int
-    pp: int
-    ep: int
+    numbers: tuple[int, ...]
     file: str
     root: Mapping[object, object]
-    opened: TorchFile
-    strange: tuple[str, ...] = ()
+    args: Arguments
+    strange: tuple[str, ...]
+    tp: int = 0
+    pp: int = 0
+    ep: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder."""
+        return self.file.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +102,21 @@ class Ranks:
         return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Folder:
-    """The folder of a rank.
+def rank_folder(place: Sizes, sizes: Sizes) -> str:
+    """The name of a rank's folder: only tp is always in it."""
+    tp, *more = place
+    counted = [f"_{rank:03d}" for rank, size in zip(more, sizes[1:], strict=True) if size > 1]
+    return "".join([f"mp_rank_{tp:02d}", *counted])
 
-    Args:  numbers: tp, and what stands behind it in the name.
-    """
 
-    path: Path
-    numbers: tuple[int, ...]
-    file: str
-    opened: TorchFile
-    strange: tuple[str, ...]
+def _place(numbers: tuple[int, ...], sizes: Sizes) -> Sizes:
+    """A folder's ranks: one suffix is the pipeline's, or the experts' when there is one stage."""
+    tp, *more = numbers
+    if len(more) == 2:
+        return tp, more[0], more[1]
+    if not more:
+        return tp, 0, 0
+    return (tp, more[0], 0) if sizes[1] > 1 else (tp, 0, more[0])
 
 
 def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
@@ -110,29 +126,34 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | renamed-file |
             unsupported-expert-tp], and what `open_torch_file` raises.
     """
-    found = [_open(path) for path in _rank_folders(folder)]
-    first = found[0]
-    args = _arguments(first, strict)
+    found = [_open(path, strict) for path in _rank_folders(folder)]
+    args = found[0].args
     sizes = _sizes(args, found)
+    said = dict(_settings(found[0]))
     files = []
     for item in found:
-        here = _arguments(item, strict)
-        _check_same(folder, first, item, args, here)
-        root = item.opened.root
-        assert isinstance(root, dict)
+        _check_same(folder, found[0], said, item)
         place = _place(item.numbers, sizes)
         if any(rank >= size for rank, size in zip(place, sizes, strict=True)):
             raise source_error(
                 "foreign-rank",
-                f"`{item.path.name}` in {folder} is of no rank of this run",
+                f"`{item.folder}` in {folder} is of no rank of this run",
                 notes=[f"the run had tp={sizes[0]}, pp={sizes[1]}, ep={sizes[2]}"],
                 helps=["move it elsewhere if it was left by another run"],
             )
-        name = f"{item.path.name}/{item.file}"
-        files.append(RankFile(*place, name, root, item.opened, item.strange))
+        files.append(replace(item, tp=place[0], pp=place[1], ep=place[2]))
     _check_own_ranks(folder, files, sizes)
     etp = args.expert_tp if args.integer("num_experts") else sizes[0]
-    _check_expert_tp(etp, sizes)
+    if sizes[0] % etp:
+        # Tensor-parallel ranks are neighbours in both groupings of ranks, so a rank's part of an
+        # expert follows from its tp rank if one size divides the other; a larger etp gives several
+        # ranks the same file name.
+        raise source_error(
+            "unsupported-expert-tp",
+            f"experts are cut over {etp} ranks, dense layers over {sizes[0]}",
+            notes=["the names of the folders do not tell which rank holds which part then"],
+            helps=["save it as `torch_dist`, which says where each part belongs"],
+        )
     _check_complete(folder, files, sizes, etp)
     return Ranks(tuple(files), args, *sizes, etp)
 
@@ -155,38 +176,34 @@ def _only_optimizer(path: Path) -> bool:
     return (path / "optim.pt").exists() and not any((path / n).exists() for n in MODEL_FILES)
 
 
-def _open(path: Path) -> _Folder:
+def _open(path: Path, strict: bool) -> RankFile:
     match = _NAME.match(path.name)
     assert match is not None
-    numbers = tuple(int(text) for text in match.groups() if text is not None)
     file = next((name for name in MODEL_FILES if (path / name).exists()), None)
     if file is None:
         raise source_error(
             "missing-ranks",
-            f"{path} has no `model_optim_rng.pt`",
+            f"{path} has no `{MODEL_FILES[0]}`",
             helps=["copy the folders of all ranks"],
         )
     opened = open_torch_file(path / file)
-    if not isinstance(opened.root, dict):
+    root = opened.root
+    if not isinstance(root, dict):
         raise source_error(
             "no-model",
             f"{opened.path} holds no model",
-            notes=[f"its root is a {type(opened.root).__name__}"],
+            notes=[f"its root is a {type(root).__name__}"],
         )
-    older = sorted(path.parent.glob(f"{path.name}_*/optim.pt")) if file == "model_rng.pt" else []
+    older = sorted(path.parent.glob(f"{path.name}_*/optim.pt")) if file == MODEL_FILES[1] else []
     strange = [p.name for p in sorted(path.glob("*optim*.pt")) if p.name not in (file, DISTRIBUTED)]
     strange += [f"{p.parent.name}/{p.name}" for p in older]
-    return _Folder(path, numbers, file, opened, tuple(strange))
+    has_args = strict or "args" in root
+    args = arguments_of(opened) if has_args else Arguments({}, opened.path)
+    numbers = tuple(int(text) for text in match.groups() if text is not None)
+    return RankFile(numbers, f"{path.name}/{file}", root, args, tuple(strange))
 
 
-def _arguments(item: _Folder, strict: bool) -> Arguments:
-    root = item.opened.root
-    if not strict and isinstance(root, dict) and "args" not in root:
-        return Arguments({}, item.opened.path)
-    return arguments_of(item.opened)
-
-
-def _sizes(args: Arguments, found: Sequence[_Folder]) -> tuple[int, int, int]:
+def _sizes(args: Arguments, found: Sequence[RankFile]) -> Sizes:
     """tp, pp, ep: as the arguments say; without them as the folders' names do."""
     if args.values:
         return args.size("tp"), args.size("pp"), args.size("ep")
@@ -196,59 +213,80 @@ def _sizes(args: Arguments, found: Sequence[_Folder]) -> tuple[int, int, int]:
     return tp, pp, ep
 
 
-def _check_same(
-    folder: Path, first: _Folder, item: _Folder, args: Arguments, here: Arguments
-) -> None:
-    """Refuse files of two runs, or of two iterations of one."""
-    told: dict[str, tuple[object, ...]] = {}
-    for axis in ("tp", "pp", "ep"):
-        told[axis] = (args.size(axis), here.size(axis))
-    for name in ("num_layers", "hidden_size", "num_experts", "padded_vocab_size"):
-        told[name] = (args.integer(name), here.integer(name))
-    for name in ("iteration", "checkpoint_version"):
-        roots = (first.opened.root, item.opened.root)
-        told[name] = tuple(root.get(name) if isinstance(root, dict) else None for root in roots)
-    differ = {name: pair for name, pair in told.items() if pair[0] != pair[1]}
-    if not differ:
-        roots = (first.opened.root, item.opened.root)
-        sides = [
-            settings_of(root if isinstance(root, dict) else {}, own)
-            for root, own in zip(roots, (args, here), strict=True)
-        ]
-        apart = differences(*sides)
-        differ = {name: (sides[0][name], sides[1][name]) for name in apart[:_TOLD]}
+def _check_same(folder: Path, first: RankFile, said: Mapping[str, object], item: RankFile) -> None:
+    """Refuse files of two runs, or of two iterations of one.
+
+    Args:  said: the settings of the first file.
+    """
+    here = dict(_settings(item))
+    differ = [
+        name
+        for name, value in said.items()
+        if name in here and repr(value) != repr(here[name])  # NaN is like NaN
+    ][:_TOLD]
     if differ:
-        one = ", ".join(f"{name}={pair[1]}" for name, pair in differ.items())
-        other = ", ".join(f"{name}={pair[0]}" for name, pair in differ.items())
         raise source_error(
             "mixed-runs",
             f"{folder} holds files of two runs, or of two iterations of one",
             notes=[
-                f"{item.path.name}/{item.file} says {one}",
-                f"{first.path.name}/{first.file} says {other}",
+                f"{file.file} says {', '.join(f'{name}={values[name]}' for name in differ)}"
+                for file, values in ((item, here), (first, said))
             ],
             helps=["remove what does not belong to the checkpoint"],
         )
 
 
-def _place(numbers: tuple[int, ...], sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    """A folder's ranks: one suffix is the pipeline's, or the experts' when there is one stage."""
-    tp, *more = numbers
-    if len(more) == 2:
-        return tp, more[0], more[1]
-    if not more:
-        return tp, 0, 0
-    return (tp, more[0], 0) if sizes[1] > 1 else (tp, 0, more[0])
+def _settings(file: RankFile) -> Iterator[tuple[str, object]]:
+    """Every plain value of a rank's file that all ranks have in common, by what it is called."""
+    for key in ("iteration", "checkpoint_version"):
+        yield key, file.root.get(key)
+    for name, value in file.args.values.items():
+        if name not in _OF_ONE_RANK and _is_common(value):
+            yield name, value
+    for key in ("opt_param_scheduler", "lr_scheduler"):
+        yield from _plain(f"{key}.", file.root.get(key))
+    groups: dict[str, list[Mapping[str, object]]] = {}
+    for optimizer in optimizers_in(file.root.get("optimizer")):
+        if not isinstance(optimizer, Mapping):
+            continue
+        yield from _plain("grad_scaler.", optimizer.get("grad_scaler"))
+        inner = optimizer.get("optimizer", optimizer)
+        listed = inner.get("param_groups") if isinstance(inner, Mapping) else None
+        for group in listed if isinstance(listed, list) else []:
+            if isinstance(group, Mapping):
+                label = ", ".join(f"{key}={group[key]}" for key in _KEYS if key in group)
+                own = {k: v for k, v in group.items() if k not in RUNTIME}
+                groups.setdefault(label, []).append(dict(_plain("", own)))
+    for label, found in groups.items():
+        for key, value in found[0].items() if len(found) == 1 else ():
+            yield f"{key} of the param group with {label}", value
 
 
-def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: tuple[int, int, int]) -> None:
+def _is_common(value: object) -> bool:
+    """Whether a value is plain and not a place, which nodes may have of their own."""
+    if isinstance(value, str):
+        return not {"/", ":"} & set(value)
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (int, float, bool)) for item in value)
+    return value is None or isinstance(value, (int, float, bool))
+
+
+def _plain(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    for key, item in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(item, TensorRef):
+            if item.numel == 1:
+                yield f"{prefix}{key}", read_small(item)
+        elif _is_common(item):
+            yield f"{prefix}{key}", item
+
+
+def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: Sizes) -> None:
     """Refuse files that were exchanged: a run notes in each which rank of all wrote it.
 
     Tensor-parallel ranks are neighbours, and stages follow each other. Files that all tell of one
     rank tell nothing: other tools write them so.
-    Source: megatron/core/parallel_state.py `RankGenerator`.
     """
-    stated = {file.file: _global_rank(file) for file in files}
+    stated = {file.file: file.args.integer("rank") for file in files}
     if len(set(stated.values())) == 1 or None in stated.values():
         return
     ranks = {name: rank for name, rank in stated.items() if rank is not None}
@@ -270,29 +308,7 @@ def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: tuple[int, 
         )
 
 
-def _global_rank(file: RankFile) -> int | None:
-    args = arguments_in(file.root.get("args"), file.file)
-    return None if args is None else args.integer("rank")
-
-
-def _check_expert_tp(etp: int, sizes: tuple[int, int, int]) -> None:
-    """Refuse sizes under which a rank's part of an expert does not follow from its tp rank.
-
-    Tensor-parallel ranks are neighbours in both groupings of ranks, so they do if one size divides
-    the other. A larger etp gives several ranks the same file name.
-    """
-    if sizes[0] % etp:
-        raise source_error(
-            "unsupported-expert-tp",
-            f"experts are cut over {etp} ranks, dense layers over {sizes[0]}",
-            notes=["the names of the folders do not tell which rank holds which part then"],
-            helps=["save it as `torch_dist`, which says where each part belongs"],
-        )
-
-
-def _check_complete(
-    folder: Path, files: list[RankFile], sizes: tuple[int, int, int], etp: int
-) -> None:
+def _check_complete(folder: Path, files: list[RankFile], sizes: Sizes, etp: int) -> None:
     """Refuse a folder without some rank's part; where experts have ranks of their own, some pairs
     of tp and ep rank hold nothing that others do not hold too, and are not written.
     """

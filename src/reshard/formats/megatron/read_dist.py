@@ -5,28 +5,26 @@ Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
+from reshard.formats.megatron.catalog import catalog_of
 from reshard.formats.megatron.common_state import COMMON, common_state
 from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.legacy import is_buffer
 from reshard.formats.megatron.master_check import check_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.oddities import folder_oddities, vocabulary_oddity, without_optimizer
 from reshard.formats.megatron.remainders import join_masters
-from reshard.formats.megatron.training import training_of
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
-from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
@@ -74,29 +72,24 @@ def read_dist(folder: Path) -> Catalog:
         if ".param_state/" not in name and not name.startswith(COMMON)
     }
     copies = 1 + max((index for t in states for _, index in t.coord), default=0)
-    vocabulary = _vocabulary(weights, args)
-    oddities = [*folder_oddities(folder, root.get("iteration"))]
-    if not states and not withheld:
-        oddities.append(without_optimizer(folder))
-    oddities += vocabulary_oddity(args, vocabulary)
-    return Catalog(
-        format="megatron",
-        version=str(root.get("checkpoint_version", "")),
-        root=str(folder.resolve()),
+    names = [t.name for t in weights if t.state == PARAM]
+    rows = rows_of(weights)
+    true = args.true_vocabulary(rows)
+    vocabulary = true if true != rows else None
+    return catalog_of(
+        folder,
+        root,
+        args,
+        weights,
+        states,
+        groups,
+        layout=_layout(names, vocabulary, copies > 1),
+        framework={"form": backend, "saved_over": args.mesh(), "objects": objects},
         mesh={COPY: copies} if copies > 1 else {},
-        tensors=(*weights, *states),
-        layout=load_layout(
-            _layout([t.name for t in weights if t.state == "param"], vocabulary, copies > 1),
-            "megatron layout",
-        ),
-        training=training_of(
-            root, groups, [], {"form": backend, "saved_over": args.mesh(), "objects": objects}
-        ),
-        config=args.config(_rows(weights)),
-        buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
-        padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),
-        oddities=tuple(oddities),
+        names=names,
+        rows=rows,
+        vocabulary=vocabulary,
         withheld=withheld,
         left=(*common.left, *unread_states(root.get("optimizer"), common.file)),
     )
@@ -163,7 +156,7 @@ def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
     return _Content(weights, states, zarr_objects(folder, chunks))
 
 
-_WEIGHTS = ("param", "extra")
+_WEIGHTS = (PARAM, EXTRA)
 
 _OF_OPTIMIZER = frozenset(
     ("shifted-optimizer", "buffer-mismatch", "bad-model-space", "ambiguous-optimizer-ids")
@@ -182,16 +175,9 @@ def _tensor(
     return LocalTensor(key.name, key.state, (), shape, stored.dtype, fragments)
 
 
-def _rows(weights: list[LocalTensor]) -> int | None:
+def rows_of(weights: Sequence[LocalTensor]) -> int | None:
     """Rows of the embedding."""
     return next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
-
-
-def _vocabulary(weights: list[LocalTensor], args: Arguments) -> int | None:
-    """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
-    rows = _rows(weights)
-    true = args.true_vocabulary(rows)
-    return true if true != rows else None
 
 
 def _layout(names: list[str], vocabulary: int | None, is_copied: bool) -> str:

@@ -13,14 +13,12 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
+from reshard.formats.megatron.catalog import catalog_of
 from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.legacy import is_buffer
-from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.oddities import folder_oddities, without_optimizer
-from reshard.formats.megatron.training import training_of
-from reshard.language import load_layout
+from reshard.formats.megatron.read_dist import rows_of
 from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.run.states import PARAM
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.kept import encode
@@ -71,26 +69,19 @@ def read_fsdp(folder: Path) -> Catalog:
         for key, value in raw.items()
         if key.startswith("optimizer.") and not key.startswith(_META)
     }
-    oddities = [*folder_oddities(folder, root.get("iteration"))]
-    if not states and not withheld:
-        oddities.append(without_optimizer(folder))
-    return Catalog(
-        format="megatron",
-        version=str(root.get("checkpoint_version", "")),
-        root=str(folder.resolve()),
+    return catalog_of(
+        folder,
+        root,
+        args,
+        weights,
+        () if withheld else states,
+        groups,
+        layout=LAYOUT,
+        framework={"form": "fsdp", "saved_over": args.mesh(), "objects": objects},
         mesh={},
-        tensors=(*weights, *(() if withheld else states)),
-        layout=load_layout(LAYOUT, "megatron layout"),
-        training=training_of(
-            root, groups, [], {"form": "fsdp", "saved_over": args.mesh(), "objects": objects}
-        ),
-        config=args.config(
-            next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
-        ),
-        buffers=tuple(t.name for t in weights if t.state == "param" and is_buffer(t.name)),
-        padded=tuple(t.name for t in weights if is_vocabulary(t.name)),
         files=tuple(chunks.files.values()),
-        oddities=tuple(oddities),
+        names=[t.name for t in weights if t.state == PARAM],
+        rows=rows_of(weights),
         withheld=withheld,
     )
 

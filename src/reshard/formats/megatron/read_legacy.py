@@ -9,31 +9,26 @@ from pathlib import Path
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
+from reshard.formats.megatron.catalog import catalog_of
 from reshard.formats.megatron.distrib_optim import unread
 from reshard.formats.megatron.fused_order import row_order
 from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
-    EXTRA,
-    TIED,
     Chunk,
     chunks_of,
     coords_of,
-    is_buffer,
     is_tied,
     known_name,
     local_tensor,
     stored_shape,
 )
 from reshard.formats.megatron.legacy_states import State, states_of
-from reshard.formats.megatron.modules import Modules, is_expert, is_vocabulary
-from reshard.formats.megatron.oddities import legacy_oddities
+from reshard.formats.megatron.modules import EXTRA, Modules, description, is_expert
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
-from reshard.formats.megatron.training import training_of
-from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
@@ -71,29 +66,28 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         withheld, states, groups = error.diagnostics, [], Groups()
     finally:
         sampler.close()
-    vocabulary = _vocabulary(model)
-    config = ranks.args.config(_rows(model))
-    return Catalog(
-        format="megatron",
-        version=str(ranks.version),
-        root=str(folder.resolve()),
+    rows = _rows(model)
+    true = ranks.args.true_vocabulary(rows)
+    vocabulary = true if true != rows else None
+    return catalog_of(
+        folder,
+        ranks.files[0].root,
+        ranks.args,
+        tensors,
+        states,
+        groups,
+        layout=layout_text(
+            model.shapes, ranks, model.stacks, model.vpp, modules, vocabulary, strict=strict
+        ),
+        framework={"form": "torch"},
         mesh=_mesh(model),
-        tensors=(*tensors, *states),
-        layout=load_layout(
-            layout_text(
-                model.shapes, ranks, model.stacks, model.vpp, modules, vocabulary, strict=strict
-            ),
-            "megatron layout",
-        ),
-        training=training_of(
-            ranks.files[0].root, groups, [f.root for f in ranks.files], {"form": "torch"}
-        ),
-        config=config,
-        aliases=_aliases(model),
-        buffers=model.buffers(),
-        padded=tuple(dict.fromkeys(name for name in model.shapes if is_vocabulary(name))),
         files=_files(folder, ranks),
-        oddities=legacy_oddities(folder, ranks, config, bool(states) or bool(withheld), vocabulary),
+        names=model.names(),
+        rows=rows,
+        vocabulary=vocabulary,
+        rng=[file.root.get("rng_state") for file in ranks.files],
+        version=str(ranks.version),
+        aliases=_aliases(model),
         withheld=withheld,
         left=(*_left(model), *_unread(folder, ranks)),
     )
@@ -160,16 +154,12 @@ class _Model:
                 found.setdefault(place, {}).setdefault(number, ref)
         return {name: list(next(iter(found.values())).values()) for name, found in out.items()}
 
-    def buffers(self) -> tuple[str, ...]:
-        """Global names of the tensors that are no parameters."""
-        return tuple(
-            dict.fromkeys(
-                whole
-                for chunks in self.chunks.values()
-                for (_, name), whole in self.global_names(chunks).items()
-                if is_buffer(name) and not name.endswith(EXTRA)
-            )
-        )
+    def names(self) -> Iterator[str]:
+        """Global names of the weights."""
+        for chunks in self.chunks.values():
+            for (_, name), whole in self.global_names(chunks).items():
+                if not name.endswith(EXTRA):
+                    yield whole
 
 
 def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
@@ -233,7 +223,7 @@ def _mesh(model: _Model) -> dict[str, int]:
 
 def _aliases(model: _Model) -> dict[str, str] | None:
     stored = {name for items in model.chunks.values() for c in items for name in c.tensors}
-    found = {copy: name for copy, name in TIED.items() if copy in stored}
+    found = {copy: name for copy, name in description().ties.items() if copy in stored}
     return found if model.tied and found else None
 
 
@@ -259,13 +249,6 @@ def _rows(model: _Model) -> int:
     """Rows of the embedding, over all ranks."""
     rows = next((s[0] for n, s in model.shapes.items() if n.endswith("word_embeddings.weight")), 0)
     return rows * model.ranks.tp
-
-
-def _vocabulary(model: _Model) -> int | None:
-    """The true size of the vocabulary, where the arguments tell it and it is not what is stored."""
-    args, padded = model.ranks.args, _rows(model)
-    true = args.true_vocabulary(padded)
-    return true if true != padded else None
 
 
 def _files(folder: Path, ranks: Ranks) -> tuple[SourceFile, ...]:

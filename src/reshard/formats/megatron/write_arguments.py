@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
+from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.model_facts import arguments_for
 from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
 from reshard.formats.megatron.write_resume import Resume
@@ -20,8 +21,6 @@ from reshard.plan.framework_config import framework_config
 from reshard.storage.inert import Record
 from reshard.storage.torch_writer import torch_dtype
 
-EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT = "output_layer.weight"
 _ROUTER = "router"
 """The atom that layers with experts have."""
 

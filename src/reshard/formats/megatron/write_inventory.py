@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
@@ -69,6 +70,14 @@ class Inventory:
             return "master", self.compute
         raise _no_weights(name, kinds)
 
+    def main_dtype(self) -> DType:
+        """The type of most weights."""
+        counts: dict[DType, int] = {}
+        for name, kinds in self.states.items():
+            dtype = self.weights(name)[1]
+            counts[dtype] = counts.get(dtype, 0) + prod(next(iter(kinds.values())).shape)
+        return max(counts, key=lambda dtype: counts[dtype])
+
     def is_half(self, name: str) -> bool:
         """Whether the optimizer keeps a master of a parameter's weights."""
         return self.weights(name)[1] in HALVES
@@ -124,6 +133,11 @@ class Inventory:
         """Say that steps are written beside the states, not as arrays."""
         for name in self.steps:
             self.fold(name, "step", "a number of the optimizer's")
+
+    def lose_master(self, name: str) -> None:
+        """Say that the optimizer keeps no master of weights that are fp32 themselves."""
+        if "master" in self.states[name] and not self.is_half(name):
+            self.lose(name, "master", "the weights are fp32 themselves")
 
     def lose_states(self) -> None:
         """Say that nothing but weights is written."""
@@ -188,6 +202,3 @@ def _no_weights(name: str, kinds: Mapping[str, Whole]) -> ReshardError:
         notes=[f"the source has {listed} of it"],
         helps=helps,
     )
-
-
-__all__ = ["HALVES", "WEIGHTS", "Inventory", "take_inventory"]

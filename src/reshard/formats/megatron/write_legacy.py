@@ -8,33 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 
-from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.formats.megatron.distrib_optim import Buffers
-from reshard.formats.megatron.legacy_states import DISTRIBUTED
+from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import description, is_expert
+from reshard.formats.megatron.ranks import DISTRIBUTED, MODEL_FILES, rank_folder
 from reshard.formats.megatron.stacks import LAYER
-from reshard.formats.megatron.write_arguments import EMBEDDING, OUTPUT, namespace
-from reshard.formats.megatron.write_groups import GroupBuilder, Optimizer
-from reshard.formats.megatron.write_inventory import Inventory, take_inventory
-from reshard.formats.megatron.write_legacy_optimizer import OptimizerStates
-from reshard.formats.megatron.write_options import LEGACY, WriteOptions, write_options
-from reshard.formats.megatron.write_resume import Resume, resume_of
-from reshard.formats.megatron.write_scheduler import scheduler
-from reshard.formats.megatron.write_warnings import legacy_warnings, remainder_warnings
-from reshard.formats.steps import TRACKER
+from reshard.formats.megatron.write_groups import Optimizer
+from reshard.formats.megatron.write_job import Job
+from reshard.formats.megatron.write_optimizer import rank_optimizers
+from reshard.formats.megatron.write_options import LEGACY
 from reshard.language.expression import known_value
 from reshard.language.layout import Split
 from reshard.plan.arrangement import Arrangement, Bound
 from reshard.plan.axes import AxisCut
 from reshard.plan.lay_out import LaidTensor, lay_out
-from reshard.plan.output import FileBytes, Output, Written
-from reshard.plan.plan import ArraySpec
+from reshard.plan.output import Output
 from reshard.plan.target import Target
 from reshard.storage.inert import Record
-from reshard.storage.torch_output import TorchOutput
 
 _STATEFUL = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
 """Modules whose state dict has an entry `_extra_state`."""
@@ -54,66 +46,31 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
             megatron-weights | megatron-steps | megatron-groups | megatron-order |
             megatron-distributed].
     """
-    output = TorchOutput()
-    inventory = take_inventory(arrangement)
-    resume = resume_of(arrangement.catalog, output.constant)
-    options = write_options(target, LEGACY, inventory, resume)
-    run = _Run(arrangement, inventory, resume, options, output)
-    run.write()
-    tracker = FileBytes(TRACKER, 0, options.tracker)
-
-    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        return (*output.finish(written), tracker)
-
-    return Output(
-        tuple(output.placed),
-        output.files,
-        tuple(output.head),
-        finish,
-        (
-            *run.builder.warnings,
-            *legacy_warnings(resume, options, run.has_optimizer, run.has_rng),
-            *remainder_warnings(resume, run.has_optimizer, run.has_remainders),
-        ),
-        inventory.dropped(),
-        inventory.folded_tensors(),
-        beside=f"{options.folder}/",
-    )
+    job = Job(arrangement, target, LEGACY)
+    _Run(job).write()
+    return job.planned()
 
 
 class _Run:
     """The files of all ranks."""
 
-    def __init__(
-        self,
-        arrangement: Arrangement,
-        inventory: Inventory,
-        resume: Resume,
-        options: WriteOptions,
-        output: TorchOutput,
-    ) -> None:
-        self._inventory = inventory
-        self._resume = resume
-        self._options = options
-        self._output = output
-        self._arrangement = arrangement
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._inventory = job.inventory
+        self._options = options = job.options
+        arrangement = job.arrangement
         mesh = {"vpp": options.vpp, "pp": options.pp, "tp": options.tp, "ep": options.ep}
-        apart = options.etp != options.tp
-        if apart:
+        if options.etp != options.tp:
             arrangement = _experts_apart(arrangement)
             mesh["etp"] = options.etp
         self._laid = lay_out(arrangement, mesh)
         self._places = _by_place(self._laid)
         self._stages = self._count_layers()
         self._tied = any(t.whole == OUTPUT for t in self._laid) and self._is_tied()
-        self.has_optimizer = inventory.is_trained and bool(resume.groups)
-        if not self.has_optimizer:
-            inventory.lose_states()
-        self.has_remainders = (
-            self.has_optimizer and options.distributed and inventory.keeps_remainders(resume.args)
-        )
-        self.builder = GroupBuilder(resume.groups, options.ep > 1)
-        self.has_rng = resume.rng_mesh == (options.tp, options.pp, options.ep) and all(
+        rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
+        self._padded = rows[0] * options.tp if rows else None
+        resume = job.resume
+        job.has_rng = resume.rng_mesh == (options.tp, options.pp, options.ep) and all(
             (tp, pp, ep) in resume.rng
             for tp, ep in options.expert_ranks()
             for pp in range(options.pp)
@@ -123,47 +80,36 @@ class _Run:
         """Plan every file."""
         options = self._options
         optimizers: tuple[Optimizer, ...] = ()
-        if self.has_optimizer:
+        if self._job.has_optimizer:
             dims = {t.whole: len(t.shape) for t in self._laid}
-            for name in self._inventory.resting:
-                dims.pop(name, None)
-            optimizers = self.builder.build(dims)
+            resting = self._inventory.resting
+            optimizers = self._job.builder.build(
+                {name: count for name, count in dims.items() if name not in resting}
+            )
             self._inventory.fold_steps()
         for pp in range(options.pp):
             for tp, ep in options.expert_ranks():
                 self._rank(tp, pp, ep, optimizers)
 
     def _rank(self, tp: int, pp: int, ep: int, optimizers: Sequence[Optimizer]) -> None:
-        options, resume = self._options, self._resume
-        name = f"mp_rank_{tp:02d}"
-        name += f"_{pp:03d}" if options.pp > 1 else ""
-        name += f"_{ep:03d}" if options.ep > 1 else ""
+        options, job = self._options, self._job
+        name = rank_folder((tp, pp, ep), (options.tp, options.pp, options.ep))
         place = {"tp": tp, "pp": pp, "ep": ep, "etp": tp % options.etp}
         chunks = [self._held({**place, "vpp": vpp}) for vpp in range(options.vpp)]
-        root: dict[str, object] = {
-            "args": self._args(options.rank(tp, pp, ep)),
-            "checkpoint_version": 3.0,
-            "iteration": options.iteration or 0,
-        }
-        for vpp, chunk in enumerate(chunks):
-            key = "model" if options.vpp == 1 else f"model{vpp}"
-            root[key] = self._model(chunk, name)
+        keys = ["model"] if options.vpp == 1 else [f"model{vpp}" for vpp in range(options.vpp)]
+        model = {key: self._model(chunk, name) for key, chunk in zip(keys, chunks, strict=True)}
+        optimizer = None
         if optimizers:
             ordered = [self._trained(chunk) for chunk in chunks]
-            states = OptimizerStates(self._inventory, resume, options, self._output, name)
-            root["optimizer"] = states.root(ordered, optimizers)
+            optimizer = rank_optimizers(job, [t for c in ordered for t in c], optimizers, name)
             if options.distributed:
                 first = ep == options.first_expert_rank(tp)
-                buffers = Buffers(self._inventory, resume, options, self._output, self._tied)
-                flat = buffers.trees(ordered, optimizers, pp, name, dense=first)
-                self._output.add(f"{options.folder}/{name}/{DISTRIBUTED}", flat)
-        if optimizers or resume.scheduler is not None:
-            root["opt_param_scheduler"] = scheduler(resume, options)
-        if self.has_rng:
-            root["rng_state"] = resume.rng[tp, pp, ep]
-        root.update(resume.other)
-        root.setdefault("num_floating_point_operations_so_far", 0)
-        self._output.add(f"{options.folder}/{name}/model_optim_rng.pt", root)
+                flat = Buffers(job, self._tied).trees(ordered, optimizers, pp, name, dense=first)
+                job.output.add(f"{options.folder}/{name}/{DISTRIBUTED}", flat)
+        args = job.args(self._stages, self._padded, options.rank(tp, pp, ep))
+        rng = job.resume.rng[tp, pp, ep] if job.has_rng else None
+        root = job.tree(args, model, optimizer, rng)
+        job.output.add(f"{options.folder}/{name}/{MODEL_FILES[0]}", root)
 
     def _model(self, chunk: Sequence[LaidTensor], rank: str) -> Record:
         """A module's state dict: its tensors in order, and the entries that hold nothing."""
@@ -172,7 +118,7 @@ class _Run:
         chunk_names = {tensor.name for tensor in chunk}
         for index, tensor in enumerate(chunk):
             state, dtype = self._inventory.weights(tensor.whole)
-            entries.append((tensor.name, self._output.tensor(_spec(tensor, state, dtype, rank))))
+            entries.append((tensor.name, self._job.tensor(tensor, state, dtype, rank)))
             module = modules[index]
             last = index + 1 == len(chunk) or modules[index + 1] != module
             if last and module.rpartition(".")[2] in _STATEFUL:
@@ -202,35 +148,11 @@ class _Run:
         """Tensors as their modules register them: as the target's layout says, else as Megatron's
         own modules do. None where neither knows all of them.
         """
-        for order in (*self._arrangement.layout.orders, *description().orders):
-            holds = order.when is None or known_value(order.when, self._arrangement.values)
+        for order in (*self._job.arrangement.layout.orders, *description().orders):
+            holds = order.when is None or known_value(order.when, self._job.arrangement.values)
             if holds and all(order.has(tensor.name) for tensor in tensors):
                 return sorted(tensors, key=lambda tensor: order.key(tensor.name))
         return None
-
-    def _args(self, rank: int) -> Record:
-        rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
-        return namespace(
-            self._arrangement,
-            self._resume,
-            self._options,
-            form="torch",
-            stages=self._stages,
-            padded_vocabulary=rows[0] * self._options.tp if rows else None,
-            dtype=self._dtype(),
-            has_optimizer=self.has_optimizer,
-            has_rng=self.has_rng,
-            has_remainders=self.has_remainders,
-            rank=rank,
-        )
-
-    def _dtype(self) -> DType:
-        """The type of most weights."""
-        counts: dict[DType, int] = {}
-        for name, kinds in self._inventory.states.items():
-            dtype = self._inventory.weights(name)[1]
-            counts[dtype] = counts.get(dtype, 0) + prod(next(iter(kinds.values())).shape)
-        return max(counts, key=lambda dtype: counts[dtype])
 
     def _count_layers(self) -> tuple[int, ...]:
         """Layers of every virtual stage, chunk major, then stage."""
@@ -246,7 +168,9 @@ class _Run:
 
     def _is_tied(self) -> bool:
         """Whether the output layer of the last stage is a copy of the embedding."""
-        atoms = [set(self._arrangement.bound[name].atoms.values()) for name in (OUTPUT, EMBEDDING)]
+        atoms = [
+            set(self._job.arrangement.bound[name].atoms.values()) for name in (OUTPUT, EMBEDDING)
+        ]
         return atoms[0] == atoms[1]
 
 
@@ -300,8 +224,3 @@ def _no_order(name: str) -> ReshardError:
             "or leave the optimizer out with `--states weights`",
         ],
     )
-
-
-def _spec(tensor: LaidTensor, state: str, dtype: DType, rank: str) -> ArraySpec:
-    label = f"{tensor.name} ({state}) of {rank}"
-    return ArraySpec(label, state, dtype, prod(tensor.shape), tensor.segments, tensor.shape)

@@ -1,0 +1,198 @@
+"""What both forms of Megatron's checkpoints are written of, and what they have in common.
+
+Source: Megatron-LM, megatron/training/checkpointing.py `generate_state_dict`;
+megatron/core/optimizer_param_scheduler.py `load_state_dict` (core 0.16.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic
+from reshard.formats.megatron.write_arguments import namespace
+from reshard.formats.megatron.write_groups import GroupBuilder
+from reshard.formats.megatron.write_inventory import take_inventory
+from reshard.formats.megatron.write_options import LEGACY, write_options
+from reshard.formats.megatron.write_resume import resume_of
+from reshard.formats.steps import TRACKER
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.lay_out import LaidTensor
+from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.plan import ArraySpec
+from reshard.plan.target import Target
+from reshard.storage.torch_output import TorchOutput
+from reshard.storage.torch_writer import NewTensor
+
+
+class Job:
+    """The tensors, the run, and the options of a target.
+
+    Args:  known: the options that the target has.
+    Raises: ReshardError[unknown-option | bad-option | numbers-disagree].
+    """
+
+    def __init__(self, arrangement: Arrangement, target: Target, known: tuple[str, ...]) -> None:
+        self.arrangement = arrangement
+        self.output = TorchOutput()
+        self.inventory = take_inventory(arrangement)
+        self.resume = resume_of(arrangement.catalog, self.output.constant)
+        self.options = write_options(target, known, self.inventory, self.resume)
+        self.is_legacy = known is LEGACY
+        self.has_optimizer = self.inventory.is_trained and bool(self.resume.groups)
+        if not self.has_optimizer:
+            self.inventory.lose_states()
+        precise = self.inventory.keeps_remainders(self.resume.args)
+        self.has_remainders = self.has_optimizer and self.options.distributed and precise
+        self.builder = GroupBuilder(self.resume.groups, self.options.ep > 1)
+        self.has_rng = False
+
+    def tree(
+        self, args: object, model: Mapping[str, object], optimizer: object, rng: object = None
+    ) -> dict[str, object]:
+        """What a file of a rank holds, or that of all of them.
+
+        Args:  model: the entries of its weights.  optimizer, rng: None where there is none.
+        """
+        out: dict[str, object] = {
+            "args": args,
+            "checkpoint_version": 3.0,
+            "iteration": self.options.iteration or 0,
+            **model,
+        }
+        if optimizer is not None:
+            out["optimizer"] = optimizer
+        if optimizer is not None or self.resume.scheduler is not None:
+            out["opt_param_scheduler"] = self._scheduler()
+        if rng is not None:
+            out["rng_state"] = rng
+        out.update(self.resume.other)
+        out.setdefault("num_floating_point_operations_so_far", 0)
+        return out
+
+    def trained(self) -> list[str]:
+        """The names of what the optimizer has."""
+        return [name for name in self.inventory.states if name not in self.inventory.resting]
+
+    def tensor(self, tensor: LaidTensor, state: str, dtype: DType, rank: str) -> NewTensor:
+        """A tensor of a rank."""
+        label, numel = f"{tensor.name} ({state}) of {rank}", prod(tensor.shape)
+        return self.output.tensor(
+            ArraySpec(label, state, dtype, numel, tensor.segments, tensor.shape)
+        )
+
+    def args(
+        self, stages: Sequence[int] = (), padded_vocabulary: int | None = None, rank: int = 0
+    ) -> object:
+        """The arguments of the run; see `namespace`."""
+        return namespace(
+            self.arrangement,
+            self.resume,
+            self.options,
+            form="torch" if self.is_legacy else "torch_dist",
+            stages=stages,
+            padded_vocabulary=padded_vocabulary,
+            dtype=self.inventory.main_dtype(),
+            has_optimizer=self.has_optimizer,
+            has_rng=self.has_rng,
+            has_remainders=self.has_remainders,
+            rank=rank,
+        )
+
+    def _scheduler(self) -> object:
+        """The source's schedule; without one, a constant rate that
+        `--override-opt-param-scheduler` replaces by that of the run.
+        """
+        if self.resume.scheduler is not None:
+            return self.resume.scheduler
+        samples = self.options.samples or 0
+        decay = max((_number(g.get("weight_decay")) for g in self.resume.groups), default=0.0)
+        return {
+            "max_lr": max((_number(group.get("lr")) for group in self.resume.groups), default=0.0),
+            "lr_warmup_steps": 0,
+            "num_steps": samples,
+            "lr_decay_style": "constant",
+            "lr_decay_steps": max(samples, 1),
+            "min_lr": 0.0,
+            "start_wd": decay,
+            "end_wd": decay,
+            "wd_incr_style": "constant",
+            "wd_incr_steps": max(samples, 1),
+        }
+
+    def planned(self, *last: FileBytes) -> Output:
+        """The output, once every file is planned.
+
+        Args:  last: files that are written behind all others, before the tracker.
+        """
+        tracker = FileBytes(TRACKER, 0, self.options.tracker)
+
+        def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+            return (*self.output.finish(written), *last, tracker)
+
+        return Output(
+            tuple(self.output.placed),
+            self.output.files,
+            tuple(self.output.head),
+            finish,
+            (*self.builder.warnings, *self._warnings()),
+            self.inventory.dropped(),
+            self.inventory.folded_tensors(),
+            beside=f"{self.options.folder}/",
+        )
+
+    def _warnings(self) -> Iterator[Diagnostic]:
+        """What Megatron will not restore of what is written, and with which arguments it resumes.
+
+        Files of ranks do not say what they lack, so Megatron must be told.
+        """
+        resume, options = self.resume, self.options
+        if options.iteration is not None:  # else a release: it asks for nothing but weights
+            if not self.has_optimizer:
+                yield _told(
+                    "the optimizer starts anew",
+                    ["no states of an optimizer with their param groups are written"],
+                    ["resume with `--no-load-optim`, or with `--finetune`"] * self.is_legacy,
+                )
+            elif resume.scheduler is None:
+                unknown = options.samples is None
+                yield _told(
+                    "the source has no learning rate schedule of Megatron's",
+                    [
+                        f"a constant one at {options.samples or 0} samples is written",
+                        *["the number of samples is not known"] * unknown,
+                    ],
+                    [
+                        "resume with `--override-opt-param-scheduler`",
+                        *["give the samples consumed with `samples=N`"] * unknown,
+                    ],
+                )
+            if not self.has_rng:
+                none = "the source has none" + (" for these ranks" if resume.rng else "")
+                yield _told(
+                    "random number generators start anew",
+                    [none],
+                    ["resume with `--no-load-rng`"] * self.is_legacy,
+                )
+        precise = resume.args.get("use_precision_aware_optimizer")
+        if precise and self.has_optimizer and not self.has_remainders:
+            yield _told(
+                "master weights are written whole, in fp32",
+                [
+                    "the run had `--use-precision-aware-optimizer`, which keeps the lower half of "
+                    "each",
+                    "it would take the whole ones for these",
+                ],
+                ["resume without `--use-precision-aware-optimizer`"],
+            )
+
+
+def _told(headline: str, notes: Sequence[str], helps: Sequence[str]) -> Diagnostic:
+    return Diagnostic(
+        "megatron-resume", headline, "warning", notes=tuple(notes), helps=tuple(helps)
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
