@@ -11,7 +11,7 @@ from functools import cached_property
 
 from reshard.errors import source_error
 from reshard.formats.megatron.fused_order import RowOrder
-from reshard.formats.megatron.modules import description, is_buffer, is_expert
+from reshard.formats.megatron.modules import is_buffer, is_expert, tied_names
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record
@@ -178,4 +178,4 @@ def is_tied(ranks: Ranks) -> bool:
 
 def known_name(name: str, tied: bool) -> str:
     """The parameter that a stored tensor is: a tied output layer is the embedding."""
-    return description().ties.get(name, name) if tied else name
+    return tied_names().get(name, name) if tied else name

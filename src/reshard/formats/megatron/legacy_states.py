@@ -17,7 +17,7 @@ from reshard.formats.megatron.groups import (
     share_parameters,
 )
 from reshard.formats.megatron.legacy import EMBEDDING, Chunk, is_tied
-from reshard.formats.megatron.modules import description, is_vocabulary
+from reshard.formats.megatron.modules import is_vocabulary, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.storage.torch_file import TensorRef, open_torch_file
@@ -179,7 +179,7 @@ def _flat(
         root = flat
     if root is None and count > 1:
         return  # the states of dense parameters are in the file of another expert-parallel rank
-    ties = description().ties
+    ties = tied_names()
     shared = (*ties, *ties.values()) if is_tied(ranks) else ()
     if ranks.pp > 1 and ranks.args.integer("mtp_num_layers"):
         shared = (*shared, EMBEDDING)  # the stage that predicts several tokens has a copy

@@ -52,6 +52,12 @@ def description() -> Layout:
     return load_layout(folder.joinpath("description.ucl").read_text("utf-8"), "description.ucl")
 
 
+@cache
+def tied_names() -> Mapping[str, str]:
+    """What the last stage's copy of a tied embedding is called, and the embedding."""
+    return {tie.alias: tie.name for tie in description().ties}
+
+
 def is_expert(name: str) -> bool:
     """Whether a parameter belongs to the routed experts."""
     return ".experts." in name

@@ -24,7 +24,7 @@ from reshard.formats.megatron.legacy import (
     stored_shape,
 )
 from reshard.formats.megatron.legacy_states import State, states_of
-from reshard.formats.megatron.modules import EXTRA, Modules, description, is_expert
+from reshard.formats.megatron.modules import EXTRA, Modules, is_expert, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
@@ -223,7 +223,7 @@ def _mesh(model: _Model) -> dict[str, int]:
 
 def _aliases(model: _Model) -> dict[str, str] | None:
     stored = {name for items in model.chunks.values() for c in items for name in c.tensors}
-    found = {copy: name for copy, name in description().ties.items() if copy in stored}
+    found = {copy: name for copy, name in tied_names().items() if copy in stored}
     return found if model.tied and found else None
 
 
