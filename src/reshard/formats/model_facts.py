@@ -112,7 +112,7 @@ def activation_of(config: Mapping[str, object]) -> tuple[str, object] | None:
     kind = kind_of(config.get("model_type"))
     for known in (config, kind.default if kind else {}):
         for key in ACTIVATIONS:
-            if known.get(key):
+            if known.get(key) and (kind is None or key in kind.default):
                 return key, known[key]
     return None
 
@@ -161,6 +161,9 @@ def _plain_scaling(rope: Mapping[str, object], length: object) -> dict[str, obje
 
 def window_of(config: Mapping[str, object]) -> int | None:
     """The sliding window of all layers; 0 where only some have one; None without one."""
+    kind = kind_of(config.get("model_type"))
+    if kind is not None and "sliding_window" not in kind.default:
+        return None  # the class of such a model does not read the key
     window = config.get("sliding_window")
     kinds = config.get("layer_types")
     if not isinstance(window, int) or window <= 0 or config.get("use_sliding_window") is False:

@@ -205,6 +205,11 @@ def test_nanogpt_computes_gelu_exactly(stated: str | None, notes: list[str]) -> 
     assert end["activation_function"] == (stated or "gelu_new")
 
 
+def test_a_window_that_the_class_does_not_read_is_none() -> None:
+    assert there(LLAMA, {**LLAMA_CONFIG, "sliding_window": 4}) == []
+    assert "window_size" not in arguments()
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
