@@ -13,6 +13,7 @@ from reshard.formats.run_files import is_of_model
 from reshard.plan.catalog import Catalog, SourceFile
 from reshard.storage.kept import encode
 from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.source import LocalSource
 
 CONFIG = "config.json"
 _MAX_NBYTES = 64 << 20
@@ -30,11 +31,8 @@ def with_given_config(catalog: Catalog, path: Path) -> Catalog:
     given = _read(file)
     paths = {CONFIG: file}
     if path.is_dir():
-        paths |= {
-            item.name: item
-            for item in sorted(path.iterdir())
-            if item.is_file() and is_of_model(item.name) and item.name != CONFIG
-        }
+        names = (name for name in LocalSource(path).files() if is_of_model(name))
+        paths |= {name: path / name for name in names if name != CONFIG}
     stated = catalog.config or {}
     known = {name: _file(item, Path(catalog.root)) for name, item in paths.items()}
     return replace(
@@ -53,13 +51,9 @@ def _file(path: Path, root: Path) -> SourceFile:
 
 
 def _read(file: Path) -> Mapping[str, object]:
-    if not file.exists():
-        raise source_error(
-            "missing-file",
-            f"{file} is missing",
-            notes=["`--config` names it"],
-            helps=["give a `config.json`, or the folder that holds it"],
-        )
+    LocalSource(file.parent).need(
+        file.name, "`--config`", "give a `config.json`, or the folder that holds it"
+    )
     try:
         value = json.loads(read_regular(file, _MAX_NBYTES))
     except (OSError, ValueError, RecursionError, FileTooLargeError) as error:

@@ -13,9 +13,10 @@ from reshard.api.source import OpenedSource
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.plan.arrangement import Arrangement, AtomState, StoredPart, Whole
-from reshard.plan.catalog import Fragment, SourceFile
+from reshard.plan.catalog import Fragment
 from reshard.plan.output import PlacedSpec
 from reshard.plan.prove import prove_sources
+from reshard.storage.source import LocalSource
 
 
 def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
@@ -51,7 +52,7 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
         root=str(path),
         tensors=(),
         side_files={},
-        files=tuple(_file(path, name) for name in dict(prepared.report.files)),
+        files=tuple(map(LocalSource(path).stat, dict(prepared.report.files))),
     )
     arrangement = replace(whole, catalog=catalog, parts=found, wholes=tuple(wholes), averaged={})
     return OpenedSource(
@@ -119,8 +120,3 @@ def _untold(item: PlacedSpec) -> ReshardError:
         f"no tensor of `{item.file}` is the array `{item.spec.label}`",
         notes=[f"it was placed at byte {item.byte_offset}"],
     )
-
-
-def _file(path: Path, name: str) -> SourceFile:
-    found = (path / name).stat()
-    return SourceFile(name, found.st_size, found.st_mtime_ns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 from reshard.errors import Diagnostic
 from reshard.plan.catalog import Catalog
 from reshard.storage.checksums import check_blobs
-from reshard.storage.regular_file import open_regular
 from reshard.storage.safetensors_library import library_faults
+from reshard.storage.source import LocalSource
 
 _SAFETENSORS = ".safetensors"
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
@@ -68,6 +67,7 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
     Args:  on_bytes: is told how many bytes more were read.
     """
     root = Path(catalog.root)
+    source = LocalSource(root)
     holding = {*tensor_files(catalog)}
     beside = {*catalog.side_files.values()}
     faults: list[Diagnostic] = []
@@ -77,8 +77,8 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
         if name.endswith(_SAFETENSORS):
             faults += library_faults(root / name)
         elif name in beside:
-            kept += [name] if name.endswith(_TORCH) and _is_zip(root / name) else []
-        elif name.endswith(_TORCH) or (name in holding and _is_zip(root / name)):
+            kept += [name] if name.endswith(_TORCH) and _is_zip(source, name) else []
+        elif name.endswith(_TORCH) or (name in holding and _is_zip(source, name)):
             read.append(name)
     found, covered = check_blobs(root, [(name, 0, None) for name in read], on_bytes)
     others, _ = check_blobs(root, [(name, 0, None) for name in kept], on_bytes)
@@ -86,12 +86,8 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
     return checked(catalog, tuple(faults), covered)
 
 
-def _is_zip(path: Path) -> bool:
+def _is_zip(source: LocalSource, name: str) -> bool:
     try:
-        fd = open_regular(path)
+        return source.pread(name, 0, len(_ZIP)) == _ZIP
     except OSError:
         return False
-    try:
-        return os.read(fd, len(_ZIP)) == _ZIP
-    finally:
-        os.close(fd)

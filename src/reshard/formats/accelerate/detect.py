@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import source_error
+from reshard.storage.source import LocalSource
 
 _FILE = re.compile(
     r"(?P<kind>pytorch_model_fsdp|optimizer)(?:_(?P<index>[0-9]+))?(?:_rank(?P<rank>[0-9]+))?\.bin"
@@ -35,9 +36,7 @@ class Files:
 
 def detect(path: Path) -> bool:
     """Whether a folder holds the weights of a model that FSDP cut."""
-    if not path.is_dir():
-        return False
-    matches = (_FILE.fullmatch(item.name) for item in path.iterdir())
+    matches = (_FILE.fullmatch(name) for name in LocalSource(path).files())
     return any(match is not None and match["kind"] != "optimizer" for match in matches)
 
 
@@ -47,7 +46,7 @@ def find_files(path: Path, kind: str) -> Files | None:
     Raises: ReshardError[ambiguous-weights].
     """
     found: dict[tuple[int, bool], dict[int, str]] = {}
-    for name in sorted(item.name for item in path.iterdir()):
+    for name in LocalSource(path).files():
         match = _FILE.fullmatch(name)
         if match is not None and match["kind"] == kind:
             key = (int(match["index"] or 0), match["rank"] is None)

@@ -14,7 +14,7 @@ from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
-from reshard.storage.links import refuse_outside
+from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import open_torch_file
 
 LAYOUT = """\
@@ -76,6 +76,7 @@ class _Reader:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._source = LocalSource(root)
         self._parts: dict[tuple[str, str], list[tuple[str, RankTensor]]] = {}
         self.files: list[SourceFile] = []
         self.groups: list[dict[str, object]] = []
@@ -88,11 +89,8 @@ class _Reader:
         """The state dict of every rank."""
         for rank, name in [(0, files.whole)] if files.whole else files.ranks.items():
             assert name is not None
-            path = self._root / name
-            refuse_outside(self._root, path)
-            found = path.stat()
-            self.files.append(SourceFile(name, found.st_size, found.st_mtime_ns))
-            root = open_torch_file(path).root
+            self.files.append(self._source.stat(name))
+            root = open_torch_file(self._source.path(name)).root
             if not isinstance(root, dict):
                 raise self._bad(name, "it is no dict")
             yield rank, root

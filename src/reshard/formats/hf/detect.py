@@ -7,6 +7,7 @@ from pathlib import Path
 
 from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.storage.index import SUFFIX
+from reshard.storage.source import LocalSource
 
 _WEIGHTS = re.compile(
     r".+\.safetensors(\.index\.json)?|adapter_model\.bin"
@@ -21,13 +22,12 @@ def detect(path: Path) -> bool:
     Sets of optimizer states beside them are what is left of a universal checkpoint.
     """
     path = snapshot_of(path)
-    if not path.is_dir() or is_torn_universal(path):
+    if is_torn_universal(path):
         return False
-    return any(_WEIGHTS.fullmatch(item.name) for item in path.iterdir())
+    return any(_WEIGHTS.fullmatch(name) for name in LocalSource(path).files())
 
 
 def is_torn_universal(path: Path) -> bool:
     """Whether a folder has lost what makes a universal checkpoint of it."""
-    return any((path / f"{state}{SUFFIX}").is_file() for state in _OF_STATES) or (
-        (path / "extra").is_dir() and (path / f"extra/tensors{SUFFIX}").is_file()
-    )
+    source = LocalSource(path)
+    return any(source.has(f"{stem}{SUFFIX}") for stem in (*_OF_STATES, "extra/tensors"))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.regular_file import FileTooLargeError
+from reshard.storage.source import LocalSource
 
 _REVISION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 _MAX_NBYTES = 1000
@@ -16,11 +17,8 @@ _MAX_NBYTES = 1000
 
 def snapshot_of(path: Path) -> Path:
     """The snapshot that the root of a cached model means; else the folder itself."""
-    reference = path / "refs" / "main"
-    if not reference.is_file():
-        return path
     try:
-        revision = read_regular(reference, _MAX_NBYTES).decode("ascii").strip()
+        revision = LocalSource(path).read("refs/main", _MAX_NBYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError, FileTooLargeError):
         return path
     if _REVISION.fullmatch(revision) is None:

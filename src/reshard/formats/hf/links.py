@@ -5,13 +5,12 @@ Source: huggingface_hub/file_download.py: `snapshots/REVISION/NAME` links to `bl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
-from reshard.storage.links import refuse_outside
+from reshard.storage.source import LocalSource
 
 _SHOWN = 5
 
@@ -21,7 +20,8 @@ def known_files(root: Path, names: Sequence[str], named_by: str) -> tuple[Source
 
     Raises: ReshardError[missing-file | outside-link].
     """
-    missing = [name for name in names if not os.path.exists(root / name)]
+    source = LocalSource(root)
+    missing = [name for name in names if not source.has(name)]
     if len(missing) < 2:
         return tuple(known_file(root, name, named_by) for name in names)
     more = f", and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
@@ -40,15 +40,4 @@ def known_file(root: Path, name: str, named_by: str) -> SourceFile:
     Args:  name: relative to the folder.  named_by: what says that it is there, for messages.
     Raises: ReshardError[missing-file | outside-link].
     """
-    path = root / name
-    refuse_outside(root, path)
-    try:
-        found = path.stat()
-    except OSError:
-        raise source_error(
-            "missing-file",
-            f"{path} is missing",
-            notes=[f"{named_by} names it"],
-            helps=["copy it from where the model came from"],
-        ) from None
-    return SourceFile(name, found.st_size, found.st_mtime_ns)
+    return LocalSource(root).need(name, named_by, "copy it from where the model came from")

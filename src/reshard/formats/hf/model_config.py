@@ -10,7 +10,8 @@ from reshard.errors import source_error
 from reshard.formats.hf import CONFIG
 from reshard.formats.hf.links import known_file
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.regular_file import FileTooLargeError
+from reshard.storage.source import LocalSource
 
 MAX_NBYTES = 64 << 20
 
@@ -21,12 +22,13 @@ def read_config(root: Path, name: str = CONFIG) -> Mapping[str, object] | None:
     Args:  name: of the file.
     Raises: ReshardError[bad-config | outside-link].
     """
-    path = root / name
-    if not path.exists() and not path.is_symlink():
+    source = LocalSource(root)
+    if name not in source.files():
         return None
     known_file(root, name, "the folder")
+    path = root / name
     try:
-        value = json.loads(read_regular(path, MAX_NBYTES))
+        value = json.loads(source.read(name, MAX_NBYTES))
     except (ValueError, RecursionError, FileTooLargeError) as error:
         why = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise _bad(path, why) from None

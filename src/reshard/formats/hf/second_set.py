@@ -16,6 +16,7 @@ from reshard.formats.hf.torch_set import state_dict
 from reshard.formats.hf.weight_files import WeightFiles, find_torch
 from reshard.plan.catalog import Catalog, Left, LocalTensor
 from reshard.storage.regular_file import open_regular
+from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import TensorRef
 
 _SHOWN = 3
@@ -78,7 +79,7 @@ def differing_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[
 
 
 def _torch_names(root: Path) -> list[str]:
-    names = sorted(item.name for item in root.iterdir() if item.is_file())
+    names = LocalSource(root).files()
     return [
         name
         for name in names

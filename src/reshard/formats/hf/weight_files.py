@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 from reshard.errors import source_error
 from reshard.formats import adapters
 from reshard.storage.index import SUFFIX, read_index
+from reshard.storage.source import LocalSource
 
 Kind = Literal["safetensors", "torch", "shards"]
 
@@ -42,7 +43,7 @@ def find_weights(path: Path) -> WeightFiles:
 
     Raises: ReshardError[ambiguous-weights | incomplete-hf | bad-index].
     """
-    names = sorted(item.name for item in path.iterdir() if item.is_file() or item.is_symlink())
+    names = list(LocalSource(path).files())
     plain = [name for name in names if name.endswith(".safetensors")]
     index = _index(path, names)
     shards = [name for name in plain if _SHARD.fullmatch(name)]
@@ -74,7 +75,7 @@ def find_torch(path: Path) -> WeightFiles:
 
     Raises: ReshardError[ambiguous-weights | incomplete-hf | bad-index].
     """
-    return _torch_files(path, sorted(item.name for item in path.iterdir() if item.is_file()))
+    return _torch_files(path, list(LocalSource(path).files()))
 
 
 def _index(path: Path, names: list[str]) -> str | None:

@@ -10,9 +10,8 @@ from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
 from reshard.formats.universal.read_manifest import MAX_NBYTES
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX
-from reshard.storage.links import refuse_outside
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.safetensors import read_header
+from reshard.storage.source import LocalSource
 
 AGAIN = ("copy the checkpoint again, or convert its source again",)
 _SHOWN = 5
@@ -27,10 +26,11 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
     """
     problems = [item for found in file_problems(path, manifest).values() for item in found]
     texts: dict[str, bytes] = {}
+    source = LocalSource(path)
     if not problems:
         for item in manifest.files:
             if item.path in (LAYOUT, FRAMEWORK) or is_side_file(item):
-                texts[item.path] = _text(path / item.path)
+                texts[item.path] = source.text(item.path, MAX_NBYTES)
                 problems += _changed_text(path, item, texts[item.path])
     if problems:
         raise ReshardError(problems, Exit.SOURCE)
@@ -47,19 +47,20 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
     """By file, what is wrong with its presence, its size, and its header; one that is well is not
     among them.  What is missing is told once, for all of them.
     """
+    source = LocalSource(path)
     for item in manifest.files:
-        refuse_outside(path, path / item.path)
+        source.path(item.path)  # refuses what leads out of the folder
     members: dict[str, list[TensorEntry]] = {}
     for tensor in manifest.tensors:
         members.setdefault(tensor.file, []).append(tensor)
-    missing = [item.path for item in manifest.files if not (path / item.path).is_file()]
+    missing = [item.path for item in manifest.files if not source.has(item.path)]
     problems: dict[str, list[Diagnostic]] = {name: [] for name in missing}
     if missing:
         problems[missing[0]].append(_missing(path, missing, len(manifest.files)))
     for item in manifest.files:
         if item.path in problems:
             continue
-        found = (path / item.path).stat().st_size
+        found = source.stat(item.path).nbytes
         if found != item.nbytes:
             problems[item.path] = [_size(path, item, found)]
         elif item.head_nbytes is not None:
@@ -67,13 +68,6 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
             if faults:
                 problems[item.path] = faults
     return problems
-
-
-def _text(path: Path) -> bytes:
-    try:
-        return read_regular(path, MAX_NBYTES)
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
 
 
 def _missing(path: Path, names: list[str], total: int) -> Diagnostic:

@@ -13,7 +13,8 @@ from reshard.formats.universal.read_manifest import read_manifest
 from reshard.formats.universal.strict_json import bad_manifest, load_json
 from reshard.formats.universal.tensors import local_tensors
 from reshard.language import load_layout
-from reshard.plan.catalog import Catalog, SourceFile
+from reshard.plan.catalog import Catalog
+from reshard.storage.source import LocalSource
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
@@ -48,7 +49,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         aliases=manifest.aliases,
         buffers=manifest.buffers,
         frozen=manifest.frozen,
-        files=tuple(_source_file(path, name) for name in listed),
+        files=tuple(map(LocalSource(path).stat, listed)),
         names_of=_names_of(manifest),
         side_files={item.path: item.path for item in manifest.files if is_side_file(item)},
     )
@@ -81,8 +82,3 @@ def _text(path: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         headline = f"`{LAYOUT}` is not UTF-8 text: {error.reason}"
         raise bad_manifest([headline], [f"in {path}"]) from None
-
-
-def _source_file(path: Path, name: str) -> SourceFile:
-    found = (path / name).stat()
-    return SourceFile(name, found.st_size, found.st_mtime_ns)

@@ -19,7 +19,8 @@ from reshard.formats.universal.manifest import (
 )
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
 from reshard.run.run import Group, Run
-from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.storage.regular_file import FileTooLargeError
+from reshard.storage.source import LocalSource
 
 MAX_NBYTES = 1 << 28
 """Of the manifest, and of the other files that are read whole."""
@@ -79,7 +80,7 @@ def read_manifest(path: Path) -> Manifest:
 def _bytes(path: Path) -> bytes:
     file = path / MANIFEST
     try:
-        return read_regular(file, MAX_NBYTES)
+        return LocalSource(path).read(MANIFEST, MAX_NBYTES)
     except FileTooLargeError as error:
         raise bad_manifest(
             [f"`manifest.json` has {error.nbytes} bytes, more than the {error.limit} it may"]

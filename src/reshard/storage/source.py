@@ -1,0 +1,136 @@
+"""The folder of a source: the one way to its files.
+
+Names are relative to the folder, with `/`. A link may lead about in the folder (and in its part of
+the cache of the Hugging Face hub), but not out of it; what is no ordinary file is not read.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from reshard.errors import source_error
+from reshard.plan.catalog import SourceFile
+from reshard.storage.links import refuse_outside
+from reshard.storage.regular_file import FileTooLargeError, open_regular, read_regular, unreadable
+
+
+class Source(Protocol):
+    """Files by name, wherever they are."""
+
+    def files(self, folder: str = "") -> tuple[str, ...]:
+        """Names of the files that lie directly in a folder, sorted."""
+
+    def folders(self, folder: str = "") -> tuple[str, ...]:
+        """Names of the folders that lie directly in a folder, sorted."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is an ordinary file."""
+
+    def stat(self, name: str) -> SourceFile:
+        """A file as it is now."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a file."""
+
+    def pread(self, name: str, byte_offset: int, nbytes: int) -> bytes:
+        """Some bytes of a file."""
+
+
+class LocalSource:
+    """A folder on this machine.
+
+    Args:  root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def files(self, folder: str = "") -> tuple[str, ...]:
+        """Names of the files that lie directly in a folder, sorted; none of a folder that is not
+        there. A link that leads nowhere is a file too: it is missed when it is read.
+        """
+        return self._listed(folder, folders=False)
+
+    def folders(self, folder: str = "") -> tuple[str, ...]:
+        """Names of the folders that lie directly in a folder, sorted."""
+        return self._listed(folder, folders=True)
+
+    def has(self, name: str) -> bool:
+        """Whether there is an ordinary file; what lies behind a link counts."""
+        return self._at(name).is_file()
+
+    def stat(self, name: str) -> SourceFile:
+        """A file as it is now.
+
+        Raises: OSError; ReshardError[outside-link].
+        """
+        found = self.path(name).stat()
+        return SourceFile(name, found.st_size, found.st_mtime_ns)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """All bytes of a file.
+
+        Args:  limit: of bytes.
+        Raises: OSError; FileTooLargeError; ReshardError[outside-link].
+        """
+        return read_regular(self.path(name), limit)
+
+    def pread(self, name: str, byte_offset: int, nbytes: int) -> bytes:
+        """Some bytes of a file; fewer where it ends.
+
+        Raises: OSError; ReshardError[outside-link].
+        """
+        fd = open_regular(self.path(name))
+        try:
+            return os.pread(fd, nbytes, byte_offset)
+        finally:
+            os.close(fd)
+
+    def path(self, name: str) -> Path:
+        """The path of a file, for what reads a format of files.
+
+        Raises: ReshardError[outside-link].
+        """
+        path = self._at(name)
+        refuse_outside(self.root, path)
+        return path
+
+    def need(self, name: str, named_by: str, help_text: str) -> SourceFile:
+        """A file that something says is there.
+
+        Args:  named_by: what says so, for messages.  help_text: where to copy it from.
+        Raises: ReshardError[missing-file | outside-link].
+        """
+        try:
+            return self.stat(name)
+        except OSError:
+            raise source_error(
+                "missing-file",
+                f"{self._at(name)} is missing",
+                notes=[f"{named_by} names it"],
+                helps=[help_text],
+            ) from None
+
+    def text(self, name: str, limit: int) -> bytes:
+        """All bytes of a small file that is there.
+
+        Raises: ReshardError[source-unreadable | outside-link].
+        """
+        try:
+            return self.read(name, limit)
+        except (OSError, FileTooLargeError) as error:
+            raise unreadable(self._at(name), error) from None
+
+    def _at(self, name: str) -> Path:
+        return self.root / name
+
+    def _listed(self, folder: str, *, folders: bool) -> tuple[str, ...]:
+        prefix = f"{folder}/" if folder else ""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                found = [item.name for item in entries if item.is_dir() == folders]
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return tuple(f"{prefix}{name}" for name in sorted(found))
