@@ -12,7 +12,7 @@ from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.arguments import checked
 from reshard.api.converted import Converted, Resumed, written_fates
 from reshard.api.drifting import settle
-from reshard.api.memory import Resident, fit_memory
+from reshard.api.memory import Resident, fit_memory, refuse_beforehand
 from reshard.api.promises import next_step, refuse_unfinished
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource
@@ -179,6 +179,7 @@ def _prepare(src: PathLike, to: str, request: Request) -> Prepared:
     before = Resident.now()
     target = read_target(to)
     source = open_for_target(src, target, request)
+    refuse_beforehand(len(source.catalog.tensors), request.max_memory, before)
     if source.cut is not None:
         warned = (*source.catalog.oddities, source.cut.warning())
         source = replace(source, catalog=replace(source.catalog, oddities=warned))

@@ -12,6 +12,12 @@ LEAST_BUFFER_NBYTES = 1 << 16
 """Smaller buffers than this cost much time and save nothing."""
 
 
+_PLANNED_NBYTES = 2048
+"""What the plan of one tensor takes at least."""
+_FEW = 1000
+"""Tensors whose plan is made at once: it takes next to nothing, and tells what all of it takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """The sizes that a plan is run with, and the memory that they need."""
@@ -41,6 +47,31 @@ class Resident:
         except (OSError, KeyError, ValueError):
             return None
         return Resident(nbytes, peak)
+
+
+def refuse_beforehand(tensors: int, max_nbytes: int | None, before: Resident | None) -> None:
+    """Refuse a source whose plan alone would go beyond a bound, before it is made.
+
+    Args:  tensors: of the source.  before: what the process held before it opened the source.
+    Raises: ReshardError[memory-bound].
+    """
+    from reshard.engine.cost import BASE_NBYTES
+
+    now = Resident.now() if max_nbytes is not None else None
+    if now is None or before is None or max_nbytes is None or tensors < _FEW:
+        return
+    foreign = max(0, before.nbytes - BASE_NBYTES)
+    taken = now.peak if now.peak > before.peak else now.nbytes
+    least = taken - foreign + tensors * _PLANNED_NBYTES
+    if least <= max_nbytes:
+        return
+    raise target_error(
+        "memory-bound",
+        f"this conversion needs more than {show_nbytes(least)} of memory, "
+        f"and {show_nbytes(max_nbytes)} are allowed",
+        notes=[f"the lists of {tensors:,} tensors alone take that much; no plan was made"],
+        helps=["allow more with `--max-memory`"],
+    )
 
 
 def fit_memory(
