@@ -326,8 +326,8 @@ def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) ->
     return found
 
 
-_READ_ONLY = frozenset({"lightning", "single_file"})
-"""Descriptions with names that say no one file."""
+_READ_ONLY = frozenset({"lightning", "single_file", "torch_checkpointing"})
+"""Descriptions with names that say no one file, or of files that no layout says in full."""
 
 
 @cache

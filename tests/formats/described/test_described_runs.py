@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import reshard
+from formats.accelerate.test_accelerate_read import Forge, placed
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.recognize import recognize
+from reshard.storage.pickle_writer import write_pickle
 from torch_files import Tensor, saved
 
 
@@ -82,3 +84,45 @@ def test_a_model_above_the_steps_that_led_to_it(tmp_path: Path) -> None:
     assert recognize(tmp_path) == "described"
     (tmp_path / "model.safetensors").touch()
     assert recognize(tmp_path) == "hf"
+
+
+def _of_torch_checkpointing(norm: float = 1) -> np.ndarray:
+    """Two ranks of the package torch_checkpointing 0.1.1; the whole of the weight."""
+    whole = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for rank in (0, 1):
+        forge = Forge()
+        mesh = forge.mesh([2])
+        rows = slice(3 * rank, 3 * rank + 3)
+        cut, tenth = (
+            forge.dtensor(part[rows].copy(), (6, 2), mesh, placed("Shard", 0))
+            for part in (whole, whole / 10)
+        )
+        plain = forge.tensor(np.full(3, norm if rank else 1, np.float32))
+        forge.save(f"model_{rank}.pt", {"layers.0.weight": cut, "norm": plain})
+        state = {"exp_avg": tenth, "step": forge.tensor(np.array(3, np.float32))}
+        root = {"state": {"layers.0.weight": state}, "param_groups": [{"lr": 0.5}]}
+        forge.save(f"optimizer_{rank}.pt", root)
+        forge.save(f"train_state_{rank}.pt", {"step": 3})
+    Path("ckpt/metadata.pkl").write_bytes(write_pickle({"world_size": 2, "version": "2.0"}))
+    return whole
+
+
+def test_the_files_of_torch_checkpointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor that says which rows it is next to one that every rank has a copy of."""
+    monkeypatch.chdir(tmp_path)
+    whole = _of_torch_checkpointing()
+    found = reshard.open("ckpt")
+    assert np.array_equal(found.read("layers.0.weight"), whole)
+    assert np.array_equal(found.read("layers.0.weight", "exp_avg"), whole / 10)
+    assert np.array_equal(found.read("norm"), np.ones(3))
+    assert found.read("layers.0.weight", "step") == 3
+    assert (found.training.iteration, found.training.param_groups[0]["lr"]) == (3, 0.5)
+    assert found.inspect().left == ()
+    assert reshard.verify("ckpt").ok
+
+
+def test_copies_next_to_parts_must_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _of_torch_checkpointing(norm=2)
+    [fault] = reshard.verify("ckpt").faults
+    assert fault.code == "replica-mismatch"

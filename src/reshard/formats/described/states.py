@@ -85,12 +85,14 @@ class _Together:
         self._walked = walked
         self._mesh = mesh
         self._shared = {rule.over for rule in layout.partitions}
+        leaves = walked.of("state", "states")
+        self._is_stated = any(isinstance(leaf.value, Record) for leaf in leaves)
         self._out = States()
         self._same_memory: set[str] = set()
         self._ties = [tie for tie in layout.ties if tie.holds(config)]
         self._names_of = Unwrapped(
             layout.wrappers,
-            [str(x.bindings[NAME]) for x in walked.of("state", "states") if NAME in x.bindings],
+            [str(x.bindings[NAME]) for x in leaves if NAME in x.bindings],
         )
 
     def states(self) -> States:
@@ -163,7 +165,7 @@ class _Together:
         if any(isinstance(leaf.value, Record) for leaf in found):
             self._boxes(state, name, found)
             return
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, is_stated=self._is_stated)
         first = found[0].value
         if rule is None or not isinstance(first, TensorRef) or not first.shape:
             without = self._shared if are_alike(found) else set()
@@ -307,15 +309,13 @@ class _Together:
                 LocalTensor(name, state, home, shape, next(iter(dtypes)), tuple(found))
             )
 
-    # ---- names and shapes ----------------------------------------------------------------------
-
     def _whole_shape(self, state: str, found: Sequence[Leaf]) -> Shape:
         """The shape of a tensor that its ranks may share by rows."""
         if isinstance(found[0].value, Record):
             parts = self._rank_tensors(found[0])
             return parts[0].shape if parts else ()
         shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, is_stated=self._is_stated)
         if rule is None or rule.kind != "rows" or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])

@@ -10,6 +10,8 @@ from reshard.errors import source_error
 from reshard.language.place import Bindings, Hole, Item, Key, Place, Rest, key_text
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.inert import Record
+from reshard.storage.pickle_limits import PickleLimits
+from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.safetensors import read_header
 from reshard.storage.tensor_ref import TensorRef
@@ -77,7 +79,18 @@ def open_tree(path: Path) -> object:
         return tree
     if path.suffix in (".json", ".txt", ""):
         return _text(path)
+    if path.suffix == ".pkl":
+        return _pickle(path)
     return open_torch_file(path).root
+
+
+def _pickle(path: Path) -> object:
+    """A plain pickle, whose classes are only named."""
+    try:
+        data = read_regular(path, PickleLimits().nbytes)
+    except (OSError, FileTooLargeError) as error:
+        raise unreadable(path, error) from None
+    return read_pickle(data, str(path))
 
 
 def _text(path: Path) -> object:
