@@ -20,6 +20,7 @@ from reshard.language.expression import (
     Variable,
     evaluate,
     names,
+    operands,
 )
 
 
@@ -27,7 +28,18 @@ def renamed(expression: Expression, change: Callable[[Variable], Expression]) ->
     """An expression with another one in place of each name."""
     if isinstance(expression, Variable):
         return change(expression)
-    return _rebuilt(expression, lambda part: renamed(part, change))
+    return _chained(_rebuilt(expression, lambda part: renamed(part, change)))
+
+
+def _chained(expression: Expression) -> Expression:
+    """`a and (b and c)`, which a name that stands for `b and c` makes, as `a and b and c`."""
+    if not isinstance(expression, Binary) or expression.operator not in ("and", "or"):
+        return expression
+    *before, last = operands(expression.operator, expression)
+    out = before[0]
+    for part in (*before[1:], last):
+        out = Binary(expression.operator, out, part, expression.span)
+    return out
 
 
 def _rebuilt(expression: Expression, change: Callable[[Expression], Expression]) -> Expression:
