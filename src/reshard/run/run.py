@@ -44,6 +44,11 @@ class Group(dict[str, object]):
         return tuple(params) if isinstance(params, list) else None
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """Names of its parameters, as far as they are listed."""
+        return self.params or ()
+
+    @property
     def settings(self) -> dict[str, object]:
         """Hyper-parameters."""
         return {key: value for key, value in self.items() if key != _PARAMS}

@@ -7,6 +7,7 @@ the cache of the Hugging Face hub), but not out of it; what is no ordinary file 
 from __future__ import annotations
 
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +57,10 @@ class LocalSource:
     def folders(self, folder: str = "") -> tuple[str, ...]:
         """Names of the folders that lie directly in a folder, sorted."""
         return self._listed(folder, folders=True)
+
+    def matching(self, pattern: str) -> tuple[str, ...]:
+        """The files directly in the folder whose names follow a pattern with `*` in it."""
+        return tuple(name for name in self.files() if fnmatchcase(name, pattern))
 
     def has(self, name: str) -> bool:
         """Whether there is an ordinary file; what lies behind a link counts."""

@@ -61,11 +61,13 @@ def _add_optimizer(out: Keys, contents: Contents, nested: Form, flat: Form) -> N
         for state, whole in held.items():
             out.tensors.setdefault(joined(nested.state(name, state)), (whole,))
     for index, group in enumerate(contents.settings.groups):
-        out.objects.setdefault(joined(nested.setting(index, "params")), partial(list, group.params))
+        out.objects.setdefault(
+            joined(nested.setting(index, "params")), partial(list, group.members)
+        )
         for key, value in group.settings.items():
             make = partial(_DECODER.value, value)
             out.objects.setdefault(joined(nested.setting(index, key)), make)
-            for name in group.params:
+            for name in group.members:
                 out.objects.setdefault(joined(flat.setting(name, key)), make)
 
 

@@ -11,9 +11,7 @@ from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_keys import kept_keys
 from reshard.run.run import Run
-from reshard.run.states import EXTRA
-
-MASTER = "master"
+from reshard.run.states import EXTRA, MASTER, PARAM, WEIGHTS
 
 
 @dataclass(slots=True)
@@ -43,7 +41,7 @@ class Contents:
     def kinds_of(self, name: str) -> tuple[str, ...]:
         """The kinds of weights that a source has under a name."""
         wholes = self.arrangement.wholes
-        return tuple(w.state for w in wholes if w.name == name and w.state in ("param", MASTER))
+        return tuple(w.state for w in wholes if w.name == name and w.state in WEIGHTS)
 
     def drop(self, name: str, state: str, why: str) -> None:
         """Say that a tensor has no place."""
@@ -73,14 +71,13 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
            source does not tell them.
     """
     catalog = arrangement.catalog
-    framework = catalog.training.framework or {}
-    mine = framework.get("name") == "dcp"
+    own = catalog.training.of("dcp")
     out = Contents(arrangement, iteration=catalog.training.iteration)
     out.aliases = dict(catalog.aliases or {})
     kinds: dict[str, dict[str, Whole]] = {}
     for whole in arrangement.wholes:
         if whole.state == EXTRA:
-            _sort_extra(out, whole, framework, mine=mine)
+            _sort_extra(out, whole, own)
         else:
             kinds.setdefault(whole.name, {})[whole.state] = whole
     _sort_weights(out, kinds)
@@ -89,16 +86,15 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     states = {state for held in out.states.values() for state in held}
     if trained:
         out.settings = settings_of(catalog.training, trained, states, group_keys or {})
-    _sort_objects(out, framework, mine=mine)
-    out.warned += _left_behind(catalog.training, mine=mine)
+    _sort_objects(out, own)
+    out.warned += _left_behind(catalog.training)
     return out
 
 
-def _sort_extra(
-    out: Contents, whole: Whole, framework: Mapping[str, object], *, mine: bool
-) -> None:
-    if mine:
-        out.extras.append((_path(framework, whole.name), whole))
+def _sort_extra(out: Contents, whole: Whole, own: Mapping[str, object]) -> None:
+    """A tensor of no parameter.  Args: own: what a checkpoint of this format kept for itself."""
+    if own:
+        out.extras.append((_path(own, whole.name), whole))
         return
     why = "it belongs to no parameter, and only the program that wrote it reads it"
     out.drop(whole.name, EXTRA, why)
@@ -107,14 +103,14 @@ def _sort_extra(
 def _sort_weights(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
     first: dict[object, str] = {}
     for name, held in kinds.items():
-        master, param = held.get(MASTER), held.get("param")
+        master, param = held.get(MASTER), held.get(PARAM)
         chosen = master or param
         if chosen is not None:
             out.weights[name] = chosen
             if chosen.segments and first.setdefault(chosen.segments, name) != name:
                 out.aliases[name] = first[chosen.segments]
         if master is not None and param is not None:
-            out.fold(name, "param", "the master weights, from which it is rounded")
+            out.fold(name, PARAM, "the master weights, from which it is rounded")
 
 
 def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
@@ -122,7 +118,7 @@ def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> Non
     first: dict[tuple[object, str], str] = {}
     for name, held in kinds.items():
         for state, whole in held.items():
-            if state in ("param", MASTER):
+            if state in WEIGHTS:
                 continue
             known = first.setdefault((whole.segments, state), name)
             if known != name and whole.segments:
@@ -131,20 +127,19 @@ def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> Non
                 out.states.setdefault(name, {})[state] = whole
 
 
-def _sort_objects(out: Contents, framework: Mapping[str, object], *, mine: bool) -> None:
-    training = out.arrangement.catalog.training
-    objects = framework.get("objects")
-    if mine and isinstance(objects, dict):
-        out.objects += [(_path(framework, key), value) for key, value in objects.items()]
-    schedule = None if mine else (training.state or {}).get("lr_scheduler")
+def _sort_objects(out: Contents, own: Mapping[str, object]) -> None:
+    objects = own.get("objects")
+    if isinstance(objects, dict):
+        out.objects += [(_path(own, key), value) for key, value in objects.items()]
+    schedule = None if own else out.arrangement.catalog.training.scheduler
     if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
         out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
 
 
-def _left_behind(training: Run, *, mine: bool) -> list[Diagnostic]:
+def _left_behind(training: Run) -> list[Diagnostic]:
     """Warnings for what the source knows of its training that has no place here."""
     framework = training.framework or {}
-    if mine:
+    if training.of("dcp"):
         ranks = framework.get("rank_objects")
         if not isinstance(ranks, dict) or not ranks:
             return []

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from reshard.formats.dcp.folders import find, has_weights, steps, unfinished
 from reshard.formats.steps import TRACKER, is_of_parts, is_tracked_by_another
+from reshard.storage.source import LocalSource
 
 
 def detect(path: Path) -> bool:
     """Whether a folder is one, was to become one, or holds those of several steps."""
-    if not path.is_dir() or (path / "metadata.json").exists() or _is_of_megatron(path):
+    if not path.is_dir() or LocalSource(path).has("metadata.json") or _is_of_megatron(path):
         return False
     if find(path) is not None or unfinished(path) is not None:
         return True
@@ -20,6 +21,6 @@ def detect(path: Path) -> bool:
 
 def _is_of_megatron(path: Path) -> bool:
     """Whether what a folder holds is Megatron's, in whichever of its forms."""
-    if (path / TRACKER).exists():
+    if LocalSource(path).has(TRACKER):
         return not is_tracked_by_another(path)
-    return (path.absolute().parent / TRACKER).exists() and not is_of_parts(path)
+    return LocalSource(path.absolute().parent).has(TRACKER) and not is_of_parts(path)

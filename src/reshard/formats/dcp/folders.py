@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from reshard.formats.steps import (
     step_number,
 )
 from reshard.storage.dcp_metadata import metadata_files
+from reshard.storage.source import LocalSource
 
 Role = Literal["all", "model", "optimizer"]
 Kind = Literal["dcp", "olmo-core", "accelerate", "parts"]
@@ -93,29 +95,34 @@ def _find_parts(path: Path) -> Folder | None:
 
 def has_weights(path: Path) -> bool:
     """Whether a folder holds weights in files of Hugging Face's libraries."""
-    return any(next(path.glob(pattern), None) is not None for pattern in _WEIGHTS)
+    return any(LocalSource(path).matching(pattern) for pattern in _WEIGHTS)
 
 
 def _parts(path: Path, pattern: str, role: Role = "all") -> tuple[Part, ...]:
-    found = sorted(item for item in path.glob(pattern) if _is_one(item))
-    return tuple(Part(item, f"{item.name}/", role) for item in found)
+    found = (path / name for name in _folders(path, pattern))
+    return tuple(Part(item, f"{item.name}/", role) for item in found if _is_one(item))
+
+
+def _folders(path: Path, pattern: str) -> list[str]:
+    return [name for name in LocalSource(path).folders() if fnmatchcase(name, pattern)]
 
 
 def _is_one(path: Path) -> bool:
     """Whether a folder has `.metadata`, and is not Megatron's, which has `metadata.json` too."""
-    return bool(metadata_files(path)) and not (path / "metadata.json").exists()
+    return bool(metadata_files(path)) and not LocalSource(path).has("metadata.json")
 
 
 def unfinished(path: Path) -> Path | None:
     """The folder of a checkpoint, or the checkpoint itself, whose save did not come to its end."""
-    inner = (item for pattern in _FOLDERS for item in sorted(path.glob(pattern)))
+    inner = (path / name for pattern in _FOLDERS for name in _folders(path, pattern))
     return next((item for item in (path, *inner) if _is_unfinished(item)), None)
 
 
 def _is_unfinished(path: Path) -> bool:
     if metadata_files(path):
         return False
-    return (path / ".metadata.tmp").exists() or next(path.glob("__*.distcp"), None) is not None
+    source = LocalSource(path)
+    return source.has(".metadata.tmp") or bool(source.matching("__*.distcp"))
 
 
 def steps(path: Path) -> dict[str, int]:
@@ -123,7 +130,7 @@ def steps(path: Path) -> dict[str, int]:
     return find_steps(
         path,
         lambda item: (
-            not (item / "metadata.json").exists()
+            not LocalSource(item).has("metadata.json")
             and find(item) is not None
             and unfinished(item) is None
         ),
@@ -159,9 +166,9 @@ def find_step(path: Path, step: str | None) -> Folder:
 def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     """Later steps that are not whole."""
     out = []
-    for item in sorted(path.iterdir()):
+    for item in (path / name for name in LocalSource(path).folders()):
         found = step_number(item.name)
-        if found is not None and found > number and item.is_dir() and unfinished(item) is not None:
+        if found is not None and found > number and unfinished(item) is not None:
             out.append(
                 Diagnostic(
                     "incomplete-dcp",
@@ -182,7 +189,7 @@ def _checked(found: Folder) -> Folder:
         is_more = max(roles.values()) > 1
     if found.kind in ("accelerate", "parts") and is_more:
         raise several_models(found.root, [part.path.name for part in found.parts])
-    if found.kind == "olmo-core" and not (found.root / ".metadata.json").is_file():
+    if found.kind == "olmo-core" and not LocalSource(found.root).has(".metadata.json"):
         warning = Diagnostic(
             "incomplete-dcp",
             f"{found.root} has no `.metadata.json`, which OLMo-core writes last",
@@ -195,7 +202,7 @@ def _checked(found: Folder) -> Folder:
 
 def incomplete(path: Path) -> ReshardError:
     """The error for a folder without `.metadata`."""
-    tmp = (path / ".metadata.tmp").exists()
+    tmp = LocalSource(path).has(".metadata.tmp")
     return source_error(
         "incomplete-dcp",
         f"{path} was not written to the end",

@@ -51,10 +51,13 @@ class Form:
         return (*self.optimizer, "param_groups", owner, key)
 
 
-def form_of(framework: Mapping[str, object]) -> Form | None:
-    """The form of a source; None where it is of another framework or of several folders."""
-    told = framework.get("form")
-    if framework.get("name") != "dcp" or not isinstance(told, dict) or told.get("kind") != "dcp":
+def form_of(own: Mapping[str, object]) -> Form | None:
+    """The form of a source; None where it is of another framework or of several folders.
+
+    Args:  own: what a checkpoint of this format kept for itself.
+    """
+    told = own.get("form")
+    if not isinstance(told, dict) or told.get("kind") != "dcp":
         return None
     model, optimizer = told.get("model"), told.get("optimizer")
     return Form(

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from reshard.formats.dcp.contents import MASTER, Contents
+from reshard.formats.dcp.contents import Contents
 from reshard.formats.dcp.form import Form
 from reshard.formats.dcp.names import Role
+from reshard.run.states import MASTER, PARAM
 
 _KEY = "reshard"
 
@@ -33,7 +34,7 @@ class Mark:
     def role(self, role: Role) -> Role:
         """What a tensor is: a master weight where that was noted."""
         is_master = role.name in self.master or self.aliases.get(role.name) in self.master
-        return replace(role, state=MASTER) if role.state == "param" and is_master else role
+        return replace(role, state=MASTER) if role.state == PARAM and is_master else role
 
 
 def mark_of(contents: Contents, form: Form) -> dict[str, object]:

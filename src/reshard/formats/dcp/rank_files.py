@@ -91,12 +91,12 @@ class RankFiles:
             for state, whole in held.items():
                 self.add_tensor(form.state(name, state), whole)
         for index, group in enumerate(contents.settings.groups):
-            owners: tuple[int | str, ...] = group.params if form.flattened else (index,)
+            owners: tuple[int | str, ...] = group.members if form.flattened else (index,)
             for owner in owners:
                 for key, value in group.settings.items():
                     self.add_object(form.setting(owner, key), value)
             if not form.flattened:
-                listed = [form.state_name(name) for name in group.params]
+                listed = [form.state_name(name) for name in group.members]
                 self.add_object(form.setting(index, "params"), listed)
 
     def add_rest(self, contents: Contents) -> None:

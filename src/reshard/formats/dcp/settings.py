@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.errors import Diagnostic
-from reshard.run.run import Run
+from reshard.run.run import Group, Run
+from reshard.run.states import MOMENTS
 
 _ADAMW: Mapping[str, object] = {
     "lr": 0.001,
@@ -28,30 +29,19 @@ _ADAMW: Mapping[str, object] = {
 }
 """Defaults of torch.optim.AdamW, as tagged JSON."""
 
-_ADAM_STATES = {"exp_avg", "exp_avg_sq"}
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A param group.
-
-    Args:  params: names, only of those that have states.  settings: as tagged JSON.
-    """
-
-    params: tuple[str, ...]
-    settings: Mapping[str, object]
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All groups, and what was made up for them, as what."""
+    """All groups, with those parameters alone that have states; and what was made up for them,
+    as what.
+    """
 
     groups: tuple[Group, ...]
     assumed: Mapping[str, str]
 
     def of(self, names: Collection[str]) -> Settings:
         """The groups with these parameters alone."""
-        groups = (Group(tuple(n for n in g.params if n in names), g.settings) for g in self.groups)
+        groups = (g.with_params(lambda own: [n for n in own if n in names]) for g in self.groups)
         return Settings(tuple(groups), self.assumed)
 
     def warning(self) -> tuple[Diagnostic, ...]:
@@ -88,10 +78,8 @@ def settings_of(
     known = set(trained)
     groups, owned = [], set[str]()
     for item in training.param_groups:
-        params = item.get("params")
-        names = [str(name) for name in params] if isinstance(params, list) else []
-        settings = {str(key): value for key, value in item.items() if key != "params"}
-        groups.append(([name for name in names if name in known], settings))
+        names = item.members
+        groups.append(([name for name in names if name in known], item.settings))
         owned.update(names)
     rest = [name for name in trained if name not in owned]
     if rest and len(groups) == 1:
@@ -101,7 +89,7 @@ def settings_of(
     assumed: dict[str, str] = {}
     out = []
     for params, settings in groups:
-        if states >= _ADAM_STATES:
+        if states >= {*MOMENTS}:
             for key, value in _ADAMW.items():
                 if key not in settings:
                     settings[key] = value
@@ -110,7 +98,7 @@ def settings_of(
             if key not in settings and other in settings:
                 settings[key] = settings[other]
                 assumed[key] = f"`{other}`"
-        out.append(Group(tuple(params), settings))
+        out.append(Group(settings, params))
     return Settings(tuple(out), assumed)
 
 

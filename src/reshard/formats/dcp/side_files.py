@@ -13,7 +13,7 @@ from reshard.formats.dcp.folders import Folder, Part
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import open_torch_file
 
 LIGHTNING = "meta.pt"
@@ -44,17 +44,18 @@ class Told:
 def read_side_files(folder: Folder) -> Told:
     """What the files of trainers in the folder of a step tell."""
     out = Told()
+    source = LocalSource(folder.root)
     for name in ("train/rank0.pt", "trainer_state.json"):
-        path = folder.root / name
-        if path.is_file():
-            value = _torch(path) if name.endswith(".pt") else _json(path)
+        if source.has(name):
+            path = source.path(name)
+            value = _torch(path) if name.endswith(".pt") else _json(source, name)
             step = value.get("global_step")
             out.iteration = step if isinstance(step, int) else out.iteration
     for name in ("scheduler.bin", "scheduler.pt"):
-        if (folder.root / name).is_file():
-            out.scheduler = _state_dict(_torch(folder.root / name))
-    if (folder.root / LIGHTNING).is_file():
-        _read_lightning(_torch(folder.root / LIGHTNING), out)
+        if source.has(name):
+            out.scheduler = _state_dict(_torch(source.path(name)))
+    if source.has(LIGHTNING):
+        _read_lightning(_torch(source.path(LIGHTNING)), out)
     return out
 
 
@@ -79,9 +80,10 @@ def stale_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
     """A warning for data files that `.metadata` does not name."""
     found = []
     for part in folder.parts:
-        for item in sorted(part.path.glob("*.distcp")):
-            if f"{part.shown}{item.name}" not in chunks.files and item.stat().st_size:
-                found.append(f"{part.shown}{item.name}")
+        source = LocalSource(part.path)
+        for name in source.matching("*.distcp"):
+            if f"{part.shown}{name}" not in chunks.files and source.stat(name).nbytes:
+                found.append(f"{part.shown}{name}")
     if not found:
         return ()
     return (
@@ -141,11 +143,9 @@ def _time(ns: int) -> str:
     return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _json(path: Path) -> Mapping[str, object]:
+def _json(source: LocalSource, name: str) -> Mapping[str, object]:
     try:
-        value = json.loads(read_regular(path, MAX_NBYTES))
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
+        value = json.loads(source.text(name, MAX_NBYTES))
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 from reshard.dtypes import DType
@@ -13,7 +12,7 @@ from reshard.formats.dcp.side_files import Told
 from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import open_regular
+from reshard.storage.source import LocalSource
 
 _COUNTERS = (
     "train_state.step",
@@ -113,23 +112,20 @@ def _iteration(folder: Folder, found: Collected, files: Told) -> int | None:
 def _steps_done(folder: Folder, found: Collected) -> int | None:
     """What every parameter's own count says, where all say the same."""
     steps = set()
+    source = LocalSource(folder.root)
     for tensor in found.tensors:
         if tensor.state == "step" and tensor.shape == () and tensor.dtype in _FORMATS:
-            steps.add(struct.unpack(_FORMATS[tensor.dtype], _bytes(folder, tensor))[0])
+            steps.add(struct.unpack(_FORMATS[tensor.dtype], _bytes(source, tensor))[0])
             if len(steps) > 1:
                 return None
     return int(steps.pop()) if steps else None
 
 
-def _bytes(folder: Folder, tensor: LocalTensor) -> bytes:
+def _bytes(source: LocalSource, tensor: LocalTensor) -> bytes:
     fragment = tensor.fragments[0]
     if fragment.literal is not None:
         return fragment.literal
-    fd = open_regular(folder.root / fragment.file)
-    try:
-        return os.pread(fd, tensor.dtype.itemsize, fragment.byte_offset)
-    finally:
-        os.close(fd)
+    return source.pread(fragment.file, fragment.byte_offset, tensor.dtype.itemsize)
 
 
 def _param_groups(found: Collected) -> tuple[Group, ...]:

@@ -23,7 +23,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     """
     target.reject_unknown(OPTIONS)
     grid = grid_of(arrangement, target)
-    form = form_of(arrangement.catalog.training.framework or {}) or Form()
+    form = form_of(arrangement.catalog.training.of("dcp")) or Form()
     flatten = target.integer("flatten", least=0)
     if flatten is not None:
         form = Form(form.model, form.optimizer, bool(flatten))
