@@ -11,8 +11,7 @@ from deepspeed_oracle import arrange, wholes
 
 from reshard.formats.deepspeed import read
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.tp_rules import tp_body
-from reshard.formats.deepspeed.universal_info import UniversalInfo
+from reshard.formats.deepspeed.tp_rules import UniversalInfo, tp_body
 from reshard.storage.inert import Record
 
 

@@ -13,7 +13,7 @@ from reshard.algebra.box import Box
 from reshard.algebra.piece import Move, Piece, moves, row_major
 from reshard.errors import layout_error, source_error
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.rule import COPIED, Section, cut_body
+from reshard.formats.deepspeed.ucl_text import COPIED, Section, cut_body
 
 FORMAT_VERSION = 1
 

@@ -23,12 +23,13 @@ from reshard.formats.deepspeed.groups import StoredGroup
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import Shard
-from reshard.formats.deepspeed.pipeline import Pipeline, missing_layers
-from reshard.formats.deepspeed.replicas import check_tied
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
+    Pipeline,
+    check_tied,
     find_aliases,
+    missing_layers,
     module_tensors,
     zero3_tensors,
 )

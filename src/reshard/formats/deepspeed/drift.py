@@ -6,9 +6,14 @@ import re
 from collections.abc import Mapping
 
 from reshard.errors import Diagnostic
-from reshard.formats.deepspeed.entries import MODEL_PLACES, OPTIMIZER_PLACES, differing, without
 from reshard.formats.deepspeed.experts import FUSED
-from reshard.formats.deepspeed.model_file import ModelFile
+from reshard.formats.deepspeed.model_file import (
+    MODEL_PLACES,
+    OPTIMIZER_PLACES,
+    ModelFile,
+    differing,
+    without,
+)
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import base_of
 from reshard.formats.deepspeed.source import Source

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record
-from reshard.storage.torch_file import TensorRef
+from reshard.storage.torch_file import TensorRef, read_small
 
 _HELP = "the file was written by another program, or by a version that is not known"
 
@@ -142,3 +145,45 @@ def _kind(value: object) -> str:
 def _some(value: dict[object, object]) -> str:
     keys = [f"`{key}`" for key in list(value)[:12]]
     return ", ".join(keys) + (f", and {len(value) - 12} more" if len(value) > 12 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A number as one file holds it.
+
+    Args:  data: little-endian bytes.  byte_offset: where they lie, None for a number in a pickle.
+    """
+
+    dtype: DType
+    data: bytes
+    file: str
+    byte_offset: int | None
+
+    def local(self, name: str, state: str, coord: Coord) -> LocalTensor:
+        """The number as a tensor of shape ()."""
+        literal = self.data if self.byte_offset is None else None
+        fragment = Fragment(0, 1, self.file, self.byte_offset or 0, None, literal)
+        return LocalTensor(name, state, coord, (), self.dtype, (fragment,))
+
+    def __str__(self) -> str:
+        formats = {DType.F64: "<d", DType.F32: "<f", DType.I64: "<q", DType.I32: "<i"}
+        if self.dtype in formats:
+            return f"{struct.unpack(formats[self.dtype], self.data)[0]:g}"
+        return f"0x{self.data[::-1].hex()}"
+
+
+def scalar_of(value: object, file: str) -> Scalar | None:
+    """The number that a value is; None when it is not one."""
+    if isinstance(value, TensorRef):
+        if value.shape != ():
+            return None
+        return Scalar(value.dtype, read_small(value), file, value.byte_offset)
+    if isinstance(value, bool):
+        return Scalar(DType.BOOL, bytes([value]), file, None)
+    if isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            return None
+        return Scalar(DType.I64, value.to_bytes(8, "little", signed=True), file, None)
+    if isinstance(value, float):
+        return Scalar(DType.F64, struct.pack("<d", value), file, None)
+    return None

@@ -13,8 +13,7 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import Folder, Rank
 from reshard.formats.deepspeed.grid import Grid
-from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.scalar import Scalar, scalar_of
+from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
 from reshard.run.states import MASTER, STEP
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef

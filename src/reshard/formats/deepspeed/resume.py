@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
-from reshard.formats.deepspeed.entries import COUNTERS, SCALING
 from reshard.formats.deepspeed.experts import FusedLayer, fused_layers
+from reshard.formats.deepspeed.model_file import COUNTERS, SCALING
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.arrangement import Arrangement
 from reshard.run.run import Group

@@ -7,19 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from reshard.errors import Diagnostic
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.drift import check_settings, differing_buffers, per_rank
-from reshard.formats.deepspeed.entries import (
+from reshard.formats.deepspeed.model_file import (
     COUNTERS,
     OPTIMIZER_PLACES,
     OTHER,
     SCALING,
+    ModelFile,
     client_entries,
     without,
 )
-from reshard.formats.deepspeed.group_numbers import group_nodes
-from reshard.formats.deepspeed.model_file import ModelFile
-from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.scalar import scalar_of
-from reshard.formats.deepspeed.source import Source
+from reshard.formats.deepspeed.node import Node, scalar_of
+from reshard.formats.deepspeed.source import Source, group_nodes
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.names import group_names, quantity
 from reshard.run.run import Group, Run

@@ -17,8 +17,7 @@ from reshard.formats.deepspeed.experts import native_index
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
-from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.scalar import scalar_of
+from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.formats.deepspeed.training import group_of, run_of
 from reshard.formats.deepspeed.weights import find_aliases
 from reshard.language import load_layout
