@@ -303,6 +303,13 @@ def state_of_another_shape(path: Path) -> Path:
     return plain(path, {"a": floats([1.0, 2.0])}, optimizer)
 
 
+@scenario
+def masters_of_fewer_parameters(path: Path) -> Path:
+    inner = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}
+    optimizer = {"optimizer_state_dict": inner, "fp32_groups": [[floats([1.0, 2.0])]]}
+    return plain(path, {"a": floats([1.0, 2.0]), "b": floats([1.0, 2.0])}, optimizer)
+
+
 # Tensor parallelism.
 
 

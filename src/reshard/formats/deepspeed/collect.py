@@ -178,8 +178,7 @@ def _sharing(
     if ep == 1:
         return [(None, range(source.grid.dp))]
     if source.stage != 3:
-        config = source.first.config
-        flag = None if config is None else config.get("use_data_before_expert_parallelism")
+        flag = source.first.setting("use_data_before_expert_parallelism")
         data_first = flag is not None and bool(flag.value)
         return [*enumerate(sharing_ranks(source.grid.dp, ep, data_first=data_first))]
     shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
@@ -235,8 +234,9 @@ def _plain_states(
             if not chosen:
                 continue
             naming = Naming(optimizer, fitting, source.files.root, chosen)
-            out.tensors += naming.tensors(place)
-            if kept := naming.kept():
+            tensors, kept = naming.read(place)
+            out.tensors += tensors
+            if kept:
                 out.kept.setdefault(optimizer.file, {}).update(kept)
             for index, names in naming.group_names().items():
                 named = global_names(names, ep_rank if source.ep > 1 else None)
@@ -294,6 +294,5 @@ def _name_kinds(source: Source, out: Collected) -> None:
 
 def is_round_robin(model: ModelFile) -> bool | None:
     """Whether gradients were reduced round robin; None where the configuration is not saved."""
-    zero = model.zero_config
-    flag = None if zero is None else zero.get("round_robin_gradients")
+    flag = model.setting("zero_optimization", "round_robin_gradients")
     return None if model.config is None else flag is not None and bool(flag.value)

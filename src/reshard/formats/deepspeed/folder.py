@@ -130,10 +130,20 @@ def read_folder(root: Path) -> Folder:
 def _mixed(
     root: Path, one: dict[tuple[int, ...], str], two: dict[tuple[int, ...], str], *notes: str
 ) -> ReshardError:
+    first, second = next(iter(one.values())), next(iter(two.values()))
+    return mixed_runs(f"{root.name} holds files of two runs: {first}, and {second}", *notes)
+
+
+def mixed_runs(headline: str, *notes: str) -> ReshardError:
+    """The error for files that were not written together."""
     return source_error(
         "mixed-runs",
-        f"{root.name} holds files of two runs: {next(iter(one.values()))}, "
-        f"and {next(iter(two.values()))}",
+        headline,
         notes=notes,
         helps=["copy the files of one run into a folder of their own and convert that"],
     )
+
+
+def not_one_run(one: str, two: str, *notes: str) -> ReshardError:
+    """The error for two files of different runs."""
+    return mixed_runs(f"{one} and {two} are not of one run", *notes)

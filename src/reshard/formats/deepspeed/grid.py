@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3, OPTIMIZERS, FileName, Folder, Rank
+from reshard.formats.deepspeed.folder import (
+    MODEL,
+    MODEL_ZERO3,
+    OPTIMIZERS,
+    FileName,
+    Folder,
+    Rank,
+    mixed_runs,
+)
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.plan.catalog import Coord
 
@@ -140,14 +148,10 @@ def _complete(
     missing = [rank for rank in wanted if rank not in found]
     extra = [name for rank, name in found.items() if rank not in wanted]
     if extra:
-        raise source_error(
-            "mixed-runs",
+        raise mixed_runs(
             f"{extra[0]} is of a rank that this run does not have",
-            notes=[
-                f"{first.file} is of a run with dp={grid.dp}, tp={grid.tp}, and pp={grid.pp}",
-                *_counted("files too many", extra),
-            ],
-            helps=["copy the files of one run into a folder of their own and convert that"],
+            f"{first.file} is of a run with dp={grid.dp}, tp={grid.tp}, and pp={grid.pp}",
+            *([f"{len(extra)} files too many: {_listed(extra)}"] if len(extra) > 1 else []),
         )
     if missing:
         names = [kind.make(dp=dp, mp=mp) for dp, mp in missing]
@@ -162,10 +166,6 @@ def missing_files(names: Sequence[str], wanted: int, told_by: str) -> ReshardErr
         notes=[f"which there must be is told by {told_by}"],
         helps=["copy the files of all ranks; on several machines each one has only its own"],
     )
-
-
-def _counted(what: str, names: Sequence[str]) -> list[str]:
-    return [f"{len(names)} {what}: {_listed(names)}"] if len(names) > 1 else []
 
 
 def _listed(names: Sequence[str]) -> str:

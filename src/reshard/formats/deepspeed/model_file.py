@@ -48,10 +48,9 @@ class ModelFile:
         found = self.root.get("ds_config")
         return found if found is not None and isinstance(found.value, dict) else None
 
-    @property
-    def zero_config(self) -> Node | None:
-        """Its settings of ZeRO."""
-        return None if self.config is None else self.config.get("zero_optimization")
+    def setting(self, *keys: str) -> Node | None:
+        """What the configuration says behind several keys."""
+        return None if self.config is None else self.config.find(*keys)
 
 
 def read_model_file(root: Node) -> ModelFile:
@@ -59,20 +58,18 @@ def read_model_file(root: Node) -> ModelFile:
 
     Raises: ReshardError[missing-key | unexpected-content].
     """
-    module = root.get("module")
     if not root.has("module"):
         raise root.lacks("module")
+    module, frozen = root.get("module"), root.get("frozen_param_shapes")
+    fragments, shared = root.get("frozen_param_fragments"), root.get("shared_params")
     buffers = root.get("buffer_names")
-    frozen_shapes = root.get("frozen_param_shapes")
-    frozen_fragments = root.get("frozen_param_fragments")
-    shared = root.get("shared_params")
     shapes = _param_shapes(root)
-    frozen = None if frozen_shapes is None else _shapes(frozen_shapes)
+    frozen_shapes = None if frozen is None else _shapes(frozen)
     buffer_names = () if buffers is None else tuple(item.text() for item in buffers.items())
-    known = {*buffer_names, *(frozen or ()), *(name for own in shapes or () for name in own)}
+    named = (*(frozen_shapes or ()), *(name for own in shapes or () for name in own))
     tree = _Tree()
     if module is not None:
-        tree.add(module, None if shapes is None else known)
+        tree.add(module, None if shapes is None else {*buffer_names, *named})
     return ModelFile(
         root,
         None if module is None else tree.weights,
@@ -80,8 +77,10 @@ def read_model_file(root: Node) -> ModelFile:
         tree.rest,
         shapes,
         buffer_names,
-        frozen,
-        None if frozen_fragments is None else _tensors(frozen_fragments),
+        frozen_shapes,
+        None
+        if fragments is None
+        else {n: t.value for n, t in fragments.entries() if isinstance(t.value, TensorRef)},
         {} if shared is None else _shared(shared),
     )
 
@@ -151,13 +150,6 @@ def _param_shapes(root: Node) -> tuple[Shapes, ...] | None:
 
 def _shapes(node: Node) -> dict[str, tuple[int, ...]]:
     return {name: item.shape() for name, item in node.entries()}
-
-
-def _tensors(node: Node) -> dict[str, TensorRef]:
-    """Tensors by name."""
-    return {
-        name: item.tensor() for name, item in node.entries() if isinstance(item.value, TensorRef)
-    }
 
 
 def _shared(node: Node) -> dict[str, str]:

@@ -62,6 +62,13 @@ class Node:
             raise self.lacks(key)
         return found
 
+    def find(self, *keys: str) -> Node | None:
+        """What lies behind several keys, or None where one of them is missing or None."""
+        node: Node | None = self
+        for key in keys:
+            node = None if node is None else node.get(key)
+        return node
+
     def lacks(self, key: object) -> ReshardError:
         """The error for a key that must be there."""
         return source_error(

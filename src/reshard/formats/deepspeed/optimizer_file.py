@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import Folder, Rank
+from reshard.formats.deepspeed.folder import Folder, Rank, not_one_run
 from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
 from reshard.run.states import MASTER, STEP
@@ -104,14 +104,11 @@ def read_shards(files: Files, folder: Folder, grid: Grid) -> dict[Rank, Shard]:
         stage = grid.stage(rank[1])  # each has an optimizer of its own, and groups
         first = next((out[known] for known in out if grid.stage(known[1]) == stage), shard)
         if shard.stage != first.stage or len(shard.groups) != len(first.groups):
-            raise source_error(
-                "mixed-runs",
-                f"{first.file} and {shard.file} are not of one run",
-                notes=[
-                    f"ZeRO stage {first.stage} and {len(first.groups)} groups in the one, "
-                    f"stage {shard.stage} and {len(shard.groups)} groups in the other"
-                ],
-                helps=["copy the files of one run into a folder of their own and convert that"],
+            raise not_one_run(
+                first.file,
+                shard.file,
+                f"ZeRO stage {first.stage} and {len(first.groups)} groups in the one, "
+                f"stage {shard.stage} and {len(shard.groups)} groups in the other",
             )
         out[rank] = shard
     return out

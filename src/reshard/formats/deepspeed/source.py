@@ -18,7 +18,7 @@ from reshard.formats.deepspeed.experts import (
     unsupported_experts,
 )
 from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import Folder, Rank, read_folder
+from reshard.formats.deepspeed.folder import Folder, Rank, not_one_run, read_folder
 from reshard.formats.deepspeed.grid import Grid, by_data_rank, find_grid, has_sequence_ranks
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
@@ -115,11 +115,15 @@ def read_source(root: Path) -> Source:
         folder = by_data_rank(folder)
         models = {(dp, 0): model for (dp, _), model in models.items()}
     grid = find_grid(folder, first)
-    _check_counters(models, grid)
+    _check_counters(models)
     shards = read_shards(files, folder, grid)
     _check_needed(folder, first, shards)
     fused = fused_layers(first.root)
-    _refuse_folding(first.root, grid, fused)
+    if first.root.has("folding") or (fused and grid.tp > 1):
+        raise unsupported_experts(
+            "experts are folded over tensor-parallel ranks",
+            [f"AutoEP with {grid.tp} tp ranks, by {first.file}"],
+        )
     plain = _plain(files, folder, models, shards)
     ep, sizes = _expert_sizes(first, grid, shards, plain, fused)
     numbers = number_groups(shards, plain, grid)
@@ -143,30 +147,32 @@ def _plain(
     return out
 
 
-def _check_counters(models: Mapping[Rank, ModelFile], grid: Grid) -> None:
+def _check_counters(models: Mapping[Rank, ModelFile]) -> None:
     """All model files must be of one step of one run."""
     first = next(iter(models.values()))
     for key in ("global_steps", "dp_world_size", "mp_world_size", "ds_version"):
-        wanted = first.root.get(key)
+        wanted = first.root.mapping().get(key)
         for model in models.values():
-            found = model.root.get(key)
-            if (None if found is None else found.value) != (
-                None if wanted is None else wanted.value
-            ):
-                a, b = (None if n is None else n.value for n in (wanted, found))
+            found = model.root.mapping().get(key)
+            if found != wanted:
                 raise source_error(
                     "mixed-runs",
                     f"{first.file} and {model.file} are not of one step of one run",
-                    notes=[f"`{key}` is {a} in the one and {b} in the other"],
+                    notes=[f"`{key}` is {wanted} in the one and {found} in the other"],
                     helps=["copy the files of one step into a folder of their own"],
                 )
 
 
 def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
-    zero = first.zero_config
-    stage = None if zero is None else zero.get("stage")
+    """Refuse files that do not belong together, and what keeps its states elsewhere."""
+    stage = first.setting("zero_optimization", "stage")
     if not shards:
-        if first.param_shapes is not None and not _saves_weights_alone(first):
+        # DeepSpeed before 0.19 saves no optimizer of bf16 at stage 0 with gradients in bf16: 0.18.3
+        # runtime/engine.py `_do_optimizer_sanity_check`, `save_checkpoint`.
+        gradients = first.setting("data_types", "grad_accum_dtype")
+        wide = gradients is not None and gradients.value in ("fp32", "float32")
+        saves_none = stage is not None and stage.value == 0 and not wide
+        if first.param_shapes is not None and not saves_none:
             raise source_error(
                 "missing-rank-file",
                 f"{folder.root} has no optimizer file",
@@ -175,51 +181,15 @@ def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]
             )
         return
     shard = next(iter(shards.values()))
-    if (
-        stage is not None
-        and stage.integer() != shard.stage
-        and not (
-            stage.integer() == 0 and shard.stage == 1  # BF16_Optimizer below stage 1
-        )
-    ):
-        raise source_error(
-            "mixed-runs",
-            f"{first.file} and {shard.file} are not of one run",
-            notes=[
-                f"ZeRO stage {stage.integer()} by `ds_config` in the one, "
-                f"{shard.stage} in the other"
-            ],
-            helps=["copy the files of one run into a folder of their own and convert that"],
-        )
+    stated = None if stage is None else stage.integer()
+    # BF16_Optimizer runs below stage 1, and its files are as those of stage 1.
+    if stated not in (None, shard.stage) and (stated, shard.stage) != (0, 1):
+        note = f"ZeRO stage {stated} by `ds_config` in the one, {shard.stage} in the other"
+        raise not_one_run(first.file, shard.file, note)
     if (shard.stage == 3) != folder.is_zero3:
-        raise source_error(
-            "mixed-runs",
-            f"{first.file} and {shard.file} are not of one run",
-            notes=[f"the optimizer file is of ZeRO stage {shard.stage}"],
-            helps=["copy the files of one run into a folder of their own and convert that"],
-        )
-    _check_partitioning(zero, first)
-
-
-def _saves_weights_alone(first: ModelFile) -> bool:
-    """Whether the run had an optimizer that its DeepSpeed does not save.
-
-    That is bf16 at stage 0 with gradients in bf16, before 0.19.
-    Source: DeepSpeed 0.18.3 runtime/engine.py `_do_optimizer_sanity_check`, `save_checkpoint`.
-    """
-    zero = first.zero_config
-    stage = None if zero is None else zero.get("stage")
-    settings = {} if first.config is None else first.config.mapping()
-    types = settings.get("data_types")
-    wide = isinstance(types, dict) and types.get("grad_accum_dtype") in ("fp32", "float32")
-    return stage is not None and stage.value == 0 and not wide
-
-
-def _check_partitioning(zero: Node | None, first: ModelFile) -> None:
-    """Refuse what keeps its states elsewhere, or partitions over other ranks."""
-    if zero is None:
-        return
-    offload = zero.get("offload_optimizer")
+        note = f"the optimizer file is of ZeRO stage {shard.stage}"
+        raise not_one_run(first.file, shard.file, note)
+    offload = first.setting("zero_optimization", "offload_optimizer")
     device = offload.get("device") if offload is not None and offload.mapping() else None
     if device is not None and str(device.value) == "nvme":
         raise source_error(
@@ -228,21 +198,13 @@ def _check_partitioning(zero: Node | None, first: ModelFile) -> None:
             notes=[f"`offload_optimizer.device` is nvme in {first.file}"],
             helps=["load it with DeepSpeed and save it with the states on the cpu"],
         )
-    mics = zero.get("mics_shard_size")
+    mics = first.setting("zero_optimization", "mics_shard_size")
     if mics is not None and mics.integer() > 0:
         raise source_error(
             "unsupported-partitioning",
             "MiCS partitions over part of the data-parallel ranks, which is not read",
             notes=[f"`mics_shard_size` is {mics.integer()} in {first.file}"],
             helps=["load it with DeepSpeed and save it without MiCS"],
-        )
-
-
-def _refuse_folding(root: Node, grid: Grid, fused: tuple[FusedLayer, ...]) -> None:
-    if root.has("folding") or (fused and grid.tp > 1):
-        raise unsupported_experts(
-            "experts are folded over tensor-parallel ranks",
-            [f"AutoEP with {grid.tp} tp ranks, by {root.file}"],
         )
 
 
@@ -275,19 +237,28 @@ def _expert_sizes(
             )
         sizes[f"group {index} of {shard.file}"] = size
         modules.update((found[0], size) for name in shapes if (found := expert_of(name)))
-    if plain:
-        expert_ranks = {ep_rank for ep_rank, _ in plain}
-        if len(expert_ranks) > 1:
-            sizes["files `expp_rank_*`"] = len(expert_ranks)
+    expert_ranks = {ep_rank for ep_rank, _ in plain}
+    if len(expert_ranks) > 1:
+        sizes["files `expp_rank_*`"] = len(expert_ranks)
     return largest_size(sizes), modules
 
 
 def _named_size(shard: Shard, index: int) -> int | None:
     """The expert-parallel size in a param group's name, `ep_size_4`."""
-    groups = shard.param_groups
-    name = None if groups is None else groups[index].get("name")
+    group = (shard.param_groups or ())[index:]
+    name = group[0].get("name") if group else None
     found = None if name is None else re.search(r"ep_size_(\d+)", str(name.value))
     return None if found is None else int(found[1])
+
+
+def group_nodes(
+    shards: Mapping[Rank, Shard], plain: Mapping[Rank, PlainOptimizer], mp_rank: int
+) -> list[Node] | None:
+    """Param groups of one mp rank's optimizer; None where it does not tell them."""
+    shard, optimizer = shards.get((0, mp_rank)), plain.get((0, mp_rank))
+    if shard is not None:
+        return shard.param_groups
+    return [] if optimizer is None else list(optimizer.inner.at("param_groups").items())
 
 
 def number_groups(
@@ -299,56 +270,34 @@ def number_groups(
     stages are one if their settings are equal, the first with the first, the second with the
     second, and so on; the groups of each stage keep their order.
     """
-    stages = {stage: _settings(shards, plain, stage * grid.tp) for stage in range(grid.pp)}
-    counts = {stage: len(own) for stage, own in stages.items()}
-    if len({repr(own) for own in stages.values()}) == 1:
-        return {stage: tuple(range(count)) for stage, count in counts.items()}
+    stages: list[list[object]] = []
+    for stage in range(grid.pp):
+        shard = shards.get((0, stage * grid.tp))
+        nodes = group_nodes(shards, plain, stage * grid.tp)
+        if nodes is None or (shard is not None and shard.stage == 3):  # there, of sub-groups
+            stages.append(list(range(len(shard.groups) if shard is not None else 0)))
+            continue
+        stages.append(
+            [
+                [(key, fingerprint(node.value)) for key, node in group.entries() if key != "params"]
+                for group in nodes
+            ]
+        )
+    if all(own == stages[0] for own in stages):
+        return {stage: tuple(range(len(own))) for stage, own in enumerate(stages)}
     merged: list[object] = []
-    for own in stages.values():
-        merged = _merge(merged, own)
-    return {stage: _places(own, merged) for stage, own in stages.items()}
-
-
-def group_nodes(
-    shards: Mapping[Rank, Shard], plain: Mapping[Rank, PlainOptimizer], mp_rank: int
-) -> list[Node] | None:
-    """Param groups of one mp rank's optimizer; None where it does not tell them."""
-    shard = shards.get((0, mp_rank))
-    if shard is not None:
-        return shard.param_groups
-    optimizer = plain.get((0, mp_rank))
-    return [] if optimizer is None else list(optimizer.inner.at("param_groups").items())
-
-
-def _settings(
-    shards: Mapping[Rank, Shard], plain: Mapping[Rank, PlainOptimizer], mp_rank: int
-) -> list[object]:
-    """By group, what is equal for groups with equal settings."""
-    shard = shards.get((0, mp_rank))
-    nodes = group_nodes(shards, plain, mp_rank)
-    if nodes is None or (shard is not None and shard.stage == 3):  # there, groups are sub-groups
-        return list(range(len(shard.groups) if shard is not None else 0))
-    return [
-        [(key, fingerprint(node.value)) for key, node in group.entries() if key != "params"]
-        for group in nodes
-    ]
-
-
-def _merge(merged: Sequence[object], own: Sequence[object]) -> list[object]:
-    """The groups of several stages and of one more, each in its order."""
-    out = list(merged)
-    position = 0
-    for group in own:
-        if group in out[position:]:
-            position = out.index(group, position) + 1
-        else:
-            out.insert(position, group)
-            position += 1
+    for own in stages:
+        position = 0
+        for group in own:
+            if group in merged[position:]:
+                position = merged.index(group, position) + 1
+            else:
+                merged.insert(position, group)
+                position += 1
+    out: dict[int, tuple[int, ...]] = {}
+    for stage, own in enumerate(stages):
+        places: list[int] = []
+        for group in own:
+            places.append(merged.index(group, places[-1] + 1 if places else 0))
+        out[stage] = tuple(places)
     return out
-
-
-def _places(own: Sequence[object], merged: Sequence[object]) -> tuple[int, ...]:
-    out: list[int] = []
-    for group in own:
-        out.append(merged.index(group, out[-1] + 1 if out else 0))
-    return tuple(out)

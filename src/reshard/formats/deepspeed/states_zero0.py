@@ -1,5 +1,8 @@
 """Optimizer states of runs without ZeRO: whole tensors, numbered.
 
+torch numbers parameters group by group, in the order in which they were given; that order is taken
+to follow the module's.  Names are accepted only where one assignment alone is possible.
+
 Source: DeepSpeed 0.19.8, runtime/fp16/{fused,unfused}_optimizer.py `state_dict`, and
 torch.optim.Optimizer.state_dict.
 """
@@ -21,20 +24,10 @@ from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
 
 _ROUNDED = (DType.F32, DType.BF16, DType.F16)
+_SHOWN = 4
 
-
-@dataclass(frozen=True, slots=True)
-class Numbered:
-    """What an optimizer has of one number.
-
-    Args:  tensors: by state kind, with elements; the master weights among them.
-           others: by state kind, one number each, or something else.
-           nodes: all but the master weights as they are stored.
-    """
-
-    tensors: Mapping[str, TensorRef]
-    others: Mapping[str, Node]
-    nodes: Mapping[str, Node]
+MAX_STATES = 20_000
+"""Positions that are followed at once before the search is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +35,14 @@ class PlainOptimizer:
     """An optimizer's state_dict.
 
     Args:  root: it.  inner: torch's own within it.  groups: numbers per param group.
-           states: by number.  flat: whether a group is one number, with flat buffers of all its
-           parameters.
+           states: by number, what it has by state; the master weights first.
+           flat: whether a group is one number, with flat buffers of all its parameters.
     """
 
     root: Node
     inner: Node
     groups: tuple[tuple[int, ...], ...]
-    states: Mapping[int, Numbered]
+    states: Mapping[int, Mapping[str, Node]]
     flat: bool
 
     @property
@@ -68,34 +61,37 @@ def read_optimizer(root: Node) -> PlainOptimizer:
         tuple(item.integer() for item in group.at("params").items())
         for group in inner.at("param_groups").items()
     )
+    states: dict[int, dict[str, Node]] = {number: {} for own in groups for number in own}
     flat = root.has("fp32_groups_flat")
-    masters: dict[int, TensorRef] = {}
-    if flat:
-        for own, node in zip(groups, root.at("fp32_groups_flat").items(), strict=True):
-            masters[own[0]] = node.tensor()
-    elif root.has("fp32_groups"):
-        for own, node in zip(groups, root.at("fp32_groups").items(), strict=True):
-            tensors = [item.tensor() for item in node.items()]
-            masters.update(zip(own, tensors, strict=True))
-    state = inner.at("state")
-    states = {
-        number: _numbered(state.get(number), masters.get(number))
-        for own in groups
-        for number in own
-    }
+    key = "fp32_groups_flat" if flat else "fp32_groups"
+    stored = (
+        [[node] if flat else [*node.items()] for node in root.at(key).items()]
+        if root.has(key)
+        else []
+    )
+    wanted = [own[:1] if flat else own for own in groups]
+    if stored and [len(own) for own in stored] != [len(own) for own in wanted]:
+        raise source_error(
+            "unexpected-content",
+            f"`{key}` of {root.file} is not of the parameters that its param groups have",
+            notes=[f"{sum(map(len, stored))} tensors, and {sum(map(len, wanted))} numbers"],
+            helps=["the file was written by another program, or by a version that is not known"],
+        )
+    for own, nodes in zip(wanted, stored, strict=False):
+        for number, master in zip(own, nodes, strict=True):
+            master.tensor()
+            states[number][MASTER] = master
+    for number, entries in states.items():
+        state = inner.at("state").get(number)
+        if state is not None:
+            entries.update((name, item) for name, item in state.entries() if not item.is_none)
     return PlainOptimizer(root, inner, groups, states, flat)
 
 
-def _numbered(node: Node | None, master: TensorRef | None) -> Numbered:
-    tensors = {} if master is None else {MASTER: master}
-    others: dict[str, Node] = {}
-    entries = () if node is None else [e for e in node.entries() if not e[1].is_none]
-    for name, item in entries:
-        if isinstance(item.value, TensorRef) and item.value.shape != ():
-            tensors[name] = item.value
-        else:
-            others[name] = item
-    return Numbered(tensors, others, dict(entries))
+def _tensors(states: Mapping[str, Node]) -> dict[str, TensorRef]:
+    """What has elements among the states of a number."""
+    found = {state: node.value for state, node in states.items()}
+    return {s: v for s, v in found.items() if isinstance(v, TensorRef) and v.shape != ()}
 
 
 class Naming:
@@ -127,87 +123,88 @@ class Naming:
             out[self._groups[group][0]].append((position, name))
         return {index: [name for _, name in sorted(own)] for index, own in out.items()}
 
-    def tensors(self, coord: Coord) -> Iterator[LocalTensor]:
-        """Every state of every parameter.
+    def read(self, coord: Coord) -> tuple[list[LocalTensor], dict[str, Node]]:
+        """Every state of every parameter, and by `NUMBER.STATE` what is none.
+
+        A state of a parameter is one number, or one for each of its elements.
 
         Raises: ReshardError[state-mismatch].
         """
+        tensors: list[LocalTensor] = []
+        kept: dict[str, Node] = {}
         file = self._optimizer.file
         for name, (group, position) in self.places.items():
-            weight = self._weights[name]
-            own = self._states(group, position)
-            for state, ref in own.tensors.items():
+            weight, states = self._weights[name], self._states(group, position)
+            refs = _tensors(states)
+            for state, ref in refs.items():
                 if self._optimizer.flat:
-                    yield self._run(weight, state, ref, position, coord)
+                    tensors.append(self._run(weight, state, ref, position, coord))
                 elif ref.shape == weight.shape:
-                    yield local_tensor(ref, name, state, coord, file)
-            for state, node in own.others.items():
-                if (scalar := scalar_of(node.value, file)) is not None:
-                    yield scalar.local(name, state, coord)
+                    tensors.append(local_tensor(ref, name, state, coord, file))
+                else:
+                    kept[f"{self._number(group, position)}.{state}"] = states[state]
+            for state in (state for state in states if state not in refs):
+                scalar = scalar_of(states[state].value, file)
+                if scalar is not None:
+                    tensors.append(scalar.local(name, state, coord))
+                else:
+                    kept[f"{self._number(group, position)}.{state}"] = states[state]
+        return tensors, kept
 
-    def kept(self) -> dict[str, Node]:
-        """States that are neither one number of a parameter nor one for each of its elements."""
-        out: dict[str, Node] = {}
-        for name, (group, position) in self.places.items():
-            own = self._states(group, position)
-            number = self._groups[group][1][0 if self._optimizer.flat else position]
-            for state, node in own.nodes.items():
-                value = node.value
-                flat = self._optimizer.flat and state in own.tensors
-                shaped = isinstance(value, TensorRef) and value.shape == self._weights[name].shape
-                if not flat and not shaped and scalar_of(value, node.file) is None:
-                    out[f"{number}.{state}"] = node
-        return out
+    def _number(self, group: int, position: int) -> int:
+        return self._groups[group][1][0 if self._optimizer.flat else position]
 
-    def _states(self, group: int, position: int) -> Numbered:
-        numbers = self._groups[group][1]
-        return self._optimizer.states[numbers[0 if self._optimizer.flat else position]]
+    def _states(self, group: int, position: int) -> Mapping[str, Node]:
+        return self._optimizer.states[self._number(group, position)]
 
     def _run(
         self, weight: LocalTensor, state: str, ref: TensorRef, position: int, coord: Coord
     ) -> LocalTensor:
         """A parameter's run in a flat buffer of its group."""
-        whole = self._states(self.places[weight.name][0], 0).tensors[MASTER].shape
+        whole = self._buffer(self.places[weight.name][0]).shape
         if ref.shape != whole or not ref.is_contiguous:
-            raise _mismatch(state, ref, whole, self._optimizer.file)
+            raise source_error(
+                "state-mismatch",
+                f"state `{state}` of a flat group has shape {list(ref.shape)}",
+                notes=[
+                    f"the master weights of the group have {list(whole)}",
+                    f"read from {self._optimizer.file}",
+                ],
+                helps=["load it with DeepSpeed, train one step with ZeRO stage 1, and save again"],
+            )
         start = ref.byte_offset + position * ref.dtype.itemsize
-        fragment = Fragment(0, weight.numel, self._optimizer.file, start)
-        return LocalTensor(
-            weight.name, state, coord, weight.shape, ref.dtype, (fragment,) * bool(weight.numel)
-        )
+        run = (Fragment(0, weight.numel, self._optimizer.file, start),) * bool(weight.numel)
+        return LocalTensor(weight.name, state, coord, weight.shape, ref.dtype, run)
+
+    def _buffer(self, group: int) -> TensorRef:
+        return self._states(group, 0)[MASTER].tensor()
 
     def _assign(self) -> dict[str, tuple[int, int]]:
         names = list(self._weights)
         file = self._optimizer.file
         if self._optimizer.flat:
-            goal = [self._states(group, 0).tensors[MASTER].numel for group in self._positions]
+            goal = [self._buffer(group).numel for group in range(len(self._groups))]
             return assign(goal, names, self._step_flat, file, may_skip=True)
         goal = [len(numbers) for _, numbers in self._groups]
         if sum(goal) > len(names):
-            raise ambiguous_ids(
+            raise _ambiguous(
                 file, f"it has {sum(goal)} numbers, the model files hold {len(names)} weights"
             )
         return assign(goal, names, self._step, file, may_skip=sum(goal) < len(names))
 
-    @property
-    def _positions(self) -> range:
-        return range(len(self._groups))
-
     def _step(self, group: int, position: int, name: str) -> int | None:
-        own, weight = self._states(group, position), self._weights[name]
-        master = own.tensors.get(MASTER)
-        shapes = {ref.shape for ref in own.tensors.values()}
-        if not shapes <= {weight.shape, *_factors(weight.shape)}:
+        refs, weight = _tensors(self._states(group, position)), self._weights[name]
+        master = refs.get(MASTER)
+        if not {ref.shape for ref in refs.values()} <= {weight.shape, *_factors(weight.shape)}:
             return None
-        if master is not None and master.shape != weight.shape:
-            return None
-        if master is not None and not self._rounds(master, 0, weight):
+        if master is not None and (
+            master.shape != weight.shape or not self._rounds(master, 0, weight)
+        ):
             return None
         return position + 1
 
     def _step_flat(self, group: int, position: int, name: str) -> int | None:
-        weight = self._weights[name]
-        master = self._states(group, 0).tensors[MASTER]
+        weight, master = self._weights[name], self._buffer(group)
         after = position + weight.numel
         if after > master.numel or not self._rounds(master, position, weight):
             return None
@@ -216,18 +213,15 @@ class Naming:
     def _rounds(self, master: TensorRef, start: int, weight: LocalTensor) -> bool:
         """Whether the first elements of a weight are those of its master weight, rounded."""
         dense = master.is_contiguous and all(f.strides is None for f in weight.fragments)
-        if master.dtype != DType.F32 or weight.dtype not in _ROUNDED or not dense:
-            return True
         count = min(PROBED, prod(weight.shape))
-        if not count:
+        if master.dtype != DType.F32 or weight.dtype not in _ROUNDED or not dense or not count:
             return True
         first = weight.fragments[0]
         count = min(count, first.numel)
+        path, nbytes = str(self._folder / first.file), weight.dtype.itemsize * count
         return rounds_to(
             self._head(master.file, master.byte_offset + 4 * start, 4 * count),
-            self._head(
-                str(self._folder / first.file), first.byte_offset, weight.dtype.itemsize * count
-            ),
+            self._head(path, first.byte_offset, nbytes),
             weight.dtype,
         )
 
@@ -248,22 +242,14 @@ def _factors(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         yield (*shape[:index], *shape[index + 1 :])
 
 
-def _mismatch(state: str, ref: TensorRef, whole: tuple[int, ...], file: str) -> ReshardError:
-    return source_error(
-        "state-mismatch",
-        f"state `{state}` of a flat group has shape {list(ref.shape)}",
-        notes=[f"the master weights of the group have {list(whole)}", f"read from {file}"],
-        helps=["load it with DeepSpeed, train one step with ZeRO stage 1, and save again"],
-    )
-
-
-_SHOWN = 4
-
-MAX_STATES = 20_000
-"""Positions that are followed at once before the search is given up."""
+# Names for numbers, or for places in a buffer.
 
 Step = Callable[[int, int, str], int | None]
 """(group, position, name) -> the next position if the name can stand there, else None."""
+At = tuple[int, ...]
+"""By group, how far it has come."""
+Layer = Mapping[At, Sequence[tuple[At, int | None]]]
+"""How a name leads to positions: from which, and standing in which group; None if in none."""
 
 
 def assign(
@@ -276,57 +262,48 @@ def assign(
     Raises: ReshardError[ambiguous-optimizer-ids].
     """
     end = tuple(goal)
-    layers: list[dict[tuple[int, ...], int]] = [{(0,) * len(goal): 1}]  # 2 stands for several ways
+    ways: dict[At, int] = {(0,) * len(goal): 1}  # 2 stands for several
+    layers: list[Layer] = []
     for name in names:
-        reached: dict[tuple[int, ...], int] = {}
-        for at, ways in layers[-1].items():
+        reached: dict[At, list[tuple[At, int | None]]] = {}
+        for at in ways:
             for group, position in enumerate(at):
                 after = step(group, position, name) if position < end[group] else None
                 if after is not None and after <= end[group]:
-                    key = (*at[:group], after, *at[group + 1 :])
-                    reached[key] = min(2, reached.get(key, 0) + ways)
+                    reached.setdefault((*at[:group], after, *at[group + 1 :]), []).append(
+                        (at, group)
+                    )
             if may_skip:
-                reached[at] = min(2, reached.get(at, 0) + ways)
+                reached.setdefault(at, []).append((at, None))
         if len(reached) > MAX_STATES:
-            raise ambiguous_ids(file, "too many parameters of one shape are in several groups")
+            raise _ambiguous(file, "too many parameters of one shape are in several groups")
+        ways = {at: min(2, sum(ways[before] for before, _ in own)) for at, own in reached.items()}
         layers.append(reached)
-    ways = layers[-1].get(end, 0)
-    if ways == 0:
-        raise ambiguous_ids(file, "no order of the weights fits the shapes of the states")
-    if ways > 1:
-        raise ambiguous_ids(
-            file,
-            "several orders of the weights fit the shapes of the states",
-            _candidates(names, step, layers, end, may_skip),
-        )
-    return _walk(names, step, layers, end)
+    found = ways.get(end, 0)
+    if found != 1:
+        what = "several orders of the weights fit" if found else "no order of the weights fits"
+        candidates = _candidates(names, layers, end) if found else []
+        raise _ambiguous(file, f"{what} the shapes of the states", *candidates)
+    out: dict[str, tuple[int, int]] = {}
+    at = end
+    for name, layer in zip(reversed(names), reversed(layers), strict=True):
+        at, standing = layer[at][0]
+        if standing is not None:
+            out[name] = (standing, at[standing])
+    return dict(reversed(out.items()))
 
 
-def _candidates(
-    names: Sequence[str],
-    step: Step,
-    layers: Sequence[dict[tuple[int, ...], int]],
-    end: tuple[int, ...],
-    may_skip: bool,
-) -> list[str]:
+def _candidates(names: Sequence[str], layers: Sequence[Layer], end: At) -> list[str]:
     """Which names each state can have, for people; of the first few that can have several."""
-    found: dict[tuple[int, int], list[str]] = {}
+    found: dict[tuple[int, int], dict[str, None]] = {}
     goals = {end}
-    for count in range(len(names), 0, -1):
-        name = names[count - 1]
-        before: set[tuple[int, ...]] = set()
-        for at in layers[count - 1]:
-            if may_skip and at in goals:
-                before.add(at)
-            for group, position in enumerate(at):
-                after = step(group, position, name) if position < end[group] else None
-                if after is not None and (*at[:group], after, *at[group + 1 :]) in goals:
-                    before.add(at)
-                    own = found.setdefault((group, position), [])
-                    if name not in own:
-                        own.insert(0, name)
-        goals = before
-    several = [(place, own) for place, own in sorted(found.items()) if len(own) > 1]
+    for name, layer in zip(reversed(names), reversed(layers), strict=True):
+        edges = [edge for goal in goals for edge in layer.get(goal, ())]
+        for before, group in edges:
+            if group is not None:
+                found.setdefault((group, before[group]), {})[name] = None
+        goals = {before for before, _ in edges}
+    several = [(place, [*reversed(own)]) for place, own in sorted(found.items()) if len(own) > 1]
     out = [
         f"state {position} of group {group} is of {_either(own)}"
         for (group, position), own in several[:_SHOWN]
@@ -343,38 +320,7 @@ def _either(names: Sequence[str]) -> str:
     return f"{', '.join(listed[:-1])}, or {listed[-1]}" if len(listed) > 2 else " or ".join(listed)
 
 
-def _walk(
-    names: Sequence[str],
-    step: Step,
-    layers: Sequence[dict[tuple[int, ...], int]],
-    end: tuple[int, ...],
-) -> dict[str, tuple[int, int]]:
-    """The one way, followed from its end."""
-    out: dict[str, tuple[int, int]] = {}
-    goal = end
-    for count in range(len(names), 0, -1):
-        name = names[count - 1]
-        group, at = _before(layers[count - 1], goal, step, name)
-        if group is not None:
-            out[name] = (group, at[group])
-        goal = at
-    return dict(reversed(out.items()))
-
-
-def _before(
-    layer: dict[tuple[int, ...], int], goal: tuple[int, ...], step: Step, name: str
-) -> tuple[int | None, tuple[int, ...]]:
-    """From which positions a name led to these, and the group that it stood in."""
-    for at in layer:
-        moved = [group for group, position in enumerate(at) if position != goal[group]]
-        if not moved:
-            return None, at
-        if len(moved) == 1 and step(moved[0], at[moved[0]], name) == goal[moved[0]]:
-            return moved[0], at
-    raise AssertionError("the search has no way back")
-
-
-def ambiguous_ids(file: str, why: str, notes: Sequence[str] = ()) -> ReshardError:
+def _ambiguous(file: str, why: str, *notes: str) -> ReshardError:
     """The error for states that cannot be given names.
 
     Args:  notes: what is known of them all the same.
