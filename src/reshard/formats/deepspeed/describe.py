@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
 from reshard.algebra.piece import Piece, row_major
-from reshard.errors import Diagnostic, Exit, ReshardError, layout_error
+from reshard.errors import Diagnostic, ReshardError, layout_error
 from reshard.formats.deepspeed.affine_map import AffineMap, shard_boxes
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.experts import native_index
@@ -16,14 +16,14 @@ from reshard.formats.deepspeed.groups import ranks_disagree
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.tp_rules import KEY, UniversalInfo, is_default, same_rules, tp_body
 from reshard.formats.deepspeed.ucl_text import COPIED, LocalIndex, layout_text
-from reshard.formats.deepspeed.weights import Verdict, compare_copies
+from reshard.formats.deepspeed.weights import compare_copies
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.plan.names import group_names, quantity
 
 MAX_GROUPS = 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Described:
     """A layout and the tensors that it is of.
 
@@ -31,8 +31,22 @@ class Described:
     """
 
     layout: str
-    tensors: tuple[LocalTensor, ...]
+    tensors: list[LocalTensor]
     oddities: tuple[Diagnostic, ...]
+
+
+@dataclass(slots=True)
+class _Rules:
+    """The right side of every name's rule.
+
+    Args:  maps: names whose affine map no rule can say.  reasons: why others have no rule.
+           constant: names whose copies and cuts look the same.
+    """
+
+    bodies: dict[str, str] = field(default_factory=dict)
+    maps: dict[str, UniversalInfo] = field(default_factory=dict)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    constant: list[str] = field(default_factory=list)
 
 
 def describe(source: Source, found: Collected, *, strict: bool) -> Described:
@@ -41,27 +55,21 @@ def describe(source: Source, found: Collected, *, strict: bool) -> Described:
     Args:  strict: whether every parameter must have a rule.
     Raises: ReshardError[uncovered-parameter | ranks-disagree | ...].
     """
-    mesh = ("pp", "tp", *source.expert_axes, "dp")
-    local = _local(source, found)
     by_name = _by_name(found.tensors)
-    bodies: dict[str, str] = {}
-    tensors = list(found.tensors)
-    oddities: list[Diagnostic] = []
-    undescribed: list[str] = []
+    tensors = found.tensors
     if source.grid.tp == 1:
         experts = _expert_bodies(source)
-        bodies = {name: experts.get(name, COPIED) for name in by_name}
+        rules = _Rules({name: experts.get(name, COPIED) for name in by_name})
     else:
-        infos = _infos(source)
-        described = _Rules(source, found, infos, by_name, strict)
-        bodies = described.bodies
-        undescribed = described.undescribed
-        oddities = described.oddities
-        if strict and undescribed:
-            raise _uncovered(source, undescribed, described.reasons)
-        tensors = whole_tensors(tensors, described.maps, source.grid.tp)
-    text = layout_text(mesh, bodies, local=local, undescribed=undescribed)
-    return Described(text, tuple(tensors), tuple(oddities))
+        rules = _tp_rules(source, found, by_name, strict=strict)
+        tensors = whole_tensors(tensors, rules.maps, source.grid.tp)
+    text = layout_text(
+        ("pp", "tp", *source.expert_axes, "dp"),
+        rules.bodies,
+        local=_local(source, found),
+        undescribed=[name for name in by_name if name not in rules.bodies],
+    )
+    return Described(text, tensors, (_constant(rules.constant),) if rules.constant else ())
 
 
 def _local(source: Source, found: Collected) -> dict[str, LocalIndex]:
@@ -113,117 +121,102 @@ def _infos(source: Source) -> dict[int, UniversalInfo]:
     return out
 
 
-class _Rules:
-    """The rule of every name of a tensor-parallel checkpoint."""
-
-    def __init__(
-        self,
-        source: Source,
-        found: Collected,
-        infos: Mapping[int, UniversalInfo],
-        by_name: Mapping[str, list[LocalTensor]],
-        strict: bool,
-    ) -> None:
-        self.bodies: dict[str, str] = {}
-        self.maps: dict[str, UniversalInfo] = {}
-        self.undescribed: list[str] = []
-        self.reasons: dict[str, list[str]] = {}
-        self.oddities: list[Diagnostic] = []
-        self._tp = source.grid.tp
-        self._root = source.files.root
-        constant: list[str] = []
-        for name, tensors in by_name.items():
-            if name in found.buffers:
-                self.bodies[name] = COPIED
-                continue
-            info = infos.get(dict(tensors[0].coord).get("pp", 0))
-            if info is None:
-                self._leave(name, f"there is no `{KEY}`")
-                continue
+def _tp_rules(
+    source: Source, found: Collected, by_name: Mapping[str, list[LocalTensor]], *, strict: bool
+) -> _Rules:
+    """The rules of a tensor-parallel checkpoint."""
+    out = _Rules()
+    infos = _infos(source)
+    for name, tensors in by_name.items():
+        if name in found.buffers:
+            out.bodies[name] = COPIED
+            continue
+        info = infos.get(dict(tensors[0].coord).get("pp", 0))
+        why = f"there is no `{KEY}`"
+        if info is not None:
             try:
-                body, verdict = self._body(info, name, tensors)
+                why = _add_rule(source, info, name, tensors, out)
             except ReshardError:
                 if strict:
                     raise
-                self._leave(name, "what it says does not fit")
-                continue
-            if verdict == "copies":
-                self._leave(name, "no list has it, and all ranks hold the same values")
-                continue
-            if verdict == "constant":
-                constant.append(name)
-            self.bodies[name] = body
-        if constant:
-            self.oddities.append(_constant(constant))
-
-    def _leave(self, name: str, why: str) -> None:
-        self.undescribed.append(name)
-        self.reasons.setdefault(why, []).append(name)
-
-    def _body(
-        self, info: UniversalInfo, name: str, tensors: Sequence[LocalTensor]
-    ) -> tuple[str, Verdict]:
-        by_rank = {dict(tensor.coord).get("tp", 0): tensor for tensor in tensors}
-        missing = [rank for rank in range(self._tp) if rank not in by_rank]
-        if missing:
-            have = next(iter(by_rank))
-            raise ranks_disagree(
-                f"`{name}`",
-                f"tp rank {have} has it",
-                by_rank[have].fragments[0].file if by_rank[have].fragments else info.file,
-                f"tp rank {missing[0]} has not",
-                f"the files of tp rank {missing[0]}",
-            )
-        ordered = [by_rank[rank] for rank in range(self._tp)]
-        body = tp_body(info, name, [tensor.shape for tensor in ordered])
-        if body is None:
-            self.maps[name] = info
-            return COPIED, "differ"
-        verdict: Verdict = "differ"
-        if is_default(info, name) and len(ordered[0].shape) == 1:
-            verdict = compare_copies(self._root, ordered)
-        return body, verdict
+                why = "what it says does not fit"
+        if why:
+            out.reasons.setdefault(why, []).append(name)
+    if strict and out.reasons:
+        raise _uncovered(source, out.reasons)
+    return out
 
 
-def _uncovered(
-    source: Source, names: Sequence[str], reasons: Mapping[str, Sequence[str]]
-) -> ReshardError:
-    notes: list[str] = []
-    for why, own in reasons.items():
-        groups = group_names(own)
-        listed = [f"`{group}`{quantity(count)}" for group, count in groups[:MAX_GROUPS]]
-        if len(groups) > MAX_GROUPS:
-            listed.append(f"and {len(groups) - MAX_GROUPS} more kinds of names")
-        notes.append(f"{why}: {', '.join(listed)}")
-    what = "parameter lies" if len(names) == 1 else "parameters lie"
-    return ReshardError(
-        Diagnostic(
-            "uncovered-parameter",
-            f"nothing says how {len(names)} {what} over {source.grid.tp} tensor-parallel ranks",
-            notes=(*notes, f"looked for in {source.first.file}"),
-            helps=(
-                "state it in a layout: start from `reshard layout show SRC`, and give it with "
-                "`--layout FILE`",
-            ),
-        ),
-        Exit.LAYOUT,
+def _add_rule(
+    source: Source, info: UniversalInfo, name: str, tensors: Sequence[LocalTensor], out: _Rules
+) -> str:
+    """The rule of one name; returns why there is none."""
+    by_rank = {dict(tensor.coord).get("tp", 0): tensor for tensor in tensors}
+    missing = [rank for rank in range(source.grid.tp) if rank not in by_rank]
+    if missing:
+        have, held = next(iter(by_rank.items()))
+        raise ranks_disagree(
+            f"`{name}`",
+            f"tp rank {have} has it",
+            held.fragments[0].file if held.fragments else info.file,
+            f"tp rank {missing[0]} has not",
+            f"the files of tp rank {missing[0]}",
+        )
+    ordered = [by_rank[rank] for rank in range(source.grid.tp)]
+    body = tp_body(info, name, [tensor.shape for tensor in ordered])
+    if body is None:
+        out.maps[name] = info
+    elif is_default(info, name) and len(ordered[0].shape) == 1:
+        verdict = compare_copies(source.files.root, ordered)
+        if verdict == "copies":
+            return "no list has it, and all ranks hold the same values"
+        if verdict == "constant":
+            out.constant.append(name)
+    out.bodies[name] = COPIED if body is None else body
+    return ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    groups = group_names(names)
+    listed = [f"`{group}`{quantity(count)}" for group, count in groups[:MAX_GROUPS]]
+    if len(groups) > MAX_GROUPS:
+        listed.append(f"and {len(groups) - MAX_GROUPS} more kinds of names")
+    return ", ".join(listed)
+
+
+def _uncovered(source: Source, reasons: Mapping[str, Sequence[str]]) -> ReshardError:
+    count = sum(map(len, reasons.values()))
+    what = "parameter lies" if count == 1 else "parameters lie"
+    return layout_error(
+        "uncovered-parameter",
+        f"nothing says how {count} {what} over {source.grid.tp} tensor-parallel ranks",
+        notes=[
+            *(f"{why}: {_listed(own)}" for why, own in reasons.items()),
+            f"looked for in {source.first.file}",
+        ],
+        helps=[
+            "state it in a layout: start from `reshard layout show SRC`, and give it with "
+            "`--layout FILE`",
+        ],
     )
 
 
 def _constant(names: Sequence[str]) -> Diagnostic:
-    groups = [f"`{group}`{quantity(count)}" for group, count in group_names(names)]
     what = "1 parameter is" if len(names) == 1 else f"{len(names)} parameters are"
     return Diagnostic(
         "undecided-parameter",
         f"{what} in no list of `{KEY}`, and equal everywhere",
         level="warning",
         notes=(
-            ", ".join(groups[:MAX_GROUPS]),
+            _listed(names),
             "one number fills the shards of all ranks, so that a copy and a cut look the same",
             "joined along dimension 0, as DeepSpeed does",
         ),
         helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
     )
+
+
+# Parameters whose affine map no rule can say: put together from boxes, as the map has them.
 
 
 def whole_tensors(

@@ -7,7 +7,7 @@ precedence this is.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -57,25 +57,18 @@ def tp_body(info: UniversalInfo, name: str, shapes: Sequence[Shape]) -> str | No
         return _sub_params(info, name, shapes, sub_params)
     dim = 1 if info.matches(ROW_PARALLEL, name) else 0
     if ndim <= dim:
-        raise _unsupported(
-            info, name, f"it has {ndim} dimensions and is joined along dimension {dim}"
-        )
+        why = f"it has {ndim} dimensions and is joined along dimension {dim}"
+        raise _unsupported(info, name, why)
     widths = tuple(shape[dim] for shape in shapes)
-    if rows is not None and dim == 0 and rows == sum(widths):
-        rows = None
-    return cut_body(dim, ndim, [Section(sum(widths), widths)], truncated_to=rows)
+    truncated_to = rows if dim or rows != sum(widths) else None
+    return cut_body(dim, ndim, [Section(sum(widths), widths)], truncated_to=truncated_to)
 
 
 def is_default(info: UniversalInfo, name: str) -> bool:
     """Whether nothing is said of a parameter, so that it is joined along dimension 0."""
-    return (
-        info.affine_map(name) is None
-        and info.sub_params(name) is None
-        and not any(
-            info.matches(key, name)
-            for key in (REPLICATED, AVERAGED, ROW_PARALLEL, TWO_PARTS, VOCABULARY)
-        )
-    )
+    lists = (REPLICATED, AVERAGED, ROW_PARALLEL, TWO_PARTS, VOCABULARY)
+    said = any(info.matches(key, name) for key in lists)
+    return not said and info.affine_map(name) is None and info.sub_params(name) is None
 
 
 def _two_parts(info: UniversalInfo, name: str, shapes: Sequence[Shape]) -> str:
@@ -182,10 +175,10 @@ def _mismatch(info: UniversalInfo, name: str, shapes: Sequence[Shape], why: str)
         "sub-params-mismatch",
         f"the shards of `{name}` do not have the shapes that their description gives them",
         notes=[
-            f"{why}, by `universal_checkpoint_info` in {info.file}",
+            f"{why}, by `{KEY}` in {info.file}",
             f"shapes on the tp ranks: {', '.join(str(list(shape)) for shape in shapes)}",
         ],
-        helps=["give a layout of your own with `--layout FILE`"],
+        helps=[_OWN_LAYOUT],
     )
 
 
@@ -193,10 +186,12 @@ def _unsupported(info: UniversalInfo, name: str, reason: str) -> ReshardError:
     return layout_error(
         "unsupported-parameter",
         f"`{name}` cannot be put together from its shards",
-        notes=[f"{reason}", f"by `universal_checkpoint_info` in {info.file}"],
-        helps=["give a layout of your own with `--layout FILE`"],
+        notes=[f"{reason}", f"by `{KEY}` in {info.file}"],
+        helps=[_OWN_LAYOUT],
     )
 
+
+# What the writer says.
 
 KEY = "universal_checkpoint_info"
 REPLICATED = "tp_replicated_parameter_patterns"
@@ -205,6 +200,8 @@ ROW_PARALLEL = "parameter_with_row_parallelism_patterns"
 TWO_PARTS = "parameter_with_2_sub_params_cat_dim_0"
 VOCABULARY = "vocabulary_parameter_patterns"
 UNSUPPORTED = "autotp_unsupported_parameter_patterns"
+_AFFINE = "affine_map"
+_OWN_LAYOUT = "give a layout of your own with `--layout FILE`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,20 +213,21 @@ class SubParams:
            widths: by part, elements on every tp rank; None if the writer does not say.
     """
 
-    pattern: str
     shape: tuple[int | tuple[int, ...], ...]
     dim: int
     widths: tuple[tuple[int, ...], ...] | None
 
 
 class UniversalInfo:
-    """The patterns of one file.  They match from the start of a name, not all of it."""
+    """`universal_checkpoint_info` of one file: how parameters lie over tp ranks.
+
+    Its patterns match from the start of a name, not all of it.
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
-        self._lists: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+        self._known: dict[str, list[tuple[re.Pattern[str], Node]]] = {}
         self._sub_params: list[tuple[re.Pattern[str], SubParams]] | None = None
-        self._affine: list[tuple[re.Pattern[str], Node]] | None = None
 
     @property
     def file(self) -> str:
@@ -246,24 +244,14 @@ class UniversalInfo:
 
         Raises: ReshardError[ambiguous-pattern | bad-pattern].
         """
-        patterns = self._lists.get(key)
-        if patterns is None:
-            node = self.node.get(key)
-            texts = [] if node is None else [item.text() for item in node.items()]
-            patterns = [(text, self._compile(text, key)) for text in texts]
-            self._lists[key] = patterns
-        found = [text for text, regex in patterns if regex.match(name)]
+        found = self._matching(key, name)
         if len(found) > 1:
-            raise self._ambiguous(name, key, found)
+            raise self._ambiguous(name, key, [node.text() for node in found])
         return bool(found)
 
     def unsupported(self, name: str) -> str | None:
         """Why DeepSpeed itself says that a parameter cannot be put together."""
-        node = self.node.get(UNSUPPORTED)
-        for pattern, reason in [] if node is None else node.entries():
-            if self._compile(pattern, UNSUPPORTED).match(name):
-                return str(reason.value)
-        return None
+        return next((str(node.value) for node in self._matching(UNSUPPORTED, name)), None)
 
     def sub_params(self, name: str) -> SubParams | None:
         """The parts of a parameter that is several in one."""
@@ -273,51 +261,46 @@ class UniversalInfo:
 
     def affine_map(self, name: str) -> AffineMap | None:
         """The affine map of a parameter."""
-        if self._affine is None:
-            self._affine = self._read_affine()
-        found = [node for regex, node in self._affine if regex.match(name)]
-        if len(found) > 1:
-            raise self._ambiguous(name, "affine_map", [node.path for node in found])
-        return read_affine_map(found[0], name) if found else None
-
-    def _read_affine(self) -> list[tuple[re.Pattern[str], Node]]:
-        node = self.node.get("affine_map")
-        if node is None:
-            return []
-        version = node.get("version")
+        version = self.node.find(_AFFINE, "version")
         if version is not None and version.integer() > FORMAT_VERSION:
             raise source_error(
                 "unknown-version",
-                f"`affine_map` of {node.file} has version {version.integer()}",
+                f"`{_AFFINE}` of {self.file} has version {version.integer()}",
                 notes=[f"versions up to {FORMAT_VERSION} are known"],
                 helps=["use a newer reshard"],
             )
-        return [(self._compile(key, "affine_map"), item) for key, item in _params(node)]
+        found = self._matching(_AFFINE, name)
+        if len(found) > 1:
+            raise self._ambiguous(name, _AFFINE, [node.path for node in found])
+        return read_affine_map(found[0], name) if found else None
 
-    def _read_sub_params(self) -> Sequence[tuple[re.Pattern[str], SubParams]]:
+    def _matching(self, key: str, name: str) -> list[Node]:
+        """What stands behind the patterns that match, in a dict; the patterns, in a list."""
+        if key not in self._known:
+            node = self.node.find(_AFFINE, "params") if key == _AFFINE else self.node.get(key)
+            entries: Iterable[tuple[str, Node]] = ()
+            if node is not None and isinstance(node.value, dict):
+                entries = node.entries()
+            elif node is not None:
+                entries = ((item.text(), item) for item in node.items())
+            self._known[key] = [(self._compile(text, key), item) for text, item in entries]
+        return [item for regex, item in self._known[key] if regex.match(name)]
+
+    def _read_sub_params(self) -> Iterator[tuple[re.Pattern[str], SubParams]]:
         node = self.node.get("parameter_with_sub_params")
-        widths = self.node.get("sub_param_shard_widths")
-        out = []
         for item in [] if node is None else node.items():
             entry = item
             if isinstance(item.value, Record):  # a SubparamShape
                 entry = Node(item.value.attributes, item.file, item.path)
-            shape = tuple(_size(size) for size in entry.at("shape").items())
-            dim = _integer(entry.mapping().get("partition_dim"), entry)
+            shape = tuple(
+                size.shape() if isinstance(size.value, tuple | list) else size.integer()
+                for size in entry.at("shape").items()
+            )
+            dim = entry.at("partition_dim").integer()
             for pattern in entry.at("patterns").items():
-                own = None if widths is None else widths.get(pattern.text())
-                out.append(
-                    (
-                        self._compile(pattern.text(), item.path),
-                        SubParams(
-                            pattern.text(),
-                            shape,
-                            dim,
-                            None if own is None else tuple(part.shape() for part in own.items()),
-                        ),
-                    )
-                )
-        return out
+                own = self.node.find("sub_param_shard_widths", pattern.text())
+                widths = None if own is None else tuple(part.shape() for part in own.items())
+                yield self._compile(pattern.text(), item.path), SubParams(shape, dim, widths)
 
     def _compile(self, pattern: str, key: str) -> re.Pattern[str]:
         try:
@@ -334,31 +317,13 @@ class UniversalInfo:
             "ambiguous-pattern",
             f"{len(found)} patterns of `{key}` match `{name}`",
             notes=[*(f"`{text}`" for text in found[:4]), f"`{KEY}` in {self.file}"],
-            helps=["give a layout of your own with `--layout FILE`"],
+            helps=[_OWN_LAYOUT],
         )
-
-
-def _params(node: Node) -> Sequence[tuple[str, Node]]:
-    found = node.get("params")
-    return [] if found is None else list(found.entries())
-
-
-def _size(node: Node) -> int | tuple[int, ...]:
-    if isinstance(node.value, tuple | list):
-        return node.shape()
-    return node.integer()
-
-
-def _integer(value: object, node: Node) -> int:
-    return Node(value, node.file, f"{node.path}.partition_dim").integer()
 
 
 def same_rules(first: Node, second: Node) -> bool:
     """Whether two files say the same about tp; other entries may differ from rank to rank."""
-    return _rules(first) == _rules(second)
-
-
-def _rules(node: Node) -> Mapping[str, object]:
-    keys = (REPLICATED, AVERAGED, ROW_PARALLEL, TWO_PARTS, VOCABULARY, UNSUPPORTED)
-    more = ("original_vocab_size", "sub_param_shard_widths", "affine_map")
-    return {key: node.mapping().get(key) for key in (*keys, *more)}
+    keys = (REPLICATED, AVERAGED, ROW_PARALLEL, TWO_PARTS, VOCABULARY, UNSUPPORTED, _AFFINE)
+    more = ("original_vocab_size", "sub_param_shard_widths")
+    one, two = first.mapping(), second.mapping()
+    return all(one.get(key) == two.get(key) for key in (*keys, *more))
