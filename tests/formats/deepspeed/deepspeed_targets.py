@@ -12,7 +12,7 @@ from deepspeed_oracle import arrange, wholes
 from reshard import api
 from reshard.errors import Diagnostic
 from reshard.formats import TARGETS, prepare
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.output import Output
 from reshard.plan.target import parse_target

@@ -12,7 +12,8 @@ import pytest
 from deepspeed_oracle import arrange, wholes
 
 from real_cases import DEEPSPEED
-from reshard.formats.deepspeed import detect, read
+from reshard.formats.deepspeed.detect import detect
+from reshard.formats.deepspeed.read import read
 from reshard.language import format_document, parse
 from reshard.plan.catalog import Catalog
 

@@ -12,7 +12,7 @@ from deepspeed_forge import Run, Tensor, floats, save
 
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.storage.inert import Record
 
 GROUPS = [{"w": (3, 4), "b": (5,)}]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.formats.deepspeed.states_zero0 import assign
 from reshard.run.rounding import rounds_to
 

@@ -13,7 +13,7 @@ from deepspeed_targets import held, tree
 from reshard import api
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.storage.inert import Record
 
 PAGES = Path(__file__).resolve().parents[3] / "docs" / "errors"

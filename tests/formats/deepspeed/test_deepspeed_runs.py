@@ -14,7 +14,7 @@ from deepspeed_oracle import arrange, wholes
 from real_cases import DEEPSPEED_RUNS
 from reshard import api
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 
 Open = Callable[[str], Path]
 UNNAMED = "run_z0_llrd_fp32"

@@ -9,7 +9,7 @@ from deepspeed_forge import Run, floats, save
 from deepspeed_oracle import arrange, wholes
 
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.storage.sibling_files import Siblings
 from reshard.storage.torch_file import open_torch_file, read_small, walk
 

@@ -9,8 +9,8 @@ import pytest
 from deepspeed_forge import Run, floats
 from deepspeed_oracle import arrange, wholes
 
-from reshard.formats.deepspeed import read
 from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.read import read
 from reshard.formats.deepspeed.tp_rules import UniversalInfo, tp_body
 from reshard.storage.inert import Record
 

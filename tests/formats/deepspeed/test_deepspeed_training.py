@@ -12,7 +12,7 @@ from deepspeed_oracle import arrange, wholes
 import reshard
 from reshard import ReshardError
 from reshard.dtypes import DType
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.run.run import Run as Training
 from reshard.storage.inert import Record
 

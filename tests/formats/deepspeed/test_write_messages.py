@@ -13,7 +13,7 @@ from deepspeed_targets import arranged, prepared, with_framework
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Fragment
 from reshard.run.run import Run as Training

@@ -11,7 +11,7 @@ import pytest
 from deepspeed_forge import Run
 from deepspeed_targets import array, bits, converted, held, same, tree
 
-from reshard.formats.deepspeed import read
+from reshard.formats.deepspeed.read import read
 
 Open = Callable[[str], Path]
 

@@ -230,7 +230,7 @@ def test_the_keys_of_a_cut(
 def _two_ranks(path: Path, rule: str, shape: tuple[int, ...]) -> Any:
     from deepspeed_oracle import arrange
 
-    from reshard.formats.deepspeed import read
+    from reshard.formats.deepspeed.read import read
 
     groups = {rank: [{"w": shape}] for rank in (0, 1)}
     copies = {}

@@ -270,12 +270,7 @@ def _empty_shards(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
 
 
 def _name_kinds(source: Source, out: Collected) -> None:
-    trained = {
-        name
-        for model in source.models.values()
-        for shapes in model.param_shapes or ()
-        for name in shapes
-    }
+    trained = {name for model in source.models.values() for name in model.trained}
     for model in source.models.values():
         out.buffers.update(dict.fromkeys(model.buffer_names))
     have = {tensor.name for tensor in out.tensors if tensor.state == PARAM}

@@ -48,6 +48,11 @@ class ModelFile:
         found = self.root.get("ds_config")
         return found if found is not None and isinstance(found.value, dict) else None
 
+    @property
+    def trained(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters that the optimizer has."""
+        return {name: shape for own in self.param_shapes or () for name, shape in own.items()}
+
     def setting(self, *keys: str) -> Node | None:
         """What the configuration says behind several keys."""
         return None if self.config is None else self.config.find(*keys)

@@ -35,7 +35,7 @@ def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
     for model in models:
         out.update(model.shared)
     for model in models:
-        trained = {name for shapes in model.param_shapes or () for name in shapes}
+        trained = model.trained
         places: dict[object, str] = {}
         names = list(model.module or ())
         for name in sorted(names, key=lambda n: (n not in trained, n in out)):
@@ -47,7 +47,7 @@ def find_aliases(models: Iterable[ModelFile]) -> dict[str, str]:
             if first != name and name not in out and name not in trained:
                 out[name] = first
     stored = {name for model in models for name in model.module or ()}
-    stored |= {name for model in models for shapes in model.param_shapes or () for name in shapes}
+    stored |= {name for model in models for name in model.trained}
     resolved = {alias: _resolve(alias, out) for alias in out}
     # A name whose tensor is stored under it alone stays what it is.
     return {a: name for a, name in resolved.items() if name in stored or a not in stored}
@@ -90,10 +90,10 @@ def zero3_tensors(models: Sequence[ModelFile], coord: Coord) -> Iterator[LocalTe
     Raises: ReshardError[partition-mismatch].
     """
     first = models[0]
-    elsewhere = {name for shapes in first.param_shapes or () for name in shapes}
-    elsewhere.update(first.frozen_shapes or (), first.shared)
-    empty = {(first.module or {})[n].shape for n in elsewhere if n in (first.module or {})}
-    for name, ref in (first.module or {}).items():
+    module = first.module or {}
+    elsewhere = {*first.trained, *(first.frozen_shapes or ()), *first.shared}
+    empty = {module[name].shape for name in elsewhere if name in module}
+    for name, ref in module.items():
         is_empty = not ref.numel or ref.shape in empty & {(1,)}  # (1,) is of older versions
         if name in first.buffer_names or (name not in elsewhere and not is_empty):
             yield local_tensor(ref, name, PARAM, coord, first.file)
@@ -174,26 +174,19 @@ class Pipeline:
         Raises: ReshardError[ambiguous-tied-layer].
         """
         for layer, (root, weights) in sorted(self._layers.get(tp_rank, {}).items()):
-            coord = self._coord(layer, tp_rank)
+            stage = self._stages.get(layer)
+            coord = self._grid.coord((stage or 0) * self._grid.tp + tp_rank)
+            if stage is None:
+                coord = tuple(item for item in coord if item[0] != "pp")
             prefix = self._prefix(layer, tp_rank, weights, root.file)
             keys = self.keys.setdefault(str(layer), {})
             for local, ref in weights.items():
                 keys[local] = f"{prefix}{local}"
                 yield local_tensor(ref, f"{prefix}{local}", PARAM, coord, root.file)
 
-    def _coord(self, layer: int, tp_rank: int) -> Coord:
-        out: list[tuple[str, int]] = []
-        stage = self._stages.get(layer)
-        if self._grid.pp > 1 and stage is not None:
-            out.append(("pp", stage))
-        if self._grid.tp > 1:
-            out.append(("tp", tp_rank))
-        return tuple(out)
-
     def _names(self, stage: int, tp_rank: int) -> dict[str, tuple[int, ...]]:
         """Trained parameters of one rank with their shapes."""
-        model = self._models[stage * self._grid.tp + tp_rank]
-        return {n: s for shapes in model.param_shapes or () for n, s in shapes.items()}
+        return self._models[stage * self._grid.tp + tp_rank].trained
 
     def _find_stages(self) -> dict[int, int]:
         """By layer, its stage, as far as the names of trained parameters tell."""
@@ -261,17 +254,12 @@ def missing_layers(tensors: Sequence[LocalTensor], models: Mapping[int, ModelFil
     """Files of layers that have trained parameters, and are not there."""
     have = {tensor.name for tensor in tensors}
     out: dict[str, None] = {}
-    for model in models.values():
-        for shapes in model.param_shapes or ():
-            for name in shapes:
-                head = name.split(".", 1)[0]
-                if name in have:
-                    continue
-                if head.isdecimal():
-                    out[f"layer_{int(head):02d}-*"] = None
-                elif name.startswith(TIED):
-                    key = name[len(TIED) :].partition(".")[0]
-                    out[f"the layer_*-* of `{TIED}{key}`"] = None
+    for name in (name for model in models.values() for name in model.trained if name not in have):
+        head, key = name.split(".", 1)[0], name.removeprefix(TIED).partition(".")[0]
+        if head.isdecimal():
+            out[f"layer_{int(head):02d}-*"] = None
+        elif name.startswith(TIED):
+            out[f"the layer_*-* of `{TIED}{key}`"] = None
     return list(out)
 
 

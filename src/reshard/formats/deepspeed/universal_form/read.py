@@ -124,8 +124,7 @@ def _models(root: Path, files: Files) -> list[ModelFile]:
 def _states(stored: States, models: Sequence[ModelFile]) -> list[LocalTensor]:
     """Every state of every parameter."""
     out: list[LocalTensor] = []
-    groups = (group for model in models for group in model.param_shapes or ())
-    shapes = {name: shape for group in groups for name, shape in group.items()}
+    shapes = {name: shape for model in models for name, shape in model.trained.items()}
     for name, files in stored.items():
         if native_index(name) is not None:
             raise source_error(
