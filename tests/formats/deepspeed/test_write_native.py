@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from deepspeed_forge import Run
 from deepspeed_targets import array, bits, converted, held, same, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reshard.formats.deepspeed.read import read
 
@@ -210,3 +212,34 @@ def test_what_single_ranks_say_stays_with_the_ranks(tmp_path: Path) -> None:
     target = converted(source, tmp_path / "other", "deepspeed:dp=1")
     name = "zero_pp_rank_0_mp_rank_00_model_states.pt"
     assert tree(target / "global_step3" / name)["seed"] == 40
+
+
+SHAPES = st.lists(st.lists(st.integers(1, 5), max_size=3).map(tuple), min_size=1, max_size=5)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    st.lists(SHAPES, min_size=1, max_size=3),
+    st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    st.sampled_from(["", ",round_robin=1", ",param_alignment=1", ",sub_group_size=3"]),
+)
+def test_any_sizes_are_read_back_from_any_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    groups: list[list[tuple[int, ...]]],
+    before: tuple[int, int],
+    after: tuple[int, int],
+    more: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("sizes")
+    named = [
+        {f"g{group}.{index}": shape for index, shape in enumerate(own)}
+        for group, own in enumerate(groups)
+    ]
+    source = Run(folder / "source", named, stage=before[0], dp=before[1]).write()
+    to = f"deepspeed:zero={after[0]},dp={after[1]}{more}"
+    target = converted(source, folder / "target", to)
+    back = converted(target, folder / "back", f"deepspeed:zero={before[0]},dp={before[1]}")
+    wanted = {key: value for key, value in held(source).items() if key[1] != "param"}
+    for written in (target, back):
+        same(wanted, {key: value for key, value in held(written).items() if key[1] != "param"})
