@@ -17,6 +17,7 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
 from reshard.run.run import Run
+from reshard.run.states import EXTRA, PARAM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,14 +116,14 @@ class Checkpoint:
         return tuple(
             name
             for name, info in self.tensors.items()
-            if name not in buffers and set(info.dtypes) != {"extra"}
+            if name not in buffers and set(info.dtypes) != {EXTRA}
         )
 
     @checked
     def read(
         self,
         name: str,
-        state: str = "param",
+        state: str = PARAM,
         slices: Sequence[Index] | Index | None = None,
     ) -> NDArray[Any]:
         """A whole tensor, or a part of it; no more bytes are read than that part needs.

@@ -14,6 +14,7 @@ from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
+from reshard.run.states import MASTER, PARAM
 
 Digests = dict[tuple[str, str], str]
 
@@ -59,7 +60,7 @@ class Comparer:
         return compare_tensors(here, self._left, other, self._right, rows=rows)
 
 
-WEIGHTS = {"param": "master", "master": "param"}
+WEIGHTS = {PARAM: MASTER, MASTER: PARAM}
 """Which weights may be made of which."""
 
 

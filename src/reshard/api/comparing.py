@@ -17,6 +17,7 @@ from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
+from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:
     from reshard.engine.locate import Place
@@ -188,7 +189,7 @@ def pair_tensors(
 def _as_weights(side: Mapping[tuple[str, str], Whole], key: tuple[str, str]) -> Whole | None:
     """The weights that are their own master weights."""
     name, state = key
-    weights = side.get((name, "param")) if state == "master" else None
+    weights = side.get((name, PARAM)) if state == MASTER else None
     return weights if weights is not None and weights.dtype == DType.F32 else None
 
 
@@ -209,7 +210,7 @@ def written_from_masters(pairs: Sequence[Pair]) -> list[Pair]:
     right = {(other.name, other.state): other for one, other in pairs if other and one is None}
     met: dict[Whole, Pair] = {}
     for (name, state), first in left.items():
-        second = right.get((name, {"master": "param", "param": "master"}.get(state, state)))
+        second = right.get((name, {MASTER: PARAM, PARAM: MASTER}.get(state, state)))
         if second is not None:
             met[first] = met[second] = (first, second)
     out: dict[Pair, None] = {}

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
+from reshard.run.states import PARAM
 
 NAMES: Mapping[str, DType] = {
     "fp32": DType.F32,
@@ -31,7 +32,7 @@ def parse_dtypes(text: str | None) -> dict[str, DType]:
     out: dict[str, DType] = {}
     for item in text.split(",") if text else ():
         state, equals, name = item.strip().rpartition("=")
-        state = state.strip() if equals else "param"
+        state = state.strip() if equals else PARAM
         if not state or state in out:
             why = "gives a state twice" if state else "names no state"
             raise _bad(text or "", f"`{item}` {why}")

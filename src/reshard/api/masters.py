@@ -14,6 +14,7 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.slice import slice_spec
+from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:
     from reshard.engine.source_files import SourceFiles
@@ -109,11 +110,11 @@ def _pairs(arrangement: Arrangement) -> Mapping[str, tuple[Whole, Whole]]:
     """Weights and their master weights, where one is the other rounded."""
     from reshard.engine.masters import MASTERS, WEIGHTS
 
-    masters = {w.name: w for w in arrangement.wholes if w.state == "master"}
+    masters = {w.name: w for w in arrangement.wholes if w.state == MASTER}
     return {
         whole.name: (whole, masters[whole.name])
         for whole in arrangement.wholes
-        if whole.state == "param"
+        if whole.state == PARAM
         and whole.name in masters
         and whole.shape == masters[whole.name].shape
         and whole.dtype in WEIGHTS

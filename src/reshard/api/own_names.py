@@ -17,6 +17,7 @@ from reshard.language.library import Family
 from reshard.plan.catalog import Catalog
 from reshard.plan.names import group_names
 from reshard.plan.stored_names import StoredNames
+from reshard.run.states import EXTRA
 
 Keep = Literal["never", "established", "always"]
 """Whether a source keeps its names where no layout names its tensors: only where they are shown to
@@ -89,11 +90,11 @@ def _sizes_agree(catalog: Catalog, config: Mapping[str, object]) -> bool:
     )
     if not all(isinstance(size, int) for size in (layers, rows, columns)):
         return False
-    shapes = {tensor.shape for tensor in catalog.tensors if tensor.state != "extra"}
+    shapes = {tensor.shape for tensor in catalog.tensors if tensor.state != EXTRA}
     numbers = {
         int(part)
         for tensor in catalog.tensors
-        if tensor.state != "extra"
+        if tensor.state != EXTRA
         for part in tensor.name.split(".")
         if part.isdigit() and len(part) < 9
     }

@@ -30,6 +30,7 @@ from reshard.errors import Diagnostic, Exit, ReshardError, output_error
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import OnDrift
 from reshard.plan.target import Target
+from reshard.run.states import MASTER
 
 UNIVERSAL = "universal"
 
@@ -353,7 +354,7 @@ def _of_one_state(pair: Pair) -> Pair:
     one, other = pair
     if one is None or other is None or one.state == other.state:
         return pair
-    return (one, None) if one.state == "master" else (None, other)
+    return (one, None) if one.state == MASTER else (None, other)
 
 
 def _reasons(stages: Iterable[Stage]) -> dict[Key, str]:

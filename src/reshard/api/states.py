@@ -10,12 +10,12 @@ from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_states import without_kept_states
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, MASTER, PARAM
 
-WEIGHTS = ("param",)
+WEIGHTS = (PARAM,)
 """State kinds that `weights` stands for."""
 
-MASTERS = ("master",)
+MASTERS = (MASTER,)
 """State kinds that it stands for where a run keeps its weights in no other form (ZeRO-3)."""
 
 
@@ -47,7 +47,7 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
         raise ReshardError(source.catalog.withheld, Exit.SOURCE)
     if wanted == ["all"]:
         return Selected(arrangement, None, ())
-    weights = WEIGHTS if "param" in stored or "master" not in stored else MASTERS
+    weights = WEIGHTS if PARAM in stored or MASTER not in stored else MASTERS
     kinds = {kind for item in wanted for kind in (weights if item == "weights" else (item,))}
     unknown = [kind for kind in dict.fromkeys(wanted) if kind in kinds and kind not in stored]
     if "weights" in wanted:

@@ -15,6 +15,7 @@ from reshard.plan.environment import environment
 from reshard.plan.fit import Fit, holds, ruled_out, unmatched, unused_rules
 from reshard.plan.names import group_names, quantity
 from reshard.plan.stored_names import StoredNames
+from reshard.run.states import EXTRA
 
 _SHOWN = 4
 _TYPE = "model_type"
@@ -253,7 +254,7 @@ def _starred(pattern: str) -> str:
 
 
 def _example(catalog: Catalog) -> str:
-    names = [tensor.name for tensor in catalog.tensors if tensor.state != "extra"]
+    names = [tensor.name for tensor in catalog.tensors if tensor.state != EXTRA]
     return f"it stores `{names[0]}`" if names else "it stores no tensors"
 
 

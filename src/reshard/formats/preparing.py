@@ -66,9 +66,12 @@ def _keys_left(target: str, catalog: Catalog) -> tuple[Left, ...]:
     """
     if TARGETS[target].weights_only:
         return tuple(replace(item, why=_OF_TRAINING) for item in kept_keys(catalog.training))
-    name = (catalog.training.framework or {}).get("name")
     family = target.partition("-")[0]
-    return kept_keys(catalog.training) if family in _OF_A_RUN and family != name else ()
+    return (
+        kept_keys(catalog.training)
+        if family in _OF_A_RUN and family != catalog.training.writer
+        else ()
+    )
 
 
 def _with_side_files(output: Output, catalog: Catalog) -> Output:

@@ -9,15 +9,15 @@ from math import prod
 
 from reshard.errors import target_error
 from reshard.plan.arrangement import Whole
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, MOMENTS, PARAM, STEP, WEIGHTS
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.safetensors import layout_header
 
 MAX_FILE_NBYTES = 5_000_000_000
 """Tensor bytes of one file, unless it holds a single tensor that is larger."""
 
-_STATES = ("param", "master", "exp_avg", "exp_avg_sq", "step")
-_STEMS = {"param": "model", EXTRA: "extra/tensors"}
+_STATES = (*WEIGHTS, *MOMENTS, STEP)
+_STEMS = {PARAM: "model", EXTRA: "extra/tensors"}
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 _METADATA = {"format": "pt"}  # what loaders of Hugging Face models look for
 _MAX_TENSORS = 100_000  # of one file, so that its header keeps well below the format's limit

@@ -14,6 +14,7 @@ from reshard.plan.holders import Holders
 from reshard.plan.output import PlacedSpec
 from reshard.plan.plan import Array, ArraySpec, Copy, Mode, Origin, Placed, Plan
 from reshard.plan.runs import FragmentRuns, place_moves
+from reshard.run.states import MASTER
 
 REMAINDER = "remainder"
 """The state of an array of the lower halves of master weights, as numbers from -32768 to 32767."""
@@ -131,7 +132,7 @@ class Builder:
     def _held(self, key: str, state: str) -> Holders:
         known = self._holders.get((key, state))
         if known is None:
-            stored = "master" if state == REMAINDER else state
+            stored = MASTER if state == REMAINDER else state
             parts = self._arrangement.parts.get((key, stored), ())
             averaged = self._arrangement.averaged.get(key, ())
             known = self._holders[key, state] = Holders(key, parts, averaged)
@@ -157,7 +158,7 @@ def has_remainders(arrangement: Arrangement, keys: Iterable[str]) -> bool:
     found = [
         fragment.upper is not None
         for key in keys
-        for part in arrangement.parts.get((key, "master"), ())
+        for part in arrangement.parts.get((key, MASTER), ())
         for fragment in part.fragments
     ]
     return bool(found) and all(found)

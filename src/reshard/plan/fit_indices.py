@@ -19,6 +19,7 @@ from reshard.plan.fit_lists import solve_lists
 from reshard.plan.index_limit import refuse_many
 from reshard.plan.matching import Matched, active_rules
 from reshard.plan.stored_names import StoredNames
+from reshard.run.states import EXTRA, PARAM
 
 MAX_TRIES = 20_000
 """Choices of the numbers that are tried; a layout that needs more does not fit."""
@@ -80,7 +81,7 @@ def _seen(
     chosen = {name: [index for index in found if index in active] for name, found in hits.items()}
     known: dict[object, tuple[Matched, frozenset[int]]] = {}
     for tensor in catalog.tensors:
-        if tensor.state == "extra" or not (tensor.shape or tensor.state == "param"):
+        if tensor.state == EXTRA or not (tensor.shape or tensor.state == PARAM):
             continue
         found = chosen.get(tensor.name) or chosen[stored.every[tensor.name]]
         if not found:

@@ -24,8 +24,8 @@ _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 def kept_keys(training: Run) -> tuple[Left, ...]:
     """Keys of the source that are neither tensors nor facts that other frameworks have too."""
     framework = training.framework or {}
-    schedulers = _SCHEDULERS if (training.state or {}).get("lr_scheduler") else ()
-    keys = (key for key in _named(framework) if key.split(".")[0] not in schedulers)
+    schedulers = _SCHEDULERS if training.scheduler else ()
+    keys = (key for key in _named(training) if key.split(".")[0] not in schedulers)
     out = [Left("", key, _WHY) for key in keys]
     kept = framework.get("kept")
     if isinstance(kept, list):
@@ -33,9 +33,9 @@ def kept_keys(training: Run) -> tuple[Left, ...]:
     return tuple(out)
 
 
-def _named(framework: Mapping[str, object]) -> Iterator[str]:
-    for place in _KEYED.get(str(framework.get("name")), ()):
-        found = framework.get(place)
+def _named(training: Run) -> Iterator[str]:
+    for place in _KEYED.get(training.writer, ()):
+        found = training.of(training.writer).get(place)
         if isinstance(found, Mapping):
             named = (str(key) for key, value in found.items() if value not in _EMPTY)
             yield from dict.fromkeys(_SHARD.sub("", key) for key in named)

@@ -9,8 +9,9 @@ from reshard.language.layout import Rule
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.matching import Matched
 from reshard.plan.solve_faults import Observation
+from reshard.run.states import MOMENTS, STEP, WEIGHTS
 
-_LIKE_PARAMETER = ("param", "master", "exp_avg", "exp_avg_sq")
+_LIKE_PARAMETER = (*WEIGHTS, *MOMENTS)
 """State kinds that have the shape of their parameter, the surest first."""
 
 _REST = ("name every dimension, or end the list with `...`",)
@@ -32,7 +33,7 @@ def scalar_states(tensors: Iterable[LocalTensor]) -> frozenset[str]:
     return frozenset(
         state
         for state, names in flat.items()
-        if state == "step" or not ranks.keys().isdisjoint(names)
+        if state == STEP or not ranks.keys().isdisjoint(names)
     )
 
 

@@ -18,6 +18,7 @@ from reshard.plan.arrangement import Arrangement, Atom, StoredPart, Whole
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.names import group_names
 from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_axis, of_state
+from reshard.run.states import MASTER, PARAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,6 @@ def _is_excused(arrangement: Arrangement, name: str, state: str, stored: Collect
     """Whether a whole tensor need not have a state that others of its atom have."""
     if state in stored:
         return True
-    if state == "param":
-        return "master" in stored  # ZeRO-3 stores no weights in the compute type
+    if state == PARAM:
+        return MASTER in stored  # ZeRO-3 stores no weights in the compute type
     return name in arrangement.catalog.frozen

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.run.states import EXTRA, MASTER, PARAM
 
 FLOATS = frozenset(
     {
@@ -36,10 +37,10 @@ def recast(arrangement: Arrangement, dtypes: Mapping[str, DType]) -> Arrangement
     """
     stored = {whole.state for whole in arrangement.wholes}
     for state in dtypes:
-        if state not in stored and not (state == "param" and "master" in stored):
-            raise _no_state(state, dtypes[state], sorted(stored - {"extra"}))
-    if "param" in dtypes:
-        arrangement = _weights_of_masters(arrangement, dtypes["param"])
+        if state not in stored and not (state == PARAM and MASTER in stored):
+            raise _no_state(state, dtypes[state], sorted(stored - {EXTRA}))
+    if PARAM in dtypes:
+        arrangement = _weights_of_masters(arrangement, dtypes[PARAM])
     wholes = tuple(
         replace(whole, dtype=dtypes[whole.state])
         if whole.state in dtypes and whole.rule >= 0 and whole.dtype in FLOATS
@@ -51,21 +52,21 @@ def recast(arrangement: Arrangement, dtypes: Mapping[str, DType]) -> Arrangement
 
 def _weights_of_masters(arrangement: Arrangement, dtype: DType) -> Arrangement:
     """Weights that would be rounded are those of the master weights."""
-    own = {whole.name: whole for whole in arrangement.wholes if whole.state == "param"}
+    own = {whole.name: whole for whole in arrangement.wholes if whole.state == PARAM}
     parts = dict(arrangement.parts)
     wholes: list[Whole] = []
     made: dict[str, Whole] = {}
     for whole in arrangement.wholes:
-        if whole.state == "master" and whole.rule >= 0:
+        if whole.state == MASTER and whole.rule >= 0:
             kept = own.get(whole.name)
             if kept is None or (kept.dtype in FLOATS and kept.dtype != dtype):
-                made[whole.name] = replace(whole, state="param")
+                made[whole.name] = replace(whole, state=PARAM)
                 for key, _ in whole.segments:
-                    parts[key, "param"] = arrangement.parts[key, "master"]
+                    parts[key, PARAM] = arrangement.parts[key, MASTER]
     for whole in arrangement.wholes:
-        if whole.state == "master" and whole.name in made and whole.name not in own:
+        if whole.state == MASTER and whole.name in made and whole.name not in own:
             wholes.append(made[whole.name])
-        wholes.append(made[whole.name] if whole.state == "param" and whole.name in made else whole)
+        wholes.append(made[whole.name] if whole.state == PARAM and whole.name in made else whole)
     return replace(arrangement, wholes=tuple(wholes), parts=parts)
 
 

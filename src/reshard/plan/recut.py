@@ -17,6 +17,7 @@ from reshard.plan.bind import bind
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.lay_out import lay_out
 from reshard.plan.slice import boxed
+from reshard.run.states import PARAM
 
 Segments = tuple[tuple[str, Piece], ...]
 
@@ -79,7 +80,7 @@ def _bound_whole(arrangement: Arrangement, layout: Layout, wholes: list[Whole]) 
         rules=tuple(replace(rule, optional=True, averaged_over=()) for rule in layout.rules),
     )
     tensors = tuple(
-        LocalTensor(whole.name, "param", (), whole.shape, whole.dtype, ()) for whole in wholes
+        LocalTensor(whole.name, PARAM, (), whole.shape, whole.dtype, ()) for whole in wholes
     )
     catalog = replace(arrangement.catalog, mesh={}, tensors=tensors, aliases={})
     return bind(one, catalog)

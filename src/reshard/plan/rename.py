@@ -30,6 +30,7 @@ from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
 from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.show import show_term
+from reshard.run.states import EXTRA
 
 
 def rename(
@@ -119,7 +120,7 @@ class _Renamer:
                 bound[item.name] = item
                 wholes += self._wholes(item)
         self._refuse_unplaced(bound)
-        extras = [whole for whole in self._source.wholes if whole.state == "extra"]
+        extras = [whole for whole in self._source.wholes if whole.state == EXTRA]
         return Arrangement(
             self._source.catalog,
             self._layout,

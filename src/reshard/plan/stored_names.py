@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
+from reshard.run.states import EXTRA
 
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,17})(?![^.])")
 
@@ -27,7 +28,7 @@ class StoredNames:
     @staticmethod
     def of(catalog: Catalog) -> StoredNames:
         """The names that rules apply to."""
-        every = dict.fromkeys(t.name for t in catalog.tensors if t.state != "extra")
+        every = dict.fromkeys(t.name for t in catalog.tensors if t.state != EXTRA)
         kinds: dict[str, str] = {}
         first = {name: kinds.setdefault(_NUMBER.sub("#", name), name) for name in every}
         return StoredNames(first, tuple(kinds.values()))

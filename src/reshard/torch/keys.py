@@ -14,6 +14,7 @@ from reshard.engine.torch_tensors import torch_dtype
 from reshard.formats.dcp.contents import Contents, contents_of
 from reshard.formats.dcp.form import Form, joined
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.run.states import PARAM
 from reshard.storage.kept import Decoder
 
 
@@ -35,7 +36,7 @@ def keys_of(
     """Every key; of two tensors with one key the first, a bare name before one with a prefix."""
     out = Keys()
     contents = contents_of(arrangement)
-    params = {whole.name: whole for whole in arrangement.wholes if whole.state == "param"}
+    params = {whole.name: whole for whole in arrangement.wholes if whole.state == PARAM}
     for prefix in model_keys:
         form = Form(tuple(prefix.split(".")) if prefix else ())
         for name, stored in (

@@ -13,6 +13,7 @@ from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensor
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
 from reshard.run.run import Group, Run
+from reshard.run.states import PARAM
 from reshard.storage.kept import encode
 from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import open_torch_file
@@ -104,7 +105,7 @@ class _Reader:
                     f"`{name}` is a flat buffer of FSDP; only the run itself can take it apart",
                     "save with `SHARDED_STATE_DICT` or `FULL_STATE_DICT`",
                 )
-            self._add(rank, str(name), "param", value, files)
+            self._add(rank, str(name), PARAM, value, files)
 
     def states(self, rank: int, root: Mapping[object, object], files: Files) -> None:
         """The optimizer's states of a rank."""

@@ -18,6 +18,7 @@ from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
 from reshard.plan.catalog import Catalog, Coord, Left, LocalTensor
 from reshard.run.numbering import looks_sorted, names_of_numbers, running_statistics
+from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
@@ -27,8 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _FLAT = ("_flat_param", "flat_param")
 _FLOATS = (DType.F64, DType.F32, DType.F16, DType.BF16)
-WEIGHTS = ("param", "master")
-NOT_STATES = (*WEIGHTS, "extra")
+NOT_STATES = (*WEIGHTS, EXTRA)
 _SETTING = 4096
 """Elements of the largest hyper-parameter."""
 _INTEGERS = (DType.I64, DType.I32, DType.I16, DType.U8)
@@ -85,11 +85,11 @@ class Collected:
 
     def name_of(self, role: Role) -> str:
         """The name of the parameter that a tensor belongs to."""
-        if role.state == "extra":
+        if role.state == EXTRA:
             return role.name
         if role.number is not None:
             return self.numbered[role.number]
-        return self.called.of(role.name, "param" if role.state in WEIGHTS else role.state)
+        return self.called.of(role.name, PARAM if role.state in WEIGHTS else role.state)
 
     def listed_tensors(self) -> tuple[LocalTensor, ...]:
         """All tensors; only those that are no states, where states are withheld."""
@@ -152,7 +152,7 @@ def collect(
     out.listed.update(out.called.of(name, "") for name in described)
     out.listed.update(out.numbered.values())
     out.aliases = {
-        out.called.of(alias, "param"): out.called.of(stored, "param")
+        out.called.of(alias, PARAM): out.called.of(stored, PARAM)
         for alias, stored in out.aliases.items()
     }
     _count_copies(reads, out)
@@ -178,7 +178,7 @@ def _refuse_shapeless(reads: list[_Read], out: Collected, where: str) -> None:
 
     Source: OLMo-core optim/moe_optimizer.py `OLMoDDPOptimizer`.
     """
-    tensors = [item for read in reads for item in read.tensors if item[0].state != "extra"]
+    tensors = [item for read in reads for item in read.tensors if item[0].state != EXTRA]
     if not out.suffixed or any(len(stored.shape) > 1 for _, stored in tensors):
         return
     stored = next(stored for role, stored in tensors if role.state not in NOT_STATES)
@@ -204,7 +204,7 @@ def _add_tensors(out: Collected, read: _Read, chunks: ChunkReader, shapes: Shape
         if state not in NOT_STATES and stored.shape not in (shapes.get(name, stored.shape), ()):
             out.unlike[stored.name] = name, state
             out.paths[stored.name] = read.paths[stored.name]
-            name, state = stored.name, "extra"
+            name, state = stored.name, EXTRA
         try:
             fragments = chunks.fragments(stored)
         except SubclassError as error:
@@ -291,7 +291,7 @@ class _Part:
         out.names_of = out.names_of or mark.names_of
         tensors = [(mark.role(names.role(item.name)), item) for item in metadata.tensors]
         self._refuse_flat(metadata)
-        if any(role.state in ("param", "master") for role, _ in tensors):
+        if any(role.state in WEIGHTS for role, _ in tensors):
             out.model = names.model
         for optimizer in names.optimizers[:1]:
             out.optimizer = optimizer
@@ -303,7 +303,7 @@ class _Part:
         out.suffixed = out.suffixed or bool(names.suffixed)
         tensors = [item for item in tensors if not self._note_group(item[1])]
         for role, stored in tensors:
-            if role.state == "extra":
+            if role.state == EXTRA:
                 self._note_extra(stored)
         counts = Counter(item.name for item in metadata.tensors)
         read = _Read(_ordered(metadata, names), counts, tensors, is_marked=mark.is_there)
@@ -433,7 +433,7 @@ def _parameters(reads: list[_Read]) -> Iterator[tuple[str, tuple[int, ...]]]:
         found = {
             stored.name: (role.name, stored.shape)
             for role, stored in read.tensors
-            if role.state in ("param", "master") and stored.dtype in _FLOATS
+            if role.state in WEIGHTS and stored.dtype in _FLOATS
         }
         for key in read.order:
             if key in found:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.dcp.wrappers import unwrapped
+from reshard.run.states import EXTRA, MASTER, PARAM
 
 Path = tuple[str | int, ...]
 
@@ -133,11 +134,11 @@ class Names:
             return found
         name = self._weight(path)
         if name is None:
-            return Role(key, "extra")
+            return Role(key, EXTRA)
         stem, _, state = name.rpartition(".")
         if stem in self.suffixed and state in _SUFFIXES:
-            return Role(stem, "master" if state in _MASTERS else state)
-        return Role(name, "param")
+            return Role(stem, MASTER if state in _MASTERS else state)
+        return Role(name, PARAM)
 
     def group_key(self, key: str) -> GroupKey | None:
         """The hyper-parameter that a tensor or an object is; None if it is none."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from reshard.run.states import PARAM
+
 _LEVELS = frozenset(
     {"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_fpw_module"}
 )
@@ -42,7 +44,7 @@ class Called:
 
     def of(self, name: str, state: str) -> str:
         """The name of the parameter that a tensor of one of the dicts belongs to."""
-        known = self.weights if state == "param" else self.states
+        known = self.weights if state == PARAM else self.states
         return known.get(name, name)
 
     def kept(self) -> dict[str, dict[str, str]]:

@@ -22,6 +22,7 @@ from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.hf.links import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
+from reshard.run.states import PARAM
 from reshard.storage.safetensors import SafetensorsHeader, StoredTensor, read_header
 
 _NAME = re.compile(r"shard-([0-9]+)-model-([0-9]+)-of-([0-9]+)\.safetensors")
@@ -74,7 +75,7 @@ def _tensor(root: Path, name: str, parts: Sequence[_Part]) -> LocalTensor:
         for part in sorted(parts, key=lambda item: item.lo)
         if prod(part.stored.shape) or not prod(shape)
     )
-    return LocalTensor(name, "param", (), shape, first.stored.dtype, fragments)
+    return LocalTensor(name, PARAM, (), shape, first.stored.dtype, fragments)
 
 
 def _fragment(part: _Part, shape: tuple[int, ...]) -> Fragment:

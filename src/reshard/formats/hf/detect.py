@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from reshard.formats.hf.hub_cache import snapshot_of
+from reshard.run.states import MASTER, MOMENTS, STEP
 from reshard.storage.index import SUFFIX
 from reshard.storage.source import LocalSource
 
@@ -13,7 +14,7 @@ _WEIGHTS = re.compile(
     r".+\.safetensors(\.index\.json)?|adapter_model\.bin"
     r"|pytorch_model(\.bin(\.index\.json)?|-[0-9]+-of-[0-9]+\.bin)"
 )
-_OF_STATES = ("master", "exp_avg", "exp_avg_sq", "step")
+_OF_STATES = (MASTER, *MOMENTS, STEP)
 
 
 def detect(path: Path) -> bool:

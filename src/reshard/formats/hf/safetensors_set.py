@@ -10,6 +10,7 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.hf.links import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
+from reshard.run.states import PARAM
 from reshard.storage.safetensors import SafetensorsHeader, read_header
 
 _SHOWN = 5
@@ -30,7 +31,7 @@ def read_set(
     tensors = [
         LocalTensor(
             name,
-            "param",
+            PARAM,
             (),
             item.shape,
             item.dtype,

@@ -9,6 +9,7 @@ from reshard.formats.hf.links import known_files
 from reshard.formats.hf.safetensors_set import check_index
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
+from reshard.run.states import PARAM
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
 
@@ -36,7 +37,7 @@ def read_torch_set(
                 continue
             first[same] = name
             where = (lying(file, ref),)
-            tensors.append(LocalTensor(name, "param", (), ref.shape, ref.dtype, where))
+            tensors.append(LocalTensor(name, PARAM, (), ref.shape, ref.dtype, where))
     return tuple(tensors), aliases, files
 
 

@@ -20,6 +20,7 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.plan.text import show_count
 from reshard.run.run import Run
+from reshard.run.states import MASTER, PARAM, WEIGHTS
 from reshard.storage.side_files import read_side_files
 
 SINGLE = "model.safetensors"
@@ -50,7 +51,7 @@ def prepare(
     state_of = {item.name: item.state for item in weights}
     if is_adapter:
         max_file_nbytes = sum(map(nbytes, weights)) + 1  # PEFT reads one file
-    (group,) = share_out([replace(item, state="param") for item in weights], max_file_nbytes)
+    (group,) = share_out([replace(item, state=PARAM) for item in weights], max_file_nbytes)
     files = group.files
     if len(files) == 1:
         files = (replace(files[0], path=adapters.SAFETENSORS if is_adapter else SINGLE),)
@@ -82,9 +83,9 @@ def _choose(
 ) -> tuple[tuple[Whole, ...], tuple[tuple[str, str, str], ...]]:
     """The best weight of every parameter; everything else with the reason that it is not here."""
     best: dict[str, Whole] = {}
-    for state in ("param", "master"):
+    for state in WEIGHTS:
         for item in arrangement.wholes:
-            if item.state == state and not (state == "master" and item.rule < 0):
+            if item.state == state and not (state == MASTER and item.rule < 0):
                 best.setdefault(item.name, item)
     chosen = {(item.name, item.state) for item in best.values()}
     dropped = tuple(
@@ -134,7 +135,7 @@ def _warnings(
     arrangement: Arrangement, weights: Sequence[Whole], made: ModelConfig
 ) -> tuple[Diagnostic, ...]:
     out = list(made.warnings)
-    masters = [item.name for item in weights if item.state == "master"]
+    masters = [item.name for item in weights if item.state == MASTER]
     if masters:
         shown = [f"`{name}`{quantity(count)}" for name, count in group_names(masters)[:_SHOWN]]
         out.append(

@@ -30,14 +30,11 @@ from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.program import program
 from reshard.storage.side_files import read_side_files
-
-_WEIGHTS = ("param", "master")
-"""State kinds that can be a model's weights, the best first."""
 
 
 def prepare(
@@ -168,10 +165,10 @@ def _small_files(
     """Where the weights are, and every file without tensors but the layout."""
     small: dict[str, bytes] = {}
     for group in sets:
-        if group.state != "param":
+        if group.state != PARAM:
             small[group.index_path] = group.index()
     weights: dict[str, Whole] = {}
-    for state in _WEIGHTS:
+    for state in WEIGHTS:
         for item in wholes:
             if item.state == state:
                 weights.setdefault(item.name, item)
@@ -179,12 +176,12 @@ def _small_files(
     if weights:
         index = {name: places[name, item.state][0] for name, item in weights.items()}
         total = sum(nbytes(item) for item in weights.values())
-        small[stem_of("param") + SUFFIX] = write_index(index, {"total_size": total})
+        small[stem_of(PARAM) + SUFFIX] = write_index(index, {"total_size": total})
     catalog = arrangement.catalog
     small.update(read_side_files(catalog))
     if catalog.training.framework is not None:
         small[FRAMEWORK] = json_bytes(catalog.training.framework)
-    return tuple(state for state in _WEIGHTS if state in used), small
+    return tuple(state for state in WEIGHTS if state in used), small
 
 
 def _digested(item: TensorEntry, written: Written) -> TensorEntry:
