@@ -62,7 +62,7 @@ def test_a_configuration_says_which_families_are_parsed(
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     reshard.convert(source, tmp_path / "out", "hf", config=tmp_path / "config.json")
-    assert parsed == ["deepspeed layout", "llama.ucl"]
+    assert parsed == ["deepspeed layout", "llama.ucl", "shared.ucl"]
 
 
 def test_the_types_of_a_family_stand_in_its_text() -> None:

@@ -14,26 +14,23 @@ from reshard.api.differing import Diff, diff
 from reshard.api.drifting import Drift, Drifts
 from reshard.api.explaining import error_codes, explain
 from reshard.api.inspection import Inspection, StateFacts, TensorFacts, inspect
+from reshard.api.junit import write_report
 from reshard.api.layouts import (
     CheckedLayouts,
+    FamilyFacts,
+    LayoutFacts,
+    Layouts,
     LayoutSummary,
     check_layout,
     expanded_text,
     format_layout,
     layout_text,
-)
-from reshard.api.loading import Loaded, load
-from reshard.api.report_file import write_report
-from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
-from reshard.api.roundtrip_suites import case_failure
-from reshard.api.roundtripping import roundtrip, roundtrip_cases
-from reshard.api.shipped import (
-    FamilyFacts,
-    LayoutFacts,
-    Layouts,
     list_layouts,
     shipped_layouts_text,
 )
+from reshard.api.loading import Loaded, load
+from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof, case_failure
+from reshard.api.roundtripping import roundtrip, roundtrip_cases
 from reshard.api.training_facts import FactChange
 from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate

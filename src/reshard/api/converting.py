@@ -17,8 +17,7 @@ from reshard.api.promises import next_step, refuse_unfinished
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource
 from reshard.api.states import Selected, select_states
-from reshard.api.target_layout import read_target
-from reshard.api.target_source import open_for_target
+from reshard.api.target_source import open_for_target, read_target
 from reshard.engine.progress import Progress
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.adapters import is_complete_adapter

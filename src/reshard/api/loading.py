@@ -15,8 +15,7 @@ from reshard.api.arguments import checked
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource
 from reshard.api.states import select_states
-from reshard.api.target_layout import read_target
-from reshard.api.target_source import open_for_target
+from reshard.api.target_source import open_for_target, read_target
 from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.build import Builder, OnDrift

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reshard.api.candidates import candidates
 from reshard.api.stated_model import guessed, is_stated, stated_type, types_of, undescribed
 from reshard.api.unfitting import (
     UNFITTING,
@@ -16,8 +15,10 @@ from reshard.api.unfitting import (
     nearest,
     nothing_fits,
     several_fit,
+    stated_layouts,
     unknown_type,
 )
+from reshard.api.unnamed import unwrapped, with_prefixes, with_tied_head, without_buffers
 from reshard.errors import ReshardError, layout_error
 from reshard.language.layout import Layout
 from reshard.language.library import Family, shipped
@@ -226,3 +227,27 @@ def rename_to(
     if stacked and instead in family.layout_names:
         return rename_to(arrangement, family, instead, mesh, settings=settings, places=places)
     raise problems[0]
+
+
+def candidates(catalog: Catalog, families: Sequence[Family]) -> Iterator[Catalog]:
+    """The checkpoint as it is; then without what wrappers put into its names; without what is no
+    parameter; with the prefix of the whole model; and with a tied head as a copy of the embedding.
+
+    Each goes on from the one before it.
+    """
+    yield catalog
+    for change in (unwrapped, without_buffers):
+        changed = change(catalog)
+        if changed is not None:
+            catalog = changed
+            yield catalog
+    forms = [catalog]
+    for form in with_prefixes(catalog, _stated(catalog, families)):
+        yield form
+        forms.append(form)
+    for form in forms:
+        yield from with_tied_head(form, _stated(form, families))
+
+
+def _stated(catalog: Catalog, families: Sequence[Family]) -> list[Layout]:
+    return [layout for _, layout in stated_layouts(catalog, families)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reshard.api.dtypes import parse_dtypes
 from reshard.api.naming import find_model
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource, open_source
+from reshard.api.states import parse_dtypes
 from reshard.errors import ReshardError
 from reshard.plan.recast import recast
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from reshard.api.mismatch_text import mismatch_lines
+from reshard.api.comparing import mismatch_lines
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, WayProof
 from reshard.errors import render_all
 from reshard.plan.names import group_names

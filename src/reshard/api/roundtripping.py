@@ -13,17 +13,15 @@ from pathlib import Path
 
 from reshard import formats
 from reshard.api.arguments import checked
-from reshard.api.coming_back import WEIGHTS, Comparer, made_from
+from reshard.api.coming_back import WEIGHTS, Comparer, made_from, remake
 from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
 from reshard.api.masters import settle_masters
-from reshard.api.remaking import remake
 from reshard.api.request import PathLike, Request
-from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof
-from reshard.api.roundtrip_suites import case_names
+from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof, case_names
 from reshard.api.source import open_source
 from reshard.api.stages import ReadBackError, Stage, Work, first_stage, next_stage
 from reshard.api.states import select_states
-from reshard.api.target_layout import read_target
+from reshard.api.target_source import read_target
 from reshard.api.training_facts import compare_facts
 from reshard.engine.progress import Meter, OnProgress, Progress
 from reshard.errors import Diagnostic, Exit, ReshardError, output_error

@@ -11,7 +11,6 @@ from reshard.api.checking import check_source
 from reshard.api.cut_rows import CutRows, cut_rows
 from reshard.api.facts import check_facts
 from reshard.api.given_config import with_given_config
-from reshard.api.leaving_out import without_named
 from reshard.api.naming import Modelled, find_model, find_own, fitted, rename_to
 from reshard.api.own_names import (
     SOURCE,
@@ -24,6 +23,7 @@ from reshard.api.own_names import (
 )
 from reshard.api.request import PathLike, Request
 from reshard.api.unfitting import UNFITTING
+from reshard.api.unnamed import without_named
 from reshard.api.user_layouts import alternatives, one_layout, read_layouts
 from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.language import Document, format_document

@@ -1,16 +1,69 @@
-"""Which kinds of state the user asks for."""
+"""Which kinds of state the user asks for, and in which element types."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from reshard.api.source import OpenedSource
-from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.dtypes import DType
+from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_states import without_kept_states
 from reshard.run.states import EXTRA, MASTER, PARAM
+
+NAMES: Mapping[str, DType] = {
+    "fp32": DType.F32,
+    "float32": DType.F32,
+    "bf16": DType.BF16,
+    "bfloat16": DType.BF16,
+    "fp16": DType.F16,
+    "float16": DType.F16,
+    "fp64": DType.F64,
+    "float64": DType.F64,
+    "fp8_e4m3": DType.F8_E4M3,
+    "fp8_e5m2": DType.F8_E5M2,
+}
+"""What users call the types that weights are rounded to."""
+
+
+def parse_dtypes(text: str | None) -> dict[str, DType]:
+    """`bf16` for the weights, or `param=bf16,exp_avg=fp32`; by state kind.
+
+    Raises: ReshardError[bad-dtype].
+    """
+    out: dict[str, DType] = {}
+    for item in text.split(",") if text else ():
+        state, equals, name = item.strip().rpartition("=")
+        state = state.strip() if equals else PARAM
+        if not state or state in out:
+            why = "gives a state twice" if state else "names no state"
+            raise _bad(text or "", f"`{item}` {why}")
+        dtype = NAMES.get(name.strip().lower())
+        if dtype is None:
+            raise _unknown(name.strip())
+        out[state] = dtype
+    return out
+
+
+def _bad(text: str, why: str) -> ReshardError:
+    return target_error(
+        "bad-dtype",
+        f"`--dtype {text}` cannot be read: {why}",
+        helps=["write `bf16` for the weights, or `param=bf16,exp_avg=fp32`"],
+    )
+
+
+def _unknown(name: str) -> ReshardError:
+    near = get_close_matches(name.lower(), NAMES, 1)
+    return target_error(
+        "bad-dtype",
+        f"there is no element type `{name}`",
+        notes=["it can be `fp64`, `fp32`, `fp16`, `bf16`, `fp8_e4m3`, or `fp8_e5m2`"],
+        helps=[f"did you mean `{near[0]}`?"] if near else [],
+    )
+
 
 WEIGHTS = (PARAM,)
 """State kinds that `weights` stands for."""
@@ -54,7 +107,7 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
         unknown += [kind for kind in weights if kind not in stored and kind not in unknown]
     if unknown:
         path = str(source.path)
-        raise ReshardError([_unknown(kind, stored, path) for kind in unknown], Exit.USAGE)
+        raise ReshardError([_not_stored(kind, stored, path) for kind in unknown], Exit.USAGE)
     kinds.add(EXTRA)
     asked = without_kept_states(arrangement)
     wholes = tuple(whole for whole in asked.wholes if whole.state in kinds)
@@ -66,7 +119,7 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
     )
 
 
-def _unknown(kind: str, stored: Collection[str], path: str) -> Diagnostic:
+def _not_stored(kind: str, stored: Collection[str], path: str) -> Diagnostic:
     near = get_close_matches(kind, stored, 1)
     listed = ", ".join(f"`{name}`" for name in stored)
     return Diagnostic(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from reshard.errors import ReshardError
+from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor
 from reshard.plan.environment import environment
@@ -213,3 +213,35 @@ def _layers_behind(catalog: Catalog) -> dict[str, str]:
         if {*names.values()} >= _OF_MTP
         for name in names
     }
+
+
+def without_named(catalog: Catalog, patterns: Iterable[str]) -> Catalog:
+    """The catalog without the tensors whose names follow one of the patterns, in all their states.
+
+    Args:  patterns: names; a `*` stands for any characters.
+    Raises: ReshardError[unknown-tensor] for a pattern that no name follows.
+    """
+    names = dict.fromkeys(tensor.name for tensor in catalog.tensors)
+    reasons: dict[str, str] = {}
+    for text in patterns:
+        parts = (re.escape(part) for part in text.split("*"))
+        pattern = re.compile(".*".join(parts), re.DOTALL)
+        found = [name for name in names if pattern.fullmatch(name)]
+        if not found:
+            raise _unknown(text, names)
+        reasons.update(dict.fromkeys(found, f"left out, as `{text}` is not wanted"))
+    return leave_out(catalog, reasons) if reasons else catalog
+
+
+def _unknown(text: str, names: Iterable[str]) -> ReshardError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(text, names, 1)
+    return ReshardError(
+        Diagnostic(
+            "unknown-tensor",
+            f"no tensor of the source is named `{text}`, which is to be left out",
+            helps=(f"did you mean `{near[0]}`?",) if near else (),
+        ),
+        Exit.USAGE,
+    )

@@ -20,7 +20,7 @@ def reported(title: str, junit: str | None) -> Iterator[list[Check]]:
     """
     checks: list[Check] = []
     if junit is not None:
-        from reshard.api.report_file import check_report
+        from reshard.api.junit import check_report
 
         check_report(junit)
     try:
