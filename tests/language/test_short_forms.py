@@ -175,6 +175,22 @@ def test_places_and_partitions_are_said_anew_one_by_one() -> None:
     )
 
 
+def test_a_tie_is_a_rule_for_the_same_atom() -> None:
+    tie = 'tie "copy" = "norm.weight" when tied\n'
+    out = written_out(MODEL + A.replace("{", "{ " + tie, 1))
+    assert '"copy"                        = norm[h] on last stage optional when tied' in out
+    assert '"copy"                        = norm[h] on first stage optional when tied and' in out
+    assert message(MODEL + A.replace("{", "{ " + tie.replace("norm.w", "nrm.w"), 1)) == (
+        'error[not-obeyed]: no rule of layout `a` has the name "nrm.weight"\n'
+        "  --> x.ucl:13:30\n"
+        "   |\n"
+        '13 | layout a of m { tie "copy" = "nrm.weight" when tied\n'
+        "   |                              ^^^^^^^^^^^^ tied to nothing\n"
+        "   |\n"
+        "  = help: did you mean `norm.weight`?"
+    )
+
+
 def test_a_layout_without_a_model() -> None:
     out = written_out(
         """layout a {
@@ -392,7 +408,7 @@ def message(text: str) -> str:
             "[duplicate-name]: two models that are included here have axis x, each another one",
         ),
         (
-            'model a { axis x tensor t [x] } layout l of a { tie "a" = "b" "t" = t[x] }'
+            'model a { axis x tensor t [x] } layout l of a { wrapper "m." "t" = t[x] }'
             'model c { include a } layout l of c { include a.l under "z." }',
             "[not-obeyed]: layout `a.l` has statements that cannot be included",
         ),

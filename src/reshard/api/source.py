@@ -23,7 +23,7 @@ from reshard.api.own_names import (
 )
 from reshard.api.request import PathLike, Request
 from reshard.api.unfitting import UNFITTING
-from reshard.api.unnamed import without_named
+from reshard.api.unnamed import without_left_out, without_named
 from reshard.api.user_layouts import alternatives, one_layout, read_layouts
 from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.language import Document, format_document
@@ -158,6 +158,7 @@ def open_source(
             catalog = replace(catalog, oddities=(*catalog.oddities, *kept))
     if chosen is None:
         chosen = catalog.layout
+    catalog = without_left_out(catalog, chosen)
     try:
         arrangement = bind(chosen, catalog, settings=settings)
     except ReshardError as error:

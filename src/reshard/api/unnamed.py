@@ -245,3 +245,12 @@ def _unknown(text: str, names: Iterable[str]) -> ReshardError:
         ),
         Exit.USAGE,
     )
+
+
+def without_left_out(catalog: Catalog, layout: Layout) -> Catalog:
+    """The catalog without the tensors that a layout says are no parameters."""
+    if not layout.left_out or layout.files:  # the reader of described files obeys it
+        return catalog
+    names = dict.fromkeys(tensor.name for tensor in catalog.tensors)
+    found = {name: item.because for name in names if (item := layout.leaves_out(name))}
+    return leave_out(catalog, found) if found else catalog

@@ -16,7 +16,6 @@ from reshard.language.scope import Scope
 _WORDS = {
     tree.PartitionStatement: "partition",
     tree.TieStatement: "tie",
-    tree.LeaveStatement: "leave out",
     tree.WrapperStatement: "wrapper",
     tree.NamesStatement: "names",
     tree.OrderStatement: "order",
@@ -26,16 +25,17 @@ _WORDS = {
 def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
     """Fault what is wrong with the files of a layout, and what nothing would obey."""
     files = [item for item in block.statements if isinstance(item, tree.FileStatement)]
-    if not files:
-        _check_obeyed(scope, block)
-        return
     for item in block.statements:
         if isinstance(item, tree.LeaveStatement):
             try:
                 NamePattern.parse(item.pattern.text, item.pattern.span)
             except ReshardError as error:
                 scope.faults.take(error)
-        elif isinstance(item, tree.TieStatement):
+    if not files:
+        _check_obeyed(scope, block)
+        return
+    for item in block.statements:
+        if isinstance(item, tree.TieStatement):
             check_constant(scope.faults, item.when, "the condition of this tie", bool)
         elif isinstance(item, tree.OrderStatement):
             check_constant(scope.faults, item.when, "the condition of this order", bool)

@@ -24,6 +24,7 @@ from reshard.language.expand_rules import (
     bias_of,
     simplified,
     stacked,
+    tied,
     with_expressions,
     with_names,
     with_variables,
@@ -65,11 +66,19 @@ def _is_short(block: tree.Block) -> bool:
     return (
         isinstance(block, tree.SharedBlock)
         or block.like is not None
+        or (isinstance(block, tree.LayoutBlock) and _has_ties(block))
         or any(
             isinstance(item, SHORT) or (isinstance(item, tree.RuleStatement) and item.bias)
             for item in block.statements
         )
     )
+
+
+def _has_ties(block: tree.LayoutBlock) -> bool:
+    """Whether a layout has ties that stand for rules: in files, readers and writers obey them."""
+    kinds = {type(item) for item in block.statements}
+    is_named = block.model is not None and tree.FileStatement not in kinds
+    return is_named and tree.TieStatement in kinds
 
 
 @dataclass(slots=True)
@@ -143,6 +152,8 @@ class _Expander:
         elif own.fixed and block.like is None:
             self._check_fixed(block, own.fixed, statements)
             statements = _applied(statements, values)
+        if _has_ties(replace(block, statements=tuple(statements))):
+            statements = self._tied(block, statements)
         if base is not None or block.like is None:
             for axis in own.stacked:
                 statements = self._stacked(block, axis, statements)
@@ -350,6 +361,21 @@ class _Expander:
                     "has no effect",
                     helps=near(item.name.text, asked) or ["remove the line"],
                 )
+
+    def _tied(
+        self, block: tree.LayoutBlock, statements: Sequence[tree.LayoutStatement]
+    ) -> list[tree.LayoutStatement]:
+        rules = {x.pattern.text for x in statements if isinstance(x, tree.RuleStatement)}
+        for item in statements:
+            if isinstance(item, tree.TieStatement) and item.name.text not in rules:
+                self._faults.add(
+                    "not-obeyed",
+                    f'no rule of layout `{block.name.text}` has the name "{item.name.text}"',
+                    item.name.span,
+                    "tied to nothing",
+                    helps=near(item.name.text, rules),
+                )
+        return tied(statements)
 
     def _stacked(
         self, block: tree.LayoutBlock, axis: tree.Word, statements: list[tree.LayoutStatement]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from reshard.language import tree
+from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression, Value, Variable, names
 from reshard.language.joined import replaced
 from reshard.language.substitute import renamed, with_values
@@ -174,6 +175,31 @@ def stacked(rule: tree.RuleStatement, axis: tree.Word) -> tree.RuleStatement:
         term = tree.AxisTerm(axis, None, None, axis.span)
         return replace(rule, pattern=replaced(rule.pattern, start, end), dims=(term, *rule.dims))
     return rule
+
+
+# ---- ties ----------------------------------------------------------------------------------------
+
+
+def tied(statements: Collection[tree.LayoutStatement]) -> list[tree.LayoutStatement]:
+    """Statements with rules in place of each tie: the same atom, under its other name too."""
+    out: list[tree.LayoutStatement] = []
+    out += (item for item in statements if not isinstance(item, tree.TieStatement))
+    rules = [item for item in statements if isinstance(item, tree.RuleStatement)]
+    for tie in statements:
+        if isinstance(tie, tree.TieStatement):
+            out += (
+                replace(
+                    rule,
+                    pattern=tie.alias,
+                    optional=True,
+                    when=conjunction([rule.when, tie.when]),
+                    trivia=tree.NO_TRIVIA,
+                    span=tie.span,
+                )
+                for rule in rules
+                if rule.pattern.text == tie.name.text
+            )
+    return out
 
 
 # ---- other names ---------------------------------------------------------------------------------

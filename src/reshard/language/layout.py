@@ -276,6 +276,10 @@ class Layout:
         """The UCL text that it was compiled from."""
         return "" if self.document is None else self.document.source.text
 
+    def leaves_out(self, name: str) -> LeftOut | None:
+        """What says that tensors of this name are no parameters; None where nothing does."""
+        return next((item for item in self.left_out if item.pattern.match(name)), None)
+
     def matches(self, name: str) -> Iterator[tuple[int, Match]]:
         """The rules whose patterns match a name, by index and in order; their conditions are not
         looked at.

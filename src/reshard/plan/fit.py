@@ -9,7 +9,7 @@ claims least: a head that is stored is a head, and not a copy of the embedding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from reshard.errors import ReshardError
@@ -51,6 +51,9 @@ def fit(
 
     Args:  settings: sizes and facts that the user states.  stored: the names of the catalog.
     """
+    if layout.left_out:
+        tensors = tuple(x for x in catalog.tensors if layout.leaves_out(x.name) is None)
+        catalog, stored = replace(catalog, tensors=tensors), None
     stored = stored or StoredNames.of(catalog)
     tied_names = {name for group in tie_groups(catalog.aliases) for name in group}
     hits: dict[str, tuple[int, ...]] = {}
