@@ -96,12 +96,19 @@ _LIKE_THEM: Mapping[type, type] = {
 
 
 def _aligned(run: list[tree.Statement]) -> list[str]:
-    """The lines of a run, with the second column of all statements under each other."""
+    """The lines of a run, with the second column of all statements under each other; several sizes
+    in one line stand in nobody's way.
+    """
     columns = [_columns(statement) for statement in run]
-    width = (
-        max(len(first) for first, second in columns if second)
-        if any(second for _, second in columns)
-        else 0
+    is_wide = [isinstance(statement, tree.ConfigsStatement) for statement in run]
+    wide = all(is_wide)
+    width = max(
+        (
+            len(first)
+            for (first, second), skipped in zip(columns, is_wide, strict=True)
+            if second and (wide or not skipped)
+        ),
+        default=0,
     )
     out = []
     for statement, (first, second) in zip(run, columns, strict=True):
