@@ -52,7 +52,7 @@ STRUCTURE = {
     ),
     "nanotron": (_PARAMS, r"names\.\d+"),
     "dcp": (_PARAMS,),
-    "accelerate": (
+    "described": (
         _PARAMS,
         r".*\.(args|state)\..*|.*\.(class\.[01]|how)",  # where a DTensor lies on its mesh
     ),

@@ -77,17 +77,11 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "checkpoint version ",
             "a `checkpoint_metadata.json` beside a folder `model`",
         ),
-        "accelerate": SourceFormat(
-            "reshard.formats.accelerate",
-            "FSDP checkpoint of accelerate",
-            "accelerate ",
-            "`pytorch_model_fsdp.bin` or `pytorch_model_fsdp_0_rank0.bin`",
-        ),
         "described": SourceFormat(
             "reshard.formats.described",
             "checkpoint described by a layout",
             "",
-            "the files that nanoGPT, Lightning, verl, Meta, or transformers' Trainer write",
+            "the files of nanoGPT, Lightning, verl, Meta, accelerate, or transformers' Trainer",
             turn=1,
         ),
         "hf": SourceFormat(
@@ -326,8 +320,12 @@ def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) ->
     return found
 
 
-_READ_ONLY = frozenset({"lightning", "single_file", "torch_checkpointing"})
-"""Descriptions with names that say no one file, or of files that no layout says in full."""
+_READ_ONLY = frozenset(
+    {"accelerate_ranks", "accelerate_whole", "lightning", "single_file", "torch_checkpointing"}
+)
+"""Descriptions with names that say no one file, of files that no layout says in full, and of files
+that torch's own checkpoints have replaced.
+"""
 
 
 @cache

@@ -16,7 +16,6 @@ import reshard
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError
 from reshard.formats import recognize
-from reshard.formats.accelerate.read import read
 from reshard.storage.inert import Global, Record, Size
 from reshard.storage.torch_writer import NewStorage, NewTensor
 from torch_files import save
@@ -52,7 +51,7 @@ def held(folder: Path | str) -> dict[tuple[str, str], bytes]:
 @pytest.mark.parametrize("name", CASES)
 def test_every_state_is_put_together(name: str, fixture_checkpoint: Fixture) -> None:
     case = fixture_checkpoint(name)
-    assert recognize(case / "ckpt") == "accelerate"
+    assert recognize(case / "ckpt") == "described"
     assert held(case / "ckpt") == truth(case)
     training = reshard.open(case / "ckpt").training
     assert [group["lr"] for group in training.param_groups] == [1e-2]
@@ -151,7 +150,7 @@ def test_columns_within_rows_and_copies() -> None:
         local = whole[row : row + 1, 3 * column : 3 * column + 3].copy()
         cuts = (placed("Replicate"), placed("Shard", 0), placed("Shard", 1))
         forge.save(model(rank), {"w": forge.dtensor(local, (2, 6), forge.mesh([2, 2, 2]), *cuts)})
-    assert reshard.open("ckpt").mesh == {"copy": 2}
+    assert reshard.open("ckpt").mesh == {"rank": 8, "copy": 2}
     assert held("ckpt") == {("w", "param"): whole.tobytes()}
 
 
@@ -190,7 +189,7 @@ def test_whole_state_dicts() -> None:
 
 def refused(**options: Any) -> str:
     with pytest.raises(ReshardError) as caught:
-        read(Path("ckpt"), **options)
+        reshard.open("ckpt", **options)
     assert caught.value.exit_code == Exit.SOURCE
     return str(caught.value)
 
@@ -198,7 +197,12 @@ def refused(**options: Any) -> str:
 def bad(name: str, why: str, fix: str = "") -> str:
     fix = fix or "the folder mixes two checkpoints, or is damaged; copy it again"
     return (
-        f"error[bad-shard]: ckpt/{name} is not a shard of a distributed checkpoint\n"
+        f"error[bad-shard]: {name} is not a shard of a distributed checkpoint\n"
+        " --> accelerate_ranks.ucl:5:9\n"
+        "  |\n"
+        '5 |         state param at "{name}"\n'
+        "  |         ^^^^^^^^^^^^^^^^^^^^^^^ read here\n"
+        "  |\n"
         f"  = note: {why}\n"
         f"  = help: {fix}"
     )
@@ -208,9 +212,20 @@ def test_a_rank_that_is_missing(fixture_checkpoint: Fixture) -> None:
     shutil.copytree(fixture_checkpoint(CASES[0]) / "ckpt", "ckpt")
     for name in (model(3), model(1)):
         Path("ckpt", name).unlink()
+    names = "pytorch_model_fsdp_0_rank1.bin, pytorch_model_fsdp_0_rank3.bin"
+    assert refused().startswith(f"error[missing-rank-file]: 2 of 4 files are missing: {names}\n")
+
+
+def test_ranks_at_the_end_that_are_missing(fixture_checkpoint: Fixture) -> None:
+    """No file says that there were more; the tensors do."""
+    shutil.copytree(fixture_checkpoint(CASES[0]) / "ckpt", "ckpt")
+    for rank in (2, 3):
+        Path("ckpt", model(rank)).unlink()
+        Path(f"ckpt/optimizer_0_rank{rank}.bin").unlink()
     assert refused() == (
         "error[missing-rank-file]: 2 of the files of 4 ranks are missing\n"
-        "  = note: in ckpt: those of rank 1, 3\n"
+        "  = note: those of rank 2, 3, as `norm.weight` in pytorch_model_fsdp_0_rank0.bin says of "
+        "its mesh\n"
         "  = help: copy the files of all ranks into one folder"
     )
 
@@ -218,46 +233,34 @@ def test_a_rank_that_is_missing(fixture_checkpoint: Fixture) -> None:
 def test_ranks_of_two_saves(fixture_checkpoint: Fixture) -> None:
     shutil.copytree(fixture_checkpoint(CASES[0]) / "ckpt", "ckpt")
     shutil.copy(Path("ckpt", model(0)), Path("ckpt", model(1)))
-    assert refused() == bad(model(1), "`norm.weight` (param): it was written by rank 0")
-    shutil.copy(Path("ckpt", model(0)), Path("ckpt/pytorch_model_fsdp.bin"))
-    assert refused() == (
-        "error[ambiguous-weights]: ckpt holds more than one set of weights\n"
-        "  = note: it has `pytorch_model_fsdp.bin` and `pytorch_model_fsdp_0_rank0.bin`\n"
-        "  = help: move one of them out of the folder"
-    )
+    where = f"`norm.weight` in {model(1)}"
+    assert refused() == bad(model(1), f"{where}: it was written by rank 0")
 
 
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda forge: 3, "`w` (param) is no tensor"),
-        (
-            lambda forge: Record(
-                "torch.distributed._shard.sharded_tensor.api", "ShardedTensor", ()
-            ),
-            "`w` (param): it is a `torch.distributed._shard.sharded_tensor.api.ShardedTensor`",
-        ),
         (
             lambda forge: forge.dtensor(
                 np.zeros(2, np.float32), (4,), forge.mesh([2]), placed("Partial")
             ),
-            "`w` (param): it is placed as `Partial`",
+            "it is placed as `Partial`",
         ),
         (
             lambda forge: forge.dtensor(
                 np.zeros(3, np.float32), (4,), forge.mesh([2]), placed("Shard", 0)
             ),
-            "`w` (param): it has [3] elements, its rank [2]",
+            "it has [3] elements, its rank [2]",
         ),
         (
             lambda forge: forge.dtensor(
                 np.zeros(2, np.float32), (4,), forge.mesh([2], place=(1,)), placed("Shard", 0)
             ),
-            "`w` (param): it was written at [1] of its mesh, and rank 0 is [0]",
+            "it was written at [1] of its mesh, and rank 0 is [0]",
         ),
         (
             lambda forge: forge.dtensor(np.zeros(4, np.float32), (4,), forge.mesh([2])),
-            "`w` (param): its placements are not those of its mesh",
+            "its placements are not those of its mesh",
         ),
         (
             lambda forge: forge.dtensor(
@@ -267,7 +270,7 @@ def test_ranks_of_two_saves(fixture_checkpoint: Fixture) -> None:
                 placed("_StridedShard", 0),
                 placed("_StridedShard", 0),
             ),
-            "`w` (param): two axes of its mesh cut a dimension in strides",
+            "two axes of its mesh cut a dimension in strides",
         ),
         (
             lambda forge: forge.dtensor(
@@ -276,20 +279,18 @@ def test_ranks_of_two_saves(fixture_checkpoint: Fixture) -> None:
                 Record("torch.distributed.device_mesh", "DeviceMesh", ()),
                 placed("Replicate"),
             ),
-            "`w` (param): it does not say the ranks of its mesh",
+            "it does not say the ranks of its mesh",
         ),
     ],
 )
 def test_tensors_that_are_not_read(make: Callable[[Forge], object], why: str) -> None:
     forge = Forge()
     forge.save(model(0), {"w": make(forge)})
-    assert refused() == bad(model(0), why)
+    assert refused() == bad(model(0), f"`w` in {model(0)}: {why}")
 
 
 def test_what_else_is_refused() -> None:
     forge = Forge()
-    forge.save(model(0), [1])
-    assert refused() == bad(model(0), "it is no dict")
     flat = {"_fsdp_wrapped_module._flat_param": forge.tensor(np.zeros(3, np.float32))}
     forge.save(model(0), flat)
     assert refused() == bad(
@@ -298,29 +299,34 @@ def test_what_else_is_refused() -> None:
         "it apart",
         "save with `SHARDED_STATE_DICT` or `FULL_STATE_DICT`",
     )
-    forge.save(model(0), {})
+    forge.save(model(0), {"w": forge.tensor(np.zeros(3, np.float32))})
     forge.save("optimizer_0_rank0.bin", {"state": {}})
-    assert refused() == bad("optimizer_0_rank0.bin", "it has no `state` and `param_groups`")
+    assert refused().startswith(
+        "error[missing-place]: nothing lies at `param_groups` in optimizer_0_rank0.bin\n"
+    )
     assert refused(step="3") == (
         "error[unknown-step]: ckpt has no step `3`\n"
-        "  = note: the folder holds one step, and does not say which\n"
-        "  = help: leave `--step` out"
+        "  = note: a layout describes the files of one step\n"
+        "  = help: give the folder of the step, and leave `--step` out"
     )
 
 
-def test_states_of_numbers_are_withheld_and_the_weights_are_read() -> None:
+def test_states_of_numbers() -> None:
+    """They have names where the groups list the numbers; else the weights alone are read."""
     forge, states = Forge(), Forge()
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)
     forge.save("pytorch_model_fsdp.bin", {"w": forge.tensor(weight)})
     state = {0: {"exp_avg": states.tensor(weight)}}
-    states.save("optimizer.bin", {"state": state, "param_groups": []})
+    states.save("optimizer.bin", {"state": state, "param_groups": [{"lr": 0.5, "params": [0]}]})
+    assert held("ckpt")["w", "exp_avg"] == weight.tobytes()
+    states.save("optimizer.bin", {"state": state, "param_groups": [{"lr": 0.5, "params": []}]})
     [oddity] = reshard.inspect("ckpt").oddities
     assert oddity.render() == (
-        "warning[ambiguous-optimizer-ids]: the states of parameter number 0 in "
-        "ckpt/optimizer.bin have no name\n"
-        "  = note: the optimizer was saved by its own `state_dict()`, which counts\n"
-        "  = help: leave the states out with `--states weights`\n"
-        "  = help: or save it through `accelerator.save_state`"
+        "warning[ambiguous-optimizer-ids]: no group lists parameter number 0\n"
+        "  = note: its state is `state/0/exp_avg` in optimizer.bin\n"
+        "  = help: say in a layout in which order the module registers its parameters: `order "
+        '"embed", "layers.{i}.attn", ...`\n'
+        "  = help: or leave the states out with `--states weights`"
     )
     with pytest.raises(ReshardError, match="ambiguous-optimizer-ids"):
         reshard.convert("ckpt", "out", "universal")
@@ -342,8 +348,13 @@ def test_entries_that_nobody_knows_are_listed_and_param_groups_are_alike_on_ever
     assert found.training.param_groups == ({"lr": 0.5, "nobody_knows": 1},)
     forge.save("optimizer_0_rank1.bin", {"state": {}, "param_groups": [{"lr": 0.25}]})
     assert refused() == (
-        "error[ranks-disagree]: ranks disagree about `param_groups`\n"
-        "  = note: one is in ckpt/optimizer_0_rank0.bin\n"
-        "  = note: the other in ckpt/optimizer_0_rank1.bin\n"
+        "error[ranks-disagree]: files disagree about `param_groups`\n"
+        "  --> accelerate_ranks.ucl:10:9\n"
+        "   |\n"
+        '10 |         run param_groups = "param_groups"\n'
+        "   |         ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ read here\n"
+        "   |\n"
+        "  = note: one is at `param_groups` in optimizer_0_rank0.bin\n"
+        "  = note: the other at `param_groups` in optimizer_0_rank1.bin\n"
         "  = help: the files may be of different runs or steps; copy those of one"
     )

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 from test_described_read import NET, numbered
-from test_described_shipped import CONFIG, meta, safetensors, verl
+from test_described_shipped import CONFIG, meta, safetensors, sharded, verl
 from test_described_write import gpt2, nanogpt, trainer
 
 import reshard
 from reshard.errors import ReshardError
 from reshard.storage.inert import Record
+from reshard.storage.pickle_writer import write_pickle
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file, read_small
 from torch_trees import counted, write_tree
@@ -292,13 +293,46 @@ ORDERS = [
     line.strip() for line in shipped("trainer").splitlines() if line.strip().startswith("order")
 ]
 
+
+def accelerate_whole(folder: Path) -> None:
+    names = {"a.weight": counted(3, 2), "a.bias": counted(3)}
+    write_tree(folder / "pytorch_model_fsdp.bin", names)
+    write_tree(folder / "optimizer.bin", numbered(names, [list(names)]))
+
+
+def accelerate_ranks(folder: Path) -> None:
+    verl(folder)
+    for rank in range(2):
+        for kind, name in (("model", "pytorch_model_fsdp"), ("optim", "optimizer")):
+            path = folder / f"{kind}_world_size_2_rank_{rank}.pt"
+            path.rename(folder / f"{name}_0_rank{rank}.bin")
+        (folder / f"extra_state_world_size_2_rank_{rank}.pt").unlink()
+
+
+def torch_checkpointing(folder: Path) -> None:
+    """Two ranks with a DTensor each, something that all have, and keys that nobody knows."""
+    whole = counted(5, 2)
+    for rank in range(2):
+        rows = sharded(whole[3 * rank : 3 * rank + 3].copy(), (5, 2), rank, 2, [3 * rank, 0])
+        write_tree(folder / f"model_{rank}.pt", {"w": rows, "b": counted(2), "note": 1})
+        state = {"w": {"exp_avg": rows, "step": np.array(3, np.float32)}}
+        groups = [{"lr": 0.1, "params": ["w"]}]
+        optimizer = {"state": state, "param_groups": groups, "note": 1}
+        write_tree(folder / f"optimizer_{rank}.pt", optimizer)
+        write_tree(folder / f"train_state_{rank}.pt", {"step": 4, "tokens": 9})
+    (folder / "metadata.pkl").write_bytes(write_pickle({"version": 1}))
+
+
 READ: Mapping[str, list[Callable[[Path], None]]] = {
+    "accelerate_ranks": [accelerate_ranks],
+    "accelerate_whole": [accelerate_whole],
     "lightning": [lightning],
     "meta": [lambda folder: meta(folder, 2, 1) and None],
     "meta_llama3": [lambda folder: meta(folder, 2, 0) and None],
     "nanogpt": [nanogpt, compiled],
     "single_file": [one_file, named_file],
     "tensorrt_llm": [tensorrt(None), tensorrt(None, heads=None)],
+    "torch_checkpointing": [torch_checkpointing],
     "trainer": [whole_trainer, named_trainer, *map(of_order, ORDERS)],
     "verl": [whole_verl, named_verl],
     "vllm_sharded": [vllm, lambda folder: vllm(folder, heads=None)],
@@ -315,6 +349,10 @@ WRITTEN: Mapping[str, list[tuple[Callable[[Path], None], str, bool]]] = {
     "vllm_sharded": [(vllm, "tp=2", True), (other_home, "tp=2", False)],
 }
 """What is written as it: a source, the mesh, and whether the source is of it too."""
+
+
+def test_every_description_is_tried() -> None:
+    assert sorted(READ) == sorted(item.name.removesuffix(".ucl") for item in FILES.iterdir())
 
 
 @pytest.mark.parametrize("name", READ)

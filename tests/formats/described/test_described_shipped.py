@@ -192,6 +192,22 @@ def test_verl_at_other_ranks(tmp_path: Path) -> None:
     assert "has no option `device`" in str(caught.value)
 
 
+def test_a_tensor_that_every_rank_of_verl_has_whole(tmp_path: Path) -> None:
+    """A buffer, which FSDP does not cut, is neither joined nor cut."""
+    for rank in range(2):
+        path = tmp_path / "actor" / f"model_world_size_2_rank_{rank}.pt"
+        part = counted(5, 2)[3 * rank : 3 * rank + 3].copy()
+        rows = sharded(part, (5, 2), rank, 2, [3 * rank, 0])
+        write_tree(path, {"w": rows, "mask": counted(4, 2)})
+    checkpoint = reshard.open(tmp_path / "actor")
+    assert same(checkpoint.read("w"), counted(5, 2))
+    assert same(checkpoint.read("mask"), counted(4, 2))
+    reshard.convert(tmp_path / "actor", tmp_path / "three", "verl:dp=3", states="weights")
+    tree: Any = open_torch_file(tmp_path / "three" / "model_world_size_3_rank_2.pt").root
+    assert tree["mask"].shape == (4, 2)
+    assert isinstance(tree["w"], Record)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_head_that_a_model_ties(tmp_path: Path, tied: bool) -> None:
     """torch's state dict has it under both names, as the configuration tells."""

@@ -67,6 +67,8 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
     framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
     if kept:
         framework["kept"] = kept
+    if states.uncut:
+        framework["uncut"] = states.uncut
     if iteration is None:
         iteration = _steps_done(states.tensors, walked)
     training = Run(iteration, tuple(param_groups), state or None, framework)

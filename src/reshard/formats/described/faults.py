@@ -75,6 +75,27 @@ def bad_shard(leaf: Leaf, why: str) -> ReshardError:
     )
 
 
+def flat_buffer(name: str, leaf: Leaf) -> ReshardError:
+    """Weights of FSDP1 that are not taken apart."""
+    return source_error(
+        "bad-shard",
+        f"{leaf.file.path} is not a shard of a distributed checkpoint",
+        notes=[f"`{name}` is a flat buffer of FSDP; only the run itself can take it apart"],
+        helps=["save with `SHARDED_STATE_DICT` or `FULL_STATE_DICT`"],
+        primary=label(leaf.entry.span, "read here"),
+    )
+
+
+def missing_ranks(leaf: Leaf, lost: Sequence[int], ranks: int) -> ReshardError:
+    """Ranks that a tensor's own mesh has, and no file is of."""
+    return source_error(
+        "missing-rank-file",
+        f"{len(lost)} of the files of {ranks} ranks are missing",
+        notes=[f"those of rank {', '.join(map(str, lost[:8]))}, as {leaf.shown} says of its mesh"],
+        helps=["copy the files of all ranks into one folder"],
+    )
+
+
 def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
     """Parts of one tensor that say that it is two."""
     return source_error(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.described import NAME
+from reshard.formats.described.boxes import COPY
 from reshard.formats.described.facts import read_config, read_facts
 from reshard.formats.described.files import find_files
-from reshard.formats.described.states import COPY, put_together
+from reshard.formats.described.states import put_together
 from reshard.formats.described.walk import walk_files
 from reshard.language.layout import Layout
 from reshard.plan.bind import bind

@@ -13,15 +13,10 @@ ALL = "states"
 """What stands in a `partition` for all states but the weights."""
 
 
-def rule_of(layout: Layout, state: str, *, is_stated: bool = False) -> PartitionRule | None:
-    """How ranks share a state: as the line says that names it, else as that of all states does.
-
-    Args:  is_stated: whether tensors that are cut say so themselves; then none is cut by rows that
-                      does not, and every rank has a copy of it.
-    """
+def rule_of(layout: Layout, state: str) -> PartitionRule | None:
+    """How ranks share a state: as the line says that names it, else as that of all states does."""
     rules = {name: rule for rule in layout.partitions for name in rule.states}
-    found = rules.get(state) or (rules.get(ALL) if state != "param" else None)
-    return None if is_stated and found is not None and found.kind == "rows" else found
+    return rules.get(state) or (rules.get(ALL) if state != "param" else None)
 
 
 def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int) -> Rule:

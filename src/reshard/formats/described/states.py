@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from reshard.algebra.partition import Each, spread
 from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.formats.described.boxes import join_boxes, parts_of
 from reshard.formats.described.faults import (
-    bad_shard,
+    flat_buffer,
     label,
     no_shape,
-    not_alike,
     share_mismatch,
     unknown_member,
     unlisted,
@@ -23,7 +23,6 @@ from reshard.formats.described.sharing import ALL, rule_of, sharing_rule
 from reshard.formats.described.shipped import orders_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
-from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensors
 from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
@@ -33,8 +32,6 @@ from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 
 Shape = tuple[int, ...]
-COPY = "copy"
-"""The mesh axis along which such copies lie."""
 _SHAPED = ("exp_avg", "exp_avg_sq", "master", "momentum_buffer")
 """States that have the shape of their parameter, the surest first."""
 
@@ -44,6 +41,7 @@ class States:
     """What was put together.
 
     Args:  groups: the names of each group's parameters, in order.  aliases: other name -> name.
+           uncut: weights that every rank has whole where the others are DTensors.
            withheld: why numbered states are not listed.
            copies: of tensors that say themselves which ranks hold the same of them.
     """
@@ -52,6 +50,7 @@ class States:
     groups: list[list[str]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
+    uncut: list[str] = field(default_factory=list)
     frozen: tuple[str, ...] = ()
     copies: int = 1
     withheld: tuple[Diagnostic, ...] = ()
@@ -86,7 +85,6 @@ class _Together:
         self._mesh = mesh
         self._shared = {rule.over for rule in layout.partitions}
         leaves = walked.of("state", "states")
-        self._is_stated = any(isinstance(leaf.value, Record) for leaf in leaves)
         self._out = States()
         self._same_memory: set[str] = set()
         self._ties = [tie for tie in layout.ties if tie.holds(config)]
@@ -111,7 +109,8 @@ class _Together:
         states = {t.name for t in out.tensors if t.state != "param"}
         if states:
             weights = dict.fromkeys(t.name for t in out.tensors if t.state == "param")
-            out.frozen = tuple(n for n in weights if n not in states and n not in out.aliases)
+            others = {*states, *out.aliases}
+            out.frozen = tuple(name for name in weights if name not in others)
         return out
 
     def _coord(self, leaf: Leaf, without: set[str]) -> Coord:
@@ -133,6 +132,8 @@ class _Together:
         for state, leaf in leaves:
             if NAME in leaf.bindings:
                 name = self._names_of.name(str(leaf.bindings[NAME]))
+                if "_flat_param" in name:
+                    raise flat_buffer(name, leaf)
                 if self._is_left_out(name, leaf):
                     continue
                 named.setdefault((state, name), []).append(leaf)
@@ -149,7 +150,8 @@ class _Together:
         for (state, number), found in known:
             assert names is not None
             if number not in names:
-                raise unlisted(number, found[0])
+                self._out.withheld = self._out.withheld or unnamed(unlisted(number, found[0]))
+                continue
             named.setdefault((state, names[number]), []).extend(found)
         orders = self._orders(home, shapes)
         for (state, name), found in named.items():
@@ -162,11 +164,18 @@ class _Together:
         self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
     ) -> None:
         """One parameter's tensor of one state, from the ranks that share it or have copies."""
-        if any(isinstance(leaf.value, Record) for leaf in found):
-            self._boxes(state, name, found)
-            return
-        rule = rule_of(self._layout, state, is_stated=self._is_stated)
+        rule = rule_of(self._layout, state)
         first = found[0].value
+        is_alone = rule is not None and rule.is_dtensor and isinstance(first, TensorRef)
+        if any(isinstance(leaf.value, Record) for leaf in found) or (
+            is_alone and isinstance(first, TensorRef) and first.shape
+        ):
+            if is_alone and state == "param":
+                self._out.uncut.append(name)
+            joined = join_boxes(name, state, found, self._mesh)
+            self._out.copies = max(self._out.copies, len(joined))
+            self._out.tensors += joined
+            return
         if rule is None or not isinstance(first, TensorRef) or not first.shape:
             without = self._shared if are_alike(found) else set()
             made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
@@ -178,49 +187,6 @@ class _Together:
         if whole is None:
             raise no_shape(rule, name, found[0])
         self._shares(home, state, rule, [(name, whole)], parts)
-
-    def _boxes(self, state: str, name: str, found: Sequence[Leaf]) -> None:
-        """A tensor of which every rank says itself which part it holds."""
-        copies: dict[tuple[object, ...], list[Fragment]] = {}
-        first: RankTensor | None = None
-        for leaf in found:
-            for part in self._rank_tensors(leaf):
-                first = first or part
-                if (part.shape, part.ref.dtype) != (first.shape, first.ref.dtype):
-                    raise not_alike(name, state, found[0], leaf)
-                if not part.box.volume:
-                    continue
-                whole = part.box.size == part.shape
-                strides = None if part.ref.is_contiguous else part.ref.strides
-                copies.setdefault(part.copy, []).append(
-                    Fragment(
-                        0,
-                        part.ref.numel,
-                        leaf.file.path,
-                        part.ref.byte_offset,
-                        strides,
-                        None,
-                        None if whole else part.box,
-                    )
-                )
-        if first is None:
-            return
-        self._out.copies = max(self._out.copies, len(copies))
-        for copy, fragments in enumerate(list(copies.values()) or [[]]):
-            coord = ((COPY, copy),) if len(copies) > 1 else ()
-            self._out.tensors.append(
-                LocalTensor(name, state, coord, first.shape, first.ref.dtype, tuple(fragments))
-            )
-
-    def _rank_tensors(self, leaf: Leaf) -> list[RankTensor]:
-        axes = [hole.name for hole in leaf.file.name.pattern.holes if hole.name in self._mesh]
-        rank = 0
-        for axis in dict.fromkeys(axes):
-            rank = rank * self._mesh[axis] + int(leaf.bindings.get(axis, 0))
-        try:
-            return rank_tensors(leaf.value, rank)
-        except DTensorError as error:
-            raise bad_shard(leaf, str(error)) from None
 
     def _buffer(
         self,
@@ -312,11 +278,11 @@ class _Together:
     def _whole_shape(self, state: str, found: Sequence[Leaf]) -> Shape:
         """The shape of a tensor that its ranks may share by rows."""
         if isinstance(found[0].value, Record):
-            parts = self._rank_tensors(found[0])
+            parts = parts_of(found[0], self._mesh)
             return parts[0].shape if parts else ()
         shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
-        rule = rule_of(self._layout, state, is_stated=self._is_stated)
-        if rule is None or rule.kind != "rows" or not shapes[0]:
+        rule = rule_of(self._layout, state)
+        if rule is None or rule.kind != "rows" or rule.is_dtensor or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
@@ -329,6 +295,8 @@ class _Together:
         """The name of every number; None where it is not known. The groups are noted."""
         numbers = self._lists("number", home)
         named = self._lists("named", home)
+        if numbers and all(isinstance(n, str) for listed in numbers.values() for n in listed):
+            numbers, named = {}, numbers  # FSDP's own state dict has names where torch counts
         if named and numbers:
             pairs = [
                 (integer(number), self._names_of.name(str(name)))

@@ -124,6 +124,8 @@ def _walk(
             out.leaves.append(Leaf(entry, item, bindings, found.where, found.value))
     lost = []
     for where, value in account.rest(tree):
+        if isinstance(value, (dict, list, tuple)) and not value:
+            continue
         lost += [show((*where, *inner)) for inner, _ in tensors_in(value)]
         out.left.append(Left(item.path, _key(where), _UNNAMED))
     return lost

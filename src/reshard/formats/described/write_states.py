@@ -10,6 +10,7 @@ from reshard.algebra.partition import Share, spread
 from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
+from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.sharing import rule_of, sharing_rule
 from reshard.formats.described.shipped import orders_of
 from reshard.formats.dtensor import rank_mesh, row_shard
@@ -47,6 +48,8 @@ class WrittenStates:
         self._mesh = mesh
         self._output = output
         self._device = device
+        uncut = arrangement.catalog.training.of(FORMAT).get("uncut", [])
+        self._uncut = frozenset(uncut if isinstance(uncut, list) else [])
         self._cut = cut_tensors(arrangement, layout, mesh)
         self._copies = _same_weights(arrangement)
         known = {**(arrangement.catalog.config or {}), **arrangement.values}
@@ -98,17 +101,19 @@ class WrittenStates:
             for group in self._arrangement.catalog.training.param_groups
             if isinstance(params := group.get("params"), (list, tuple))
         ]
-        if not any(groups) and trained:
-            return [[name for name in self.names if name in trained]], True
+        is_known = any(groups) or not trained
+        if not is_known:
+            groups = [[name for name in self.names if name in trained]]
         config = dict(self._arrangement.catalog.config or {})
         if self._arrangement.layout.model is not None:
             config |= framework_config(self._arrangement.layout, self._arrangement.values)
         for order in orders_of(self._layout):
             holds = order.when is None or known_value(order.when, config) is True
             if holds and all(order.has(name) for group in groups for name in group):
+                self.names.sort(key=order.key)
                 return [sorted(group, key=order.key) for group in groups], False
         framework = self._arrangement.catalog.training.framework or {}
-        return groups, framework.get("layout") != self._layout.name
+        return groups, not is_known or framework.get("layout") != self._layout.name
 
     def numbers(self) -> list[list[int]]:
         """The numbers of each group."""
@@ -153,7 +158,7 @@ class WrittenStates:
             self._check_axes(local, at, path)
             self._placed.add((name, state))
             rule = rule_of(self._layout, state)
-            if rule is None or not local.shape:
+            if rule is None or not local.shape or (rule.is_dtensor and name in self._uncut):
                 spec = ArraySpec(
                     name, state, whole.dtype, prod(local.shape), local.segments[state], local.shape
                 )
