@@ -10,10 +10,11 @@ PROBED = 64
 """Elements that are looked at."""
 
 
-def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
+def rounds_to(master: bytes, weight: bytes, dtype: DType, *, ties_up: bool = False) -> bool:
     """Whether fp32 numbers round to these weights, to nearest and ties to even.
 
     Args:  master: fp32, little-endian.  weight: as many elements of `dtype` (F32, BF16, or F16).
+           ties_up: a tie of bf16 may go up, as optimizers round that keep the halves apart.
     """
     if dtype == DType.F32:
         return master == weight
@@ -21,8 +22,15 @@ def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
     words = struct.unpack(f"<{count}I", master)
     halves = struct.unpack(f"<{count}H", weight)
     if dtype == DType.BF16:
-        return all(_bfloat16(word) == half for word, half in zip(words, halves, strict=True))
+        return all(
+            _bfloat16(word) == half or (ties_up and word & 0xFFFF == 0x8000 and half == _up(word))
+            for word, half in zip(words, halves, strict=True)
+        )
     return all(_float16(word) == half for word, half in zip(words, halves, strict=True))
+
+
+def _up(word: int) -> int:
+    return (word >> 16) + 1
 
 
 def _bfloat16(word: int) -> int:

@@ -38,6 +38,17 @@ class Number:
     value: int | float
 
 
+def number_bytes(value: float | int) -> tuple[DType, bytes]:
+    """A number that a pickle holds itself: in fp32, which torch counts steps in, where that is
+    exact.
+    """
+    if abs(value) < 1 << 24 and struct.unpack("<f", struct.pack("<f", value))[0] == value:
+        return DType.F32, struct.pack("<f", value)
+    if isinstance(value, int):
+        return DType.I64, value.to_bytes(8, "little", signed=True)
+    return DType.F64, struct.pack("<d", value)
+
+
 def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str, Number]:
     """The numbers of tensors of shape (), by the name of their parameter.
 

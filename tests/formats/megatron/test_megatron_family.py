@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ import pytest
 from megatron_forge import Forge, Kind
 
 import reshard
+from reshard.algebra.term import Leaf, Sum, Term
 from reshard.errors import ReshardError
+from reshard.formats.megatron.modules import rules_of
+from reshard.language.layout import Split
+from reshard.language.library import shipped
 
 FAMILY = """\
 model spoon {
@@ -126,3 +130,47 @@ def test_names_that_nothing_describes_are_whole_where_the_ranks_hold_the_same(
 
     run = More(tp=2)
     assert not list(states(reshard.open(run.write(tmp_path / "run")), run))
+
+
+def cut_of(dims: Iterable[Term], places: Mapping[str, Split]) -> tuple[int, int] | None:
+    """The dimension that tensor-parallel ranks share, and into how many parts it falls."""
+    for dimension, term in enumerate(dims):
+        parts = [part.term for part in term.parts] if isinstance(term, Sum) else [term]
+        over = {m for p in parts for axis in leading(p) for m in places.get(axis, Split()).over}
+        if over & {"tp", "etp"}:
+            return dimension, len(parts)
+    return None
+
+
+def leading(term: Term) -> list[str]:
+    """The axes that a term is counted by first."""
+    if isinstance(term, Leaf):
+        return [term.axis]
+    if isinstance(term, Sum):
+        return [axis for part in term.parts for axis in leading(part.term)]
+    return leading(term.terms[0]) if term.terms else []
+
+
+def shipped_rules() -> list[tuple[str, str]]:
+    """Every name of a layout `megatron` that ships, with the layout's family."""
+    found = {}
+    for family in shipped():
+        if "megatron" in family.layout_names:
+            for rule in family.layout("megatron").rules:
+                indices = {slot.axis: 0 for slot in rule.pattern.slots}
+                found[family.name, rule.pattern.fill(indices)] = None
+    return list(found)
+
+
+@pytest.mark.parametrize(("family", "name"), shipped_rules())
+def test_the_layouts_of_models_say_what_the_description_says(family: str, name: str) -> None:
+    """The one fact that stands in both: where a model is known, and where none is."""
+    (own,) = [item for item in shipped() if item.name == family]
+    layout = own.layout("megatron")
+    rules = [layout.rules[index] for index, _ in layout.matches(name)]
+    said = {cut_of(rule.dims, {**layout.places, **rule.splits}) for rule in rules}
+    known = rules_of(name) or rules_of(name.replace(".bias", ".weight"))
+    described = {cut_of(rule.dims, rule.splits) for rule in known}
+    if name.endswith(".bias"):  # whole where its weight is cut by columns
+        described = {cut if cut and cut[0] == 0 else None for cut in described}
+    assert said <= described, (said, described)

@@ -41,7 +41,6 @@ def _inventory(
         {n: {s: whole(n, s, d) for s, d in kinds.items()} for n, kinds in states.items()},
         frozenset(),
         {n: Number(whole(n, "step", DType.F32), value) for n, value in (steps or {}).items()},
-        None,
     )
 
 

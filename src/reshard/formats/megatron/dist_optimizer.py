@@ -14,8 +14,8 @@ from reshard.dtypes import DType
 from reshard.formats.megatron.dist_names import stacked_axes
 from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
-from reshard.formats.megatron.scalar import number_bytes
 from reshard.plan.catalog import Fragment, Left, LocalTensor
+from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, read_small
 
 _OBJECT = re.compile(r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/")

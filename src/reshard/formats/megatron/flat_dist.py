@@ -65,12 +65,9 @@ def flat_tensors(
     Raises: ReshardError[buffer-mismatch], and what `ChunkReader` raises.
     """
     stored = _stored(folder, flat, objects, chunks)
-    sampler = Sampler(folder)
-    reader = _Reader(folder, args, Members(weights, args), sampler)
-    try:
+    with Sampler(folder) as sampler:
+        reader = _Reader(folder, args, Members(weights, args), sampler)
         reader.read(stored)
-    finally:
-        sampler.close()
     copied = {(name, state) for name, state, copy in reader.found if copy}
     return [
         LocalTensor(

@@ -9,83 +9,40 @@ Source: Megatron-LM, megatron/training/checkpointing.py `fix_query_key_value_ord
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import product
+from math import prod
 
 from reshard.algebra.box import Box
+from reshard.algebra.piece import row_major
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.plan.catalog import Fragment
+from reshard.plan.catalog import Fragment, LocalTensor
 
 _FUSED = {
     re.compile(r".*\.query_key_value\.(weight|bias)"): 3,
     re.compile(r".*\.key_value\.(weight|bias)"): 2,
 }
+"""Matrices of a head in one tensor."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowOrder:
-    """How the rows of one fused tensor lie.
+def in_order(
+    tensor: LocalTensor, shape: tuple[int, ...], version: float, args: Arguments
+) -> LocalTensor:
+    """A tensor whose rows count as those of version 2.0; itself where they do.
 
-    Args:  parts: 3 for query, key, value.  heads: on the rank.  width: rows of one head and part.
-           parts_first: all heads of one part lie together (version 0); else the parts of a row do.
-    """
-
-    parts: int
-    heads: int
-    width: int
-    parts_first: bool
-
-    def fragments(
-        self,
-        shape: tuple[int, ...],
-        file: str,
-        byte_offset: int,
-        itemsize: int,
-        strides: tuple[int, ...],
-    ) -> tuple[Fragment, ...]:
-        """Where the rows are, in the order of version 2.0.
-
-        Args:  byte_offset: of the first stored row.  strides: of the stored tensor, in elements.
-        """
-        out = []
-        rest = shape[1:]
-        size = (self.width, *rest)
-        numel = self.width
-        for extent in rest:
-            numel *= extent
-        for head in range(self.heads):
-            for part in range(self.parts):
-                lo = ((head * self.parts + part) * self.width, *(0,) * len(rest))
-                row, step = self._stored(head, part)
-                at = byte_offset + row * strides[0] * itemsize
-                stored = (step * strides[0], *strides[1:])
-                out.append(Fragment(0, numel, file, at, stored, None, Box(lo, size)))
-        return tuple(out)
-
-    def _stored(self, head: int, part: int) -> tuple[int, int]:
-        """The stored row of the first row of a head and part, and how far apart its rows are."""
-        if self.parts_first:
-            return (part * self.heads + head) * self.width, 1
-        return head * self.parts * self.width + part, self.parts
-
-
-def row_order(
-    name: str, shape: tuple[int, ...], version: float, args: Arguments
-) -> RowOrder | None:
-    """How the rows of a tensor lie; None where they lie as they count.
-
-    Args:  shape: on the rank.
+    Args:  tensor: on one rank, of one run.  shape: as stored.
     Raises: ReshardError[fused-rows].
     """
-    parts = next((n for pattern, n in _FUSED.items() if pattern.fullmatch(name)), None)
+    parts = next((n for pattern, n in _FUSED.items() if pattern.fullmatch(tensor.name)), None)
     if version >= 2.0 or parts is None:
-        return None
+        return tensor
     heads, hidden = args.integer("num_attention_heads"), args.integer("hidden_size")
     width = args.integer("kv_channels") or (hidden // heads if heads and hidden else 0)
     if not width or shape[0] % (parts * width):
         raise source_error(
             "fused-rows",
-            f"the {shape[0]} rows of `{name}` are not {parts} times those of whole heads",
+            f"the {shape[0]} rows of `{tensor.name}` are not {parts} times those of whole heads",
             notes=[
                 f"checkpoint version {version:g} keeps query, key and value in an order of its own",
                 f"a head has {width} rows, as the arguments of {args.file} say"
@@ -94,4 +51,18 @@ def row_order(
             ],
             helps=["load it in the Megatron that wrote it, and save it again with a newer one"],
         )
-    return RowOrder(parts, shape[0] // parts // width, width, version < 1.0)
+    (run,) = tensor.fragments
+    strides = run.strides or row_major(shape)
+    size = (width, *shape[1:])
+    runs = []
+    heads = shape[0] // parts // width
+    for head, part in product(range(heads), range(parts)):
+        if version < 1.0:
+            row, step = (part * heads + head) * width, 1
+        else:
+            row, step = head * parts * width + part, parts
+        at = run.byte_offset + row * strides[0] * tensor.dtype.itemsize
+        lo = ((head * parts + part) * width, *(0,) * len(shape[1:]))
+        stored = (step * strides[0], *strides[1:])
+        runs.append(Fragment(0, prod(size), run.file, at, stored, None, Box(lo, size)))
+    return replace(tensor, fragments=tuple(runs))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reshard.errors import source_error
-from reshard.formats.megatron.fused_order import RowOrder
 from reshard.formats.megatron.modules import is_buffer, is_expert, tied_names
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
@@ -151,24 +150,15 @@ def stored_shape(name: str, ref: TensorRef, ranks: Ranks) -> tuple[int, ...]:
 
 
 def local_tensor(
-    name: str,
-    state: str,
-    coord: Coord,
-    ref: TensorRef,
-    file: str,
-    shape: tuple[int, ...] | None = None,
-    order: RowOrder | None = None,
+    name: str, state: str, ref: TensorRef, file: str, shape: tuple[int, ...] | None = None
 ) -> LocalTensor:
     """One stored tensor as it lies.
 
-    Args:  order: how its rows are stored, where that is not how they count.
+    Args:  shape: that its numbers have, if not its own.
     """
-    if order is not None:
-        runs = order.fragments(ref.shape, file, ref.byte_offset, ref.dtype.itemsize, ref.strides)
-        return LocalTensor(name, state, coord, ref.shape, ref.dtype, runs)
-    dense = ref.is_contiguous
-    fragment = Fragment(0, ref.numel, file, ref.byte_offset, None if dense else ref.strides)
-    return LocalTensor(name, state, coord, shape or ref.shape, ref.dtype, (fragment,))
+    strides = None if ref.is_contiguous else ref.strides
+    run = Fragment(0, ref.numel, file, ref.byte_offset, strides)
+    return LocalTensor(name, state, (), ref.shape if shape is None else shape, ref.dtype, (run,))
 
 
 def is_tied(ranks: Ranks) -> bool:

@@ -18,10 +18,9 @@ from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.master_check import check_masters
+from reshard.formats.megatron.masters import check_masters, join_masters
 from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.remainders import join_masters
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.run.states import EXTRA, PARAM

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.megatron.catalog import catalog_of
 from reshard.formats.megatron.distrib_optim import unread
-from reshard.formats.megatron.fused_order import row_order
+from reshard.formats.megatron.fused_order import in_order
 from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
@@ -26,10 +25,10 @@ from reshard.formats.megatron.legacy import (
 from reshard.formats.megatron.legacy_states import State, states_of
 from reshard.formats.megatron.modules import EXTRA, Modules, is_expert, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
-from reshard.formats.megatron.scalar import number_tensor
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
-from reshard.plan.catalog import Catalog, Coord, Fragment, Left, LocalTensor, SourceFile, Upper
+from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Upper
+from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
 _EXPERT = ".local_experts."
@@ -52,20 +51,18 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     states: list[LocalTensor] = []
     groups = Groups()
     withheld: tuple[Diagnostic, ...] = ()
-    sampler = Sampler(folder)
     try:
-        for rank in ranks.files:
-            chunks = model.chunks[rank.file]
-            found, assigned = states_of(rank, chunks, ranks, folder, sampler)
-            for item in found:
-                states += _state(item, chunks[item.parameter.chunk], model)
-            names = model.global_names(chunks)
-            for group in assigned:
-                groups.add(group.group, [names[p.chunk, p.name] for p in group.members])
+        with Sampler(folder) as sampler:
+            for rank in ranks.files:
+                chunks = model.chunks[rank.file]
+                found, assigned = states_of(rank, chunks, ranks, folder, sampler)
+                for item in found:
+                    states += _state(item, chunks[item.parameter.chunk], model)
+                names = model.global_names(chunks)
+                for group in assigned:
+                    groups.add(group.group, [names[p.chunk, p.name] for p in group.members])
     except ReshardError as error:
         withheld, states, groups = error.diagnostics, [], Groups()
-    finally:
-        sampler.close()
     rows = _rows(model)
     true = ranks.args.true_vocabulary(rows)
     vocabulary = true if true != rows else None
@@ -154,6 +151,13 @@ class _Model:
                 found.setdefault(place, {}).setdefault(number, ref)
         return {name: list(next(iter(found.values())).values()) for name, found in out.items()}
 
+    def in_order(self, tensor: LocalTensor, shape: tuple[int, ...]) -> LocalTensor:
+        """A tensor with its rows as they count, where old checkpoints have another order.
+
+        Args:  shape: as stored.
+        """
+        return in_order(tensor, shape, self.ranks.version, self.ranks.args)
+
     def names(self) -> Iterator[str]:
         """Global names of the weights."""
         for chunks in self.chunks.values():
@@ -163,53 +167,48 @@ class _Model:
 
 
 def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
-    ranks = model.ranks
+    file = chunk.rank.file
     for name, stream in chunk.streams.items():
-        whole = f"{chunk.rank.file}:{chunk.vpp}:{name}"
-        bytes_ = Fragment(0, len(stream), chunk.rank.file, 0, None, stream)
+        bytes_ = Fragment(0, len(stream), file, 0, literal=stream)
+        whole = f"{file}:{chunk.vpp}:{name}"
         yield LocalTensor(whole, "extra", (), (len(stream),), DType.U8, (bytes_,))
     for name, ref in chunk.tensors.items():
         if name.endswith(EXTRA):
-            whole = f"{chunk.rank.file}:{chunk.vpp}:{name}"
-            yield local_tensor(whole, "extra", (), ref, chunk.rank.file)
+            yield local_tensor(f"{file}:{chunk.vpp}:{name}", "extra", ref, file)
             continue
-        shape = stored_shape(name, ref, ranks)
+        shape = stored_shape(name, ref, model.ranks)
         model.shapes.setdefault(known_name(name, model.tied), shape)
-        order = row_order(name, ref.shape, ranks.version, ranks.args)
-        for coord in coords_of(chunk, name, ranks, model.vpp):
-            yield local_tensor(name, "param", coord, ref, chunk.rank.file, shape, order)
+        tensor = model.in_order(local_tensor(name, "param", ref, file, shape), ref.shape)
+        for coord in coords_of(chunk, name, model.ranks, model.vpp):
+            yield replace(tensor, coord=coord)
 
 
 def _state(item: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
     """An optimizer state, where its parameter is."""
-    for coord in coords_of(chunk, item.parameter.name, model.ranks, model.vpp):
-        yield _state_at(coord, item, model, chunk.rank.file)
+    tensor = _state_tensor(item, chunk.rank.file, model)
+    for coord in coords_of(chunk, tensor.name, model.ranks, model.vpp):
+        yield replace(tensor, coord=coord)
 
 
-def _state_at(coord: Coord, item: State, model: _Model, weights_file: str) -> LocalTensor:
-    ranks, parameter, ref, flat = model.ranks, item.parameter, item.ref, item.flat
-    name, own = parameter.name, parameter.ref.shape
-    if ref is None and flat is None:
-        assert item.value is not None
-        return number_tensor(name, item.state, coord, item.value, item.file)
+def _state_tensor(item: State, weights_file: str, model: _Model) -> LocalTensor:
+    name, weight, ref, flat = item.parameter.name, item.parameter.ref, item.ref, item.flat
     if ref is not None and (ref.shape == () or item.state == "step"):
-        return local_tensor(name, item.state, coord, ref, item.file, ())
-    shape = stored_shape(name, parameter.ref, ranks)
-    order = row_order(name, own, ranks.version, ranks.args)
+        return local_tensor(name, item.state, ref, item.file, ())
+    shape = stored_shape(name, weight, model.ranks)
     if ref is not None:
-        return local_tensor(name, item.state, coord, ref, item.file, shape, order)
-    assert flat is not None
-    run, dtype = flat.run, flat.dtype
-    runs: tuple[Fragment, ...]
+        tensor = local_tensor(name, item.state, ref, item.file, shape)
+        return model.in_order(tensor, weight.shape)
+    if flat is None:
+        assert item.value is not None
+        dtype, data = number_bytes(item.value)
+        number = Fragment(0, 1, item.file, 0, literal=data)
+        return LocalTensor(name, item.state, (), (), dtype, (number,))
+    run = Fragment(0, flat.run.numel, flat.run.file, flat.run.byte_offset)
     if flat.is_lower:
-        upper = Upper(weights_file, parameter.ref.byte_offset, dtype)
-        runs = (Fragment(0, run.numel, run.file, run.byte_offset, upper=upper),)
-        return LocalTensor(name, item.state, coord, shape, DType.F32, runs)
-    if order is not None:
-        runs = order.fragments(own, run.file, run.byte_offset, dtype.itemsize, row_major(own))
-    else:
-        runs = (Fragment(0, run.numel, run.file, run.byte_offset),)
-    return LocalTensor(name, item.state, coord, shape, dtype, runs)
+        run = replace(run, upper=Upper(weights_file, weight.byte_offset, flat.dtype))
+        return LocalTensor(name, item.state, (), shape, DType.F32, (run,))
+    tensor = LocalTensor(name, item.state, (), shape, flat.dtype, (run,))
+    return model.in_order(tensor, weight.shape)
 
 
 def _mesh(model: _Model) -> dict[str, int]:

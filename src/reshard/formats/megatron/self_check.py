@@ -8,43 +8,20 @@ from __future__ import annotations
 
 import os
 import struct
-from math import inf
 from pathlib import Path
+from types import TracebackType
 
 from reshard.dtypes import DType
+from reshard.run import rounding
 
 _SAMPLES = 16
 
 
 def rounds_to(master: bytes, weight: bytes, dtype: DType) -> bool:
     """Whether fp32 elements round to those of a weight; True for types that are not checked."""
-    if dtype == DType.F32:
-        return master == weight
-    count = len(weight) // 2
-    if dtype == DType.F16:
-        values = struct.unpack(f"<{count}f", master[: 4 * count])
-        return weight == b"".join(map(_to_fp16, values))
-    if dtype != DType.BF16:
+    if dtype not in (DType.F32, DType.F16, DType.BF16):
         return True
-    bits = struct.unpack(f"<{count}I", master[: 4 * count])
-    weights = struct.unpack(f"<{count}H", weight)
-    return all(
-        value == _to_bf16(master) or (master & 0xFFFF == 0x8000 and value == (master >> 16) + 1)
-        for value, master in zip(weights, bits, strict=True)
-    )
-
-
-def _to_fp16(value: float) -> bytes:
-    try:
-        return struct.pack("<e", value)
-    except OverflowError:  # too large: infinite, as torch rounds it
-        return struct.pack("<e", inf if value > 0 else -inf)
-
-
-def _to_bf16(bits: int) -> int:
-    if bits & 0x7FFFFFFF > 0x7F800000:
-        return (bits >> 16) | 0x40
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF
+    return rounding.rounds_to(master, weight, dtype, ties_up=True)
 
 
 def samples(numel: int) -> tuple[tuple[int, int], ...]:
@@ -84,8 +61,15 @@ class Sampler:
             fd = self._open[file] = os.open(self._root / file, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(fd, nbytes, byte_offset)
 
-    def close(self) -> None:
-        """Close every file."""
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()

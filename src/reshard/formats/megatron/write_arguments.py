@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
+from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.model_facts import arguments_for
-from reshard.formats.megatron.write_options import WriteOptions, default_bucket_size
+from reshard.formats.megatron.write_options import WriteOptions
 from reshard.formats.megatron.write_resume import Resume
 from reshard.formats.model_json import known_facts
 from reshard.language.expression import evaluate
@@ -109,7 +110,7 @@ def namespace(
 
 
 def _is_default(options: WriteOptions, stated: object) -> bool:
-    return stated is None and options.bucket_size == default_bucket_size(options.dp)
+    return stated is None and options.bucket_size == default_size(options.dp)
 
 
 def pipeline_arguments(stages: Sequence[int], options: WriteOptions) -> dict[str, object]:

@@ -18,15 +18,6 @@ WEIGHTS = ("param", "master")
 
 HALVES = (DType.BF16, DType.F16)
 
-_DTYPES = {
-    "bf16": DType.BF16,
-    "bfloat16": DType.BF16,
-    "fp16": DType.F16,
-    "float16": DType.F16,
-    "fp32": DType.F32,
-    "float32": DType.F32,
-}
-
 
 @dataclass(slots=True)
 class Inventory:
@@ -35,7 +26,6 @@ class Inventory:
     Args:  states: by name, the shaped states of a tensor, by kind.
            resting: names of what the optimizer does not have: buffers and frozen parameters.
            steps: by name of a parameter.
-           compute: the type in which the source computes; None if it does not tell.
            remainders: names of bf16 weights of whose masters the source stores the lower halves.
            lost: by name and state, why it has no place.
            folded: by name and state, as part of what it is written.
@@ -44,7 +34,6 @@ class Inventory:
     states: Mapping[str, Mapping[str, Whole]]
     resting: frozenset[str]
     steps: Mapping[str, Number]
-    compute: DType | None
     remainders: frozenset[str] = frozenset()
     lost: dict[tuple[str, str], str] = field(default_factory=dict)
     folded: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -66,8 +55,6 @@ class Inventory:
         kinds = self.states[name]
         if "param" in kinds:
             return "param", kinds["param"].dtype
-        if "master" in kinds and self.compute is not None:
-            return "master", self.compute
         raise _no_weights(name, kinds)
 
     def main_dtype(self) -> DType:
@@ -179,8 +166,6 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
             states.setdefault(whole.name, {})[whole.state] = whole
     resting = {*catalog.buffers, *catalog.frozen, *(n for n in states if n.endswith("expert_bias"))}
     idle = frozenset(name for name in resting if name in states and set(states[name]) == {"param"})
-    told = (catalog.training.framework or {}).get("compute_dtype")
-    compute = _DTYPES.get(str(told))
     lower = frozenset(
         name
         for name, kinds in states.items()
@@ -188,7 +173,7 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
         and kinds["param"].dtype is DType.BF16
         and has_remainders(arrangement, [key for key, _ in kinds["param"].segments])
     )
-    return Inventory(states, idle, read_numbers(arrangement, steps), compute, lower, lost)
+    return Inventory(states, idle, read_numbers(arrangement, steps), lower, lost)
 
 
 def _no_weights(name: str, kinds: Mapping[str, Whole]) -> ReshardError:

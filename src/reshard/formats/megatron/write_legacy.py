@@ -14,7 +14,7 @@ from reshard.formats.megatron.distrib_optim import Buffers
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import description, is_expert
 from reshard.formats.megatron.ranks import DISTRIBUTED, MODEL_FILES, rank_folder
-from reshard.formats.megatron.stacks import LAYER
+from reshard.formats.megatron.stacks import stacks_of
 from reshard.formats.megatron.write_groups import Optimizer
 from reshard.formats.megatron.write_job import Job
 from reshard.formats.megatron.write_optimizer import rank_optimizers
@@ -157,14 +157,12 @@ class _Run:
     def _count_layers(self) -> tuple[int, ...]:
         """Layers of every virtual stage, chunk major, then stage."""
         options = self._options
-        counts = {(v, p): 0 for v in range(options.vpp) for p in range(options.pp)}
+        names = []
         for tensor in self._laid:
-            match = LAYER.search(tensor.name)
-            if match is not None:
-                coord = dict(tensor.coord)
-                key = coord.get("vpp", 0), coord.get("pp", 0)
-                counts[key] = max(counts[key], int(match.group(0).rpartition(".")[2]) + 1)
-        return tuple(counts[v, p] for v in range(options.vpp) for p in range(options.pp))
+            coord = dict(tensor.coord)
+            names.append((coord.get("vpp", 0) * options.pp + coord.get("pp", 0), tensor.name))
+        counts = [stack.counts for stack in stacks_of(names, options.vpp * options.pp).values()]
+        return tuple(map(max, *counts, [0] * options.vpp * options.pp))
 
     def _is_tied(self) -> bool:
         """Whether the output layer of the last stage is a copy of the embedding."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from reshard.errors import target_error
+from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.write_inventory import Inventory
 from reshard.formats.megatron.write_resume import Resume
 from reshard.plan.target import Target
@@ -151,20 +152,12 @@ def _dp(target: Target, tp: int, experts: int, had: int | None) -> int:
     return dp
 
 
-def default_bucket_size(dp: int) -> int:
-    """Elements of a bucket of a run that overlaps the reduction of its gradients.
-
-    Source: megatron/core/distributed/distributed_data_parallel.py (core 0.16.1).
-    """
-    return max(40_000_000, 1_000_000 * dp)
-
-
 def _bucket_size(resume: Resume, dp: int) -> int | None:
     """As the source's run would have it on as many ranks."""
     if resume.args.get("overlap_grad_reduce") is not True:
         return None
     stated = resume.args.get("ddp_bucket_size")
-    return stated if isinstance(stated, int) and stated else default_bucket_size(dp)
+    return stated if isinstance(stated, int) and stated else default_size(dp)
 
 
 def _distributed(target: Target, inventory: Inventory, resume: Resume) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.write_groups import is_fused
 from reshard.plan.catalog import Catalog
 from reshard.run.run import Group
@@ -49,8 +50,7 @@ class Resume:
     @property
     def sizes(self) -> dict[str, int]:
         """Of the mesh of a run of Megatron's."""
-        tp, pp, ep = self.rng_mesh
-        return {"tp": tp, "pp": pp, "ep": ep, "dp": _size(self.args, "data_parallel_size")}
+        return {axis: Arguments(self.args, "").size(axis) for axis in ("tp", "pp", "ep", "dp")}
 
     @property
     def is_fused(self) -> bool:
@@ -71,16 +71,13 @@ def resume_of(catalog: Catalog, constant: Constant[object]) -> Resume:
     args = _namespace(decode.value(own.get("args")))
     objects = decode.mapping(own.get("objects"))
     state = decode.mapping(training.state)
-    sizes = tuple(
-        _size(args, f"{name}_model_parallel_size") for name in ("tensor", "pipeline", "expert")
-    )
-    mesh = (sizes[0], sizes[1], sizes[2])
-    samples = args.get("consumed_train_samples")
+    said = Arguments(args, "")
+    mesh = said.size("tp"), said.size("pp"), said.size("ep")
     return Resume(
         is_megatron,
         args,
         training.iteration,
-        samples if isinstance(samples, int) else None,
+        said.integer("consumed_train_samples"),
         tuple(
             Group(settings, group.params)
             for group in training.param_groups
@@ -100,11 +97,6 @@ def _namespace(value: object) -> dict[str, object]:
     if isinstance(value, Record):
         return {str(key): item for key, item in value.attributes.items()}
     return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
-
-
-def _size(args: Mapping[str, object], name: str) -> int:
-    value = args.get(name)
-    return value if isinstance(value, int) else 1
 
 
 def _rng(
