@@ -8,7 +8,7 @@ distributed/distributed_data_parallel.py (core 0.6 to 0.20; written as by core 0
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from reshard.formats.megatron.buffers import (
     UNPADDED,
     Member,
     Part,
-    Run,
     joined,
     lay,
     stored_buffers,
@@ -32,27 +31,14 @@ from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.write_groups import Optimizer
 from reshard.formats.megatron.write_job import Job
 from reshard.plan.build import REMAINDER
-from reshard.plan.catalog import Left
+from reshard.plan.catalog import Fragment, Left, LocalTensor, Upper
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
+from reshard.run.states import MASTER
 from reshard.storage.torch_writer import torch_dtype
 
 STATES = ("param", "exp_avg", "exp_avg_sq")
 LOWER_HALVES = "the lower half of each, beside the weight"
-
-
-@dataclass(frozen=True, slots=True)
-class FlatState:
-    """One state of one parameter: a run of a flat tensor.
-
-    Args:  is_lower: the elements are the lower halves of masters, the upper ones are the weights.
-    """
-
-    parameter: Parameter
-    state: str
-    dtype: DType
-    run: Run
-    is_lower: bool
 
 
 def flat_states(
@@ -66,7 +52,7 @@ def flat_states(
     sampler: Sampler,
     first_stage: bool,
     shared: Sequence[str],
-) -> Iterator[FlatState]:
+) -> Iterator[tuple[Parameter, LocalTensor]]:
     """Every state of every parameter of one optimizer.
 
     Args:  root: its buffers.  parameters: of the optimizer, in order, over all model chunks.
@@ -100,11 +86,16 @@ def flat_states(
         lower = buffer.has_lower(members, args, sampler)
         for state, flats in buffer.states.items():
             for parameter, (bucket, start) in zip(mine, ways[0], strict=True):
-                dtype = flats[bucket].dtype
-                (run,) = flats[bucket].runs
-                at = run.byte_offset + dtype.itemsize * start
-                run = Run(0, parameter.numel, run.file, at)
-                yield FlatState(parameter, state, dtype, run, lower and state == "master")
+                (run,), stored, weight = flats[bucket].runs, flats[bucket].dtype, parameter.ref
+                at = run.byte_offset + stored.itemsize * start
+                fragment = Fragment(0, weight.numel, run.file, at)
+                if lower and state == MASTER:
+                    upper = Upper(weights_file, weight.byte_offset, stored)
+                    fragment, stored = replace(fragment, upper=upper), DType.F32
+                yield (
+                    parameter,
+                    LocalTensor(parameter.name, state, (), weight.shape, stored, (fragment,)),
+                )
 
 
 def _member(parameter: Parameter, file: str) -> Member:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.distrib_optim import FlatState, flat_states
+from reshard.formats.megatron.distrib_optim import flat_states
 from reshard.formats.megatron.groups import (
     GroupMembers,
     Parameter,
@@ -16,32 +15,21 @@ from reshard.formats.megatron.groups import (
     optimizers_in,
     share_parameters,
 )
-from reshard.formats.megatron.legacy import EMBEDDING, Chunk, is_tied
+from reshard.formats.megatron.legacy import EMBEDDING, Chunk, is_tied, local_tensor
 from reshard.formats.megatron.modules import is_vocabulary, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.formats.megatron.self_check import Sampler
+from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.run.states import MASTER, STEP
+from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, open_torch_file
-
-__all__ = ["DISTRIBUTED", "State", "states_of"]
 
 _INNER = ("optimizer", "optimizer_state_dict")
 _MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """One state of one parameter of one rank.
-
-    Args:  ref: its own tensor.  value: a number that the file keeps itself, instead of a tensor.
-           flat: a run of a flat tensor, instead of one of its own.
-    """
-
-    parameter: Parameter
-    state: str
-    ref: TensorRef | None
-    file: str
-    value: float | int | None = None
-    flat: FlatState | None = None
+State = tuple[Parameter, LocalTensor]
+"""A state of a parameter of one rank, as it is stored, and of no place yet."""
 
 
 def states_of(
@@ -88,7 +76,7 @@ def states_of(
             mine = sorted((p for g in assigned for p in g.members), key=parameters.index)
             states += _flat(flat, index, len(parts), mine, rank, ranks, folder, sampler)
         states += _group_steps(assigned, rank.file)
-    if flat is None and groups and not any(item.state != "step" for item in states):
+    if flat is None and groups and not any(tensor.state != STEP for _, tensor in states):
         raise _lost(rank, folder)
     return states, groups
 
@@ -132,9 +120,9 @@ def _numbered(
             seen.add(number)
             for name, value in table.get(number, {}).items():
                 if isinstance(value, TensorRef):
-                    yield State(parameter, str(name), value, file)
+                    yield parameter, local_tensor(parameter.name, str(name), value, file)
                 elif isinstance(value, (int, float)) and not isinstance(value, bool):
-                    yield State(parameter, str(name), None, file, value)
+                    yield parameter, _number(parameter.name, str(name), value, file)
                 elif value is not None:
                     raise _unknown(file, f"`{name}` of state {number} is no tensor and no number")
     extra = [key for key in table if key not in seen]
@@ -156,8 +144,8 @@ def _masters(part: Part, assigned: Sequence[GroupMembers], file: str) -> Iterato
         for master, parameter in zip(masters, halves, strict=True):
             if not isinstance(master, TensorRef):
                 raise _unknown(file, f"the master of `{parameter.name}` is no tensor")
-            check_shape(parameter, master.shape, "master", -1, file)
-            yield State(parameter, "master", master, file)
+            check_shape(parameter, master.shape, MASTER, -1, file)
+            yield parameter, local_tensor(parameter.name, MASTER, master, file)
 
 
 def _flat(
@@ -183,7 +171,7 @@ def _flat(
     shared = (*ties, *ties.values()) if is_tied(ranks) else ()
     if ranks.pp > 1 and ranks.args.integer("mtp_num_layers"):
         shared = (*shared, EMBEDDING)  # the stage that predicts several tokens has a copy
-    for item in flat_states(
+    yield from flat_states(
         root,
         mine,
         ranks.args,
@@ -193,20 +181,24 @@ def _flat(
         sampler=sampler,
         first_stage=rank.pp == 0,
         shared=shared,
-    ):
-        yield State(item.parameter, item.state, None, item.run.file, flat=item)
+    )
 
 
 def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
     """Fused optimizers count steps by group."""
     for group in assigned:
-        step = group.group.get("step")
-        if isinstance(step, TensorRef) and step.shape == ():
-            for parameter in group.members:
-                yield State(parameter, "step", step, file)
-        elif isinstance(step, (int, float)) and not isinstance(step, bool):
-            for parameter in group.members:
-                yield State(parameter, "step", None, file, step)
+        step = group.group.get(STEP)
+        for parameter in group.members:
+            if isinstance(step, TensorRef) and step.shape == ():
+                yield parameter, local_tensor(parameter.name, STEP, step, file)
+            elif isinstance(step, (int, float)) and not isinstance(step, bool):
+                yield parameter, _number(parameter.name, STEP, step, file)
+
+
+def _number(name: str, state: str, value: float, file: str) -> LocalTensor:
+    """A number that a file keeps itself, as a tensor."""
+    dtype, data = number_bytes(value)
+    return LocalTensor(name, state, (), (), dtype, (Fragment(0, 1, file, 0, literal=data),))
 
 
 def _lost(rank: RankFile, folder: Path) -> ReshardError:

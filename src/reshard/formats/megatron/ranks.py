@@ -6,7 +6,6 @@ Source: Megatron-LM, megatron/training/checkpointing.py `get_checkpoint_name`,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_of
 from reshard.formats.megatron.groups import RUNTIME, optimizers_in
+from reshard.formats.megatron.modules import description
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
@@ -21,7 +21,6 @@ DISTRIBUTED = "distrib_optim.pt"
 """The states of the distributed optimizer, beside the model's file."""
 
 MAX_RANKS = 1 << 20
-_NAME = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?$")
 _TOLD = 4
 """Settings that differ and are named."""
 
@@ -29,19 +28,21 @@ _OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "loc
 _KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
 """What tells one param group from another."""
 
+AXES = ("tp", "pp", "ep")
 Sizes = tuple[int, int, int]
-"""Of tp, pp, and ep."""
+"""Of these axes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankFile:
     """One `model_optim_rng.pt`.
 
-    Args:  numbers: in the name of its folder.  file: relative to the folder of the iteration.
+    Args:  numbers: what those in the name of its folder may be.
+           file: relative to the folder of the iteration.
            strange: other files of its folder that may hold an optimizer.  tp, pp, ep: its ranks.
     """
 
-    numbers: tuple[int, ...]
+    numbers: tuple[Mapping[str, int], ...]
     file: str
     root: Mapping[object, object]
     args: Arguments
@@ -103,20 +104,28 @@ class Ranks:
 
 
 def rank_folder(place: Sizes, sizes: Sizes) -> str:
-    """The name of a rank's folder: only tp is always in it."""
-    tp, *more = place
-    counted = [f"_{rank:03d}" for rank, size in zip(more, sizes[1:], strict=True) if size > 1]
-    return "".join([f"mp_rank_{tp:02d}", *counted])
+    """The name of a rank's folder: besides tp it has the axes along which there are several."""
+    axes = {axis for axis, size in zip(AXES, sizes, strict=True) if size > 1 or axis == "tp"}
+    names = description().files[0].names
+    name = next(item for item in names if {hole.name for hole in item.pattern.holes} == axes)
+    return name.pattern.fill(dict(zip(AXES, place, strict=True))).partition("/")[0]
 
 
-def _place(numbers: tuple[int, ...], sizes: Sizes) -> Sizes:
+def _ranks_in(folder: str) -> list[dict[str, int]]:
+    """What the numbers in a folder's name may be ranks of: several ways if there are two."""
+    out = []
+    for name in description().files[0].names:
+        found = name.pattern.match(f"{folder}/{MODEL_FILES[0]}")
+        if found is not None and name.pattern.fill(found).partition("/")[0] == folder:
+            out.append({axis: int(found[axis]) for axis in AXES if axis in found})
+    return out
+
+
+def _place(numbers: Sequence[Mapping[str, int]], sizes: Sizes) -> Sizes:
     """A folder's ranks: one suffix is the pipeline's, or the experts' when there is one stage."""
-    tp, *more = numbers
-    if len(more) == 2:
-        return tp, more[0], more[1]
-    if not more:
-        return tp, 0, 0
-    return (tp, more[0], 0) if sizes[1] > 1 else (tp, 0, more[0])
+    several = {axis for axis, size in zip(AXES, sizes, strict=True) if size > 1 or axis == "tp"}
+    found = next((item for item in numbers if item.keys() <= several), numbers[-1])
+    return found["tp"], found.get("pp", 0), found.get("ep", 0)
 
 
 def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
@@ -161,7 +170,7 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
 def _rank_folders(folder: Path) -> list[Path]:
     found = sorted(folder.glob("mp_rank_*"))
     for path in found:
-        if _NAME.match(path.name) is None or not path.is_dir():
+        if not _ranks_in(path.name) or not path.is_dir():
             raise source_error(
                 "foreign-rank",
                 f"`{path.name}` in {folder} is not the folder of a rank",
@@ -177,8 +186,6 @@ def _only_optimizer(path: Path) -> bool:
 
 
 def _open(path: Path, strict: bool) -> RankFile:
-    match = _NAME.match(path.name)
-    assert match is not None
     file = next((name for name in MODEL_FILES if (path / name).exists()), None)
     if file is None:
         raise source_error(
@@ -199,7 +206,7 @@ def _open(path: Path, strict: bool) -> RankFile:
     strange += [f"{p.parent.name}/{p.name}" for p in older]
     has_args = strict or "args" in root
     args = arguments_of(opened) if has_args else Arguments({}, opened.path)
-    numbers = tuple(int(text) for text in match.groups() if text is not None)
+    numbers = tuple(_ranks_in(path.name))
     return RankFile(numbers, f"{path.name}/{file}", root, args, tuple(strange))
 
 
@@ -207,9 +214,7 @@ def _sizes(args: Arguments, found: Sequence[RankFile]) -> Sizes:
     """tp, pp, ep: as the arguments say; without them as the folders' names do."""
     if args.values:
         return args.size("tp"), args.size("pp"), args.size("ep")
-    tp, pp, ep = (
-        1 + max((f.numbers[i] for f in found if len(f.numbers) > i), default=0) for i in range(3)
-    )
+    tp, pp, ep = (1 + max(f.numbers[0].get(axis, 0) for f in found) for axis in AXES)
     return tp, pp, ep
 
 

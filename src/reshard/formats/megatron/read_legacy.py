@@ -27,8 +27,8 @@ from reshard.formats.megatron.modules import EXTRA, Modules, is_expert, tied_nam
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
-from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile, Upper
-from reshard.storage.numbers import number_bytes
+from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
+from reshard.run.states import STEP
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
 _EXPERT = ".local_experts."
@@ -57,7 +57,7 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
                 chunks = model.chunks[rank.file]
                 found, assigned = states_of(rank, chunks, ranks, folder, sampler)
                 for item in found:
-                    states += _state(item, chunks[item.parameter.chunk], model)
+                    states += _state(item, chunks[item[0].chunk], model)
                 names = model.global_names(chunks)
                 for group in assigned:
                     groups.add(group.group, [names[p.chunk, p.name] for p in group.members])
@@ -183,32 +183,16 @@ def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
             yield replace(tensor, coord=coord)
 
 
-def _state(item: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
+def _state(state: State, chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
     """An optimizer state, where its parameter is."""
-    tensor = _state_tensor(item, chunk.rank.file, model)
+    parameter, tensor = state
+    if tensor.shape == () or tensor.state == STEP:
+        tensor = replace(tensor, shape=())
+    else:
+        shape = stored_shape(tensor.name, parameter.ref, model.ranks)
+        tensor = model.in_order(replace(tensor, shape=shape), parameter.ref.shape)
     for coord in coords_of(chunk, tensor.name, model.ranks, model.vpp):
         yield replace(tensor, coord=coord)
-
-
-def _state_tensor(item: State, weights_file: str, model: _Model) -> LocalTensor:
-    name, weight, ref, flat = item.parameter.name, item.parameter.ref, item.ref, item.flat
-    if ref is not None and (ref.shape == () or item.state == "step"):
-        return local_tensor(name, item.state, ref, item.file, ())
-    shape = stored_shape(name, weight, model.ranks)
-    if ref is not None:
-        tensor = local_tensor(name, item.state, ref, item.file, shape)
-        return model.in_order(tensor, weight.shape)
-    if flat is None:
-        assert item.value is not None
-        dtype, data = number_bytes(item.value)
-        number = Fragment(0, 1, item.file, 0, literal=data)
-        return LocalTensor(name, item.state, (), (), dtype, (number,))
-    run = Fragment(0, flat.run.numel, flat.run.file, flat.run.byte_offset)
-    if flat.is_lower:
-        run = replace(run, upper=Upper(weights_file, weight.byte_offset, flat.dtype))
-        return LocalTensor(name, item.state, (), shape, DType.F32, (run,))
-    tensor = LocalTensor(name, item.state, (), shape, flat.dtype, (run,))
-    return model.in_order(tensor, weight.shape)
 
 
 def _mesh(model: _Model) -> dict[str, int]:
