@@ -73,20 +73,20 @@ class Arguments:
         Args:  padded: rows that are stored, if not as the arguments say. A size from which they
                        do not follow is none.
         """
-        stated = self._entries()
+        entries = self._entries()
         rows = padded or self.integer("padded_vocab_size")
         multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
-        if stated is None or rows is None or not 0 < stated <= rows or rows - stated >= multiple:
+        if entries is None or rows is None or not 0 < entries <= rows or rows - entries >= multiple:
             return None
-        return stated
+        return entries
 
     def _entries(self) -> int | None:
         """Entries that the tokenizer has: those that stand in for one add an end of document to
         `vocab_size` of their own.
         """
-        stated = self.integer("vocab_size")
-        own = self.get("tokenizer_type") in _WITH_AN_ENTRY_MORE
-        return stated + 1 if stated is not None and own else stated
+        entries = self.integer("vocab_size")
+        adds_one = self.get("tokenizer_type") in _WITH_AN_ENTRY_MORE
+        return entries + 1 if entries is not None and adds_one else entries
 
     def checked_rows(self, rows: int) -> int:
         """Rows of a stored vocabulary that are no padding for certain: Megatron may leave other
@@ -136,9 +136,9 @@ def arguments_of(opened: TorchFile) -> Arguments:
     Raises: ReshardError[no-arguments].
     """
     root = opened.root
-    found = arguments_in(root.get("args") if isinstance(root, dict) else None, opened.path)
-    if found is not None:
-        return found
+    arguments = arguments_in(root.get("args") if isinstance(root, dict) else None, opened.path)
+    if arguments is not None:
+        return arguments
     raise no_arguments(opened.path)
 
 

@@ -155,9 +155,9 @@ class Buffer:
                shared: embeddings that two stages share; each has a bucket of its own.
                bucketed: later pipeline stages, and later chunks, have one bucket.
         """
-        found = dict.fromkeys(self._ways(members, args, shared, bucketed))
+        ways = dict.fromkeys(self._ways(members, args, shared, bucketed))
         lower = self.has_lower(members, args, sampler)
-        return [way for way in found if lower or self._rounds(members, way, sampler)]
+        return [way for way in ways if lower or self._rounds(members, way, sampler)]
 
     def _ways(
         self, members: Sequence[Member], args: Arguments, shared: Collection[str], bucketed: bool
@@ -175,8 +175,8 @@ class Buffer:
                 if self.lengths == (sum(lengths),):
                     yield joined(places, lengths)
             elif len(self.lengths) == len(lengths) and all(
-                own <= stored < own + _MOST_PADDING
-                for stored, own in zip(self.lengths, lengths, strict=True)
+                used <= length < used + _MOST_PADDING
+                for length, used in zip(self.lengths, lengths, strict=True)
             ):
                 yield places
 
@@ -297,8 +297,8 @@ def _sizes(args: Arguments, bucketed: bool, numel: int) -> list[int | None]:
     """Bucket sizes to try, each once: what the run said, none, and the default."""
     if not bucketed:
         return [None]
-    stated, count = args.integer("ddp_bucket_size"), args.integer("ddp_num_buckets")
-    sizes: list[int | None] = [stated] if stated else []
+    size, count = args.integer("ddp_bucket_size"), args.integer("ddp_num_buckets")
+    sizes: list[int | None] = [size] if size else []
     sizes += [numel // count] if count else []
     ranks = args.size("dp") * (args.integer("context_parallel_size") or 1)
     return list(dict.fromkeys([*sizes, None, default_size(ranks)]))

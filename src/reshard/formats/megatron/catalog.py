@@ -119,12 +119,12 @@ def _settings(optimizer: object) -> object:
 
 def _scaler(optimizer: object) -> object:
     """The loss scaler; chained optimizers have one each, and all of these say the same."""
-    found = [
+    scalers = [
         encode(item["grad_scaler"])
         for item in optimizers_in(optimizer)
         if isinstance(item, Mapping) and "grad_scaler" in item
     ]
-    return found[0] if found and all(item == found[0] for item in found) else None
+    return scalers[0] if scalers and all(item == scalers[0] for item in scalers) else None
 
 
 def _oddities(
@@ -146,15 +146,17 @@ def _oddities(
             "warning",
             notes=("a release, or a run with `--no-save-optim`, keeps none",),
         )
-    padded, stated = args.integer("padded_vocab_size"), args.integer("vocab_size")
-    if vocabulary is not None and padded is not None and padded > vocabulary:
-        adds = f", to which `{args.get('tokenizer_type')}` adds one" if vocabulary != stated else ""
+    rows, entries = args.integer("padded_vocab_size"), args.integer("vocab_size")
+    if vocabulary is not None and rows is not None and rows > vocabulary:
+        adds = (
+            f", to which `{args.get('tokenizer_type')}` adds one" if vocabulary != entries else ""
+        )
         yield Diagnostic(
             "padded-vocabulary",
-            f"{padded - vocabulary} of {padded} rows of the vocabulary are padding",
+            f"{rows - vocabulary} of {rows} rows of the vocabulary are padding",
             "warning",
             notes=(
-                f"the arguments say `vocab_size={stated}`{adds}; the rows behind it are left out",
+                f"the arguments say `vocab_size={entries}`{adds}; the rows behind it are left out",
                 "how many there are depends on tp, and they belong to no token",
             ),
         )

@@ -47,12 +47,12 @@ def common_state(folder: Path, chunks: ChunkReader, backend: str) -> CommonState
     Raises: ReshardError[incomplete-megatron | no-arguments], and what `read_metadata`,
             `ChunkReader` and `open_torch_file` raise.
     """
-    found = None
+    entry = None
     if backend != "zarr":
         objects = read_metadata(folder).objects
-        found = next((item for item in objects if item.name.startswith(COMMON)), None)
+        entry = next((item for item in objects if item.name.startswith(COMMON)), None)
     has_file = (folder / FILE).exists()
-    if found is None and not has_file:
+    if entry is None and not has_file:
         raise source_error(
             "incomplete-megatron",
             f"{folder} has no common state: arguments, iteration, and param groups",
@@ -63,27 +63,27 @@ def common_state(folder: Path, chunks: ChunkReader, backend: str) -> CommonState
     if has_file:
         chunks.know(FILE)
         beside = open_torch_file(folder / FILE).root
-    if found is None:
+    if entry is None:
         return _state(beside, FILE, folder, ())
-    root = chunks.object_of(found)
+    root = chunks.object_of(entry)
     root = root[0] if isinstance(root, list) and len(root) == 1 else root
     left: tuple[Left, ...] = ()
     if has_file and encode(beside) != encode(root):
         why = "it says other things than the common state that was saved with the tensors"
         left = (Left(FILE, "", why),)
-    return _state(root, found.file, folder, left)
+    return _state(root, entry.file, folder, left)
 
 
 def _state(root: object, file: str, folder: Path, left: tuple[Left, ...]) -> CommonState:
-    known = root if isinstance(root, dict) else {}
+    entries = root if isinstance(root, dict) else {}
     path = str(folder / file)
-    if "args" in known:
-        args = arguments_in(known["args"], path)
+    if "args" in entries:
+        args = arguments_in(entries["args"], path)
     else:
         args = arguments_beside(folder) or Arguments({}, path)
-    step = known.get("global_step", step_beside(folder))
-    if "iteration" not in known and isinstance(step, int):
-        known = {**known, "iteration": step}
+    step = entries.get("global_step", step_beside(folder))
+    if "iteration" not in entries and isinstance(step, int):
+        entries = {**entries, "iteration": step}
     if args is None:
         raise no_arguments(path)
-    return CommonState(known, args, file, left)
+    return CommonState(entries, args, file, left)

@@ -38,40 +38,40 @@ def dist_groups(
            objects: pickled ones by key, as they were found; some optimizers keep their groups
                     there, once for each rank.
     """
-    found = [*_optimizers(common), *_of_objects(objects)]
+    optimizers = [*_optimizers(common), *_of_objects(objects)]
     names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
     names = names or dict.fromkeys(t.name for t in tensors if t.state not in ("param", "extra"))
     dims = {t.name: len(t.shape) - stacked_axes(t.name) for t in tensors if t.state == "param"}
-    known = [(name, count) for name, count in dims.items() if name in names]
+    parameters = [(name, count) for name, count in dims.items() if name in names]
     out = Groups()
     steps: dict[str, tuple[DType, bytes]] = {}
     clashing: set[str] = set()
-    for optimizer, mine in zip(found, _shares(found, known), strict=True):
-        for group, claim in zip(optimizer.groups, claims(optimizer.groups, mine), strict=True):
+    for optimizer, share in zip(optimizers, _shares(optimizers, parameters), strict=True):
+        for group, claim in zip(optimizer.groups, claims(optimizer.groups, share), strict=True):
             out.add(group, claim)
             step = _step(group.get("step")) or optimizer.step
             for name in claim if step is not None else ():
                 assert step is not None
                 if steps.setdefault(name, step) != step:
                     clashing.add(name)
-    stated = {t.name for t in tensors if t.state == "step"}
+    counted = {t.name for t in tensors if t.state == "step"}
     numbers = [
         LocalTensor(name, "step", (), (), dtype, (Fragment(0, 1, file, 0, None, data),))
         for name, (dtype, data) in steps.items()
-        if name not in stated and name not in clashing
+        if name not in counted and name not in clashing
     ]
     return out, numbers
 
 
 def _shares(
-    found: Sequence[_Optimizer], names: Sequence[tuple[str, int]]
+    optimizers: Sequence[_Optimizer], names: Sequence[tuple[str, int]]
 ) -> list[Sequence[tuple[str, int]]]:
     """The parameters of every optimizer: one has all; of several, those with expert groups have
     the experts.
     """
-    experts = [any(g.get("is_expert_parallel") for g in item.groups) for item in found]
+    experts = [any(g.get("is_expert_parallel") for g in item.groups) for item in optimizers]
     if not any(experts):
-        return [names for _ in found]
+        return [names for _ in optimizers]
     return [[item for item in names if is_expert(item[0]) == expert] for expert in experts]
 
 

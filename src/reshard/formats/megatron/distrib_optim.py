@@ -69,32 +69,32 @@ def flat_states(
     buffers = stored_buffers(root, folder)
     if len(buffers) != len(by_type):
         raise _mismatch(file, f"it has {len(buffers)} buffers, the weights ask for {len(by_type)}")
-    for (key, buffer), ((chunk, dtype), mine) in zip(buffers, by_type.items(), strict=True):
+    for (key, buffer), ((chunk, dtype), group) in zip(buffers, by_type.items(), strict=True):
         if buffer is None:
             raise _mismatch(file, f"the tensors of buffer {key} have different lengths")
         if buffer.dtype not in (None, dtype):
             raise _mismatch(file, f"buffer {key} is of {buffer.dtype} parameters, not {dtype}")
-        members = [_member(parameter, weights_file) for parameter in mine]
+        members = [_member(parameter, weights_file) for parameter in group]
         bucketed = first_stage and chunk == 0
         ways = buffer.places(members, args, shared, sampler, bucketed=bucketed)
         if len(ways) != 1:
             raise _mismatch(
                 file,
-                f"{len(ways)} known ways of laying {sum(p.numel for p in mine)} elements of "
+                f"{len(ways)} known ways of laying {sum(p.numel for p in group)} elements of "
                 f"parameters fit buffer {key} of {sum(buffer.lengths)} elements",
             )
         lower = buffer.has_lower(members, args, sampler)
         for state, flats in buffer.states.items():
-            for parameter, (bucket, start) in zip(mine, ways[0], strict=True):
-                (run,), stored, weight = flats[bucket].runs, flats[bucket].dtype, parameter.ref
-                at = run.byte_offset + stored.itemsize * start
+            for parameter, (bucket, start) in zip(group, ways[0], strict=True):
+                (run,), element, weight = flats[bucket].runs, flats[bucket].dtype, parameter.ref
+                at = run.byte_offset + element.itemsize * start
                 fragment = Fragment(0, weight.numel, run.file, at)
                 if lower and state == MASTER:
-                    upper = Upper(weights_file, weight.byte_offset, stored)
-                    fragment, stored = replace(fragment, upper=upper), DType.F32
+                    upper = Upper(weights_file, weight.byte_offset, element)
+                    fragment, element = replace(fragment, upper=upper), DType.F32
                 yield (
                     parameter,
-                    LocalTensor(parameter.name, state, (), weight.shape, stored, (fragment,)),
+                    LocalTensor(parameter.name, state, (), weight.shape, element, (fragment,)),
                 )
 
 
@@ -155,9 +155,9 @@ class Buffers:
         """
         out: list[object] = []
         for index, optimizer in enumerate(optimizers):
-            own = [[t for t in chunk if t.whole in optimizer.members] for chunk in chunks]
-            here = dense or index > 0 or len(optimizers) == 1
-            out.append(self._tree(own, pp, rank) if here else None)
+            parts = [[t for t in chunk if t.whole in optimizer.members] for chunk in chunks]
+            is_in_file = dense or index > 0 or len(optimizers) == 1
+            out.append(self._tree(parts, pp, rank) if is_in_file else None)
         return out[0] if len(out) == 1 else out
 
     def _tree(self, chunks: Sequence[Sequence[LaidTensor]], pp: int, rank: str) -> object:
@@ -176,8 +176,8 @@ class Buffers:
     def _kinds(self, dtype: DType) -> tuple[object, object]:
         """The types of weights and gradients; gradients of bf16 are fp32, if not said otherwise."""
         args = self.job.resume.args
-        stated = args.get("accumulate_allreduce_grads_in_fp32")
-        wide = stated if isinstance(stated, bool) else dtype is not DType.F16
+        in_fp32 = args.get("accumulate_allreduce_grads_in_fp32")
+        wide = in_fp32 if isinstance(in_fp32, bool) else dtype is not DType.F16
         if args.get("grad_reduce_in_bf16") is True:
             wide = False
         return torch_dtype(dtype), torch_dtype(DType.F32 if wide else dtype)
@@ -213,25 +213,25 @@ class Buffers:
             for tensor in tensors:
                 self.job.inventory.fold(tensor.whole, "master", LOWER_HALVES)
             return REMAINDER
-        found = {self.job.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
-        if len(found) > 1:
-            raise mixed_masters(found)
-        return next(iter(found))
+        masters = {self.job.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
+        if len(masters) > 1:
+            raise mixed_masters(masters)
+        return next(iter(masters))
 
 
-def check_states(name: str, own: Sequence[str]) -> None:
+def check_states(name: str, states: Sequence[str]) -> None:
     """Refuse a parameter with other states than the distributed optimizer keeps.
 
-    Args:  own: its states besides weights.
+    Args:  states: of it, besides weights.
     Raises: ReshardError[megatron-distributed].
     """
-    if {*own} == {*STATES[1:]}:
+    if {*states} == {*STATES[1:]}:
         return
-    listed = ", ".join(f"`{state}`" for state in own) or "none"
+    text = ", ".join(f"`{state}`" for state in states) or "none"
     raise target_error(
         "megatron-distributed",
         f"the optimizer's states of `{name}` are not those that Megatron's distributed one keeps",
-        notes=[f"they are {listed}", "the distributed one keeps `exp_avg` and `exp_avg_sq`"],
+        notes=[f"they are {text}", "the distributed one keeps `exp_avg` and `exp_avg_sq`"],
         helps=[
             "write `distributed_optimizer=0`, which keeps any states",
             "or leave the optimizer out with `--states weights`",
@@ -239,11 +239,11 @@ def check_states(name: str, own: Sequence[str]) -> None:
     )
 
 
-def mixed_masters(found: Mapping[str, str]) -> ReshardError:
+def mixed_masters(names: Mapping[str, str]) -> ReshardError:
     """The error for one buffer of weights with and without masters, one name for each state."""
     return target_error(
         "megatron-distributed",
         "some parameters have master weights, and others of the same type have none",
-        notes=[f"`{name}` has `{state}`" for state, name in found.items()],
+        notes=[f"`{name}` has `{state}`" for state, name in names.items()],
         helps=["leave the optimizer out with `--states weights`"],
     )

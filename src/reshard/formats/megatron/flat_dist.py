@@ -64,10 +64,10 @@ def flat_tensors(
     Args:  objects: pickled ones by key, as they were found.
     Raises: ReshardError[buffer-mismatch], and what `ChunkReader` raises.
     """
-    stored = _stored(folder, flat, objects, chunks)
+    buffers = _stored(folder, flat, objects, chunks)
     with Sampler(folder) as sampler:
         reader = _Reader(folder, args, Members(weights, args), sampler)
-        reader.read(stored)
+        reader.read(buffers)
     copied = {(name, state) for name, state, copy in reader.found if copy}
     return [
         LocalTensor(
@@ -76,9 +76,9 @@ def flat_tensors(
             ((COPY, copy),) if (name, state) in copied else (),
             reader.members.tensors[name].shape,
             reader.dtypes[state],
-            tuple(found),
+            tuple(fragments),
         )
-        for (name, state, copy), found in reader.found.items()
+        for (name, state, copy), fragments in reader.found.items()
     ]
 
 
@@ -89,8 +89,8 @@ def _stored(
     chunks: ChunkReader,
 ) -> list[_Stored]:
     """Every buffer that is stored, as tensors or as pickled ones; by optimizer and rank."""
-    stated = {}
-    found: list[tuple[int, int, int, Buffer]] = []
+    numels = {}
+    buffers: list[tuple[int, int, int, Buffer]] = []
     for key, value in objects.items():
         match = _OBJECT.match(key)
         if match is None:
@@ -98,35 +98,35 @@ def _stored(
         rank = (int(match.group(1) or 0), int(match.group(2)))
         content = value[0] if isinstance(value, list) and len(value) == 1 else value
         if match.group(3) == "per_bucket_numel_unpadded":
-            stated[rank] = content
+            numels[rank] = content
             continue
         for index, buffer in stored_buffers(content, folder):
             if buffer is None or buffer.dtype is None or buffer.form != "joined":
                 why = f"buffer {index} of group {rank[1]} is not one flat tensor"
                 raise _mismatch(folder, why)
-            found.append((*rank, index, buffer))
+            buffers.append((*rank, index, buffer))
     table: dict[tuple[int, int, int, str], dict[int, dict[str, StoredTensor]]] = {}
     for part, tensor in flat:
         parts = table.setdefault((part.chained, part.group, part.buffer, part.kinds), {})
         parts.setdefault(part.bucket, {})[part.state] = tensor
     for (optimizer, group, index, kinds), by_bucket in table.items():
-        known = [by_bucket[number] for number in sorted(by_bucket)]
-        lengths = _lengths(stated.get((optimizer, group)), index) or tuple(
-            next(iter(bucket.values())).shape[0] for bucket in known
+        buckets = [by_bucket[number] for number in sorted(by_bucket)]
+        lengths = _lengths(numels.get((optimizer, group)), index) or tuple(
+            next(iter(bucket.values())).shape[0] for bucket in buckets
         )
         dtype = dtype_of_name(kinds.strip("()").partition(",")[0].strip().removeprefix("torch."))
-        if dtype is None or len(lengths) != len(known):
+        if dtype is None or len(lengths) != len(buckets):
             raise _mismatch(folder, f"buffer {index} of group {group} is of {kinds}")
-        states = {s: tuple(_flat(chunks, bucket[s]) for bucket in known) for s in known[0]}
-        found.append((optimizer, group, index, Buffer(dtype, lengths, states, "stated")))
-    return _by_chunk(found)
+        states = {s: tuple(_flat(chunks, bucket[s]) for bucket in buckets) for s in buckets[0]}
+        buffers.append((optimizer, group, index, Buffer(dtype, lengths, states, "stated")))
+    return _by_chunk(buffers)
 
 
-def _by_chunk(found: Sequence[tuple[int, int, int, Buffer]]) -> list[_Stored]:
+def _by_chunk(buffers: Sequence[tuple[int, int, int, Buffer]]) -> list[_Stored]:
     """With the model chunk of each: they are numbered over chunks, one for each type in each."""
     out: list[_Stored] = []
     types: set[DType | None] = set()
-    for optimizer, group, _, buffer in sorted(found, key=lambda item: item[:3]):
+    for optimizer, group, _, buffer in sorted(buffers, key=lambda item: item[:3]):
         same = bool(out) and (out[-1].optimizer, out[-1].group) == (optimizer, group)
         chunk = out[-1].chunk if same else 0
         if not same or buffer.dtype in types:
@@ -136,23 +136,23 @@ def _by_chunk(found: Sequence[tuple[int, int, int, Buffer]]) -> list[_Stored]:
     return out
 
 
-def _lengths(stated: object, index: int) -> tuple[int, ...] | None:
+def _lengths(numels: object, index: int) -> tuple[int, ...] | None:
     """Elements of each bucket without padding, where the checkpoint says so."""
-    if not isinstance(stated, list) or index >= len(stated) or not isinstance(stated[index], dict):
+    if not isinstance(numels, list) or index >= len(numels) or not isinstance(numels[index], dict):
         return None
-    values = list(stated[index].values())
+    values = list(numels[index].values())
     if len(values) != 1 or not isinstance(values[0], list):
         return None
     return tuple(n for n in values[0] if isinstance(n, int))
 
 
-def _flat(chunks: ChunkReader, stored: StoredTensor) -> Flat:
+def _flat(chunks: ChunkReader, tensor: StoredTensor) -> Flat:
     runs = []
-    for chunk in stored.chunks:
-        ref = chunks.open(stored, chunk)
+    for chunk in tensor.chunks:
+        ref = chunks.open(tensor, chunk)
         if ref.numel:
             runs.append(Run(chunk.lo[0], ref.numel, chunk.file, ref.byte_offset))
-    return Flat(stored.dtype, tuple(sorted(runs, key=lambda run: run.start)))
+    return Flat(tensor.dtype, tuple(sorted(runs, key=lambda run: run.start)))
 
 
 class _Reader:
@@ -169,23 +169,23 @@ class _Reader:
         self._layers: dict[tuple[int, int], range] = {}
         self._copies: dict[tuple[str, str, Box], int] = {}
 
-    def read(self, stored: Sequence[_Stored]) -> None:
+    def read(self, buffers: Sequence[_Stored]) -> None:
         """Find the parameters of every buffer: dense ones first, which tell the stages' layers."""
-        optimizers = sorted({item.optimizer for item in stored})
-        chunks = 1 + max(item.chunk for item in stored)
+        optimizers = sorted({item.optimizer for item in buffers})
+        chunks = 1 + max(item.chunk for item in buffers)
         for optimizer in optimizers:
             experts = None if len(optimizers) == 1 else optimizer == optimizers[-1]
             if len(optimizers) > 2:
                 raise _mismatch(
                     self._folder, f"it has {len(optimizers)} optimizers, not one or two"
                 )
-            mine = [item for item in stored if item.optimizer == optimizer]
+            share = [item for item in buffers if item.optimizer == optimizer]
             # Chunk major, then stage: how the layers lie in order.
-            for item in sorted(mine, key=lambda b: (b.chunk, b.group)):
+            for item in sorted(share, key=lambda b: (b.chunk, b.group)):
                 self._buffer(item, experts, chunks)
-        done = sum(len(layers) for layers in self._layers.values())
-        if done != self.members.layers:
-            why = f"its buffers have {done} of {self.members.layers} layers"
+        layers_of_all = sum(len(layers) for layers in self._layers.values())
+        if layers_of_all != self.members.layers:
+            why = f"its buffers have {layers_of_all} of {self.members.layers} layers"
             raise _mismatch(self._folder, why)
 
     def _buffer(self, item: _Stored, experts: bool | None, chunks: int) -> None:
@@ -222,7 +222,7 @@ class _Reader:
 
     def _fit(self, item: _Stored, place: Place) -> bool:
         """Take what a buffer holds, if one order of a rank's parameters is the right one."""
-        fitting: dict[tuple[object, ...], tuple[list[Member], Places]] = {}
+        ways: dict[tuple[object, ...], tuple[list[Member], Places]] = {}
         shared = self.members.shared(place)
         for members in self.members.orders(place):
             if sum(member.numel for member in members) > sum(item.buffer.lengths):
@@ -230,12 +230,12 @@ class _Reader:
             for places in item.buffer.places(
                 members, self._args, shared, self._sampler, bucketed=place.first
             ):
-                fitting.setdefault(tuple(zip(members, places, strict=True)), (members, places))
-        if len(fitting) > 1:
-            raise _mismatch(self._folder, f"{len(fitting)} orders fit group {item.group}")
-        for members, places in fitting.values():
+                ways.setdefault(tuple(zip(members, places, strict=True)), (members, places))
+        if len(ways) > 1:
+            raise _mismatch(self._folder, f"{len(ways)} orders fit group {item.group}")
+        for members, places in ways.values():
             self._take(item.buffer, members, places)
-        return bool(fitting)
+        return bool(ways)
 
     def _take(self, buffer: Buffer, members: Sequence[Member], places: Places) -> None:
         lower = buffer.has_lower(members, self._args, self._sampler)
@@ -246,8 +246,8 @@ class _Reader:
                 for part in member.parts:
                     key = (part.name, state, part.box)
                     copy = self._copies[key] = self._copies.get(key, -1) + 1
-                    found = self.found.setdefault((part.name, state, copy), [])
-                    found += flats[bucket].fragments(at, part, is_lower=is_lower)
+                    fragments = self.found.setdefault((part.name, state, copy), [])
+                    fragments += flats[bucket].fragments(at, part, is_lower=is_lower)
                     at += part.box.volume
 
 

@@ -68,8 +68,8 @@ class Members:
     def _layers(tensor: LocalTensor) -> int:
         if _STACKED.match(tensor.name):
             return tensor.shape[0]
-        found = layer_of(tensor.name)
-        return 0 if found is None else found[1] + 1
+        layer = layer_of(tensor.name)
+        return 0 if layer is None else layer[1] + 1
 
     def orders(self, place: Place) -> Iterator[list[Member]]:
         """The parameters of a rank in every order that is known: experts one by one, or matrix by
@@ -121,10 +121,10 @@ class Members:
         plain: list[Member | None] = []
         order: dict[str, int] = {}
         for name in names:
-            found = layer_of(name)
-            if found is not None and found[1] != layer:
+            index = layer_of(name)
+            if index is not None and index[1] != layer:
                 continue
-            lead = () if found is not None else (layer,)
+            lead = () if index is not None else (layer,)
             if not is_expert(name):
                 plain += self._one(name, lead, place)
                 continue
@@ -134,11 +134,11 @@ class Members:
             for expert, member in self._experts(name, lead, place):
                 experts.append((expert, matrix, member))
         experts.sort(key=lambda item: item[:2] if by_expert else (item[1], item[0]))
-        for known in plain:
-            if known is None:
-                yield from (item[2] for item in experts)
+        for item in plain:
+            if item is None:
+                yield from (member for _, _, member in experts)
             else:
-                yield known
+                yield item
 
     def _experts(
         self, name: str, lead: tuple[int, ...], place: Place
@@ -149,13 +149,13 @@ class Members:
             count = 1 + max(
                 int(m.group(2)) for m in map(_EXPERT.search, self.tensors) if m is not None
             )
-            held = [int(single.group(2))]
+            experts = [int(single.group(2))]
         else:
             count = self.tensors[name].shape[len(lead)]
-            held = list(range(count))
-        own = range(place.ep * count // place.eps, (place.ep + 1) * count // place.eps)
-        for expert in held:
-            if expert in own:
+            experts = list(range(count))
+        share = range(place.ep * count // place.eps, (place.ep + 1) * count // place.eps)
+        for expert in experts:
+            if expert in share:
                 inner = lead if single is not None else (*lead, expert)
                 for member in self._one(name, inner, place):
                     yield expert, member
@@ -187,12 +187,12 @@ class Members:
             for fragment in self.tensors[name].fragments:
                 part = self._part(self.tensors[name], fragment)
                 table.setdefault(part.box.lo[: len(lead)], []).append(part)
-            for parts in table.values():
-                parts.sort(key=lambda part: part.box.lo)
+            for chunks in table.values():
+                chunks.sort(key=lambda part: part.box.lo)
             self._index[key] = table
-        found = self._index[key].get(lead, [])
+        parts = self._index[key].get(lead, [])
         tp, tps = (place.etp, place.etps) if is_expert(name) else (place.tp, place.tps)
-        return found[tp::tps] if len(found) >= tps else found
+        return parts[tp::tps] if len(parts) >= tps else parts
 
     def _part(self, tensor: LocalTensor, fragment: Fragment) -> Part:
         box = fragment.box or Box.whole(tensor.shape)

@@ -63,6 +63,6 @@ def in_order(
             row, step = head * parts * width + part, parts
         at = run.byte_offset + row * strides[0] * tensor.dtype.itemsize
         lo = ((head * parts + part) * width, *(0,) * len(shape[1:]))
-        stored = (step * strides[0], *strides[1:])
-        runs.append(Fragment(0, prod(size), run.file, at, stored, None, Box(lo, size)))
+        steps = (step * strides[0], *strides[1:])
+        runs.append(Fragment(0, prod(size), run.file, at, steps, None, Box(lo, size)))
     return replace(tensor, fragments=tuple(runs))

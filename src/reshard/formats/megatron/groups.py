@@ -66,11 +66,11 @@ class Part:
     masters: tuple[tuple[object, ...], ...] | None
 
 
-def optimizers_in(stored: object) -> list[object]:
+def optimizers_in(tree: object) -> list[object]:
     """Each of several chained optimizers: a list, or a dict by number; or the one that there is."""
-    if isinstance(stored, Mapping):
-        return [stored[k] for k in sorted(k for k in stored if isinstance(k, int))] or [stored]
-    return stored if isinstance(stored, list) else [stored]
+    if isinstance(tree, Mapping):
+        return [tree[k] for k in sorted(k for k in tree if isinstance(k, int))] or [tree]
+    return tree if isinstance(tree, list) else [tree]
 
 
 def belongs(
@@ -116,8 +116,8 @@ def claims(
 
     Args:  named: names and numbers of dimensions.
     """
-    found = [[name for name, dims in named if belongs(g, name, dims, groups)] for g in groups]
-    return [claim if found.count(claim) == 1 else [] for claim in found]
+    members = [[name for name, dims in named if belongs(g, name, dims, groups)] for g in groups]
+    return [claim if members.count(claim) == 1 else [] for claim in members]
 
 
 class Groups:
@@ -129,11 +129,11 @@ class Groups:
     def add(self, group: Mapping[str, object], members: Sequence[str]) -> None:
         """One group with the global names of its parameters."""
         values = {str(key): encode(value) for key, value in group.items() if key not in RUNTIME}
-        known = next((names for settings, names in self._found if settings == values), None)
-        if known is None:
-            known = {}
-            self._found.append((values, known))
-        known.update(dict.fromkeys(members))
+        params = next((names for settings, names in self._found if settings == values), None)
+        if params is None:
+            params = {}
+            self._found.append((values, params))
+        params.update(dict.fromkeys(members))
 
     def all(self) -> tuple[Group, ...]:
         """Hyper-parameters and names of every group."""
@@ -148,22 +148,22 @@ def share_parameters(
     Raises: ReshardError[ambiguous-optimizer-ids] when the parameters can be shared in no way, or in
             several.
     """
-    fitting: list[list[tuple[GroupMembers, ...]]] = []
+    solutions: list[list[tuple[GroupMembers, ...]]] = []
     first: ReshardError | None = None
     for shares in _ways(len(parts), parameters):
         try:
-            fitting.append(
-                [_assigned(part, mine, file) for part, mine in zip(parts, shares, strict=True)]
+            solutions.append(
+                [_assigned(part, share, file) for part, share in zip(parts, shares, strict=True)]
             )
         except ReshardError as error:
             first = first or error
-    if len(fitting) == 1:
-        return fitting[0]
-    if first is not None and not fitting:
+    if len(solutions) == 1:
+        return solutions[0]
+    if first is not None and not solutions:
         raise first
     raise _ambiguous(
         f"{file} has {len(parts)} optimizers, and which parameters each has is not known",
-        f"{len(fitting)} ways of sharing {len(parameters)} parameters fit",
+        f"{len(solutions)} ways of sharing {len(parameters)} parameters fit",
         "optimizers count their parameters and do not name them",
     )
 
@@ -183,16 +183,17 @@ def _ways(count: int, parameters: Sequence[Parameter]) -> Iterator[tuple[Sequenc
         yield head, rest, experts
 
 
-def _assigned(part: Part, mine: Sequence[Parameter], file: str) -> tuple[GroupMembers, ...]:
+def _assigned(part: Part, parameters: Sequence[Parameter], file: str) -> tuple[GroupMembers, ...]:
     """The groups of one optimizer with their parameters, whose shapes the states must have."""
     groups = part.groups
-    claimed = [
-        frozenset(p for p in mine if belongs(g, p.name, len(p.ref.shape), groups)) for g in groups
+    claims_of = [
+        frozenset(p for p in parameters if belongs(g, p.name, len(p.ref.shape), groups))
+        for g in groups
     ]
-    left = list(mine)
+    rest = list(parameters)
     out = []
-    for group, claim in zip(groups, claimed, strict=True):
-        members = tuple(p for p in left if p in claim)
+    for group, claim in zip(groups, claims_of, strict=True):
+        members = tuple(p for p in rest if p in claim)
         raw = group.get("params")
         ids = tuple(i for i in raw if isinstance(i, int)) if isinstance(raw, list) else ()
         if raw is not None and len(ids) != len(members):
@@ -203,18 +204,18 @@ def _assigned(part: Part, mine: Sequence[Parameter], file: str) -> tuple[GroupMe
                 f"is_expert_parallel={group.get('is_expert_parallel')}",
                 f"first that fits: `{members[0].name}`" if members else "none fits",
             )
-        if raw is None and claim and claimed.count(claim) > 1:
+        if raw is None and claim and claims_of.count(claim) > 1:
             raise _ambiguous(
-                f"{claimed.count(claim)} param groups of {file} may have the same "
+                f"{claims_of.count(claim)} param groups of {file} may have the same "
                 f"{len(claim)} parameters",
-                f"first: `{next(p.name for p in mine if p in claim)}`",
+                f"first: `{next(p.name for p in parameters if p in claim)}`",
             )
-        left = [p for p in left if p not in members]
+        rest = [p for p in rest if p not in members]
         out.append(GroupMembers(group, ids, members))
-    if left:
+    if rest:
         raise _ambiguous(
-            f"{len(left)} parameters belong to no param group of {file}",
-            f"first: `{left[0].name}`",
+            f"{len(rest)} parameters belong to no param group of {file}",
+            f"first: `{rest[0].name}`",
         )
     for item in out:
         for number, parameter in zip(item.ids, item.members, strict=bool(item.ids)):

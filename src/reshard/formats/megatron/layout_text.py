@@ -67,9 +67,9 @@ def layout_text(
 def _pattern(name: str, stacks: Mapping[str, Stack], staged: bool) -> str:
     """A name as a pattern: layers counted on their stage, experts on their rank."""
     out = name
-    found = layer_of(name)
-    if found is not None:
-        prefix, number = found
+    layer = layer_of(name)
+    if layer is not None:
+        prefix, number = layer
         slot = f"local {stacks[prefix].axis}" if staged else stacks[prefix].axis
         out = f"{prefix}{{{slot}}}{name[len(prefix) + len(str(number)) :]}"
     head, experts, tail = out.partition(".local_experts.")

@@ -54,11 +54,11 @@ def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
         ),
         key=lambda key: int(key[5:]),
     )
-    found = [rank.root[key] for key in keys] or [rank.root.get("model")]
+    trees = [rank.root[key] for key in keys] or [rank.root.get("model")]
     if keys and [int(key[5:]) for key in keys] != list(range(len(keys))):
         raise _no_model(rank, f"its chunks are {', '.join(keys)}")
     out = []
-    for index, tree in enumerate(found):
+    for index, tree in enumerate(trees):
         if not isinstance(tree, dict):
             raise _no_model(rank, f"its keys are {', '.join(map(str, rank.root))}")
         tensors: dict[str, TensorRef] = {}

@@ -53,29 +53,29 @@ def states_of(
                 "or keep the weights with `--states weights`",
             ],
         )
-    stored = rank.root.get("optimizer")
-    if stored is None:
+    optimizer = rank.root.get("optimizer")
+    if optimizer is None:
         return [], []
     parameters = [
         Parameter(index, name, ref, _checked(name, ref, rank, ranks))
         for index, chunk in enumerate(chunks)
         for name, ref in chunk.parameters.items()
     ]
-    parts = [_part(item, i, rank) for i, item in enumerate(optimizers_in(stored))]
+    parts = [_part(item, i, rank) for i, item in enumerate(optimizers_in(optimizer))]
     flat_path = (folder / rank.file).with_name(DISTRIBUTED)
     flat = open_torch_file(flat_path).root if flat_path.exists() else None
     states: list[State] = []
     groups: list[GroupMembers] = []
-    for index, (part, assigned) in enumerate(
+    for index, (part, members) in enumerate(
         zip(parts, share_parameters(parts, parameters, rank.file), strict=True)
     ):
-        groups += assigned
-        states += _numbered(part.states, assigned, rank.file)
-        states += _masters(part, assigned, rank.file)
+        groups += members
+        states += _numbered(part.states, members, rank.file)
+        states += _masters(part, members, rank.file)
         if flat is not None:
-            mine = sorted((p for g in assigned for p in g.members), key=parameters.index)
-            states += _flat(flat, index, len(parts), mine, rank, ranks, folder, sampler)
-        states += _group_steps(assigned, rank.file)
+            parameters_of = sorted((p for g in members for p in g.members), key=parameters.index)
+            states += _flat(flat, index, len(parts), parameters_of, rank, ranks, folder, sampler)
+        states += _group_steps(members, rank.file)
     if flat is None and groups and not any(tensor.state != STEP for _, tensor in states):
         raise _lost(rank, folder)
     return states, groups
@@ -110,14 +110,14 @@ def _part(optimizer: object, index: int, rank: RankFile) -> Part:
 
 
 def _numbered(
-    table: Mapping[object, Mapping[object, object]], assigned: Sequence[GroupMembers], file: str
+    table: Mapping[object, Mapping[object, object]], groups: Sequence[GroupMembers], file: str
 ) -> Iterator[State]:
-    seen = set()
-    for group in assigned:
+    numbers = set()
+    for group in groups:
         if len(group.ids) != len(group.members):
             continue
         for number, parameter in zip(group.ids, group.members, strict=True):
-            seen.add(number)
+            numbers.add(number)
             for name, value in table.get(number, {}).items():
                 if isinstance(value, TensorRef):
                     yield parameter, local_tensor(parameter.name, str(name), value, file)
@@ -125,7 +125,7 @@ def _numbered(
                     yield parameter, _number(parameter.name, str(name), value, file)
                 elif value is not None:
                     raise _unknown(file, f"`{name}` of state {number} is no tensor and no number")
-    extra = [key for key in table if key not in seen]
+    extra = [key for key in table if key not in numbers]
     if extra:
         raise source_error(
             "ambiguous-optimizer-ids",
@@ -135,9 +135,9 @@ def _numbered(
         )
 
 
-def _masters(part: Part, assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
+def _masters(part: Part, groups: Sequence[GroupMembers], file: str) -> Iterator[State]:
     """fp32 copies of half-precision weights: one list for each group, of those that it has."""
-    for masters, group in zip(part.masters or (), assigned, strict=part.masters is not None):
+    for masters, group in zip(part.masters or (), groups, strict=part.masters is not None):
         halves = [p for p in group.members if p.ref.dtype.itemsize == 2]
         if len(masters) != len(halves):
             raise _unknown(file, f"{len(masters)} masters for {len(halves)} weights")
@@ -152,7 +152,7 @@ def _flat(
     flat: object,
     index: int,
     count: int,
-    mine: Sequence[Parameter],
+    parameters: Sequence[Parameter],
     rank: RankFile,
     ranks: Ranks,
     folder: Path,
@@ -173,7 +173,7 @@ def _flat(
         shared = (*shared, EMBEDDING)  # the stage that predicts several tokens has a copy
     yield from flat_states(
         root,
-        mine,
+        parameters,
         ranks.args,
         folder=folder,
         file=file,
@@ -184,9 +184,9 @@ def _flat(
     )
 
 
-def _group_steps(assigned: Sequence[GroupMembers], file: str) -> Iterator[State]:
+def _group_steps(groups: Sequence[GroupMembers], file: str) -> Iterator[State]:
     """Fused optimizers count steps by group."""
-    for group in assigned:
+    for group in groups:
         step = group.group.get(STEP)
         for parameter in group.members:
             if isinstance(step, TensorRef) and step.shape == ():

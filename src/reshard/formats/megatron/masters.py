@@ -134,9 +134,8 @@ def check_masters(folder: Path, tensors: Iterable[LocalTensor], args: Arguments)
 
 def _agree(sampler: Sampler, weight: LocalTensor, master: LocalTensor, rows: int) -> bool:
     for lo, count in _samples(weight, rows):
-        left = _read(sampler, weight, lo, count)
-        right = _read(sampler, master, lo, count)
-        if left is not None and right is not None and not rounds_to(right, left, weight.dtype):
+        value, exact = _read(sampler, weight, lo, count), _read(sampler, master, lo, count)
+        if value is not None and exact is not None and not rounds_to(exact, value, weight.dtype):
             return False
     return True
 
@@ -162,10 +161,10 @@ def _samples(tensor: LocalTensor, rows: int) -> Iterator[tuple[tuple[int, ...], 
 
 def _read(sampler: Sampler, tensor: LocalTensor, lo: tuple[int, ...], count: int) -> bytes | None:
     """A run, where one dense fragment holds all of it."""
-    wanted = Box(lo, (*(1,) * (len(lo) - 1), count) if lo else ())
+    run = Box(lo, (*(1,) * (len(lo) - 1), count) if lo else ())
     for fragment in tensor.fragments:
         box = _box(tensor, fragment)
-        if fragment.strides is None and box.intersect(wanted) == wanted:
+        if fragment.strides is None and box.intersect(run) == run:
             size = tensor.dtype.itemsize
             at = fragment.byte_offset + size * _at(fragment, box, lo)
             return sampler.read(fragment.file, at, size * count)

@@ -30,25 +30,25 @@ def original_shape(metadata: Metadata, name: str) -> tuple[int, ...] | None:
 
 
 def unfolded(
-    chunks: ChunkReader, stored: StoredTensor, shape: tuple[int, ...]
+    chunks: ChunkReader, tensor: StoredTensor, shape: tuple[int, ...]
 ) -> tuple[Fragment, ...]:
     """Every stored run as boxes of the tensor in its original shape.
 
     Raises: ReshardError[bad-model-space], and what `ChunkReader` raises.
     """
-    check_volume(stored)
-    grid = stored.shape[:-1]
+    check_volume(tensor)
+    grid = tensor.shape[:-1]
     if len(grid) != len(shape) or any(not g or s % g for s, g in zip(shape, grid, strict=True)):
         raise source_error(
             "bad-model-space",
-            f"`{stored.name}` of shape {list(stored.shape)} is not {list(shape)} in blocks",
+            f"`{tensor.name}` of shape {list(tensor.shape)} is not {list(shape)} in blocks",
             notes=["the leading dimensions must be the grid of blocks, the last one a block"],
             helps=["keep the weights with `--states weights`"],
         )
     block = tuple(s // g for s, g in zip(shape, grid, strict=True))
     out: list[Fragment] = []
-    for chunk in stored.chunks:
-        out += _boxes(chunks.open(stored, chunk), chunk, block)
+    for chunk in tensor.chunks:
+        out += _boxes(chunks.open(tensor, chunk), chunk, block)
     return tuple(out)
 
 

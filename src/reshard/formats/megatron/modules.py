@@ -92,12 +92,12 @@ def rules_of(name: str) -> tuple[Rule, ...]:
 def _rules_of(name: str) -> tuple[Rule, ...]:
     """The same for all names that differ in the numbers of layers and experts alone."""
     layout = description()
-    found: dict[int, list[Rule]] = {}
+    by_length: dict[int, list[Rule]] = {}
     for index, _ in layout.matches(name):
         rule = layout.rules[index]
         spelled = sum(len(piece) for piece in rule.pattern.pieces if isinstance(piece, str))
-        found.setdefault(spelled, []).append(rule)
-    return tuple(found[max(found)]) if found else ()
+        by_length.setdefault(spelled, []).append(rule)
+    return tuple(by_length[max(by_length)]) if by_length else ()
 
 
 class Modules:
@@ -150,21 +150,21 @@ class Modules:
     def _rule(self, name: str) -> Rule | None:
         """The rule that a tensor lies by."""
         weight = _BIAS.sub(r".weight\1", name)
-        found = rules_of(name)
-        if not found and weight != name:  # a bias is cut if the rows of its weight are
+        rules = rules_of(name)
+        if not rules and weight != name:  # a bias is cut if the rows of its weight are
             shaped = self._rule(weight) if weight in self._shapes else None
-            found = rules_of(weight) if shaped is None else (shaped,)
-            found = tuple(_WHOLE if _cut_of(rule) != 0 else rule for rule in found)
+            rules = rules_of(weight) if shaped is None else (shaped,)
+            rules = tuple(_WHOLE if _cut_of(rule) != 0 else rule for rule in rules)
             if shaped is not None:
-                return found[0]
+                return rules[0]
         env = {**self._env, "gated": self._is_gated(weight)}
-        found = tuple(
-            rule for rule in found if not rule.when or _value(rule.when, env) is not False
+        rules = tuple(
+            rule for rule in rules if not rule.when or _value(rule.when, env) is not False
         )
-        cut = next((rule for rule in found if _cut_of(rule) is not None), None)
+        cut = next((rule for rule in rules if _cut_of(rule) is not None), None)
         if cut is None:
-            return found[0] if found else None
-        return self._established(name, cut, found[0])
+            return rules[0] if rules else None
+        return self._established(name, cut, rules[0])
 
     def _established(self, name: str, cut: Rule, usual: Rule) -> Rule | None:
         """Whether a tensor is really cut.
@@ -192,21 +192,21 @@ class Modules:
 
         Source: megatron/core/transformer/mlp.py `MLP.__init__`, core 0.12 to 0.20.
         """
-        stated = self._stated_gates()
+        has_gates = self._stated_gates()
         for name, shape in self._shapes.items():
             second = self._shapes.get(_second(name), ())
             if len(second) < 2:
                 continue
             grouped = len(second) == 3
             rows, width = shape[-1 if grouped else 0], second[-2 if grouped else 1]
-            if strict and stated is not None and is_language(name):
-                expected = 2 * width if stated else width
+            if strict and has_gates is not None and is_language(name):
+                expected = 2 * width if has_gates else width
                 if rows != expected:
                     raise source_error(
                         "glu-mismatch",
                         f"`{name}` has {rows} rows for {width} columns of the layer behind it",
                         notes=[
-                            f"the run had {'a' if stated else 'no'} gated MLP, which has "
+                            f"the run had {'a' if has_gates else 'no'} gated MLP, which has "
                             f"{expected}",
                             f"`swiglu` in the arguments of {self._args.file}",
                         ],
@@ -217,8 +217,8 @@ class Modules:
             yield name, rows == 2 * width
 
     def _stated_gates(self) -> bool | None:
-        found = [self._args.get(name) for name in ("swiglu", "gated_linear_unit")]
-        return None if found == [None, None] else any(found)
+        values = [self._args.get(name) for name in ("swiglu", "gated_linear_unit")]
+        return None if values == [None, None] else any(values)
 
     def _is_gated(self, weight: str) -> bool:
         return self._gated.get(weight, bool(self._stated_gates()) and is_language(weight))
@@ -229,8 +229,8 @@ class Modules:
         """
         sizes = [cut.axes[axis].size for axis in _axes(cut.dims[dimension])]
         values = [None if size is None else _value(size, self._env) for size in sizes]
-        known = [value for value in values if isinstance(value, int)]
-        return sum(known) if len(known) == len(sizes) else None, len(set(sizes)) == 1
+        numbers = [value for value in values if isinstance(value, int)]
+        return sum(numbers) if len(numbers) == len(sizes) else None, len(set(sizes)) == 1
 
     def _term(self, term: Term, rule: Rule, vocabulary: int | None) -> str:
         """A dimension as UCL; parts of several sizes say these."""
@@ -260,21 +260,21 @@ class Modules:
         ):
             return None
         first, *others = pieces
-        seen: set[bytes] = set()
+        values: set[bytes] = set()
         for start, count in samples(first.numel):
             data = _read(first, start, count)
             if any(_read(other, start, count) != data for other in others):
                 return False
             size = first.dtype.itemsize
-            seen.update(data[at : at + size] for at in range(0, len(data), size))
-        return True if len(seen) > 1 else None
+            values.update(data[at : at + size] for at in range(0, len(data), size))
+        return True if len(values) > 1 else None
 
 
 def _second(name: str) -> str:
     """The second layer of the MLP of a first layer's weight; "" for what is none."""
     for first, second in _SECOND:
-        head, there, number = name.rpartition(first)
-        if there and (not number or number.isdecimal()):
+        head, match, number = name.rpartition(first)
+        if match and (not number or number.isdecimal()):
             return f"{head}{second}{number}"
     return ""
 

@@ -76,11 +76,11 @@ class Ranks:
         """The tp and ep ranks for which a file is read: its own, and those of ranks that wrote none
         because their tensors are in this one.
         """
-        own = (file.tp, file.ep)
-        here = [f for f in self.files if f.pp == file.pp]
-        written = {(f.tp, f.ep) for f in here}
-        if len(written) == self.tp * self.ep:
-            return (own,)
+        place = (file.tp, file.ep)
+        files = [f for f in self.files if f.pp == file.pp]
+        pairs = {(f.tp, f.ep) for f in files}
+        if len(pairs) == self.tp * self.ep:
+            return (place,)
 
         def holds(other: RankFile, tp: int, ep: int) -> bool:
             if expert:
@@ -91,10 +91,10 @@ class Ranks:
             (tp, ep)
             for tp in range(self.tp)
             for ep in range(self.ep)
-            if (tp, ep) not in written
-            and next(other for other in here if holds(other, tp, ep)) == file
+            if (tp, ep) not in pairs
+            and next(other for other in files if holds(other, tp, ep)) == file
         ]
-        return (own, *lent)
+        return (place, *lent)
 
     @property
     def version(self) -> float:
@@ -115,17 +115,17 @@ def _ranks_in(folder: str) -> list[dict[str, int]]:
     """What the numbers in a folder's name may be ranks of: several ways if there are two."""
     out = []
     for name in description().files[0].names:
-        found = name.pattern.match(f"{folder}/{MODEL_FILES[0]}")
-        if found is not None and name.pattern.fill(found).partition("/")[0] == folder:
-            out.append({axis: int(found[axis]) for axis in AXES if axis in found})
+        numbers = name.pattern.match(f"{folder}/{MODEL_FILES[0]}")
+        if numbers is not None and name.pattern.fill(numbers).partition("/")[0] == folder:
+            out.append({axis: int(numbers[axis]) for axis in AXES if axis in numbers})
     return out
 
 
 def _place(numbers: Sequence[Mapping[str, int]], sizes: Sizes) -> Sizes:
     """A folder's ranks: one suffix is the pipeline's, or the experts' when there is one stage."""
     several = {axis for axis, size in zip(AXES, sizes, strict=True) if size > 1 or axis == "tp"}
-    found = next((item for item in numbers if item.keys() <= several), numbers[-1])
-    return found["tp"], found.get("pp", 0), found.get("ep", 0)
+    ranks = next((item for item in numbers if item.keys() <= several), numbers[-1])
+    return ranks["tp"], ranks.get("pp", 0), ranks.get("ep", 0)
 
 
 def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
@@ -135,13 +135,13 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | renamed-file |
             unsupported-expert-tp], and what `open_torch_file` raises.
     """
-    found = [_open(path, strict) for path in _rank_folders(folder)]
-    args = found[0].args
-    sizes = _sizes(args, found)
-    said = dict(_settings(found[0]))
+    items = [_open(path, strict) for path in _rank_folders(folder)]
+    args = items[0].args
+    sizes = _sizes(args, items)
+    settings = dict(_settings(items[0]))
     files = []
-    for item in found:
-        _check_same(folder, found[0], said, item)
+    for item in items:
+        _check_same(folder, items[0], settings, item)
         place = _place(item.numbers, sizes)
         if any(rank >= size for rank, size in zip(place, sizes, strict=True)):
             raise source_error(
@@ -168,8 +168,8 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
 
 
 def _rank_folders(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("mp_rank_*"))
-    for path in found:
+    paths = sorted(folder.glob("mp_rank_*"))
+    for path in paths:
         if not _ranks_in(path.name) or not path.is_dir():
             raise source_error(
                 "foreign-rank",
@@ -178,7 +178,7 @@ def _rank_folders(folder: Path) -> list[Path]:
                 helps=["move it elsewhere if it does not belong to the checkpoint"],
             )
     # Before 2023, the distributed optimizer of every data-parallel rank had a folder of its own.
-    return [p for p in found if not _only_optimizer(p)] or found
+    return [p for p in paths if not _only_optimizer(p)] or paths
 
 
 def _only_optimizer(path: Path) -> bool:
@@ -210,24 +210,26 @@ def _open(path: Path, strict: bool) -> RankFile:
     return RankFile(numbers, f"{path.name}/{file}", root, args, tuple(strange))
 
 
-def _sizes(args: Arguments, found: Sequence[RankFile]) -> Sizes:
+def _sizes(args: Arguments, items: Sequence[RankFile]) -> Sizes:
     """tp, pp, ep: as the arguments say; without them as the folders' names do."""
     if args.values:
         return args.size("tp"), args.size("pp"), args.size("ep")
-    tp, pp, ep = (1 + max(f.numbers[0].get(axis, 0) for f in found) for axis in AXES)
+    tp, pp, ep = (1 + max(f.numbers[0].get(axis, 0) for f in items) for axis in AXES)
     return tp, pp, ep
 
 
-def _check_same(folder: Path, first: RankFile, said: Mapping[str, object], item: RankFile) -> None:
+def _check_same(
+    folder: Path, first: RankFile, settings: Mapping[str, object], item: RankFile
+) -> None:
     """Refuse files of two runs, or of two iterations of one.
 
-    Args:  said: the settings of the first file.
+    Args:  settings: of the first file.
     """
-    here = dict(_settings(item))
+    others = dict(_settings(item))
     differ = [
         name
-        for name, value in said.items()
-        if name in here and repr(value) != repr(here[name])  # NaN is like NaN
+        for name, value in settings.items()
+        if name in others and repr(value) != repr(others[name])  # NaN is like NaN
     ][:_TOLD]
     if differ:
         raise source_error(
@@ -235,7 +237,7 @@ def _check_same(folder: Path, first: RankFile, said: Mapping[str, object], item:
             f"{folder} holds files of two runs, or of two iterations of one",
             notes=[
                 f"{file.file} says {', '.join(f'{name}={values[name]}' for name in differ)}"
-                for file, values in ((item, here), (first, said))
+                for file, values in ((item, others), (first, settings))
             ],
             helps=["remove what does not belong to the checkpoint"],
         )
@@ -256,14 +258,14 @@ def _settings(file: RankFile) -> Iterator[tuple[str, object]]:
             continue
         yield from _plain("grad_scaler.", optimizer.get("grad_scaler"))
         inner = optimizer.get("optimizer", optimizer)
-        listed = inner.get("param_groups") if isinstance(inner, Mapping) else None
-        for group in listed if isinstance(listed, list) else []:
+        items = inner.get("param_groups") if isinstance(inner, Mapping) else None
+        for group in items if isinstance(items, list) else []:
             if isinstance(group, Mapping):
                 label = ", ".join(f"{key}={group[key]}" for key in _KEYS if key in group)
-                own = {k: v for k, v in group.items() if k not in RUNTIME}
-                groups.setdefault(label, []).append(dict(_plain("", own)))
-    for label, found in groups.items():
-        for key, value in found[0].items() if len(found) == 1 else ():
+                values = {k: v for k, v in group.items() if k not in RUNTIME}
+                groups.setdefault(label, []).append(dict(_plain("", values)))
+    for label, settings in groups.items():
+        for key, value in settings[0].items() if len(settings) == 1 else ():
             yield f"{key} of the param group with {label}", value
 
 
@@ -291,10 +293,10 @@ def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: Sizes) -> N
     Tensor-parallel ranks are neighbours, and stages follow each other. Files that all tell of one
     rank tell nothing: other tools write them so.
     """
-    stated = {file.file: file.args.integer("rank") for file in files}
-    if len(set(stated.values())) == 1 or None in stated.values():
+    numbers = {file.file: file.args.integer("rank") for file in files}
+    if len(set(numbers.values())) == 1 or None in numbers.values():
         return
-    ranks = {name: rank for name, rank in stated.items() if rank is not None}
+    ranks = {name: rank for name, rank in numbers.items() if rank is not None}
     for file in files:
         before = [f for f in files if (f.tp, f.ep, f.pp + 1) == (file.tp, file.ep, file.pp)]
         wrong = f"tp={ranks[file.file] % sizes[0]}"

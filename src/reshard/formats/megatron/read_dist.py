@@ -117,13 +117,13 @@ def _torch_dist(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
     weights = [_tensor(k, s, metadata, chunks) for k, s in named if k.state in _WEIGHTS]
 
     def states() -> list[LocalTensor]:
-        found = [_tensor(k, s, metadata, chunks) for k, s in named if k.state not in _WEIGHTS]
-        found = join_masters(folder, weights, found, args)
-        check_masters(folder, [*weights, *found], args)
+        tensors = [_tensor(k, s, metadata, chunks) for k, s in named if k.state not in _WEIGHTS]
+        tensors = join_masters(folder, weights, tensors, args)
+        check_masters(folder, [*weights, *tensors], args)
         if flat or any(".param_state/" in name for name in objects):
-            found += flat_tensors(folder, flat, objects, args, chunks, weights)
+            tensors += flat_tensors(folder, flat, objects, args, chunks, weights)
         chunks.refuse_overlaps()
-        return found
+        return tensors
 
     return _Content(weights, states, objects)
 
@@ -139,8 +139,8 @@ def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
     shapes = {t.name: t.shape for t in weights if t.state == "param"}
 
     def states() -> list[LocalTensor]:
-        found = [t for t in tensors if t.state not in _WEIGHTS]
-        for tensor in found:
+        others = [t for t in tensors if t.state not in _WEIGHTS]
+        for tensor in others:
             if shapes.get(tensor.name, tensor.shape) != tensor.shape and tensor.shape:
                 raise source_error(
                     "bad-model-space",
@@ -149,8 +149,8 @@ def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
                     notes=["states of `zarr` are read where they have their parameter's shape"],
                     helps=["keep the weights with `--states weights`"],
                 )
-        check_masters(folder, [*weights, *found], args)
-        return found
+        check_masters(folder, [*weights, *others], args)
+        return others
 
     return _Content(weights, states, zarr_objects(folder, chunks))
 
@@ -164,14 +164,14 @@ _OF_OPTIMIZER = frozenset(
 
 
 def _tensor(
-    key: StateKey, stored: StoredTensor, metadata: Metadata, chunks: ChunkReader
+    key: StateKey, tensor: StoredTensor, metadata: Metadata, chunks: ChunkReader
 ) -> LocalTensor:
-    shape = original_shape(metadata, stored.name)
-    if shape is None or shape == stored.shape:
-        fragments, shape = chunks.fragments(stored), stored.shape
+    shape = original_shape(metadata, tensor.name)
+    if shape is None or shape == tensor.shape:
+        fragments, shape = chunks.fragments(tensor), tensor.shape
     else:
-        fragments = unfolded(chunks, stored, shape)
-    return LocalTensor(key.name, key.state, (), shape, stored.dtype, fragments)
+        fragments = unfolded(chunks, tensor, shape)
+    return LocalTensor(key.name, key.state, (), shape, tensor.dtype, fragments)
 
 
 def rows_of(weights: Sequence[LocalTensor]) -> int | None:
@@ -201,8 +201,8 @@ def backend_of(folder: Path) -> str:
     Raises: ReshardError[unsupported-backend | source-unreadable].
     """
     try:
-        stated = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
-        backend = stated.get("sharded_backend") if isinstance(stated, dict) else None
+        content = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
+        backend = content.get("sharded_backend") if isinstance(content, dict) else None
     except (OSError, FileTooLargeError) as error:
         raise unreadable(folder / "metadata.json", error) from None
     except ValueError:

@@ -55,11 +55,11 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
         with Sampler(folder) as sampler:
             for rank in ranks.files:
                 chunks = model.chunks[rank.file]
-                found, assigned = states_of(rank, chunks, ranks, folder, sampler)
-                for item in found:
+                tensors_of_rank, members = states_of(rank, chunks, ranks, folder, sampler)
+                for item in tensors_of_rank:
                     states += _state(item, chunks[item[0].chunk], model)
                 names = model.global_names(chunks)
-                for group in assigned:
+                for group in members:
                     groups.add(group.group, [names[p.chunk, p.name] for p in group.members])
     except ReshardError as error:
         withheld, states, groups = error.diagnostics, [], Groups()
@@ -125,18 +125,18 @@ class _Model:
         }
 
     def _global_name(self, chunk: Chunk, name: str) -> str:
-        known = known_name(name, self.tied)
+        whole = known_name(name, self.tied)
         for prefix, stack in self.stacks.items():
-            if known.startswith(prefix):
-                known = shifted(known, stack.first(chunk.vpp * self.ranks.pp + chunk.rank.pp))
+            if whole.startswith(prefix):
+                whole = shifted(whole, stack.first(chunk.vpp * self.ranks.pp + chunk.rank.pp))
                 break
         experts = self.ranks.args.integer("num_experts") or 0
-        head, found, tail = known.partition(_EXPERT)
-        if not found:
-            return known
+        head, mark, tail = whole.partition(_EXPERT)
+        if not mark:
+            return whole
         number, dot, rest = tail.partition(".")
         shift = chunk.rank.ep * (experts // self.ranks.ep)
-        return f"{head}{found}{int(number) + shift}{dot}{rest}"
+        return f"{head}{mark}{int(number) + shift}{dot}{rest}"
 
     def pieces(self) -> dict[str, list[TensorRef]]:
         """By known name, what the tensor-parallel ranks of one stage hold of a tensor."""
@@ -147,9 +147,9 @@ class _Model:
                 expert = is_expert(name)
                 place = (chunk.vpp, rank.pp, rank.ep if expert else 0)
                 number = rank.tp % self.ranks.etp if expert else rank.tp
-                found = out.setdefault(known_name(name, self.tied), {})
-                found.setdefault(place, {}).setdefault(number, ref)
-        return {name: list(next(iter(found.values())).values()) for name, found in out.items()}
+                places = out.setdefault(known_name(name, self.tied), {})
+                places.setdefault(place, {}).setdefault(number, ref)
+        return {name: list(next(iter(places.values())).values()) for name, places in out.items()}
 
     def in_order(self, tensor: LocalTensor, shape: tuple[int, ...]) -> LocalTensor:
         """A tensor with its rows as they count, where old checkpoints have another order.
@@ -205,9 +205,9 @@ def _mesh(model: _Model) -> dict[str, int]:
 
 
 def _aliases(model: _Model) -> dict[str, str] | None:
-    stored = {name for items in model.chunks.values() for c in items for name in c.tensors}
-    found = {copy: name for copy, name in tied_names().items() if copy in stored}
-    return found if model.tied and found else None
+    names = {name for items in model.chunks.values() for c in items for name in c.tensors}
+    copies = {copy: name for copy, name in tied_names().items() if copy in names}
+    return copies if model.tied and copies else None
 
 
 def _left(model: _Model) -> tuple[Left, ...]:

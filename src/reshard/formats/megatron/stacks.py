@@ -45,10 +45,10 @@ def stacks_of(names: Iterable[tuple[int, str]], chunks: int) -> Mapping[str, Sta
     """
     counts: dict[str, list[int]] = {}
     for chunk, name in names:
-        found = layer_of(name)
-        if found is not None:
-            stack = counts.setdefault(found[0], [0] * chunks)
-            stack[chunk] = max(stack[chunk], found[1] + 1)
+        layer = layer_of(name)
+        if layer is not None:
+            stack = counts.setdefault(layer[0], [0] * chunks)
+            stack[chunk] = max(stack[chunk], layer[1] + 1)
     single = len(counts) == 1
     return {
         prefix: Stack(prefix, "layer" if single else _axis(prefix), tuple(numbers))
@@ -63,8 +63,8 @@ def _axis(prefix: str) -> str:
 
 def shifted(name: str, first: int) -> str:
     """A name with the number of its layer counted over all stages."""
-    found = layer_of(name)
-    if found is None or not first:
+    layer = layer_of(name)
+    if layer is None or not first:
         return name
-    prefix, number = found
+    prefix, number = layer
     return f"{prefix}{number + first}{name[len(prefix) + len(str(number)) :]}"

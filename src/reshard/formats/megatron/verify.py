@@ -27,7 +27,7 @@ def _blobs(root: Path) -> list[Blob]:
     if not metadata_files(root):
         return []
     metadata = read_metadata(root)
-    chunks = (chunk for stored in metadata.tensors for chunk in stored.chunks)
-    found: list[Blob] = [(c.file, c.byte_offset, c.nbytes) for c in chunks if c.tensor is None]
-    found += [(item.file, item.byte_offset, item.nbytes) for item in metadata.objects]
-    return [*sorted(found)]
+    chunks = (chunk for tensor in metadata.tensors for chunk in tensor.chunks)
+    blobs: list[Blob] = [(c.file, c.byte_offset, c.nbytes) for c in chunks if c.tensor is None]
+    blobs += [(item.file, item.byte_offset, item.nbytes) for item in metadata.objects]
+    return [*sorted(blobs)]

@@ -101,14 +101,14 @@ class _Run:
 
         Loaders refuse a checkpoint that lacks one and do not mind one too many.
         """
-        seen: set[str] = set()
+        owners: set[str] = set()
         for name, kinds in self.job.inventory.states.items():
             shape = next(iter(kinds.values())).shape
             module, _, _ = name.rpartition(".")
             grid = shape[: stacked_axes(name)]
             for owner in _stateful(module):
-                if owner not in seen:
-                    seen.add(owner)
+                if owner not in owners:
+                    owners.add(owner)
                     yield from (f"{owner}._extra_state/shard_{place}" for place in _places(grid))
 
     def _content(self) -> dict[str, object]:

@@ -52,20 +52,20 @@ class GroupBuilder:
         Raises: ReshardError[megatron-groups].
         """
         is_own = all("wd_mult" in group for group in self.source)
-        found = self._megatron(parameters) if is_own else self._foreign(parameters)
+        settings = self._megatron(parameters) if is_own else self._foreign(parameters)
         if not self.chained or not any(map(is_expert, parameters)):
-            return (_optimizer(found, expert=False),)
+            return (_optimizer(settings, expert=False),)
         return tuple(
-            _optimizer({n: s for n, s in found.items() if is_expert(n) == expert}, expert=expert)
+            _optimizer({n: s for n, s in settings.items() if is_expert(n) == expert}, expert=expert)
             for expert in (False, True)
         )
 
     def _megatron(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
         """The settings of every parameter: those of the group that it was in."""
-        listed = {name: group.settings for group in self.source for name in group.params or ()}
+        settings = {name: group.settings for group in self.source for name in group.params or ()}
         rest = [group for group in self.source if group.params is None]
         return {
-            name: listed[name] if name in listed else _fitting(name, dims, rest)
+            name: settings[name] if name in settings else _fitting(name, dims, rest)
             for name, dims in parameters.items()
         }
 
@@ -83,18 +83,18 @@ class GroupBuilder:
             if decay is not None and bool(decay) != decayed:
                 decayed_otherwise.append(name)
         self._warn(kinds, decayed_otherwise)
-        made = {decayed: _foreign(found[0], decayed) for decayed, found in kinds.items() if found}
-        return {name: made[is_decayed(name, dims)] for name, dims in parameters.items()}
+        groups = {decayed: _foreign(kind[0], decayed) for decayed, kind in kinds.items() if kind}
+        return {name: groups[is_decayed(name, dims)] for name, dims in parameters.items()}
 
     def _warn(self, kinds: Mapping[bool, Sequence[Settings]], decayed: Sequence[str]) -> None:
         notes = []
-        for is_on, found in kinds.items():
-            keys = dict.fromkeys(key for settings in found for key in settings)
-            differing = [k for k in keys if any(s.get(k) != found[0].get(k) for s in found)]
+        for is_on, kind in kinds.items():
+            keys = dict.fromkeys(key for settings in kind for key in settings)
+            differing = [k for k in keys if any(s.get(k) != kind[0].get(k) for s in kind)]
             if differing:
-                listed = ", ".join(f"`{key}`" for key in differing)
+                names = ", ".join(f"`{key}`" for key in differing)
                 what = "that decay" if is_on else "that do not decay"
-                notes.append(f"those {what} had different {listed}: the first one's is kept")
+                notes.append(f"those {what} had different {names}: the first one's is kept")
         if decayed:
             notes.append(
                 f"Megatron lets weights decay and biases and norms not, unlike the source for "
@@ -116,18 +116,18 @@ def _fitting(name: str, dims: int, groups: Sequence[Group]) -> Settings:
     """The settings of the one group that a parameter can be in, in whichever optimizer."""
     kinds: list[Settings] = []
     for group in groups:
-        own = {key: value for key, value in group.settings.items() if key != _EXPERT}
-        if own not in kinds:
-            kinds.append(own)
-    fitting = [own for own in kinds if belongs(own, name, dims, kinds)]
-    if len(fitting) != 1:
+        settings = {key: value for key, value in group.settings.items() if key != _EXPERT}
+        if settings not in kinds:
+            kinds.append(settings)
+    choices = [settings for settings in kinds if belongs(settings, name, dims, kinds)]
+    if len(choices) != 1:
         raise target_error(
             "megatron-groups",
-            f"`{name}` fits {len(fitting)} of the {len(groups)} param groups of the source",
+            f"`{name}` fits {len(choices)} of the {len(groups)} param groups of the source",
             notes=["the source does not say which parameters a group holds"],
             helps=["leave the optimizer out with `--states weights`"],
         )
-    return fitting[0]
+    return choices[0]
 
 
 def carried_groups(
@@ -154,15 +154,15 @@ def is_fused(source: Iterable[Group]) -> bool:
     )
 
 
-def _optimizer(found: Mapping[str, Settings], *, expert: bool) -> Optimizer:
+def _optimizer(settings_of: Mapping[str, Settings], *, expert: bool) -> Optimizer:
     """The groups of parameters with the same settings."""
-    settings = {name: {**_plain(own), _EXPERT: expert} for name, own in found.items()}
+    settings = {name: {**_plain(item), _EXPERT: expert} for name, item in settings_of.items()}
     groups: list[Settings] = []
-    for own in settings.values():
-        if own not in groups:
-            groups.append(own)
+    for item in settings.values():
+        if item not in groups:
+            groups.append(item)
     groups = _sorted(groups)
-    return Optimizer(tuple(groups), {name: groups.index(own) for name, own in settings.items()})
+    return Optimizer(tuple(groups), {name: groups.index(item) for name, item in settings.items()})
 
 
 def _plain(settings: Mapping[str, object]) -> Settings:
@@ -174,25 +174,31 @@ def _sorted(groups: Sequence[Settings]) -> list[Settings]:
     """The group without overrides first, the others by what they override."""
 
     def key(settings: Settings) -> tuple[object, ...]:
-        own = {k: settings[k] for k in _KEYS if settings.get(k, _MULTIPLIERS[k]) != _MULTIPLIERS[k]}
-        if not own:
+        overrides = {
+            k: settings[k] for k in _KEYS if settings.get(k, _MULTIPLIERS[k]) != _MULTIPLIERS[k]
+        }
+        if not overrides:
             return (0,)
         if settings.get("is_decoupled_lr"):
-            own = {k: settings[k] for k in _OVERRIDES if k in settings and (k in own or "_lr" in k)}
-        return (1, tuple((k, str(v)) for k, v in sorted(own.items())))
+            overrides = {
+                k: settings[k]
+                for k in _OVERRIDES
+                if k in settings and (k in overrides or "_lr" in k)
+            }
+        return (1, tuple((k, str(v)) for k, v in sorted(overrides.items())))
 
     return sorted(groups, key=key)
 
 
 def _foreign(settings: Mapping[str, object], decayed: bool) -> Settings:
     """A group of Megatron's with the hyper-parameters of another framework's."""
-    own = {key: value for key, value in settings.items() if key not in (*RUNTIME, *_KEYS)}
+    rest = {key: value for key, value in settings.items() if key not in (*RUNTIME, *_KEYS)}
     out: Settings = {
         _EXPERT: False,
         "default_config": True,
         **_MULTIPLIERS,
         "wd_mult": 1.0 if decayed else 0.0,
-        **own,
+        **rest,
     }
     if not decayed and "weight_decay" in out:
         out["weight_decay"] = 0.0

@@ -100,21 +100,21 @@ class Inventory:
 
         Raises: ReshardError[megatron-steps].
         """
-        found: dict[int | float, str] = {}
+        values: dict[int | float, str] = {}
         for name in names:
             if name in self.steps:
-                found.setdefault(self.steps[name].value, name)
-        if len(found) > 1:
+                values.setdefault(self.steps[name].value, name)
+        if len(values) > 1:
             raise target_error(
                 "megatron-steps",
                 "parameters are at different steps",
                 notes=[
-                    *(f"`{name}` is at step {value:g}" for value, name in found.items()),
+                    *(f"`{name}` is at step {value:g}" for value, name in values.items()),
                     "Megatron keeps one step for all of them",
                 ],
                 helps=["convert to `universal`, which keeps one per parameter"],
             )
-        return next(iter(found), None)
+        return next(iter(values), None)
 
     def fold_steps(self) -> None:
         """Say that steps are written beside the states, not as arrays."""
@@ -177,13 +177,13 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
 
 
 def _no_weights(name: str, kinds: Mapping[str, Whole]) -> ReshardError:
-    listed = ", ".join(f"`{kind}`" for kind in kinds)
+    text = ", ".join(f"`{kind}`" for kind in kinds)
     helps = ["leave `param` among the states that `--states` lists"]
     if "master" in kinds:
         helps = ["say in which type the model computes, e.g. `--dtype bf16`"]
     return target_error(
         "megatron-weights",
         f"there are no weights of `{name}`",
-        notes=[f"the source has {listed} of it"],
+        notes=[f"the source has {text} of it"],
         helps=helps,
     )

@@ -129,20 +129,20 @@ class _Run:
 
     def _trained(self, chunk: Sequence[LaidTensor]) -> list[LaidTensor]:
         """The parameters that an optimizer has, in the order in which it counts them."""
-        found = [tensor for tensor in chunk if tensor.whole not in self._inventory.resting]
-        ordered = self._in_order(found)
+        tensors = [tensor for tensor in chunk if tensor.whole not in self._inventory.resting]
+        ordered = self._in_order(tensors)
         if ordered is None:
-            known = description().orders[0]
-            raise _no_order(next(t.name for t in found if not known.has(t.name)))
+            order = description().orders[0]
+            raise _no_order(next(t.name for t in tensors if not order.has(t.name)))
         return ordered
 
     def _held(self, coord: Mapping[str, int]) -> list[LaidTensor]:
         """The tensors of one model chunk of one rank, in Megatron's order as far as it is known."""
-        held: list[tuple[int, LaidTensor]] = []
+        numbered: list[tuple[int, LaidTensor]] = []
         for axes, table in self._places.items():
-            held += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
-        found = [tensor for _, tensor in sorted(held, key=lambda item: item[0])]
-        return self._in_order(found) or found
+            numbered += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
+        tensors = [tensor for _, tensor in sorted(numbered, key=lambda item: item[0])]
+        return self._in_order(tensors) or tensors
 
     def _in_order(self, tensors: Sequence[LaidTensor]) -> list[LaidTensor] | None:
         """Tensors as their modules register them: as the target's layout says, else as Megatron's

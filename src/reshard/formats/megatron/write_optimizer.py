@@ -32,20 +32,20 @@ def rank_optimizers(
            rank: its name, for messages.
     Raises: ReshardError[megatron-steps].
     """
-    made: list[object] = []
+    trees: list[object] = []
     for optimizer in optimizers:
         if job.options.distributed:
             step = job.inventory.step(optimizer.members)
-            made.append(_shared(job, optimizer.groups, step))
+            trees.append(_shared(job, optimizer.groups, step))
         else:
-            made.append(_plain(job, tensors, optimizer, rank))
-    return made[0] if len(made) == 1 else made
+            trees.append(_plain(job, tensors, optimizer, rank))
+    return trees[0] if len(trees) == 1 else trees
 
 
 def _shared(job: Job, groups: Sequence[Settings], step: float | None) -> dict[str, object]:
     """Of the distributed optimizer, param groups alone: the states lie elsewhere."""
-    own = [_with_step(group, step, job.options.fused) for group in groups]
-    return {"optimizer": {"param_groups": own}, **_scaler(job)}
+    param_groups = [_with_step(group, step, job.options.fused) for group in groups]
+    return {"optimizer": {"param_groups": param_groups}, **_scaler(job)}
 
 
 def _plain(
@@ -62,9 +62,9 @@ def _plain(
         numbers = list(range(count, count + len(members)))
         count += len(members)
         for number, tensor in zip(numbers, members, strict=True):
-            own = _states(job, tensor, rank)
-            if own:
-                states[number] = own
+            values = _states(job, tensor, rank)
+            if values:
+                states[number] = values
         masters.append(
             [
                 job.tensor(t, inventory.master(t.whole), DType.F32, rank)
@@ -83,14 +83,14 @@ def _plain(
 
 
 def _states(job: Job, tensor: LaidTensor, rank: str) -> dict[str, object]:
-    own: dict[str, object] = {}
+    states: dict[str, object] = {}
     number = job.inventory.steps.get(tensor.whole)
     if number is not None and not job.options.fused:
-        own["step"] = _step_tensor(job, number.value)
+        states["step"] = _step_tensor(job, number.value)
     for state, whole in job.inventory.own_states(tensor.whole).items():
-        own[state] = job.tensor(tensor, state, whole.dtype, rank)
+        states[state] = job.tensor(tensor, state, whole.dtype, rank)
     job.inventory.lose_master(tensor.whole)
-    return own
+    return states
 
 
 def common_optimizers(job: Job) -> object:
@@ -108,8 +108,8 @@ def common_optimizers(job: Job) -> object:
             for name in job.trained()
         }
         groups = tuple(optimizer.groups for optimizer in job.builder.build(dims))
-    made = [_common(job, own, step) for own in groups]
-    return made[0] if len(made) == 1 else dict(enumerate(made))
+    trees = [_common(job, param_groups, step) for param_groups in groups]
+    return trees[0] if len(trees) == 1 else dict(enumerate(trees))
 
 
 def _common(job: Job, groups: Sequence[Settings], step: float | None) -> dict[str, object]:
@@ -134,10 +134,10 @@ def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:
     """
     inventory = job.inventory
     for name in job.trained():
-        own = inventory.own_states(name)
+        others = inventory.own_states(name)
         master = inventory.states[name][inventory.master(name)]
         if job.options.distributed:
-            check_states(name, list(own))
+            check_states(name, list(others))
             if name in inventory.remainders and job.has_remainders:
                 inventory.fold(name, "master", LOWER_HALVES)
                 master = replace(master, state=REMAINDER)
@@ -146,7 +146,7 @@ def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:
             yield f"{STATE}fp32_param.{name}", master, DType.F32
         else:
             inventory.lose_master(name)
-        for state, whole in own.items():
+        for state, whole in others.items():
             yield f"{STATE}{state}.{name}", whole, whole.dtype
 
 

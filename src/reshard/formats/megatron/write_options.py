@@ -66,11 +66,11 @@ class WriteOptions:
 
         Source: megatron/core/parallel_state.py, the rank generators (core 0.16.1).
         """
-        found = {
+        pairs = {
             (rank % self.tp, rank // self.etp % self.ep)
             for rank in range(self.tp * self.ep * self.etp)
         }
-        return sorted(found)
+        return sorted(pairs)
 
     def rank(self, tp: int, pp: int, ep: int) -> int:
         """The first of all ranks that has a place on the mesh: the one that writes its files."""
@@ -156,8 +156,8 @@ def _bucket_size(resume: Resume, dp: int) -> int | None:
     """As the source's run would have it on as many ranks."""
     if resume.args.get("overlap_grad_reduce") is not True:
         return None
-    stated = resume.args.get("ddp_bucket_size")
-    return stated if isinstance(stated, int) and stated else default_size(dp)
+    size = resume.args.get("ddp_bucket_size")
+    return size if isinstance(size, int) and size else default_size(dp)
 
 
 def _distributed(target: Target, inventory: Inventory, resume: Resume) -> bool:

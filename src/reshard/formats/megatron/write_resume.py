@@ -65,19 +65,19 @@ def resume_of(catalog: Catalog, constant: Constant[object]) -> Resume:
     Raises: ReshardError[bad-object].
     """
     training = catalog.training
-    own = training.of("megatron")
-    is_megatron = bool(own)
+    kept_by = training.of("megatron")
+    is_megatron = bool(kept_by)
     decode = Decoder(constant)
-    args = _namespace(decode.value(own.get("args")))
-    objects = decode.mapping(own.get("objects"))
+    args = _namespace(decode.value(kept_by.get("args")))
+    objects = decode.mapping(kept_by.get("objects"))
     state = decode.mapping(training.state)
-    said = Arguments(args, "")
-    mesh = said.size("tp"), said.size("pp"), said.size("ep")
+    arguments = Arguments(args, "")
+    mesh = arguments.size("tp"), arguments.size("pp"), arguments.size("ep")
     return Resume(
         is_megatron,
         args,
         training.iteration,
-        said.integer("consumed_train_samples"),
+        arguments.integer("consumed_train_samples"),
         tuple(
             Group(settings, group.params)
             for group in training.param_groups
@@ -85,8 +85,8 @@ def resume_of(catalog: Catalog, constant: Constant[object]) -> Resume:
         ),
         state.get("lr_scheduler") if is_megatron else None,
         state.get("loss_scaler") if is_megatron else None,
-        {k: v for k, v in decode.mapping(own.get("other")).items() if k not in _WRITTEN_ANEW},
-        _rng(decode.value(own.get("rng_state")), objects, mesh),
+        {k: v for k, v in decode.mapping(kept_by.get("other")).items() if k not in _WRITTEN_ANEW},
+        _rng(decode.value(kept_by.get("rng_state")), objects, mesh),
         mesh,
         {k: v for k, v in objects.items() if not k.startswith(_CONSUMED) and _EXTRA not in k},
         {k: v for k, v in objects.items() if _EXTRA in k},
@@ -100,7 +100,7 @@ def _namespace(value: object) -> dict[str, object]:
 
 
 def _rng(
-    listed: object, objects: Mapping[str, object], mesh: tuple[int, int, int]
+    states_of: object, objects: Mapping[str, object], mesh: tuple[int, int, int]
 ) -> dict[tuple[int, int, int], object]:
     """By rank; the files of a legacy checkpoint are listed by their names."""
     out: dict[tuple[int, int, int], object] = {}
@@ -110,7 +110,7 @@ def _rng(
             pp, tp, pps, tps = map(int, match.groups())
             if (tps, pps) == mesh[:2]:
                 out[tp, pp, 0] = value[0]
-    states = listed if isinstance(listed, list) else []
+    states = states_of if isinstance(states_of, list) else []
     places = [(t, p, e) for t in range(mesh[0]) for p in range(mesh[1]) for e in range(mesh[2])]
     if states and len(states) == len(places) and all(state is not None for state in states):
         out.update(zip(places, states, strict=True))

@@ -48,25 +48,25 @@ class ZarrArray:
         self._folder, self._root = folder, root
         path = folder / ".zarray"
         try:
-            found = load_bounded(read_regular(path, _MAX_NBYTES))
+            header = load_bounded(read_regular(path, _MAX_NBYTES))
         except (OSError, FileTooLargeError) as error:
             raise unreadable(path, error) from None
         except ValueError as error:
             raise self._bad(f"{path} is no JSON: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(header, dict):
             raise self._bad(f"{path} is no object")
-        if found.get("compressor") is not None or found.get("filters"):
+        if header.get("compressor") is not None or header.get("filters"):
             raise self._bad("its chunks are compressed")
-        if found.get("zarr_format") != 2 or found.get("order") != "C":
+        if header.get("zarr_format") != 2 or header.get("order") != "C":
             raise self._bad("it is not of zarr format 2 in order C")
-        dtype = found.get("dtype")
+        dtype = header.get("dtype")
         kind = half if dtype in _BITS16 else _TYPES.get(str(dtype))
         if kind is None:
             raise self._bad(f"its element type is {dtype}")
         self.dtype = kind
-        self.shape = self._sizes(found.get("shape"))
-        self.chunks = self._sizes(found.get("chunks"))
-        self._separator = str(found.get("dimension_separator", "."))
+        self.shape = self._sizes(header.get("shape"))
+        self.chunks = self._sizes(header.get("chunks"))
+        self._separator = str(header.get("dimension_separator", "."))
         if len(self.chunks) != len(self.shape) or not all(self.chunks):
             raise self._bad(f"chunks {list(self.chunks)} of shape {list(self.shape)}")
         self.files: list[SourceFile] = []
