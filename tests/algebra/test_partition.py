@@ -27,7 +27,7 @@ from reshard.algebra.partition import (
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=6)
 RANKS = st.integers(1, 5)
 RULES = st.one_of(
-    st.builds(Buffer, st.integers(1, 12)),
+    st.builds(Buffer, st.integers(1, 12), st.just(()), st.integers(1, 4), st.booleans()),
     st.builds(Each, st.sampled_from(["padded", "balanced"])),
     st.just(Rows()),
     st.builds(

@@ -23,13 +23,17 @@ class Buffer:
     Tensors follow each other, each with its gap behind it; the end is padded.
 
     Args:  align: the buffer's length is a multiple of this, and of the number of ranks.
-           gaps: elements left free behind each tensor; () for none.
+           gaps: elements left free behind each tensor; () for what `starts` asks for.
+           starts: tensors begin at multiples of this.
+           is_round_robin: whether they lie in the order in which ranks take them in turn.
     Source: DeepSpeed 0.19.8 deepspeed/runtime/zero/stage_1_and_2.py
             (`flatten_dense_tensors_aligned`).
     """
 
     align: int = 1
     gaps: tuple[int, ...] = ()
+    starts: int = 1
+    is_round_robin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,18 +165,19 @@ def _runs(rule: Each | Rows, shape: Shape, ranks: int) -> list[int]:
 
 
 def _buffer(rule: Buffer, numels: Sequence[int], ranks: int) -> Partition:
-    gaps = rule.gaps or (0,) * len(numels)
+    order = round_robin(len(numels), ranks) if rule.is_round_robin else range(len(numels))
+    gaps = rule.gaps or aligned_gaps([numels[tensor] for tensor in order], rule.starts)
     length = round_up(sum(numels) + sum(gaps), lcm(rule.align, ranks)) // ranks
     shares: list[Share] = []
     position = 0
-    for tensor, (numel, gap) in enumerate(zip(numels, gaps, strict=True)):
-        at = position
-        while at < position + numel:
+    for tensor, gap in zip(order, gaps, strict=True):
+        at, end = position, position + numels[tensor]
+        while at < end:
             rank = at // length
-            stop = min(position + numel, (rank + 1) * length)
+            stop = min(end, (rank + 1) * length)
             shares.append(Share(rank, tensor, at - position, stop - at, at - rank * length))
             at = stop
-        position += numel + gap
+        position = end + gap
     return Partition(tuple(shares), (length,) * ranks)
 
 

@@ -152,8 +152,10 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
     if isinstance(statement, tree.PlaceStatement):
         return f"place {_words(statement.axes)} {_placement(statement.placement)}", ""
     if isinstance(statement, tree.PartitionStatement):
-        align = "" if statement.align is None else f" align {to_text(statement.align)}"
-        over = f"over {statement.over.text} as {statement.kind}{align}"
+        clauses = (("of", statement.size), ("align", statement.align), ("starts", statement.starts))
+        listed = [f" {word} {to_text(item)}" for word, item in clauses if item is not None]
+        turns = " round_robin" if statement.is_round_robin else ""
+        over = f"over {statement.over.text} as {statement.kind}{''.join(listed)}{turns}"
         return f"partition {_words(statement.states)} {over}", ""
     if isinstance(statement, tree.EntryStatement):
         return _entry(statement)

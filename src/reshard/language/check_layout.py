@@ -185,15 +185,9 @@ def _check_partitions(scope: Scope, block: tree.LayoutBlock) -> None:
             continue
         scope.check_mesh_axis(item.over.text, item.over.span)
         check_constant(scope.faults, item.align, "the alignment", int, least=1)
-        if item.align is not None and item.kind != "buffer":
-            scope.faults.add(
-                "not-obeyed",
-                f"nothing obeys `align` in a partition as `{item.kind}`",
-                item.align.span,
-                "has no effect",
-                notes=["it rounds up the length of one buffer that holds all tensors of a group"],
-                helps=["write `as buffer align ...`, or remove it"],
-            )
+        check_constant(scope.faults, item.size, "the size of a bucket", int, least=1)
+        check_constant(scope.faults, item.starts, "the multiple", int, least=1)
+        _check_clauses(scope, item)
         for word in item.states:
             if word.text in states:
                 scope.faults.add(
@@ -204,6 +198,38 @@ def _check_partitions(scope: Scope, block: tree.LayoutBlock) -> None:
                     beside=[(states[word.text].span, "first partitioned here")],
                 )
             states.setdefault(word.text, word)
+
+
+_BUFFERS = ("buffer", "buckets")
+"""Partitions of many tensors that lie in one place."""
+
+
+def _check_clauses(scope: Scope, item: tree.PartitionStatement) -> None:
+    """Fault clauses that a kind of partition does not obey."""
+    clauses = (
+        ("of", item.size, ("buckets",), "it says how many elements fill a bucket"),
+        ("align", item.align, _BUFFERS, "it rounds up the length of a buffer of many tensors"),
+        ("starts", item.starts, _BUFFERS, "it says where tensors begin in a buffer of many"),
+    )
+    for word, value, kinds, why in clauses:
+        if value is not None and item.kind not in kinds:
+            scope.faults.add(
+                "not-obeyed",
+                f"nothing obeys `{word}` in a partition as `{item.kind}`",
+                value.span,
+                "has no effect",
+                notes=[why],
+                helps=[f"write `as {kinds[0]} {word} ...`, or remove it"],
+            )
+    if item.is_round_robin and item.kind != "buffer":
+        scope.faults.add(
+            "not-obeyed",
+            f"nothing obeys `round_robin` in a partition as `{item.kind}`",
+            item.span,
+            "has no effect",
+            notes=["it says in which order tensors lie in a buffer of many"],
+            helps=["write `as buffer round_robin`, or remove it"],
+        )
 
 
 def _check_tails(scope: Scope, rule: tree.RuleStatement) -> None:
@@ -271,8 +297,7 @@ def _expressions(block: tree.LayoutBlock, model: Model | None) -> Iterator[Expre
         elif isinstance(item, tree.PlaceStatement):
             yield from _of_placement(item.placement)
         elif isinstance(item, tree.PartitionStatement):
-            if item.align is not None:
-                yield item.align
+            yield from (part for part in (item.align, item.size, item.starts) if part is not None)
         elif isinstance(item, tree.OrderStatement):
             if item.when is not None:
                 yield item.when

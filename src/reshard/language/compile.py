@@ -149,6 +149,9 @@ def _layout(block: tree.LayoutBlock, model: Model | None) -> Layout:
                     item.over.text,
                     "rows" if item.kind == "dtensor" else item.kind,
                     item.align,
+                    item.size,
+                    item.starts,
+                    item.is_round_robin,
                     item.kind == "dtensor",
                     item.span,
                 )

@@ -259,7 +259,12 @@ def with_expressions(item: Statement, change: Callable[[Expression], Expression]
     elif isinstance(changed, tree.ConfigStatement):
         changed = replace(changed, value=change(changed.value))
     elif isinstance(changed, tree.PartitionStatement):
-        changed = replace(changed, align=maybe(changed.align))
+        changed = replace(
+            changed,
+            align=maybe(changed.align),
+            size=maybe(changed.size),
+            starts=maybe(changed.starts),
+        )
     elif isinstance(changed, tree.PlaceStatement):
         placement = changed.placement
         changed = replace(

@@ -114,15 +114,21 @@ class PartitionRule:
     """How data-parallel ranks share the flat elements of some state kinds.
 
     Args:  states: state kinds; over: the mesh axis.
-           kind: "buffer" (ZeRO-1/2), "each" (ZeRO-3), or "rows" (FSDP2).
-           align: for "buffer", the buffer's length is a multiple of this.
+           kind: "buffer" (ZeRO-1/2), "each" (ZeRO-3), "balanced" (nanotron), "rows" (FSDP2), or
+           "buckets" (Megatron).
+           align: a buffer's length is a multiple of this.  size: elements that fill a bucket.
+           starts: each tensor begins at a multiple of this.
+           is_round_robin: whether the tensors lie in a buffer as the ranks take them in turn.
            is_dtensor: whether each rank's rows are a DTensor of torch, which says the mesh itself.
     """
 
     states: tuple[str, ...]
     over: str
-    kind: Literal["buffer", "each", "rows"]
+    kind: Literal["buffer", "each", "balanced", "rows", "buckets"]
     align: Expression | None
+    size: Expression | None = None
+    starts: Expression | None = None
+    is_round_robin: bool = False
     is_dtensor: bool = False
     span: Span | None = field(default=None, compare=False, repr=False)
 

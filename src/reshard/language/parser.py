@@ -216,8 +216,11 @@ class _Builder(TermBuilder):
             return tree.PartitionStatement(
                 self._words(cast("Node", children[0])),
                 self._word(children[1]),
-                cast("Literal['buffer', 'each', 'rows', 'dtensor']", str(children[2])),
+                cast("tree.PartitionKind", str(children[2])),
+                self._maybe(children[4]),
                 self._maybe(children[3]),
+                self._maybe(children[5]),
+                children[6] is not None,
                 span=span,
             )
         if node.data == "file":

@@ -131,14 +131,20 @@ class PlaceStatement:
     span: Span | None = field(default=None, compare=False, repr=False)
 
 
+PartitionKind = Literal["buffer", "each", "balanced", "rows", "dtensor", "buckets"]
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionStatement:
-    """`partition STATES over MESH-AXIS as KIND align EXPRESSION`."""
+    """`partition STATES over AXIS as KIND of SIZE align NUMBER starts NUMBER round_robin`."""
 
     states: tuple[Word, ...]
     over: Word
-    kind: Literal["buffer", "each", "rows", "dtensor"]
+    kind: PartitionKind
     align: Expression | None = None
+    size: Expression | None = None
+    starts: Expression | None = None
+    is_round_robin: bool = False
     trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 

@@ -255,6 +255,32 @@ def test_ranks_that_share_buffers(tmp_path: Path, kind: str, ranks: int) -> None
     ]
 
 
+KINDS = [
+    "buffer",
+    "buffer align 4 * dp starts 4",
+    "buffer round_robin",
+    "each",
+    "balanced",
+    "buckets",
+    "buckets of 8 align 6 starts 2",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_every_way_to_share_is_written_and_read(tmp_path: Path, kind: str, ranks: int) -> None:
+    states = zero_run(tmp_path / "run", "buffer")
+    source = layout_file(tmp_path, ZERO.replace("KIND", "buffer align 2 * dp"))
+    text = tmp_path / "y.ucl"
+    text.write_text(ZERO.replace("KIND", kind).replace("layout zero", "layout other"))
+    reshard.convert(tmp_path / "run", tmp_path / "new", f"{text}:dp={ranks}", layout=source)
+    checkpoint = reshard.open(tmp_path / "new", layout=text)
+    assert checkpoint.mesh == {"dp": ranks}
+    for state, tensors in states.items():
+        for name, value in tensors.items():
+            assert same(checkpoint.read(name, state), value), (name, state)
+
+
 def test_a_partition_that_is_not_how_the_shares_lie(tmp_path: Path) -> None:
     zero_run(tmp_path / "run", "buffer")
     text = layout_file(tmp_path, ZERO.replace("KIND", "each"))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from reshard.algebra.partition import Buffer, Each, Rows, Rule
+from reshard.algebra.partition import Buckets, Buffer, Each, Rows, Rule
 from reshard.errors import Label, layout_error
-from reshard.language.expression import evaluate
+from reshard.language.expression import Expression, evaluate
 from reshard.language.layout import Layout, PartitionRule
 
 ALL = "states"
@@ -24,13 +24,16 @@ def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int
 
     Raises: ReshardError[share-mismatch] for an alignment that is not shared by all ranks alike.
     """
-    if rule is not None and rule.kind != "buffer":
-        return Each() if rule.kind == "each" else Rows()
-    if rule is None or rule.align is None:
+    if rule is None:
         return Buffer()
-    value = evaluate(rule.align, dict(mesh))
-    align = value if isinstance(value, int) else 0
-    if align < 1 or align % ranks:
+    if rule.kind == "rows":
+        return Rows()
+    if rule.kind in ("each", "balanced"):
+        return Each("balanced" if rule.kind == "balanced" else "padded")
+    align, size, starts = (_number(item, mesh) for item in (rule.align, rule.size, rule.starts))
+    if rule.kind == "buckets":
+        return Buckets(size, align or 1, starts or 1)
+    if align is not None and align % ranks:
         raise layout_error(
             "share-mismatch",
             f"an alignment of {align} elements does not cut into {ranks} equal shares",
@@ -38,4 +41,16 @@ def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int
             helps=[f"write a multiple of `{rule.over}`: `align 2 * {rule.over}`"],
             primary=None if rule.span is None else Label(rule.span, f"{align} elements"),
         )
-    return Buffer(align)
+    return Buffer(align or 1, (), starts or 1, rule.is_round_robin)
+
+
+def _number(item: Expression | None, mesh: Mapping[str, int]) -> int | None:
+    """A number of elements, which is one at least."""
+    value = None if item is None else evaluate(item, dict(mesh))
+    if item is not None and (not isinstance(value, int) or value < 1):
+        raise layout_error(
+            "share-mismatch",
+            f"a partition speaks of {value} elements",
+            helps=["write a number that is 1 at least"],
+        )
+    return value if isinstance(value, int) else None

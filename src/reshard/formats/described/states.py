@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.algebra.partition import Each, spread
+from reshard.algebra.partition import spread
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.described.boxes import join_boxes, parts_of
 from reshard.formats.described.faults import (
@@ -339,11 +339,13 @@ class _Together:
     ) -> list[tuple[str, Shape]]:
         """The parameters with the shapes that numbered states have: those of flat shares."""
         rules = [rule_of(self._layout, state) for state, _ in numbered]
-        rule = next((item for item in rules if item is not None and item.kind == "each"), None)
+        kinds = ("each", "balanced")
+        rule = next((item for item in rules if item is not None and item.kind in kinds), None)
         if rule is None:
             return parameters
         ranks = self._mesh[rule.over]
-        return [(n, (spread(Each(), [s], ranks).lengths[0],)) for n, s in parameters]
+        how = sharing_rule(rule, self._mesh, ranks)
+        return [(n, (spread(how, [s], ranks).lengths[0],)) for n, s in parameters]
 
     def _in_order(
         self, parameters: list[tuple[str, Shape]]
