@@ -9,6 +9,7 @@ import pytest
 
 from reshard.errors import ReshardError, render_all
 from reshard.language import check, compile_layout, evaluate, format_document, parse
+from reshard.language.library import missing_models
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -91,9 +92,10 @@ def test_language_page(code: str | None, text: str) -> None:
         assert said.startswith(f"error[{code}]: ")
         return
     document = parse(text)
-    assert check(document) == ()
+    models = missing_models(document)
+    assert check(document, models=models) == ()
     for layout in document.layouts:
-        compile_layout(document, layout.name.text)
+        compile_layout(document, layout.name.text, models=models)
     assert parse(format_document(document)) == document
 
 

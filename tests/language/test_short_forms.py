@@ -334,10 +334,10 @@ def test_towers() -> None:
 
 
 def test_a_layout_of_a_model_that_ships_may_be_like_one_that_ships() -> None:
-    text = """layout mine of llama like hf when model_type == "mine" {
+    text = """layout hf of llama like hf when model_type == "mine" {
         config qk_norm = false
         "embed.weight" = embed[v, h]
-        "model.layers.{layer}.self_attn.q_proj.weight" = wq[kv q d, h]
+        "model.layers.{layer}.self_attn.q_proj.weight" = wq[kv q d, h] with bias
     }"""
     from reshard.language.library import missing_models
 

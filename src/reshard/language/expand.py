@@ -170,7 +170,11 @@ class _Expander:
     def _base(self, block: tree.LayoutBlock, like: tree.Word) -> tree.LayoutBlock | None:
         model, _, name = like.text.rpartition(".")
         model = model or ("" if block.model is None else block.model.text)
-        found = None if (model, name) == _name(block) else self.layout(model, name)
+        if (model, name) == _name(block):  # the one that ships, which this one is in place of
+            other = self._other(model) if model else None
+            found = None if other is None else other.layout(model, name)
+        else:
+            found = self.layout(model, name)
         if found is None:
             known = [x.name.text for x in self._document.layouts if _name(x)[0] == model]
             is_circle = name in known
