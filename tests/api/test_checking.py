@@ -91,8 +91,8 @@ def test_a_format_without_checksums_is_a_warning(tmp_path: Path) -> None:
     assert (found.ok, found.checksums) == (True, False)
     assert steady(found.to_text()) == (
         f"readable: {folder}\n"
-        "  1 tensor; every file is whole, and copies agree, but\n"
-        "  the format has no checksums: other bytes would not be noticed\n"
+        "  1 tensor; every file is complete, and copies agree, but\n"
+        "  the format has no checksums: changed bytes would go unnoticed\n"
         "  in 0.10 s, 4.0 MB/s"
     )
 
@@ -129,7 +129,7 @@ def test_checksums_of_single_files_prove_no_folder(
     assert (found.ok, found.is_whole, found.unchecked) == (True, False, ())
     head, told, *_ = found.to_text().splitlines()
     assert head == f"intact: {folder}"
-    assert told.endswith(": their bytes have the checksums that")
+    assert told.endswith(": every file matches its own checksums,")
 
 
 def test_torch_files_of_a_model_have_checksums(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_weights_that_are_not_the_master_weights_rounded_are_lost(
     found = reshard.roundtrip(folder, via)
     assert [(x.name, x.state) for x in found.ways[0].missing] == [("model.norm.weight", "param")]
     assert not found.ok
-    assert "failed: 1 of 1 way" in found.to_text()
+    assert "failed: 1 of 1 round trip" in found.to_text()
     assert "lost: param of 1 tensor" in found.to_text()
     assert found.to_junit().count("<failure") == 1
     assert reshard.roundtrip(folder, via, allow_loss=True).ok

@@ -50,10 +50,10 @@ def test_keys_that_a_target_of_another_program_has_no_place_for_are_listed(
 
     left = [item for item in done.report.warnings if item.code == "keys-left"]
     assert [item.render() for item in left] == [
-        "warning[keys-left]: 3 keys of the source are neither read nor kept\n"
+        "warning[keys-left]: 3 keys of the source are not converted\n"
         "  = note: only the program that wrote it reads it again: `epoch in *.pt`, `best in *.pt`, "
         "`seen in *.pt`\n"
-        "  = help: keep the source if they are wanted"
+        "  = help: keep the source if you need them"
     ]
 
     dropped = [item.name for item in done.report.fates if item.kind == "dropped"]

@@ -62,7 +62,7 @@ def test_a_target_that_is_not_possible_is_an_error_and_the_others_go_on(
     assert said.code == 5
     assert "via deepspeed:zero=9: not possible\n\nerror[" in said.out
     assert "via universal: equal bit for bit\n" in said.out
-    assert said.out.endswith("\nfailed: 1 of 2 ways, 1 of them not possible\n  in 0.10 s\n")
+    assert said.out.endswith("\nfailed: 1 of 2 round trips, 1 of them not possible\n  in 0.10 s\n")
     (found,) = entries(here / "report.xml")
     assert found[:3] == ("via deepspeed:zero=9", "target", "error")
 

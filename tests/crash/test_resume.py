@@ -48,9 +48,7 @@ def test_it_goes_on_and_ends_with_the_same_bytes(
     seen: list[Progress] = []
     done = reshard.convert(tiny, tmp_path / "out", "universal", on_progress=seen.append)
     assert (done.resumed.arrays, done.resumed.nbytes) == (4, 160)
-    assert (
-        done.to_text().split("\n")[2] == "  160 B of them, 4 pieces, were there from an earlier run"
-    )
+    assert done.to_text().split("\n")[2] == "  reused from an interrupted run: 4 arrays, 160 B"
     assert done.to_json()["resumed"] == {"arrays": 4, "nbytes": 160}
     assert done.report.warnings == ()
     assert [item.nbytes_done for item in seen] == [200, 240]

@@ -29,12 +29,12 @@ def test_inspect_groups_by_reason() -> None:
 def test_a_conversion_warns_of_files_and_of_keys() -> None:
     assert left_warnings(()) == ()
     assert [item.render() for item in left_warnings(LEFT)] == [
-        "warning[side-file-left]: 1 file of the source is not carried along\n"
+        "warning[side-file-left]: 1 file of the source is not copied to the target\n"
         "  = note: it is no file of a checkpoint: `core.1234`\n"
-        "  = help: copy them yourself if they are wanted",
-        "warning[keys-left]: 5 keys of the source are neither read nor kept\n"
+        "  = help: copy them yourself if you need them",
+        "warning[keys-left]: 5 keys of the source are not converted\n"
         "  = note: no target has a place for it: "
         "`optimizer.grads.{0,1} in rank0.pt and 1 file more`\n"
         "  = note: it is a function: `hook in other.pt`\n"
-        "  = help: keep the source if they are wanted",
+        "  = help: keep the source if you need them",
     ]

@@ -321,9 +321,9 @@ def unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 TITLES = {
     "only in A": "only in A",
     "only in B": "only in B",
-    "shape": "other shape",
-    "dtype": "other element type",
-    "values": "other values",
+    "shape": "different shapes",
+    "dtype": "different element types",
+    "values": "different values",
 }
 
 

@@ -25,8 +25,8 @@ class Resumed:
 
     def to_text(self) -> str:
         """In a few words."""
-        pieces = show_count(self.arrays, "piece")
-        return f"{show_nbytes(self.nbytes)} of them, {pieces}, were there from an earlier run"
+        arrays = show_count(self.arrays, "array")
+        return f"reused from an interrupted run: {arrays}, {show_nbytes(self.nbytes)}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

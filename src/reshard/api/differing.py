@@ -139,13 +139,13 @@ def diff_text(found: Diff) -> str:
         lines = [f"the same bit for bit: {what}"]
     else:
         different = show_count(len(found.mismatches), "difference")
-        lines = [f"{different}, and {what} on both sides"]
+        lines = [f"{different}; {what} in both"]
     lines += [f"  A  {found.left}", f"  B  {found.right}"]
     lines += mismatch_lines(found.mismatches)
     if found.facts:
-        lines += ["", f"other values, beside tensors ({len(found.facts):,})"]
+        lines += ["", f"different settings ({len(found.facts):,})"]
         for item in found.facts[:MAX_SHOWN]:
-            where = {"not kept": "only in A", "added": "only in B"}.get(item.fate, "other")
+            where = {"not kept": "only in A", "added": "only in B"}.get(item.fate, "different")
             lines += [f"  {line}" for line in wrap(f"{where}: {item}", WIDTH - 2, indent="  ")]
         if len(found.facts) > MAX_SHOWN:
             lines.append(f"  and {len(found.facts) - MAX_SHOWN:,} more")
@@ -164,7 +164,7 @@ def _copies_text(found: Diff, drifts: Drifts) -> list[str]:
         lines += ["", *_table(bad)]
         lines += ["", *_first(bad[0])]
     if declared:
-        lines += ["", "averaged, as the layout says", *_table(declared)]
+        lines += ["", "averaged, as the layout states", *_table(declared)]
     return lines
 
 

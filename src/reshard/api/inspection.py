@@ -22,7 +22,7 @@ from reshard.plan.catalog import Left
 from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
-from reshard.plan.report import show_mesh
+from reshard.plan.report import proved, show_mesh
 from reshard.plan.shown import Shown
 from reshard.plan.text import facts, show_count, show_nbytes, table
 from reshard.run.run import Run
@@ -311,15 +311,11 @@ def inspection_text(found: Inspection) -> str:
             lines += ["", *_tensor_table(title, tensors)]
     if found.aliases:
         lines += ["", "tied", *(f"  {other} = {name}" for other, name in found.aliases.items())]
-    proof = found.proof
-    whole = (
-        f"whole: each of {proof.elements:,} elements is stored, in {show_count(proof.parts, 'run')}"
-    )
-    lines += ["", whole]
+    lines += ["", f"complete: {proved(found.proof)}"]
     if found.left:
         lines += ["", *left_lines(found.left)]
     if found.oddities:
-        lines += ["", "odd"]
+        lines += ["", "warnings"]
         for item in found.oddities:
             lines += ["", *item.render().split("\n")]
     return "\n".join(lines)
@@ -328,13 +324,12 @@ def inspection_text(found: Inspection) -> str:
 def _writer(found: Inspection) -> str:
     """The program, and what it was set to: the plain values that a framework says of itself."""
     framework = dict(found.training.framework or {})
-    told = [str(framework.pop(key)) for key in ("name", "version") if framework.get(key)]
+    writer = " ".join(str(framework.pop(key)) for key in ("name", "version") if framework.get(key))
     plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
     settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
-    own = (
-        [found.version] if found.version and found.version.lower() != " ".join(told).lower() else []
-    )
-    return ", ".join([*own, *([" ".join(told)] if told else []), *settings])
+    version = found.version.strip()
+    names = [version, writer] if version.lower() != writer.lower() else [writer]
+    return ", ".join([*filter(None, names), *settings])
 
 
 def _training_facts(found: Inspection) -> list[tuple[str, str]]:
@@ -343,9 +338,9 @@ def _training_facts(found: Inspection) -> list[tuple[str, str]]:
     if training.iteration is not None:
         out.append(("iteration", f"{training.iteration:,}"))
     groups = [_group_text(group) for group in training.param_groups]
-    out.append(("groups", "\n".join(groups)))
-    kept = [key for key, value in (training.state or {}).items() if value is not None]
-    out.append(("also kept", ", ".join(kept)))
+    out.append(("param groups", "\n".join(groups)))
+    keys = [key for key, value in (training.state or {}).items() if value is not None]
+    out.append(("training state", ", ".join(keys)))
     client = (training.framework or {}).get("client_state")
     if isinstance(client, Mapping):
         out.append(("client state", ", ".join(map(str, client))))
@@ -360,10 +355,10 @@ def _listed(names: Sequence[str]) -> str:
 def _group_text(group: Mapping[str, object]) -> str:
     params = group.get("params")
     count = show_count(len(params), "parameter") if isinstance(params, Sequence) else "?"
-    told = [
+    settings = [
         f"{key}={plain(group[key])}" for key in ("lr", "weight_decay") if group.get(key) is not None
     ]
-    return ", ".join([count, *told])
+    return ", ".join([count, *settings])
 
 
 def _state_table(found: Inspection) -> list[str]:
@@ -385,14 +380,14 @@ def _tensor_table(title: str, tensors: Sequence[TensorFacts]) -> list[str]:
     """One row for each family of names that are alike in everything else."""
     axes = list(dict.fromkeys(axis for item in tensors for axis in item.lies))
     ((usual, _),) = Counter(tuple(item.states) for item in tensors).most_common(1)
-    odd = any(tuple(item.states) != usual for item in tensors)
+    mixed = any(tuple(item.states) != usual for item in tensors)
     families: dict[tuple[object, ...], list[TensorFacts]] = {}
     for item in tensors:
         lies = tuple(_kind(item.lies.get(axis, "")) for axis in axes)
         pattern = ".".join("#" if part.isdigit() else part for part in item.name.split("."))
         key = (pattern, item.shape, item.axes, lies, tuple(item.states))
         families.setdefault(key, []).append(item)
-    rows = [(f"{title} ({len(tensors):,})", "shape", *axes, *(("states",) if odd else ()))]
+    rows = [(f"{title} ({len(tensors):,})", "shape", *axes, *(("states",) if mixed else ()))]
     for members in families.values():
         first = members[0]
         rows.append(
@@ -400,7 +395,7 @@ def _tensor_table(title: str, tensors: Sequence[TensorFacts]) -> list[str]:
                 group_names([item.name for item in members])[0][0],
                 _shape(first),
                 *(_lies_together([item.lies.get(axis, "") for item in members]) for axis in axes),
-                *((", ".join(first.states),) if odd else ()),
+                *((", ".join(first.states),) if mixed else ()),
             )
         )
     return table(rows)

@@ -9,15 +9,15 @@ from reshard.api.comparing import mismatch_lines
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, WayProof
 from reshard.errors import render_all
 from reshard.plan.names import group_names
-from reshard.plan.report import show_mesh
+from reshard.plan.report import proved, show_mesh
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, show_seconds, wrap
 
 _MAX_FACTS = 12
 _INNER = re.compile(r"[.]?[$[]")  # where a value of several parts begins
-_WRITTEN = "from a temporary folder: its reader compares tensors at once"
+_WRITTEN = "from a temporary folder, because opening this format compares tensors"
 _BY_PLAN = (
-    "as it was planned, since reshard does not read this form: its tensors are there in its files, "
-    "but what else is in them was not compared"
+    "not read back, because reshard cannot read this format: the planned files store every tensor, "
+    "but their other contents were not compared"
 )
 
 
@@ -34,7 +34,7 @@ def roundtrip_text(found: RoundTrip) -> str:
             ("stored", _stored(found.source)),
             ("states", states or "all"),
             ("sample", _sample(found)),
-            ("drift", "" if found.drift == "error" else f"settled: {found.drift}"),
+            ("drift", "" if found.drift == "error" else f"resolved by: {found.drift}"),
         ]
     )
     for way in found.ways:
@@ -45,7 +45,7 @@ def roundtrip_text(found: RoundTrip) -> str:
         end = f"failed: {len(failed)} of {_ways(found)}"
         end += f", {impossible} of them not possible" if impossible else ""
     elif any(way.missing for way in found.ways):
-        end = f"proved: {_ways(found)}, all that a target holds comes back"
+        end = f"proved: {_ways(found)}, every tensor that a target stores comes back"
     else:
         of = "" if found.sample is None else " of the sample"
         end = f"proved: {_ways(found)}, every tensor{of} comes back"
@@ -53,7 +53,7 @@ def roundtrip_text(found: RoundTrip) -> str:
 
 
 def _ways(found: RoundTrip) -> str:
-    return show_count(len(found.ways), "way")
+    return show_count(len(found.ways), "round trip")
 
 
 def _way(way: WayProof, materialized: bool) -> list[str]:
@@ -87,27 +87,27 @@ def _way(way: WayProof, materialized: bool) -> list[str]:
             pairs.append(("read", _WRITTEN))
     how = ", read from disk" if materialized else ""
     back = f"{show_count(way.tensors, 'tensor')}, {show_nbytes(way.nbytes)}{how}"
-    pairs.append(("back", back))
-    pairs.append(("source", _source(way)))
+    pairs.append(("returned", back))
+    pairs.append(("rebuilt", _source(way)))
     derived = [item for item in way.lost if item.derived is not None]
     if derived:
         kinds = ", ".join(dict.fromkeys(item.state for item in derived))
         why = f"{kinds} of {show_count(len(derived), 'tensor')} is not stored; every element of it"
-        pairs.append(("derived", f"{why} is the {derived[0].derived} rounded"))
+        pairs.append(("derived", f"{why} equals the rounded {derived[0].derived}"))
     lines += facts(pairs)
     lines += _lost(way.missing)
     lines += _facts(way)
     if way.mismatches:
         lines += ["", "A is the source, B what came back", *mismatch_lines(way.mismatches)]
     if way.back:
-        lines += ["", "A is the source, B the same piece remade", *mismatch_lines(way.back)]
+        lines += ["", "A is the source, B the same array rebuilt", *mismatch_lines(way.back)]
     return lines
 
 
 def _source(way: WayProof) -> str:
-    text = f"{show_count(way.places, 'piece')} remade, {show_nbytes(way.places_nbytes)}"
+    text = f"{show_count(way.places, 'array')} of the source, {show_nbytes(way.places_nbytes)}"
     if way.settled:
-        text += f"; {way.settled:,} not, whose copies differ and were settled"
+        text += f"; not {way.settled:,} whose copies differ (see --on-drift)"
     return text
 
 
@@ -116,12 +116,7 @@ def _layout(held: Held) -> str:
 
 
 def _stored(held: Held) -> str:
-    proof = held.proof
-    copies = f", with {proof.copies:,} further copies" if proof.copies else ""
-    return (
-        f"each of {show_count(proof.elements, 'element')}, "
-        f"in {show_count(proof.parts, 'run')}{copies}"
-    )
+    return proved(held.proof, copies=True)
 
 
 def _sample(found: RoundTrip) -> str:
@@ -129,7 +124,7 @@ def _sample(found: RoundTrip) -> str:
         return ""
     shown = ", ".join(f"{name} ({state})" for name, state in found.sample[:3])
     more = "" if len(found.sample) <= 3 else ", ..."
-    return f"{show_count(len(found.sample), 'tensor')} alone: {shown}{more}"
+    return f"only {show_count(len(found.sample), 'tensor')}: {shown}{more}"
 
 
 def _lost(lost: Sequence[Lost]) -> list[str]:
@@ -159,12 +154,12 @@ def _facts(way: WayProof) -> list[str]:
         for item in way.facts:
             if item.fate == fate:
                 groups.setdefault(_INNER.split(item.path)[0], []).append(str(item))
-        told = [
+        values = [
             items[0] if len(items) == 1 else f"{path} ({len(items):,} values)"
             for path, items in groups.items()
         ]
-        if told:
-            lines += _fact(f"{fate}: {', '.join(told)}")
+        if values:
+            lines += _fact(f"{fate}: {', '.join(values)}")
     return lines
 
 

@@ -236,8 +236,8 @@ def _files(source: OpenedSource) -> SourceFiles:
 def verification_text(found: Verification) -> str:
     """The answer of `reshard verify`, 80 columns wide."""
     if found.right is None:
-        told = f"\n\n{render_all(found.warnings)}" if found.warnings else ""
-        return _one(found) + told
+        warnings = f"\n\n{render_all(found.warnings)}" if found.warnings else ""
+        return _one(found) + warnings
     if found.ok:
         what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
         lines = [f"equal bit for bit: {what}"]
@@ -246,8 +246,8 @@ def verification_text(found: Verification) -> str:
     lines += [f"  A  {found.left}", f"  B  {found.right}"]
     if found.padded:
         lines.append(
-            f"  {show_count(found.padded, 'tensor')} with other padding of the vocabulary: rows of "
-            "zeros on one side"
+            f"  {show_count(found.padded, 'tensor')} with different vocabulary padding: one side "
+            "has extra rows of zeros"
         )
     lines.append(f"  {show_pace(2 * found.nbytes, found.seconds)}")
     lines += mismatch_lines(found.mismatches)
@@ -269,21 +269,21 @@ def _one(found: Verification) -> str:
     elif found.checksums:
         lines = [
             f"intact: {found.left}",
-            f"  {tensors} in {files}: their bytes have the checksums that",
-            "  the files state; no checksum covers the files together",
+            f"  {tensors} in {files}: every file matches its own checksums,",
+            "  but no checksum covers the set of files",
         ]
     elif len(found.unchecked) == found.holding:
         lines = [
             f"readable: {found.left}",
-            f"  {tensors}; every file is whole, and copies agree, but",
-            "  the format has no checksums: other bytes would not be noticed",
+            f"  {tensors}; every file is complete, and copies agree, but",
+            "  the format has no checksums: changed bytes would go unnoticed",
         ]
     else:
         some = f"{len(found.unchecked):,} of {show_count(found.holding, 'file')} with tensors"
         lines = [
             f"readable: {found.left}",
-            f"  {tensors}; every file is whole, copies agree, and checksums that are",
-            f"  there are right; {some} have none, e.g.",
-            f"  `{found.unchecked[0]}`: other bytes would not be noticed there",
+            f"  {tensors}; every file is complete, copies agree, and existing checksums",
+            f"  match; {some} have no checksum, e.g.",
+            f"  `{found.unchecked[0]}`: changed bytes would go unnoticed there",
         ]
     return "\n".join([*lines, f"  {pace}"])

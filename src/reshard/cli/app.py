@@ -36,7 +36,7 @@ def _root(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Convert training checkpoints between parallel layouts and frameworks, bit for bit."""
+    """Convert training checkpoints between frameworks and parallel layouts, bit for bit."""
 
 
 app = typer.Typer(
@@ -48,12 +48,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-app.command(short_help="Say what a checkpoint is.")(inspect)
-app.command(short_help="Write a checkpoint in another form or at another size.")(convert)
-app.command(short_help="Say what a conversion would do.")(plan)
+app.command(short_help="Describe a checkpoint.")(inspect)
+app.command(short_help="Convert a checkpoint to another format or parallel layout.")(convert)
+app.command(short_help="Show what a conversion would do.")(plan)
 app.command(short_help="Check a checkpoint, or compare two bit for bit.")(verify)
-app.command(short_help="Say how two checkpoints differ, or the copies within one.")(diff)
-app.command(short_help="Prove that a conversion and back loses nothing.")(roundtrip)
+app.command(short_help="Show how two checkpoints differ, or the copies within one.")(diff)
+app.command(short_help="Prove that converting there and back loses nothing.")(roundtrip)
 app.add_typer(layout, short_help="Show, check, or format layouts.")
-app.command(short_help="List the layouts that ship.")(layouts)
-app.command(short_help="Explain an error in full.")(explain)
+app.command(short_help="List the built-in models and their layouts.")(layouts)
+app.command(short_help="Explain an error code.")(explain)

@@ -8,12 +8,10 @@ import typer
 
 from reshard.cli.options import CONVERSION, Json, NoColor, Options, Quiet, Source, To, takes
 
-Target = Annotated[
-    str, typer.Argument(metavar="DST", show_default=False, help="The folder that is made.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Plan only; write nothing.")]
+Target = Annotated[str, typer.Argument(metavar="DST", show_default=False, help="Folder to create.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Print the plan; write nothing.")]
 Force = Annotated[
-    bool, typer.Option("--force", "-f", help="Replace DST, if reshard wrote all of it.")
+    bool, typer.Option("--force", "-f", help="Replace DST if reshard wrote everything in it.")
 ]
 
 
@@ -30,7 +28,7 @@ def convert(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> None:
-    """Write a checkpoint in another form or at another size, bit for bit or not at all."""
+    """Convert a checkpoint to another format or parallel layout, bit for bit or not at all."""
     from reshard import api
     from reshard.cli.console import print_answer, print_diagnostics, print_json
     from reshard.cli.progress import show_progress

@@ -14,7 +14,7 @@ First = Annotated[
 Second = Annotated[
     str | None,
     typer.Argument(
-        metavar="B", show_default=False, help="Another one; the copies within A if left out."
+        metavar="B", show_default=False, help="Another checkpoint; without it, compare copies in A."
     ),
 ]
 
@@ -29,10 +29,10 @@ def diff(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> int:
-    """Say how A and B differ, whatever their formats: which tensors, by how much, and where.
+    """Show how A and B differ in any formats: which tensors, by how much, and where.
 
-    Without B: which copies within A differ (norms on tensor parallel ranks, tied weights, pipeline
-    copies). --layout is of A. Exit code 6 if any tensor differs.
+    Without B, show which copies within A differ (norms on tensor parallel ranks, tied weights,
+    pipeline copies). --layout applies to A. The exit code is 6 if any tensor differs.
     """
     from reshard import api
     from reshard.cli.console import print_answer, print_json

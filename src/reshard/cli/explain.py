@@ -11,13 +11,13 @@ from reshard.cli.options import Json, NoColor
 Code = Annotated[
     str | None,
     typer.Argument(
-        metavar="CODE", show_default=False, help="As in `error[CODE]`; all codes if left out."
+        metavar="CODE", show_default=False, help="As in error[CODE]; without it, list all codes."
     ),
 ]
 
 
 def explain(code: Code = None, as_json: Json = False, no_color: NoColor = False) -> None:
-    """Explain an error in full: what, why, an example, and the fix."""
+    """Explain an error code: what it means, why, an example, and the fix."""
     from reshard import api
     from reshard.cli.console import print_json, print_text
 

@@ -13,7 +13,7 @@ def inspect(
     as_json: Json = False,
     no_color: NoColor = False,
 ) -> None:
-    """Say what a checkpoint is: format, mesh, states, parameters, oddities."""
+    """Describe a checkpoint: format, mesh, states, parameters, warnings."""
     from reshard import api
     from reshard.cli.console import print_answer, print_json
     from reshard.cli.progress import show_progress

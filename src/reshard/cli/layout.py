@@ -22,19 +22,22 @@ Shown = Annotated[
     typer.Argument(
         metavar="SRC",
         show_default=False,
-        help="A checkpoint, a UCL file, or a model whose layouts ship; `NAME#LAYOUT` for one of "
-        "its layouts.",
+        help="A checkpoint, a UCL file, or a built-in model; NAME#LAYOUT selects one layout of "
+        "the model.",
     ),
 ]
 Expanded = Annotated[
     bool,
-    typer.Option("--expanded", help="Write out all that `like` and other short forms stand for."),
+    typer.Option("--expanded", help="Expand `like` and the other short forms."),
 ]
 Write = Annotated[
-    bool, typer.Option("--write", "-w", help="Replace the file instead of printing its text.")
+    bool, typer.Option("--write", "-w", help="Rewrite the file instead of printing the text.")
 ]
 Check = Annotated[
-    bool, typer.Option("--check", help="Print nothing; exit with 3 if the text is not canonical.")
+    bool,
+    typer.Option(
+        "--check", help="Print nothing; exit with 3 if the file is not in canonical form."
+    ),
 ]
 
 
@@ -47,7 +50,7 @@ def show(
     expanded: Expanded = False,
     as_json: Json = False,
 ) -> None:
-    """Print a layout as UCL: the one through which a checkpoint is read, or a text."""
+    """Print as UCL the layout that a checkpoint is read with, or that a file or model states."""
     from reshard import api
     from reshard.cli.console import print_json, print_text
 
@@ -79,7 +82,7 @@ def check(file: File, as_json: Json = False, no_color: NoColor = False) -> None:
 
 @layout.command()
 def fmt(file: File, write: Write = False, check: Check = False, as_json: Json = False) -> int:
-    """Print a UCL file in its canonical form; comments stay."""
+    """Print a UCL file in canonical form; comments are kept."""
     from reshard import api
     from reshard.cli.console import print_json, print_text
     from reshard.errors import Exit

@@ -13,13 +13,13 @@ File = Annotated[
     typer.Argument(
         metavar="NAME",
         show_default=False,
-        help="A model whose text to print, or a UCL file of your own whose layouts to list.",
+        help="A built-in model to print as UCL, or your own UCL file to list.",
     ),
 ]
 
 
 def layouts(file: File = None, as_json: Json = False, no_color: NoColor = False) -> None:
-    """List the models whose layouts ship, and their layouts: what `--names` and `--model` take."""
+    """List the built-in models and their layouts, for `--model` and `--names`."""
     from reshard import api
     from reshard.cli.console import print_answer, print_json, print_text
 

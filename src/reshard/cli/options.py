@@ -93,16 +93,14 @@ def split_layout(text: str | None) -> tuple[str | None, str | None]:
 
 Source = Annotated[
     str,
-    typer.Argument(
-        metavar="SRC", show_default=False, help="Folder of a run, or of one of its steps."
-    ),
+    typer.Argument(metavar="SRC", show_default=False, help="Folder of a run or of one checkpoint."),
 ]
 Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SRC...",
         show_default=False,
-        help="Folder of a run, or of one of its steps; several are tried one by one.",
+        help="Folders of runs or checkpoints; each is tried separately.",
     ),
 ]
 To = Annotated[
@@ -111,30 +109,34 @@ To = Annotated[
         "--to",
         metavar="TARGET",
         show_default=False,
-        help="FORMAT[:KEY=VALUE,...]: universal, hf, deepspeed:zero=2,dp=4, "
+        help="Target as FORMAT[:KEY=VALUE,...]: universal, hf, deepspeed:zero=2,dp=4, "
         "megatron:tp=2,pp=2, megatron-dist, dcp:dp=4, ... (docs/cli.md).",
     ),
 ]
 _STEP = Annotated[
     str | None,
-    typer.Option("--step", metavar="NAME", help="Which step, where the folder has several."),
+    typer.Option("--step", metavar="NAME", help="Step to read if the folder has several."),
 ]
 _LAYOUT_FILE = Annotated[
     str | None,
     typer.Option(
         "--layout",
         metavar="FILE.ucl[#NAME]",
-        help="Read the source through this layout instead of its own.",
+        help="Read the source with this layout instead of the detected one.",
     ),
 ]
 _SETTINGS = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=NUMBER", help="A size that wins over the source's."),
+    typer.Option(
+        "--set",
+        metavar="NAME=NUMBER",
+        help="Set or override a model size, e.g. vocab_size=50257.",
+    ),
 ]
 _MODEL_NAME = Annotated[
     str | None,
     typer.Option(
-        "--model", metavar="NAME", help="The model that the source is of: llama, gpt, moe, ..."
+        "--model", metavar="NAME", help="Model family of the source: llama, gpt, moe, ..."
     ),
 ]
 _NAMES = Annotated[
@@ -142,8 +144,8 @@ _NAMES = Annotated[
     typer.Option(
         "--names",
         metavar="LAYOUT",
-        help="Call the tensors as this layout of the model does: hf, megatron, ...; "
-        "or `source`, as the source does.",
+        help="Rename tensors to this naming scheme of the model: hf, megatron, ...; "
+        "`source` keeps the names of the source.",
     ),
 ]
 _PLACES = Annotated[
@@ -151,7 +153,7 @@ _PLACES = Annotated[
     typer.Option(
         "--place",
         metavar="AXIS=MESH:HOW",
-        help="How an axis of the model lies on the target's ranks: layer=pp:8,9,9,6.",
+        help="Distribute an axis of the model over target ranks, e.g. layer=pp:8,9,9,6.",
     ),
 ]
 _DTYPE = Annotated[
@@ -159,13 +161,14 @@ _DTYPE = Annotated[
     typer.Option(
         "--dtype",
         metavar="TYPE",
-        help="Round the weights to fp32, bf16, fp16; or states: param=bf16,exp_avg=fp32.",
+        help="Convert the weights to fp32, bf16, or fp16 (rounds); "
+        "or by state: param=bf16,exp_avg=fp32.",
     ),
 ]
 _STATES = Annotated[
     str,
     typer.Option(
-        "--states", metavar="KINDS", help="all, weights, or kinds with commas: param,exp_avg."
+        "--states", metavar="KINDS", help="States to include: all, weights, or e.g. param,exp_avg."
     ),
 ]
 _DRIFT = Annotated[
@@ -173,8 +176,8 @@ _DRIFT = Annotated[
     typer.Option(
         "--on-drift",
         show_default=False,
-        help="Where copies differ that should not: take their mean, or the first. "
-        "Without it that is an error.",
+        help="If copies of a tensor differ that must be equal, use their mean or the first copy. "
+        "By default this is an error.",
     ),
 ]
 _CONFIG = Annotated[
@@ -182,7 +185,7 @@ _CONFIG = Annotated[
     typer.Option(
         "--config",
         metavar="DIR",
-        help="A model's config.json, or the folder that holds it, for a source that has none.",
+        help="The model's config.json, or its folder, if the source has none.",
     ),
 ]
 _LEAVE_OUT = Annotated[
@@ -190,20 +193,23 @@ _LEAVE_OUT = Annotated[
     typer.Option(
         "--leave-out",
         metavar="NAME",
-        help="Leave a tensor out; a * in the name stands for anything: 'v_head.*'.",
+        help="Exclude tensors by name; * matches anything, e.g. 'v_head.*'.",
     ),
 ]
 _CHECK = Annotated[
     bool,
-    typer.Option("--check", help="First read all of the source, and hold it to its own checksums."),
+    typer.Option("--check", help="Verify the source's checksums first; reads every file."),
 ]
 _THREADS = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="At most so many threads.")
+    int | None, typer.Option("--threads", min=1, metavar="N", help="Maximum number of threads.")
 ]
 _MAX_MEMORY = Annotated[
     int | None,
     typer.Option(
-        "--max-memory", parser=parse_nbytes, metavar="SIZE", help="Stay below it: 200MiB, 1GB."
+        "--max-memory",
+        parser=parse_nbytes,
+        metavar="SIZE",
+        help="Memory limit, e.g. 200MiB or 1GB.",
     ),
 ]
 _MAX_FILE_SIZE = Annotated[
@@ -212,15 +218,15 @@ _MAX_FILE_SIZE = Annotated[
         "--max-file-size",
         parser=parse_nbytes,
         metavar="SIZE",
-        help="Size of the files of a universal or hf target; 5GB if not given.",
+        help="Maximum file size of a universal or hf target; 5GB by default.",
     ),
 ]
 JUnit = Annotated[
-    str | None, typer.Option("--junit", metavar="FILE", help="Also write a report in JUnit's XML.")
+    str | None, typer.Option("--junit", metavar="FILE", help="Also write a JUnit XML report.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-NoColor = Annotated[bool, typer.Option("--no-color", help="No colours.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no summary.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Print without colours.")]
 
 _SHARED: Mapping[str, tuple[Any, object]] = {
     "step": (_STEP, None),

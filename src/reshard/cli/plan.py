@@ -14,7 +14,7 @@ def plan(
     as_json: Json = False,
     no_color: NoColor = False,
 ) -> None:
-    """Say what a conversion would do: every tensor's fate, files, bytes, memory, the proof."""
+    """Show what a conversion would do with each tensor, and its files, bytes, memory, and proof."""
     from reshard import api
     from reshard.cli.console import print_answer, print_diagnostics, print_json
     from reshard.cli.progress import show_progress

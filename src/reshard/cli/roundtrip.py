@@ -15,28 +15,28 @@ Via = Annotated[
         "--via",
         metavar="TARGET",
         show_default=False,
-        help="A form to go through, as for `convert --to`; may be given several times.",
+        help="Target to convert to and back, as for `convert --to`; can be repeated.",
     ),
 ]
 Sample = Annotated[
     int | None,
-    typer.Option("--sample", min=1, metavar="N", help="Compare N tensors alone, evenly chosen."),
+    typer.Option("--sample", min=1, metavar="N", help="Compare only N tensors, evenly chosen."),
 ]
 AllowLoss = Annotated[
     bool,
-    typer.Option("--allow-loss", help="What a target cannot hold is told, and is no failure."),
+    typer.Option("--allow-loss", help="Report data that a target cannot store, but do not fail."),
 ]
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="A setting that a target does not keep is a failure too."),
+    typer.Option("--strict", help="Also fail if a target does not keep a setting."),
 ]
 Materialize = Annotated[
-    bool, typer.Option("--materialize", help="Write every target to disk, and read it from there.")
+    bool, typer.Option("--materialize", help="Write every target to disk and read it back.")
 ]
 WorkFolder = Annotated[
     str | None,
     typer.Option(
-        "--work", metavar="DIR", help="A folder for what is written for a while, then removed."
+        "--work", metavar="DIR", help="Folder for temporary files; they are removed at the end."
     ),
 ]
 
@@ -57,13 +57,13 @@ def roundtrip(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> int:
-    """Prove that a conversion to other forms and back loses nothing, bit for bit.
+    """Prove that converting to other formats and back loses nothing, bit for bit.
 
-    For each target: source to universal, to the target, to universal, and from there every stored
-    piece of the source again. Several targets are tried one by one, then one after the other.
-    Nothing but what readers look at is written to disk, unless --materialize is given. Exit code 6
-    if anything differs, or is lost and neither --states nor --allow-loss says that it may be; else
-    that of the first source or target that is not possible, while the others go on.
+    For each target, the source is converted to universal, to the target, back to universal, and
+    from there to the stored arrays of the source. Several targets are tried separately, then in a
+    chain. Without --materialize, only metadata that readers need is written to disk. The exit code
+    is 6 if anything differs, or if data is lost that neither --states nor --allow-loss permits.
+    Otherwise it is that of the first source or target that fails; the others still run.
     """
     from reshard import api
     from reshard.cli.checks import answer, reported

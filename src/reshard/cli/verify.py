@@ -14,10 +14,12 @@ First = Annotated[
 ]
 Others = Annotated[
     list[str] | None,
-    typer.Argument(metavar="B...", show_default=False, help="Others; each is compared with A."),
+    typer.Argument(
+        metavar="B...", show_default=False, help="Other checkpoints; each is compared with A."
+    ),
 ]
 Each = Annotated[
-    bool, typer.Option("--each", help="Check each of several by itself; compare none.")
+    bool, typer.Option("--each", help="Check each checkpoint by itself; compare nothing.")
 ]
 
 
@@ -33,10 +35,10 @@ def verify(
     quiet: Quiet = False,
     no_color: NoColor = False,
 ) -> int:
-    """Check the digests of A; or compare A and B bit for bit, whatever their formats.
+    """Check that A is intact, or compare A and B bit for bit, in any formats.
 
-    Of several checks, one that cannot be made is reported, and the others go on. The exit code is
-    6 if anything differs, else that of the first check that could not be made.
+    If a check fails with an error, the error is reported and the other checks still run. The exit
+    code is 6 if anything differs, otherwise that of the first error.
     """
     from reshard import api
     from reshard.cli.checks import answer, reported

@@ -36,20 +36,20 @@ def left_warnings(left: Sequence[Left]) -> tuple[Diagnostic, ...]:
         out.append(
             Diagnostic(
                 "side-file-left",
-                f"{_counted(files)} of the source {_are(files)} not carried along",
+                f"{_counted(files)} of the source {_are(files)} not copied to the target",
                 level="warning",
                 notes=_notes(files),
-                helps=("copy them yourself if they are wanted",),
+                helps=("copy them yourself if you need them",),
             )
         )
     if keys:
         out.append(
             Diagnostic(
                 "keys-left",
-                f"{_counted(keys)} of the source {_are(keys)} neither read nor kept",
+                f"{_counted(keys)} of the source {_are(keys)} not converted",
                 level="warning",
                 notes=_notes(keys),
-                helps=("keep the source if they are wanted",),
+                helps=("keep the source if you need them",),
             )
         )
     return tuple(out)

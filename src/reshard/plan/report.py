@@ -15,7 +15,7 @@ from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 
 _MAX_PATTERNS = 12
-_NOT_ASKED_FOR = "not asked for"
+_NOT_SELECTED = "not selected"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -134,7 +134,7 @@ def show_mesh(mesh: Mapping[str, int]) -> str:
 
 
 def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
-    """For each family of names: its states, from how many runs, and into how many pieces."""
+    """For each family of names: its states, source segments, and target arrays."""
     by_name: dict[str, list[Fate]] = {}
     for fate in all_fates:
         if fate.kind not in ("dropped", "left out"):
@@ -150,10 +150,10 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
         for name in names:
             for fate in by_name[name]:
                 states.setdefault(fate.state, []).append(fate)
-        told: dict[str, list[str]] = {}
+        movements: dict[str, list[str]] = {}
         for state, items in states.items():
-            told.setdefault(_movement(items), []).append(state)
-        for movement, kinds in told.items():
+            movements.setdefault(_movement(items), []).append(state)
+        for movement, kinds in movements.items():
             column = max(len(movement) + 6, 32)
             first, *rest = wrap(", ".join(kinds), WIDTH - column)
             out.append(f"    {movement}".ljust(column) + first)
@@ -169,14 +169,15 @@ def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
     groups: dict[tuple[str, str, str], list[str]] = {}
     for fate in others:
         groups.setdefault((fate.kind, fate.state, fate.why), []).append(fate.name)
-    out = [f"{show_count(len(others), 'tensor')} are left out"]
+    verb = "is" if len(others) == 1 else "are"
+    out = [f"{show_count(len(others), 'tensor')} {verb} not written"]
     totals = Counter(fate.state for fate in all_fates)
     merged: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[str]] = {}
     for (kind, state, why), names in groups.items():
         patterns = () if len(names) == totals[state] else tuple(group_names(names))
         merged.setdefault((kind, why, patterns), []).append(state)
     for (_, why, patterns), states in merged.items():
-        head = f"{'' if patterns else 'all '}{', '.join(states)}: {why or _NOT_ASKED_FOR}"
+        head = f"{'' if patterns else 'all '}{', '.join(states)}: {why or _NOT_SELECTED}"
         out += [f"  {line}" for line in wrap(head, WIDTH - 2, indent="  ")]
         out += [f"      {pattern}" for pattern, _ in patterns[:_MAX_PATTERNS]]
         rest = sum(count for _, count in patterns[_MAX_PATTERNS:])
@@ -187,25 +188,30 @@ def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
 
 def proof_lines(proof: Proof, covered: int, folded: int) -> list[str]:
     """What was proved before any byte is moved."""
-    copies = f", with {proof.copies:,} further copies" if proof.copies else ""
-    source = (
-        f"the source stores each of {show_count(proof.elements, 'element')}, "
-        f"in {show_count(proof.parts, 'run')}{copies}"
-    )
-    target = f"the target has a place for every element of {show_count(covered, 'tensor')}"
+    source = f"the source is complete: {proved(proof, copies=True)}"
+    target = f"the target is complete: it stores every element of {show_count(covered, 'tensor')}"
     if folded:
-        target += f", and {folded:,} are part of what others share"
+        target += f", and {folded:,} more as shared values"
     return ["proved", *(f"  {line}" for text in (source, target) for line in wrap(text, WIDTH - 2))]
 
 
+def proved(proof: Proof, *, copies: bool = False) -> str:
+    """`105,620 elements in 118 contiguous segments`; with `copies`, also the further copies."""
+    segments = show_count(proof.parts, "contiguous segment")
+    text = f"{show_count(proof.elements, 'element')} in {segments}"
+    if not copies or not proof.copies:
+        return text
+    return f"{text}, with {proof.copies:,} further {'copy' if proof.copies == 1 else 'copies'}"
+
+
 def _movement(items: Sequence[Fate]) -> str:
-    runs = sum(item.runs for item in items)
-    pieces = sum(item.pieces for item in items)
+    segments = sum(item.runs for item in items)
+    arrays = sum(item.pieces for item in items)
     folded = [item for item in items if item.kind == "folded"]
     if folded:
         return folded[0].why
     mean = "mean of " if any(item.kind == "averaged" for item in items) else ""
-    return f"{mean}{show_count(runs, 'run')} -> {show_count(pieces, 'piece')}"
+    return f"{mean}{show_count(segments, 'segment')} -> {show_count(arrays, 'array')}"
 
 
 def _family(name: str) -> str:

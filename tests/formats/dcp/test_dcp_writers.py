@@ -77,7 +77,7 @@ def test_bytecheckpoint_stores_bytes_alone(tmp_path: Path) -> None:
     found = reshard.verify(tmp_path)
     assert not found.checksums
     assert found.to_text().splitlines()[2] == (
-        "  the format has no checksums: other bytes would not be noticed"
+        "  the format has no checksums: changed bytes would go unnoticed"
     )
 
 

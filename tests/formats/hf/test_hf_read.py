@@ -138,12 +138,12 @@ def test_what_is_not_carried_along_is_told() -> None:
     )
     [warning] = reshard.convert(folder, "out", "universal").report.warnings
     assert warning.render() == (
-        "warning[side-file-left]: 4 files of the source are not carried along\n"
+        "warning[side-file-left]: 4 files of the source are not copied to the target\n"
         "  = note: its name has characters that a path here may not have: `bad\\nname.txt`\n"
         "  = note: its name is taken in a universal checkpoint: `manifest.json`\n"
         "  = note: it looks like a file of other tensors, or their index: "
         "`model.gguf`, `optimizer.pt`\n"
-        "  = help: copy them yourself if they are wanted"
+        "  = help: copy them yourself if you need them"
     )
     record = json.loads(Path("out/manifest.json").read_text(encoding="ascii"))["provenance"][0]
     assert [item["file"] for item in record["left"]] == [item.file for item in found.left]

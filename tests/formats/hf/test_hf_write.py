@@ -318,10 +318,10 @@ def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> 
         "`fused`, `decoupled_weight_decay`), `lr_scheduler`, `loss_scaler`, `dynamic_loss_scale`, "
         "`overflow`\n"
         "  = help: keep the source, or convert to `universal`, to go on training",
-        "warning[keys-left]: 3 keys of the source are neither read nor kept\n"
+        "warning[keys-left]: 3 keys of the source are not converted\n"
         "  = note: it belongs to the training run, and a model folder holds none: `my_iteration`, "
         "`args`, `iteration`\n"
-        "  = help: keep the source if they are wanted",
+        "  = help: keep the source if you need them",
     ]
     assert reshard.verify(case / "ckpt", "out", states="weights").ok
     reshard.convert(case / "ckpt", "rounded", "hf", dtype="bf16", names="source")
@@ -398,8 +398,8 @@ def test_a_target_without_a_place_for_files_tells_which_are_left(
     Path("model/tokenizer.json").write_text("{}", encoding="utf-8")
     report = reshard.plan("model", "deepspeed-universal")
     assert [item.render() for item in report.warnings if item.code == "side-file-left"] == [
-        "warning[side-file-left]: 2 files of the source are not carried along\n"
+        "warning[side-file-left]: 2 files of the source are not copied to the target\n"
         "  = note: a folder in DeepSpeed's universal form has no place for it: `config.json`, "
         "`tokenizer.json`\n"
-        "  = help: copy them yourself if they are wanted"
+        "  = help: copy them yourself if you need them"
     ]
