@@ -43,6 +43,7 @@ _FRAMEWORKS = {
     "olmo_core": "OLMo-core",
     "meta": _META,
     "nanogpt": "nanoGPT",
+    "vllm": "transformers",
     "hf": "transformers",
 }
 _TABLES = {_NANOTRON: "nanotron", _META: "meta"}

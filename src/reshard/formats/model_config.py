@@ -54,7 +54,7 @@ class ModelConfig:
 def has_hf_names(arrangement: Arrangement) -> bool:
     """Whether tensors are named as transformers names them, as far as a layout says so."""
     name = arrangement.layout.name
-    return name == NAMES or name.startswith(f"{NAMES}_")
+    return name in (NAMES, "vllm") or name.startswith(f"{NAMES}_")
 
 
 def model_config(arrangement: Arrangement, weights: Iterable[Whole]) -> ModelConfig:

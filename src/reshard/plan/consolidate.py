@@ -21,6 +21,7 @@ from reshard.run.states import EXTRA
 COPY = "dp"
 """The mesh axis of copies, which no layout cuts a weight over."""
 
+Shape = tuple[int, ...]
 _LAYOUT = """\
 # Whole tensors, as the checkpoint's own layout joins them.
 layout {name} {{
@@ -92,14 +93,34 @@ def _boxes(part: StoredPart, piece: Piece, whole: Whole) -> list[Fragment] | Non
     src, dst = part.piece.restrict(box), piece.restrict(box)
     steps = row_major(whole.shape)
     dims: list[int] = []
-    for size, stride in zip(box.size, dst.strides, strict=True):
+    sizes, inner, outer = _joined(box.size, src.strides, dst.strides, steps)
+    for size, stride in zip(sizes, outer, strict=True):
         fitting = [d for d, step in enumerate(steps) if step == stride and whole.shape[d] >= size]
         fitting = [d for d in fitting if d not in dims]
         if not fitting:
             return None
         dims.append(fitting[0] if size == 1 else max(fitting, key=lambda d: whole.shape[d]))
-    move = Move(box.size, src.offset, src.strides, dst.offset, dst.strides)
+    move = Move(sizes, src.offset, inner, dst.offset, outer)
     return list(_fragments(part, move, dims, whole))
+
+
+def _joined(sizes: Shape, inner: Shape, outer: Shape, steps: Shape) -> tuple[Shape, Shape, Shape]:
+    """Axes of one dimension, heads and what is in them, as one axis where they lie together.
+
+    Args:  inner, outer: strides where it is stored, and in the whole tensor.
+           steps: strides of the whole tensor's dimensions.
+    """
+    out: list[tuple[int, int, int]] = []
+    for size, near, far in zip(sizes, inner, outer, strict=True):
+        if out and out[-1][1:] == (near * size, far * size) and out[-1][2] not in steps:
+            out[-1] = (out[-1][0] * size, near, far)
+        else:
+            out.append((size, near, far))
+    return (
+        tuple(size for size, _, _ in out),
+        tuple(near for _, near, _ in out),
+        tuple(far for _, _, far in out),
+    )
 
 
 def _fragments(part: StoredPart, move: Move, dims: list[int], whole: Whole) -> Iterator[Fragment]:

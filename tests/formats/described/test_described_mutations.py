@@ -346,7 +346,7 @@ WRITTEN: Mapping[str, list[tuple[Callable[[Path], None], str, bool]]] = {
     "tensorrt_llm": [(tensorrt(cut), "tp=2", True) for cut in (None, 0, 1)],
     "trainer": [(whole_trainer, "", True), (biased_nanogpt, "", False)],
     "verl": [(whole_verl, "dp=3", True), (_tied, "dp=2", False), (llama, "dp=2", False)],
-    "vllm_sharded": [(vllm, "tp=2", True), (other_home, "tp=2", False)],
+    "vllm_sharded": [(vllm, "tp=2", True), (other_home, "tp=2", False), (llama, "tp=2", False)],
 }
 """What is written as it: a source, the mesh, and whether the source is of it too."""
 

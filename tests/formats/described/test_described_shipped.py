@@ -321,6 +321,23 @@ def test_ranks_of_vllm(tmp_path: Path, parts: int) -> None:
     assert json.loads((tmp_path / "two/config.json").read_text()) == CONFIG
 
 
+def test_vllm_and_transformers(tmp_path: Path) -> None:
+    """The names of a model of transformers become those of vLLM, and whole heads are cut."""
+    meta(tmp_path / "meta", 1, 1)
+    settings = {"max_position_embeddings": 64}
+    reshard.convert(tmp_path / "meta", tmp_path / "hf", "hf", settings=settings)
+    reshard.convert(tmp_path / "hf", tmp_path / "vllm", "vllm_sharded:tp=4")
+    one, other = reshard.open(tmp_path / "hf"), reshard.open(tmp_path / "vllm")
+    names = [f"model.layers.1.self_attn.{part}_proj.weight" for part in "qkv"]
+    fused = np.concatenate([one.read(name) for name in names])
+    assert same(other.read("model.layers.1.self_attn.qkv_proj.weight"), fused)
+    reshard.convert(tmp_path / "vllm", tmp_path / "back", "hf")
+    assert reshard.verify(tmp_path / "hf", tmp_path / "back").ok
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(tmp_path / "hf", tmp_path / "no", "vllm_sharded:tp=16")
+    assert "[uneven-target]" in str(caught.value)
+
+
 @pytest.mark.parametrize("cut", [None, 0, 1])
 def test_ranks_of_tensorrt(tmp_path: Path, cut: int | None) -> None:
     """The embedding is whole, or cut by rows or columns; the configuration states the mesh."""
