@@ -25,11 +25,11 @@ import numpy as np
 import reshard
 from reshard.api.source import open_source
 from reshard.engine.compare import digest_array
-from reshard.engine.source_files import SourceFiles
 from reshard.formats.universal.manifest import own_digest, with_digest
 from reshard.plan.build import build_plan
 from reshard.plan.plan import Array, Copy, Plan
-from reshard.storage.digest import PREFIX, digest_file_range
+from reshard.store.digest import PREFIX, digest_file_range
+from reshard.store.source_files import SourceFiles
 
 HARMLESS = "no corruption: everything read is the same"
 MISSED = "missed"

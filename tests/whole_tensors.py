@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from reshard.engine.compare import read_array
-from reshard.engine.source_files import SourceFiles
 from reshard.language import load_layout
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
@@ -13,6 +12,7 @@ from reshard.plan.build import build_array
 from reshard.plan.catalog import Catalog
 from reshard.plan.plan import ArraySpec
 from reshard.plan.prove import prove_sources
+from reshard.store.source_files import SourceFiles
 
 
 def arrange(catalog: Catalog, layout: str | None = None) -> Arrangement:

@@ -12,11 +12,11 @@ import pytest
 import reshard
 from reshard.api.source import open_source
 from reshard.engine.compare import read_array
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError
 from reshard.plan.build import build_array
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.plan import ArraySpec
+from reshard.store.source_files import SourceFiles
 
 Fixture = Callable[[str], Path]
 

@@ -78,7 +78,7 @@ def test_one_slice_needs_no_tuple(toy: Checkpoint) -> None:
 def test_a_part_reads_no_more_than_it_needs(
     toy: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     read = []
     before = SourceFiles.pread_into

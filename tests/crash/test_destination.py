@@ -15,9 +15,9 @@ from folders import attempt, codes, tree
 from test_resume import stopped
 
 import reshard
-from reshard.storage.journal import Record
-from reshard.storage.lock import Lock
-from reshard.storage.output import OutputFolder
+from reshard.store.journal import Record
+from reshard.store.lock import Lock
+from reshard.store.output import OutputFolder
 
 
 def refused(source: Path, dst: Path, *, to: str = "universal", force: bool = True) -> str:

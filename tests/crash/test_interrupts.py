@@ -20,7 +20,7 @@ import os, signal, sys
 import reshard.engine.units as units
 from reshard.cli import main
 units.MAX_TOGETHER = 1
-from reshard.storage.output import OutputFolder
+from reshard.store.output import OutputFolder
 real = OutputFolder.note
 count = [0]
 def noted(self, records, nbytes):
@@ -127,7 +127,7 @@ def test_while_what_was_left_is_proved(
         signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reshard.storage.output.OutputFolder.find_kept", proving)
+        patch.setattr("reshard.store.output.OutputFolder.find_kept", proving)
         _, error = attempt(tiny, tmp_path / "out", "universal")
     assert str(error) == (
         "interrupted; what an earlier run wrote is kept in `.out.reshard-partial`\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reshard.storage.journal import Journal, Making, Record, read_journal
+from reshard.store.journal import Journal, Making, Record, read_journal
 
 MAKING = Making("reshard 1", "universal", "digest", {"a": 3, "b/c": 5})
 RECORDS = [Record(0, "one"), Record(7, "two")]

@@ -12,7 +12,7 @@ from folders import tree
 
 import reshard
 from reshard.engine.progress import Progress
-from reshard.storage.journal import Making, read_journal
+from reshard.store.journal import Making, read_journal
 
 Stop = Callable[[Progress], None]
 
@@ -257,11 +257,11 @@ def test_a_target_of_a_damaged_source_is_not_taken_for_complete(
 ) -> None:
     """The run was stopped when all was in place, and only its journal not removed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reshard.storage.output.OutputFolder._clean", lambda _: None)
+        patch.setattr("reshard.store.output.OutputFolder._clean", lambda _: None)
         reshard.convert(copied, tmp_path / "out", "universal")
     assert reshard.convert(copied, tmp_path / "out", "universal").resumed.arrays == 6
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reshard.storage.output.OutputFolder._clean", lambda _: None)
+        patch.setattr("reshard.store.output.OutputFolder._clean", lambda _: None)
         reshard.convert(copied, tmp_path / "out", "universal", force=True)
     (file,) = copied.glob("model-*.safetensors")
     found = file.stat()

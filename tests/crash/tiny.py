@@ -10,14 +10,14 @@ import pytest
 from made_sources import make_catalog
 from reshard.dtypes import DType
 from reshard.engine.run import execute
-from reshard.engine.source_files import SourceFiles
 from reshard.formats.universal.write import prepare
 from reshard.language import load_layout
 from reshard.plan.bind import bind
 from reshard.plan.build import build_plan
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.plan.target import Target
-from reshard.storage.output import OutputFolder
+from reshard.store.output import OutputFolder
+from reshard.store.source_files import SourceFiles
 
 LAYOUT = 'layout tiny {\n    mesh tp\n    "**" = [...]\n}\n'
 

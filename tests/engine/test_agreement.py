@@ -14,9 +14,9 @@ from reshard.algebra.piece import Piece, moves, row_major
 from reshard.dtypes import DType
 from reshard.engine.compare import read_array
 from reshard.engine.elements import numpy_dtype
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import Exit, ReshardError
 from reshard.plan.plan import Array, ArraySpec, Copy, Origin
+from reshard.store.source_files import SourceFiles
 
 Mode = Literal["agree", "first", "mean"]
 

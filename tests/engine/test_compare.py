@@ -14,9 +14,9 @@ from reshard.dtypes import DType
 from reshard.engine.compare import Difference, Seen, compare, digest_array, read_array
 from reshard.engine.elements import numpy_dtype
 from reshard.engine.locate import Place
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array, ArraySpec, Copy, Move, Origin
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
+from reshard.store.source_files import SourceFiles
 
 
 def _array(root: Path, name: str, data: np.ndarray, dtype: DType) -> Array:

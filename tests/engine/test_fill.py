@@ -12,7 +12,7 @@ from oracle import Made, arrays
 
 from reshard.engine import gather
 from reshard.engine.fill import Filler
-from reshard.engine.source_files import SourceFiles
+from reshard.store.source_files import SourceFiles
 
 
 def _filled(made: Made, files: SourceFiles, start: int, stop: int, copies: int = 1) -> bytes:

@@ -13,9 +13,9 @@ from oracle import Made, arrays
 from reshard.engine import made_files
 from reshard.engine.made_files import MadeFiles
 from reshard.engine.run import execute
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Placed, Plan
-from reshard.storage.sparse import SparseFolder
+from reshard.store.source_files import SourceFiles
+from reshard.store.sparse import SparseFolder
 
 
 @given(

@@ -10,8 +10,8 @@ from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece, moves, row_major
 from reshard.dtypes import DType
 from reshard.engine.compare import read_array
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array, ArraySpec, Copy, Origin
+from reshard.store.source_files import SourceFiles
 
 
 class _Counting(SourceFiles):

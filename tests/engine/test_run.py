@@ -19,10 +19,10 @@ from reshard.dtypes import DType
 from reshard.engine.cost import peak_memory
 from reshard.engine.progress import Progress
 from reshard.engine.run import execute
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError
 from reshard.plan.plan import Array, ArraySpec, Copy, Move, Origin, Placed, Plan
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
+from reshard.store.source_files import SourceFiles
 
 
 class _Memory:

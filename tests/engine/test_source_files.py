@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from reshard.engine import source_files
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import Exit, ReshardError
 from reshard.plan.catalog import SourceFile
+from reshard.store.source_files import SourceFiles
 
 
 def _read(files: SourceFiles, file: str, byte_offset: int, nbytes: int) -> bytes:

@@ -170,7 +170,7 @@ def framework(text: bytes) -> Callable[[Path], None]:
     """Another `extra/framework.json`, whose digest the manifest states."""
 
     def change(root: Path) -> None:
-        from reshard.storage.digest import digest_bytes
+        from reshard.store.digest import digest_bytes
 
         (root / "extra" / "framework.json").write_bytes(text)
         manifest = json.loads((root / "manifest.json").read_bytes())
@@ -185,7 +185,7 @@ def layout(text: bytes) -> Callable[[Path], None]:
     """Another `layout.ucl`, whose digest the manifest states."""
 
     def change(root: Path) -> None:
-        from reshard.storage.digest import digest_bytes
+        from reshard.store.digest import digest_bytes
 
         (root / "layout.ucl").write_bytes(text)
         manifest = json.loads((root / "manifest.json").read_bytes())

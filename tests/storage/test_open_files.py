@@ -47,7 +47,7 @@ def test_a_run_that_is_stopped_goes_on_with_few_files(
     fixture_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
-    monkeypatch.setattr("reshard.storage.open_files.MAX_OPEN", 2)
+    monkeypatch.setattr("reshard.store.open_files.MAX_OPEN", 2)
     monkeypatch.setattr("reshard.engine.units.MAX_TOGETHER", 4)
 
     def stop(progress: Progress) -> None:
@@ -68,7 +68,7 @@ def test_a_limit_that_is_too_low_is_named(
     def add(*_: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("reshard.storage.open_files.OpenFiles.add", add)
+    monkeypatch.setattr("reshard.store.open_files.OpenFiles.add", add)
     with pytest.raises(reshard.ReshardError) as caught:
         reshard.convert(
             fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", tmp_path / "out", "universal"

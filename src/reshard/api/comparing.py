@@ -24,7 +24,7 @@ from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:
     from reshard.engine.locate import Place
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 What = Literal["only in A", "only in B", "shape", "dtype", "values"]
 
@@ -129,7 +129,7 @@ class Side:
     @staticmethod
     def of(source: OpenedSource, on_drift: OnDrift = "error") -> Side:
         """A side whose files are those of a source; close them."""
-        from reshard.engine.source_files import SourceFiles
+        from reshard.store.source_files import SourceFiles
 
         catalog = source.catalog
         files = SourceFiles(catalog.root, catalog.files)

@@ -30,11 +30,11 @@ from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
 from reshard.plan.target import Target
-from reshard.storage.source_error import as_source_error
+from reshard.store.source_error import as_source_error
 
 if TYPE_CHECKING:
-    from reshard.engine.run import Folder
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
+    from reshard.store.store import Destination
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def convert(
     """
     from time import perf_counter
 
-    from reshard.storage.destination import check_beforehand
+    from reshard.store.destination import check_beforehand
 
     start = perf_counter()
     request = Request.of(locals())
@@ -269,10 +269,10 @@ def _write(
     """
     from reshard.engine.fingerprint import fingerprint, identities
     from reshard.engine.resume import go_on
-    from reshard.engine.source_files import SourceFiles
-    from reshard.storage.journal import Making
-    from reshard.storage.output import OutputFolder
     from reshard.storage.program import program
+    from reshard.store.journal import Making
+    from reshard.store.output import OutputFolder
+    from reshard.store.source_files import SourceFiles
 
     catalog, made = prepared.source.catalog, prepared.plan
     sizes = file_sizes(prepared.output)
@@ -306,7 +306,7 @@ def _restarted(why: str) -> tuple[Diagnostic, ...]:
 
 def write_output(
     prepared: Prepared,
-    folder: Folder,
+    folder: Destination,
     files: SourceFiles,
     on_progress: Callable[[Progress], None] | None = None,
     *,
@@ -343,7 +343,7 @@ def write_output(
     return sizes, tail[-1].file if tail else None
 
 
-def _write_bytes(folder: Folder, items: Iterable[FileBytes]) -> None:
+def _write_bytes(folder: Destination, items: Iterable[FileBytes]) -> None:
     for item in items:
         folder.write(item.file, item.byte_offset, memoryview(item.data))
 

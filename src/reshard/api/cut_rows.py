@@ -16,7 +16,7 @@ from reshard.plan.catalog import Catalog
 from reshard.plan.slice import slice_spec
 
 if TYPE_CHECKING:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CutRows:
         """
         if files is not None:
             return self._warning(files)
-        from reshard.engine.source_files import SourceFiles
+        from reshard.store.source_files import SourceFiles
 
         catalog = self.arrangement.catalog
         with SourceFiles(catalog.root, catalog.files) as opened:

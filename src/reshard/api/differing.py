@@ -101,7 +101,7 @@ def diff(
 
 
 def _copies(source: OpenedSource, request: Request) -> Diff:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     arrangement = select_states(source, request.states).arrangement
     nbytes = sum(prod(whole.shape) * whole.dtype.itemsize for whole in arrangement.wholes)

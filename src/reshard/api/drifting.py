@@ -18,7 +18,7 @@ from reshard.plan.plan import Array
 from reshard.plan.slice import slice_spec
 
 if TYPE_CHECKING:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 _SETTLED = {"average": "their mean is taken", "first": "the first of them is taken"}
 
@@ -130,7 +130,7 @@ def settle(
     Args:  arrangement: the part of it that is asked for.
            on_drift: what becomes of them; nothing is read where that is an error.
     """
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     if on_drift == "error":
         return source, arrangement

@@ -12,8 +12,8 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.run_files import is_of_model
 from reshard.plan.catalog import Catalog, SourceFile
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError, read_regular
-from reshard.storage.source import LocalSource
+from reshard.store.regular_file import FileTooLargeError, read_regular
+from reshard.store.source import LocalSource
 
 CONFIG = "config.json"
 _MAX_NBYTES = 64 << 20

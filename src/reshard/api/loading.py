@@ -189,7 +189,7 @@ def _read(
 ) -> list[Elements]:
     from reshard.engine.compare import read_array
     from reshard.engine.run import default_threads
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     builder = Builder(arrangement, on_drift)
     arrays = [builder.array(spec) for spec in specs]

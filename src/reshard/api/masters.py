@@ -17,7 +17,7 @@ from reshard.plan.slice import slice_spec
 from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 CODE = "master-mismatch"
 
@@ -35,7 +35,7 @@ def settle_masters(
            full: as for `find_mismatch`.
     Raises: ReshardError[master-mismatch].
     """
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     if not _pairs(arrangement):
         return source

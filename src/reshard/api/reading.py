@@ -29,7 +29,7 @@ def read_part(
     import numpy as np
 
     from reshard.engine.compare import read_array
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     box, after = _box(whole, _chosen(whole, slices))
     array = build_array(source.arrangement, slice_spec(whole, box))

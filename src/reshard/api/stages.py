@@ -27,10 +27,10 @@ from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import Placed, Plan
 from reshard.plan.prove import prove_sources
 from reshard.plan.target import Target
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 if TYPE_CHECKING:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 KEPT_NBYTES = 4096
 """Arrays up to this size are written even where tensors are not: readers look at numbers."""
@@ -87,7 +87,7 @@ class Stage:
 
 def first_stage(source: OpenedSource) -> Stage:
     """The source itself."""
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     files = SourceFiles(source.catalog.root, source.catalog.files)
     return Stage(str(source.path), source, files)
@@ -137,8 +137,8 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
 
 
 def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage:
-    from reshard.engine.source_files import SourceFiles
-    from reshard.storage.output import OutputFolder
+    from reshard.store.output import OutputFolder
+    from reshard.store.source_files import SourceFiles
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with OutputFolder.create(path) as folder:
@@ -234,7 +234,7 @@ def _sketch(
     digests: bool,
 ) -> None:
     """Write what a target's reader looks at; large arrays are holes."""
-    from reshard.storage.sparse import SparseFolder
+    from reshard.store.sparse import SparseFolder
 
     path.mkdir(parents=True)
     with SparseFolder(path, holes) as folder:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from reshard.formats.model_json import CONFIG, stated_config
 from reshard.plan.catalog import Catalog
-from reshard.storage.digest import digest_file_range
+from reshard.store.digest import digest_file_range
 
 Fate = Literal["changed", "not kept", "added"]
 

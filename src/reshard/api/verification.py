@@ -35,7 +35,7 @@ from reshard.plan.slice import slice_spec
 from reshard.plan.text import show_count, show_nbytes, show_pace
 
 if TYPE_CHECKING:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -228,7 +228,7 @@ def _spec(whole: Whole) -> ArraySpec:
 
 
 def _files(source: OpenedSource) -> SourceFiles:
-    from reshard.engine.source_files import SourceFiles
+    from reshard.store.source_files import SourceFiles
 
     return SourceFiles(source.catalog.root, source.catalog.files)
 

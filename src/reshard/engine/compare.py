@@ -19,10 +19,10 @@ from reshard.engine.elements import (
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
 from reshard.engine.locate import Place, locate
-from reshard.engine.source_files import SourceFiles
 from reshard.engine.units import window_numel
 from reshard.plan.plan import Array, ArraySpec
-from reshard.storage.digest import new_digest
+from reshard.store.digest import new_digest
+from reshard.store.source_files import SourceFiles
 
 _WINDOW_NBYTES = 1 << 20
 

@@ -18,8 +18,8 @@ from reshard.engine.elements import (
 )
 from reshard.engine.gather import Gatherer, blocks
 from reshard.engine.locate import Place
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array, Origin
+from reshard.store.source_files import SourceFiles
 
 
 @dataclass(frozen=True, slots=True)

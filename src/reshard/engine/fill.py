@@ -17,8 +17,8 @@ from reshard.engine.cast import Cast, CastError, find_cast
 from reshard.engine.elements import Elements, bits_dtype, numpy_dtype
 from reshard.engine.gather import Gatherer, blocks, source_at
 from reshard.engine.mismatch import cast_refused, replica_mismatch
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array, Copy, Origin
+from reshard.store.source_files import SourceFiles
 
 _Part = tuple[Copy, tuple[int, ...], tuple[int, ...], int]
 """A copy, the lower corner of a box in it, the box's shape, its address in the array."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.output import FileBytes
 from reshard.plan.plan import Copy, Placed, Plan
-from reshard.storage.digest import digest_bytes, new_digest
+from reshard.store.digest import digest_bytes, new_digest
+from reshard.store.source_files import SourceFiles
 
 ENDS_NBYTES = 64 << 10
 """Bytes at the beginning and at the end of a source's file that are looked at; a zip archive has

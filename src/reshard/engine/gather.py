@@ -11,8 +11,8 @@ import numpy as np
 
 from reshard.engine.elements import Elements
 from reshard.engine.join import read_joined
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Origin
+from reshard.store.source_files import SourceFiles
 
 SCRATCH_NBYTES = 1 << 20
 """The longest span that is read at once when not every element of it is wanted."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 
 from reshard.engine.elements import Elements, numpy_dtype
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError, source_error
 from reshard.plan.catalog import Upper
 from reshard.plan.plan import Origin
+from reshard.store.source_files import SourceFiles
 
 _BLOCK = 1 << 16
 _NBYTES = 4

@@ -13,9 +13,9 @@ import numpy as np
 
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.catalog import SourceFile
 from reshard.plan.plan import Placed, Plan
+from reshard.store.source_files import SourceFiles
 
 WINDOW_NBYTES = 256 << 10
 """Bytes of an array that are made at once for reads that want fewer."""

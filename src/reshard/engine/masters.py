@@ -14,8 +14,8 @@ from reshard.engine.elements import Elements, numpy_dtype, show_element
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
 from reshard.engine.locate import locate
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Array
+from reshard.store.source_files import SourceFiles
 
 MASTERS = frozenset((DType.F32, DType.F64))
 WEIGHTS = frozenset((DType.F16, DType.BF16, DType.F32, DType.F64))

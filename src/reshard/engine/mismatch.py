@@ -16,9 +16,9 @@ from reshard.engine.elements import (
     widened,
 )
 from reshard.engine.gather import Gatherer, blocks
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError, source_error, target_error
 from reshard.plan.plan import ArraySpec, Copy, Origin
+from reshard.store.source_files import SourceFiles
 
 
 def cast_refused(spec: ArraySpec, copy: Copy, origin: Origin, loss: CastError) -> ReshardError:

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from reshard.engine.compare import digest_array
 from reshard.engine.fingerprint import files_of
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
-from reshard.storage.digest import new_digest
-from reshard.storage.journal import Record
-from reshard.storage.output import OutputFolder
+from reshard.store.digest import new_digest
+from reshard.store.journal import Record
+from reshard.store.output import OutputFolder
+from reshard.store.source_files import SourceFiles
 
 _CHUNK = 1 << 20
 

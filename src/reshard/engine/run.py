@@ -7,41 +7,23 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
 from reshard.engine.progress import Progress
-from reshard.engine.source_files import SourceFiles
 from reshard.engine.units import Handful, Window, units
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
-from reshard.storage.digest import digest_bytes
-from reshard.storage.journal import Record
+from reshard.store.digest import digest_bytes
+from reshard.store.journal import Record
+from reshard.store.source_files import SourceFiles
+from reshard.store.store import Destination, NotingDestination
 
 BUFFER_NBYTES = 1 << 20
 MAX_THREADS = 8
-
-
-class Folder(Protocol):
-    """Where a plan's arrays are written; `storage.output.OutputFolder` is one."""
-
-    def open_file(self, name: str, nbytes: int, /) -> object:
-        """Make a file of that size, if it is not there."""
-
-    def write(self, name: str, byte_offset: int, data: memoryview, /) -> None:
-        """Write bytes into a file that was opened; safe from several threads."""
-
-
-@runtime_checkable
-class NotingFolder(Folder, Protocol):
-    """A folder that notes which arrays are written, for a later run to go on from."""
-
-    def note(self, records: Iterable[Record], nbytes: int, /) -> None:
-        """Note arrays of which every byte was written; safe from several threads."""
 
 
 def default_threads() -> int:
@@ -51,7 +33,7 @@ def default_threads() -> int:
 
 def execute(
     plan: Plan,
-    folder: Folder,
+    folder: Destination,
     files: SourceFiles,
     *,
     threads: int | None = None,
@@ -137,7 +119,7 @@ class _Run:
     def __init__(
         self,
         plan: Plan,
-        folder: Folder,
+        folder: Destination,
         files: SourceFiles,
         buffer_nbytes: int,
         on_progress: Callable[[Progress], None] | None,
@@ -146,7 +128,7 @@ class _Run:
         self.written: list[Written | None] = [done.get(i) for i in range(len(plan.placed))]
         self.error: BaseException | None = None
         self._folder = folder
-        self._noting = folder if isinstance(folder, NotingFolder) else None
+        self._noting = folder if isinstance(folder, NotingDestination) else None
         self._files = files
         self._buffer_nbytes = buffer_nbytes
         self._on_progress = on_progress

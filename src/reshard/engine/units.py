@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from reshard.engine.fill import Filler
-from reshard.engine.source_files import SourceFiles
 from reshard.plan.plan import Placed, Plan
-from reshard.storage.digest import Digest, new_digest
+from reshard.store.digest import Digest, new_digest
+from reshard.store.source_files import SourceFiles
 
 SMALL_NBYTES = 64 << 10
 """Arrays up to this size are done together with their neighbours."""

@@ -10,7 +10,7 @@ from reshard.errors import Diagnostic
 from reshard.plan.catalog import Catalog
 from reshard.storage.checksums import check_blobs
 from reshard.storage.safetensors_library import library_faults
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 _SAFETENSORS = ".safetensors"
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")

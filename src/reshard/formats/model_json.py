@@ -12,8 +12,8 @@ from pathlib import Path
 from reshard.formats.model_facts import FACTS
 from reshard.plan.catalog import Catalog
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError, read_regular
-from reshard.storage.side_files import read_side_files
+from reshard.store.regular_file import FileTooLargeError, read_regular
+from reshard.store.side_files import read_side_files
 
 CONFIG = "config.json"
 _MAX_NBYTES = 64 << 20

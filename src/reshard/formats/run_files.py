@@ -22,8 +22,8 @@ from stat import S_ISREG
 from reshard.errors import ReshardError
 from reshard.formats.model_json import model_config_of
 from reshard.plan.catalog import Catalog, Left, SourceFile
-from reshard.storage.links import refuse_outside
-from reshard.storage.owned import RECEIPT
+from reshard.store.links import refuse_outside
+from reshard.store.owned import RECEIPT
 
 MAX_NBYTES = 64 << 20
 """Of all the files that go along; a larger one is no part of a tokenizer."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.storage.regular_file import read_note
+from reshard.store.regular_file import read_note
 
 MODELS = ("model", "weights")
 """What the folder of the model is called."""

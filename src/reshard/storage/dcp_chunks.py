@@ -14,14 +14,14 @@ from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.dcp_records import Chunk, Metadata, StoredObject, StoredTensor
 from reshard.storage.inert import Global, Record
 from reshard.storage.kept import encode
-from reshard.storage.links import refuse_outside
-from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import (
     KnownTensors,
     TensorRef,
     open_torch_file,
     read_tensor_pickle,
 )
+from reshard.store.links import refuse_outside
+from reshard.store.regular_file import open_regular
 
 _MAX_HEADER = 100_000_000
 """Bytes of the longest header of a safetensors file."""

@@ -17,7 +17,7 @@ from reshard.storage.inert import Record
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63 - 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 SUFFIX = ".safetensors.index.json"
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 from reshard.dtypes import DType
 from reshard.errors import source_error
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.regular_file import open_regular, unreadable
+from reshard.store.regular_file import open_regular, unreadable
 
 MAX_HEADER_NBYTES = 100_000_000
 _ALIGNMENT = 64

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from reshard.errors import ReshardError
 from reshard.storage.inert import Record, Size
-from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef, open_torch_file
 from reshard.storage.window import Window
 from reshard.storage.zip_directory import Member, read_zip_directory
+from reshard.store.regular_file import open_regular
 
 _PICKLE = "data.pkl"
 _KEPT = 4

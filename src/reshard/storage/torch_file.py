@@ -19,10 +19,10 @@ from reshard.storage.legacy_torch_file import is_legacy, read_legacy
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_dtype
-from reshard.storage.regular_file import open_regular, unreadable
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.window import Window
 from reshard.storage.zip_directory import Member, read_zip_directory
+from reshard.store.regular_file import open_regular, unreadable
 
 __all__ = ["TensorRef", "TorchFile", "open_torch_file", "read_small", "walk"]
 

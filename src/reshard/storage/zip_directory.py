@@ -11,8 +11,8 @@ import struct
 from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
-from reshard.storage.regular_file import open_regular
 from reshard.storage.window import NBYTES, Window
+from reshard.store.regular_file import open_regular
 
 _END = struct.Struct("<4s4H2LH")
 _END64 = struct.Struct("<4sQ2H2L4Q")

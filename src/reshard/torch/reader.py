@@ -28,10 +28,10 @@ from reshard.algebra.box import Box
 from reshard.api.request import Request
 from reshard.api.source import open_source
 from reshard.engine.compare import read_array
-from reshard.engine.source_files import SourceFiles
 from reshard.engine.torch_tensors import as_tensor, torch_dtype
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.slice import slice_spec
+from reshard.store.source_files import SourceFiles
 from reshard.torch.keys import Keys, keys_of
 
 MAX_NBYTES = 1 << 26

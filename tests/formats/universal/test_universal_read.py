@@ -19,7 +19,7 @@ from reshard.formats.universal.detect import detect
 from reshard.formats.universal.manifest import own_digest, with_digest
 from reshard.formats.universal.read import read
 from reshard.formats.universal.read_manifest import is_inside
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
 
 ZEROS = "xxh3-128:" + "0" * 32
 

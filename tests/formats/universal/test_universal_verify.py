@@ -14,7 +14,7 @@ from reshard.formats.universal.manifest import FileEntry
 from reshard.formats.universal.read import read
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.formats.universal.verify import check_bytes, digests, verify_files
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
 
 
 @pytest.fixture(scope="module")

@@ -24,14 +24,14 @@ from universal_source import (
 )
 
 from reshard.engine.run import execute
-from reshard.engine.source_files import SourceFiles
 from reshard.errors import ReshardError
 from reshard.formats.sharded_set import share_out, stem_of
 from reshard.formats.universal.read import read
 from reshard.formats.universal.write import prepare
 from reshard.plan.build import build_plan
 from reshard.plan.target import Target
-from reshard.storage.output import OutputFolder
+from reshard.store.output import OutputFolder
+from reshard.store.source_files import SourceFiles
 
 UNIVERSAL = Target("universal", {})
 

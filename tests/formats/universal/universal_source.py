@@ -23,7 +23,7 @@ from reshard.plan.plan import Array
 from reshard.plan.prove import prove_sources
 from reshard.plan.target import Target
 from reshard.run.run import Group, Run
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
 
 DTYPES = {"float32": DType.F32, "uint16": DType.BF16, "int64": DType.I64, "uint8": DType.U8}
 """numpy types by which a test writes elements; bfloat16 as its bits."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reshard.formats.dcp.folders import find, has_weights, steps, unfinished
 from reshard.formats.steps import TRACKER, is_of_parts, is_tracked_by_another
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 
 def detect(path: Path) -> bool:

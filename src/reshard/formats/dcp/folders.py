@@ -23,7 +23,7 @@ from reshard.formats.steps import (
     step_number,
 )
 from reshard.storage.dcp_metadata import metadata_files
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 Role = Literal["all", "model", "optimizer"]
 Kind = Literal["dcp", "olmo-core", "accelerate", "parts"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reshard.formats.model_facts import FACTS
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.regular_file import FileTooLargeError, read_regular
+from reshard.store.regular_file import FileTooLargeError, read_regular
 
 NAME = "config.json"
 _MAX_NBYTES = 16 << 20

@@ -13,8 +13,8 @@ from reshard.formats.dcp.folders import Folder, Part
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.kept import encode
-from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import open_torch_file
+from reshard.store.source import LocalSource
 
 LIGHTNING = "meta.pt"
 _LIGHTNING_MARKS = ("pytorch-lightning_version", "lightning_version")

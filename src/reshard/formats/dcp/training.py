@@ -12,7 +12,7 @@ from reshard.formats.dcp.side_files import Told
 from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 _COUNTERS = (
     "train_state.step",

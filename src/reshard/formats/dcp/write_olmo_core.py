@@ -20,7 +20,7 @@ from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
-from reshard.storage.side_files import read_side_files
+from reshard.store.side_files import read_side_files
 
 OPTIONS = ("dp", "tp", "flatten")
 _MARK = ".metadata.json"

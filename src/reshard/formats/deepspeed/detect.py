@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.deepspeed.folder import is_step_folder
 from reshard.formats.steps import refuse_another
-from reshard.storage.regular_file import read_note
+from reshard.store.regular_file import read_note
 
 LATEST = "latest"
 LATEST_UNIVERSAL = "latest_universal"

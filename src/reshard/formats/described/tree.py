@@ -12,10 +12,10 @@ from reshard.storage.bounded_json import load_bounded
 from reshard.storage.inert import Record
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.safetensors import read_header
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 _TEXT_NBYTES = 1 << 26
 

@@ -25,7 +25,7 @@ from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import Bindings, Key, Place
 from reshard.plan.catalog import Left, SourceFile
 from reshard.plan.text import show_count
-from reshard.storage.links import refuse_outside
+from reshard.store.links import refuse_outside
 
 _UNNAMED = "the layout does not name it"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.run.states import MASTER, MOMENTS, STEP
 from reshard.storage.index import SUFFIX
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 _WEIGHTS = re.compile(
     r".+\.safetensors(\.index\.json)?|adapter_model\.bin"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reshard.storage.regular_file import FileTooLargeError
-from reshard.storage.source import LocalSource
+from reshard.store.regular_file import FileTooLargeError
+from reshard.store.source import LocalSource
 
 _REVISION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
 _MAX_NBYTES = 1000

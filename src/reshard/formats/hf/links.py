@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 _SHOWN = 5
 

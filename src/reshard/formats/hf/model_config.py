@@ -10,8 +10,8 @@ from reshard.errors import source_error
 from reshard.formats.hf import CONFIG
 from reshard.formats.hf.links import known_file
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError
-from reshard.storage.source import LocalSource
+from reshard.store.regular_file import FileTooLargeError
+from reshard.store.source import LocalSource
 
 MAX_NBYTES = 64 << 20
 

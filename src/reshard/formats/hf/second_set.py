@@ -15,9 +15,9 @@ from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.hf.torch_set import state_dict
 from reshard.formats.hf.weight_files import WeightFiles, find_torch
 from reshard.plan.catalog import Catalog, Left, LocalTensor
-from reshard.storage.regular_file import open_regular
-from reshard.storage.source import LocalSource
 from reshard.storage.torch_file import TensorRef
+from reshard.store.regular_file import open_regular
+from reshard.store.source import LocalSource
 
 _SHOWN = 3
 _BLOCK = 1 << 20

@@ -12,7 +12,7 @@ from typing import Literal, NoReturn
 from reshard.errors import source_error
 from reshard.formats import adapters
 from reshard.storage.index import SUFFIX, read_index
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 Kind = Literal["safetensors", "torch", "shards"]
 

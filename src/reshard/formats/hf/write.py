@@ -21,7 +21,7 @@ from reshard.plan.target import Target
 from reshard.plan.text import show_count
 from reshard.run.run import Run
 from reshard.run.states import MASTER, PARAM, WEIGHTS
-from reshard.storage.side_files import read_side_files
+from reshard.store.side_files import read_side_files
 
 SINGLE = "model.safetensors"
 _ONLY_WEIGHTS = "a model folder holds weights only"

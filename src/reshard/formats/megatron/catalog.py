@@ -15,7 +15,7 @@ from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor, SourceFile
 from reshard.run.run import Run
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import read_note
+from reshard.store.regular_file import read_note
 
 _ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
 _STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from reshard.formats.megatron.arguments import Arguments
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.regular_file import FileTooLargeError, read_regular
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.yaml_file import load_yaml
+from reshard.store.regular_file import FileTooLargeError, read_regular
 
 _MAX_NBYTES = 16 << 20
 _FILES = (

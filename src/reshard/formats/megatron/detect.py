@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.steps import TRACKER, is_tracked_by_another
-from reshard.storage.regular_file import read_note
+from reshard.store.regular_file import read_note
 
 WEIGHTS = "weights"
 """The folder of the tensors in a checkpoint of NeMo."""

@@ -24,8 +24,8 @@ from reshard.language.expression import Expression, Value, known_value
 from reshard.language.layout import Layout, Rule, Split
 from reshard.language.pattern import NamePattern
 from reshard.plan.environment import flatten
-from reshard.storage.regular_file import open_regular
 from reshard.storage.torch_file import TensorRef
+from reshard.store.regular_file import open_regular
 
 _BIAS = re.compile(r"\.bias(\d*)$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")

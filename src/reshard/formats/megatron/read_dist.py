@@ -28,7 +28,7 @@ from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 

@@ -19,8 +19,8 @@ from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
 from reshard.storage.torch_file import open_torch_file
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 _MAX_NBYTES = 1 << 20
 _TYPES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.nanotron import LATEST, METADATA
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 _MAX_TRACKER_NBYTES = 64
 

@@ -22,9 +22,9 @@ from reshard.formats.nanotron.weights import Shard, Weight, boxed
 from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Fragment, Left, LocalTensor, SourceFile
 from reshard.storage.kept import encode
-from reshard.storage.links import refuse_outside
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file
+from reshard.store.links import refuse_outside
 
 _FILE = re.compile(
     r"optimizer_pp-(?P<pp>[0-9]+)-of-(?P<pps>[0-9]+)(?:_dp-(?P<dp>[0-9]+)-of-(?P<dps>[0-9]+))?"

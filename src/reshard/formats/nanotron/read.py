@@ -24,8 +24,8 @@ from reshard.plan.catalog import Catalog, SourceFile
 from reshard.run.run import Group, Run
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.kept import encode
-from reshard.storage.links import refuse_outside
 from reshard.storage.torch_file import open_torch_file
+from reshard.store.links import refuse_outside
 
 LAYOUT = """\
 # Every shard says itself which boxes of its tensor it holds: nothing is cut by rank. Along `copy`

@@ -18,8 +18,8 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.nanotron.slices import SlicesError, parse_pairs, parse_shape
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
-from reshard.storage.links import refuse_outside
 from reshard.storage.safetensors import read_header
+from reshard.store.links import refuse_outside
 
 _FILE = re.compile(
     r"model_(?P<param>[A-Za-z0-9_]+?)"

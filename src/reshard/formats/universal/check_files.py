@@ -8,10 +8,10 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.universal import FRAMEWORK, LAYOUT
 from reshard.formats.universal.manifest import FileEntry, Manifest, TensorEntry
 from reshard.formats.universal.read_manifest import MAX_NBYTES
-from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX
 from reshard.storage.safetensors import read_header
-from reshard.storage.source import LocalSource
+from reshard.store.digest import digest_bytes
+from reshard.store.source import LocalSource
 
 AGAIN = ("copy the checkpoint again, or convert its source again",)
 _SHOWN = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.formats.universal import LAYOUT, MANIFEST
 from reshard.formats.universal.manifest import FORMAT
 from reshard.storage.index import SUFFIX
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 _MARK_NBYTES = 200
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.run.run import Run
-from reshard.storage.digest import PREFIX, digest_bytes
+from reshard.store.digest import PREFIX, digest_bytes
 
 FORMAT = "reshard-universal"
 VERSION = 1

@@ -14,7 +14,7 @@ from reshard.formats.universal.strict_json import bad_manifest, load_json
 from reshard.formats.universal.tensors import local_tensors
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
-from reshard.storage.source import LocalSource
+from reshard.store.source import LocalSource
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:

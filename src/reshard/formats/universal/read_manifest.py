@@ -19,8 +19,8 @@ from reshard.formats.universal.manifest import (
 )
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
 from reshard.run.run import Group, Run
-from reshard.storage.regular_file import FileTooLargeError
-from reshard.storage.source import LocalSource
+from reshard.store.regular_file import FileTooLargeError
+from reshard.store.source import LocalSource
 
 MAX_NBYTES = 1 << 28
 """Of the manifest, and of the other files that are read whole."""

@@ -13,8 +13,8 @@ from reshard.formats.universal.check_files import AGAIN, file_problems
 from reshard.formats.universal.manifest import Manifest
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.plan.catalog import Catalog
-from reshard.storage.digest import digest_file_range
 from reshard.storage.safetensors_library import library_faults
+from reshard.store.digest import digest_file_range
 
 THREADS = 4
 

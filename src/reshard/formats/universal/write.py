@@ -31,10 +31,10 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
 from reshard.run.states import EXTRA, PARAM, WEIGHTS
-from reshard.storage.digest import digest_bytes
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.program import program
-from reshard.storage.side_files import read_side_files
+from reshard.store.digest import digest_bytes
+from reshard.store.side_files import read_side_files
 
 
 def prepare(

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 
 from reshard.errors import output_error
-from reshard.storage.destination import Places
-from reshard.storage.journal import NEW, Making, Notes
-from reshard.storage.owned import foreign_entries, foreign_error, remove_written, written_names
+from reshard.store.destination import Places
+from reshard.store.journal import NEW, Making, Notes
+from reshard.store.owned import foreign_entries, foreign_error, remove_written, written_names
 
 
 def reason_against(notes: Notes, making: Making) -> str:

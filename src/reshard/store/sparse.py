@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import output_error
-from reshard.storage.open_files import OpenFiles
+from reshard.store.open_files import OpenFiles
 
 Range = tuple[int, int]
 """A half-open range of bytes of a file."""

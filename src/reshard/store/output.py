@@ -17,20 +17,20 @@ from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import ReshardError
-from reshard.storage.contents import content_digest
-from reshard.storage.destination import Places, check_destination, check_hidden, folder_inode
-from reshard.storage.journal import NEW, Journal, Making, Record
-from reshard.storage.leftovers import (
+from reshard.store.contents import content_digest
+from reshard.store.destination import Places, check_destination, check_hidden, folder_inode
+from reshard.store.journal import NEW, Journal, Making, Record
+from reshard.store.leftovers import (
     check_partial,
     reason_against,
     remove_old,
     remove_partial,
     settle,
 )
-from reshard.storage.lock import Lock
-from reshard.storage.open_files import OpenFiles
-from reshard.storage.output_error import as_output_error, kept_error
-from reshard.storage.owned import RECEIPT, receipt_bytes, written_names
+from reshard.store.lock import Lock
+from reshard.store.open_files import OpenFiles
+from reshard.store.output_error import as_output_error, kept_error
+from reshard.store.owned import RECEIPT, receipt_bytes, written_names
 
 SYNC_NBYTES = 1 << 30
 """So many bytes are written before what was noted is made durable."""

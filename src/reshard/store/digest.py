@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from reshard.storage.regular_file import open_regular
+from reshard.store.regular_file import open_regular
 
 _CHUNK = 1 << 20
 PREFIX = "xxh3-128:"

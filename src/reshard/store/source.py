@@ -9,34 +9,11 @@ from __future__ import annotations
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
-from reshard.storage.links import refuse_outside
-from reshard.storage.regular_file import FileTooLargeError, open_regular, read_regular, unreadable
-
-
-class Source(Protocol):
-    """Files by name, wherever they are."""
-
-    def files(self, folder: str = "") -> tuple[str, ...]:
-        """Names of the files that lie directly in a folder, sorted."""
-
-    def folders(self, folder: str = "") -> tuple[str, ...]:
-        """Names of the folders that lie directly in a folder, sorted."""
-
-    def has(self, name: str) -> bool:
-        """Whether there is an ordinary file."""
-
-    def stat(self, name: str) -> SourceFile:
-        """A file as it is now."""
-
-    def read(self, name: str, limit: int) -> bytes:
-        """All bytes of a file."""
-
-    def pread(self, name: str, byte_offset: int, nbytes: int) -> bytes:
-        """Some bytes of a file."""
+from reshard.store.links import refuse_outside
+from reshard.store.regular_file import FileTooLargeError, open_regular, read_regular, unreadable
 
 
 class LocalSource:

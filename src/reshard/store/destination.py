@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, output_error
-from reshard.storage.journal import Notes, read_journal
-from reshard.storage.output_error import as_output_error
-from reshard.storage.owned import changed_files, foreign_entries, written_names
+from reshard.store.journal import Notes, read_journal
+from reshard.store.output_error import as_output_error
+from reshard.store.owned import changed_files, foreign_entries, written_names
 
 PARTIAL = ".reshard-partial"
 """What the name of a folder ends with that holds what is not in place yet."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from reshard.errors import ReshardError, output_error
-from reshard.storage.contents import changed_by_list, changed_by_manifest
+from reshard.store.contents import changed_by_list, changed_by_manifest
 
 RECEIPT = ".reshard-files.json"
 """Lists what was written, in a folder of a format that has no place for such a list."""

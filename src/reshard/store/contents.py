@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path, PurePosixPath
 
-from reshard.storage.digest import digest_bytes
+from reshard.store.digest import digest_bytes
 
 _WHOLE_NBYTES = 1 << 20
 _MAX_NBYTES = 1 << 26

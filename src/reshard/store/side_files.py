@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reshard.plan.catalog import Catalog
-from reshard.storage.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 
 MAX_NBYTES = 1 << 28
 """Of each."""
