@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from reshard.engine import source_files
 from reshard.errors import Exit, ReshardError
 from reshard.plan.catalog import SourceFile
+from reshard.store import source_files
 from reshard.store.source_files import SourceFiles
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a store: a folder on this machine is one; what lies elsewhere is a class more."""
+"""What is asked of a store; a folder on this machine is one, and others are a class more."""
 
 from __future__ import annotations
 
