@@ -24,7 +24,7 @@ def test_few_files_are_open_at_once(
 ) -> None:
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     reshard.convert(source, tmp_path / "all", "dcp:dp=40")
-    for module in ("storage.open_files", "engine.source_files"):
+    for module in ("store.open_files", "store.source_files"):
         monkeypatch.setattr(f"reshard.{module}.MAX_OPEN", 3)
     before, most = fds(), [0]
 
