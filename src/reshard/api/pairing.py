@@ -40,14 +40,31 @@ def _alike(a: PathLike, b: PathLike, request: Request) -> tuple[OpenedSource, Op
                 return left, right
             named = replace(of_both, model=given.model.name, names=given.name)
             return left, open_source(b, named)
-        one = find_model(left.catalog, model=request.model, settings=request.settings)
+    except ReshardError:
+        return left, right
+    first = None
+    for wanted in (left, right):
+        pair = _in_names_of(wanted, a, b, request, of_both)
+        if pair is not None and _parameters(pair[0]) == _parameters(pair[1]):
+            return pair
+        # A layout may have a tensor of which the other one has only the parts: fused projections.
+        first = first or pair
+    return first or (left, right)
+
+
+def _in_names_of(
+    wanted: OpenedSource, a: PathLike, b: PathLike, request: Request, of_both: Request
+) -> tuple[OpenedSource, OpenedSource] | None:
+    """Both sources in the names of the model that one of them is of; None if there is no way."""
+    try:
+        one = find_model(wanted.catalog, model=request.model, settings=request.settings)
         family, common = one.family.name, one.layout.name
         return (
             open_source(a, replace(request, model=family, names=common)),
             open_source(b, replace(of_both, model=family, names=common)),
         )
     except ReshardError:
-        return left, right
+        return None
 
 
 def in_names_of(
@@ -73,8 +90,9 @@ def in_names_of(
 
 def same_names(left: OpenedSource, right: OpenedSource) -> bool:
     """Whether two sources call their parameters alike, as far as both have them."""
-    one, other = (
-        {whole.name for whole in side.arrangement.wholes if whole.rule >= 0}
-        for side in (left, right)
-    )
+    one, other = _parameters(left), _parameters(right)
     return one <= other or other <= one
+
+
+def _parameters(source: OpenedSource) -> set[str]:
+    return {whole.name for whole in source.arrangement.wholes if whole.rule >= 0}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, product
 from math import prod
@@ -352,12 +352,44 @@ def renamed_catalog(old: Arrangement, new: Arrangement) -> Catalog:
         frozen=names(catalog.frozen),
         padded=names(catalog.padded),
         names_of="",
-        aliases={
-            alias: name
-            for alias, name in (catalog.aliases or {}).items()
-            if name in owners and alias not in owners
-        },
+        aliases=_aliases(old, new, owners),
     )
+
+
+def _aliases(
+    old: Arrangement, new: Arrangement, owners: Mapping[str, Sequence[set[str]]]
+) -> dict[str, str]:
+    """The other names of tied tensors, where the new layout has one tensor for all of them.
+
+    What the layout calls the tensor that there would be if they were not tied is that name: the
+    one whose atom has the same axes, and is not there.
+    """
+    out = {}
+    layout = new.layout
+    tensors = layout.model.tensors if layout.model is not None else {}
+    for alias, stored in (old.catalog.aliases or {}).items():
+        names = [name for name, parts in owners.items() if len(parts) == 1 and stored in parts[0]]
+        if len(names) != 1 or alias in owners:
+            continue
+        [name] = names
+        if any(True for _ in layout.matches(alias)):
+            out[alias] = name
+            continue
+        atom = layout.rules[new.bound[name].rule].atom if name in new.bound else None
+        tensor = tensors.get(atom or "")
+        alike = {
+            key
+            for key, item in tensors.items()
+            if tensor is not None and item.axes == tensor.axes and key not in new.atoms
+        }
+        others = [
+            rule.pattern.text
+            for rule in layout.rules
+            if rule.atom in alike and all(isinstance(piece, str) for piece in rule.pattern.pieces)
+        ]
+        if len(others) == 1:
+            out[others[0]] = name
+    return out
 
 
 def _owners(old: Arrangement, new: Arrangement) -> dict[str, list[set[str]]]:

@@ -49,3 +49,15 @@ def test_a_fused_run_goes_on_as_it_is(fused: Path, tmp_path: Path) -> None:
     assert reshard.verify(fused, tmp_path / "dcp").ok
     reshard.convert(fused, tmp_path / "again", "torchtitan:fused=1,dp=3", settings=HEADS)
     assert reshard.verify(fused, tmp_path / "again").ok
+
+
+def test_a_fused_run_is_compared_with_one_that_is_not(
+    fixture_checkpoint: Find, fused: Path, tmp_path: Path
+) -> None:
+    """In the names that both can have: those of the one whose tensors are the parts."""
+    source = fixture_checkpoint("dcp_dp2") / "ckpt"
+    reshard.convert(source, tmp_path / "stock", "torchtitan:dp=2", settings=HEADS)
+    for one, other in ((fused, tmp_path / "stock"), (tmp_path / "stock", fused)):
+        found = reshard.verify(one, other, settings=HEADS)
+        assert found.ok
+        assert found.tensors == reshard.verify(source, tmp_path / "stock", settings=HEADS).tensors

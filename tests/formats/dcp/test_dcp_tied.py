@@ -12,6 +12,7 @@ from dcp_forge import Forge, counted
 
 import reshard
 from reshard.errors import ReshardError
+from reshard.storage.dcp_metadata import read_metadata
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 TOLD = {
@@ -58,6 +59,35 @@ def test_every_target_has_one_tensor_and_is_read_back(
     assert made["tie_word_embeddings"] is True
     first = reshard.open(tmp_path / "back").read("model.embed_tokens.weight")
     assert (first == reshard.open(source).read("model.embed_tokens.weight")).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "head", "embedding"),
+    [
+        ("hf", "lm_head.weight", "model.embed_tokens.weight"),
+        ("torchtitan", "lm_head.weight", "tok_embeddings.weight"),
+        ("olmo_core", "lm_head.w_out.weight", "embeddings.weight"),
+        ("megatron", "output_layer.weight", "embedding.word_embeddings.weight"),
+    ],
+)
+def test_the_head_is_there_in_the_names_of_any_layout(
+    fixture_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    names: str,
+    head: str,
+    embedding: str,
+) -> None:
+    """torch's loader asks for the tied head under its name, wherever the source stores it."""
+    source = fixture_checkpoint("dcp_dp2_tied") / "ckpt"
+    reshard.convert(source, tmp_path / "a", "torchtitan", settings=HEADS)
+    for at, made in ((source, "b"), (tmp_path / "a", "c")):
+        reshard.convert(at, tmp_path / made, "dcp", settings=HEADS, names=names)
+        found = reshard.open(tmp_path / made)
+        assert found.aliases == {head: embedding}
+        assert (found.read(head) == reshard.open(source).read("model.embed_tokens.weight")).all()
+        prefix = "model." if made == "b" else ""  # torchtitan has the model at the top
+        stored = {item.name for item in read_metadata(tmp_path / made).tensors}
+        assert {f"{prefix}{head}", f"{prefix}{embedding}"} <= stored
 
 
 def _model(folder: Path, embed: object, head: object, *, trained: str = "") -> Path:
