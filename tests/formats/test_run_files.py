@@ -56,7 +56,7 @@ def test_everything_is_accounted_for(run: Path) -> None:
         "../vocab.json": "it is a link that leads out of the folder",
     }
     text = found.to_text()
-    assert "\n  other steps   global_step1\n  logs          train.log, wandb/\n" in text
+    assert "\n  other steps     global_step1\n  logs            train.log, wandb/\n" in text
     assert "\nnot read: 6 files\n" in text
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.store.regular_file import read_note
+from reshard.store.source import LocalSource
 
 MODELS = ("model", "weights")
 """What the folder of the model is called."""
@@ -44,11 +44,11 @@ def find_steps(run: Path, is_one: Callable[[Path], bool]) -> dict[str, int]:
 
     Args:  is_one: whether a folder is a checkpoint.
     """
-    numbers = {item: step_number(item.name) for item in run.iterdir()}
+    numbers = {name: step_number(name) for name in LocalSource(run).folders()}
     found = {
-        item.name: number
-        for item, number in numbers.items()
-        if number is not None and item.is_dir() and is_one(item)
+        name: number
+        for name, number in numbers.items()
+        if number is not None and is_one(run / name)
     }
     return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
 
@@ -77,7 +77,8 @@ def last_step(run: Path, known: Mapping[str, int]) -> str | None:
     link = run / _LATEST
     if link.is_symlink() and Path(os.readlink(link)).name in known:
         return Path(os.readlink(link)).name
-    noted = read_note(run / TRACKER) if (run / TRACKER).is_file() else ""
+    source = LocalSource(run)
+    noted = source.note(TRACKER) if source.has(TRACKER) else ""
     return noted if any(_is_step(name, noted) for name in known) else None
 
 
@@ -115,15 +116,17 @@ def is_of_parts(folder: Path) -> bool:
 
     Megatron's `weights` of NeMo have a `metadata.json` besides.
     """
+    source = LocalSource(folder)
     return any(
-        (folder / name / ".metadata").is_file() and not (folder / name / "metadata.json").exists()
+        source.has(f"{name}/.metadata") and not source.has(f"{name}/metadata.json")
         for name in (*MODELS, *OPTIMIZERS)
     )
 
 
 def is_tracked_by_another(run: Path) -> bool:
     """Whether the tracker of a run stands next to steps that are not Megatron's."""
-    steps = [item for item in run.glob("iter_*") if item.is_dir()]
+    source = LocalSource(run)
+    steps = [*source.matching("iter_*", folders=True)]
     if steps:
-        return all(is_of_parts(step) for step in steps)
-    return next(run.glob("global_step_*/"), None) is not None
+        return all(is_of_parts(run / step) for step in steps)
+    return any(source.matching("global_step_*", folders=True))

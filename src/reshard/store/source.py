@@ -7,13 +7,20 @@ the cache of the Hugging Face hub), but not out of it; what is no ordinary file 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
 from reshard.store.links import refuse_outside
-from reshard.store.regular_file import FileTooLargeError, open_regular, read_regular, unreadable
+from reshard.store.regular_file import (
+    FileTooLargeError,
+    open_regular,
+    read_note,
+    read_regular,
+    unreadable,
+)
 
 
 class LocalSource:
@@ -35,13 +42,31 @@ class LocalSource:
         """Names of the folders that lie directly in a folder, sorted."""
         return self._listed(folder, folders=True)
 
-    def matching(self, pattern: str) -> tuple[str, ...]:
-        """The files directly in the folder whose names follow a pattern with `*` in it."""
-        return tuple(name for name in self.files() if fnmatchcase(name, pattern))
+    def matching(self, pattern: str, *, folders: bool = False) -> Iterator[str]:
+        """Files whose names follow a pattern with `*` in it, `mp_rank_*/model_*rng.pt`, sorted.
+
+        Args:  folders: the folders that do.
+        """
+        above, _, last = pattern.rpartition("/")
+        for folder in self.matching(above, folders=True) if above else ("",):
+            for name in self._listed(folder, folders=folders):
+                if fnmatchcase(name.rpartition("/")[2], last):
+                    yield name
 
     def has(self, name: str) -> bool:
         """Whether there is an ordinary file; what lies behind a link counts."""
         return self._at(name).is_file()
+
+    def has_folder(self, name: str = "") -> bool:
+        """Whether there is a folder; what lies behind a link counts."""
+        return self._at(name).is_dir()
+
+    def note(self, name: str) -> str:
+        """The text of a file of one word, such as the one that names the last step.
+
+        Raises: ReshardError[source-unreadable].
+        """
+        return read_note(self._at(name))
 
     def stat(self, name: str) -> SourceFile:
         """A file as it is now.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -95,16 +94,12 @@ def _find_parts(path: Path) -> Folder | None:
 
 def has_weights(path: Path) -> bool:
     """Whether a folder holds weights in files of Hugging Face's libraries."""
-    return any(LocalSource(path).matching(pattern) for pattern in _WEIGHTS)
+    return any(any(LocalSource(path).matching(pattern)) for pattern in _WEIGHTS)
 
 
 def _parts(path: Path, pattern: str, role: Role = "all") -> tuple[Part, ...]:
-    found = (path / name for name in _folders(path, pattern))
-    return tuple(Part(item, f"{item.name}/", role) for item in found if _is_one(item))
-
-
-def _folders(path: Path, pattern: str) -> list[str]:
-    return [name for name in LocalSource(path).folders() if fnmatchcase(name, pattern)]
+    found = LocalSource(path).matching(pattern, folders=True)
+    return tuple(Part(path / name, f"{name}/", role) for name in found if _is_one(path / name))
 
 
 def _is_one(path: Path) -> bool:
@@ -114,7 +109,8 @@ def _is_one(path: Path) -> bool:
 
 def unfinished(path: Path) -> Path | None:
     """The folder of a checkpoint, or the checkpoint itself, whose save did not come to its end."""
-    inner = (path / name for pattern in _FOLDERS for name in _folders(path, pattern))
+    source = LocalSource(path)
+    inner = (path / x for pattern in _FOLDERS for x in source.matching(pattern, folders=True))
     return next((item for item in (path, *inner) if _is_unfinished(item)), None)
 
 
@@ -122,7 +118,7 @@ def _is_unfinished(path: Path) -> bool:
     if metadata_files(path):
         return False
     source = LocalSource(path)
-    return source.has(".metadata.tmp") or bool(source.matching("__*.distcp"))
+    return source.has(".metadata.tmp") or any(source.matching("__*.distcp"))
 
 
 def steps(path: Path) -> dict[str, int]:

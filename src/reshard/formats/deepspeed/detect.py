@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.deepspeed.folder import is_step_folder
 from reshard.formats.steps import refuse_another
-from reshard.store.regular_file import read_note
+from reshard.store.source import LocalSource
 
 LATEST = "latest"
 LATEST_UNIVERSAL = "latest_universal"
@@ -22,7 +22,8 @@ def detect(path: Path) -> bool:
         return False
     if is_step_folder(path) or _tags(path):
         return True
-    return (path / LATEST).is_file() and any(path.glob("zero_to_fp32.py"))
+    source = LocalSource(path)
+    return source.has(LATEST) and source.has("zero_to_fp32.py")
 
 
 def is_universal(path: Path) -> bool:
@@ -32,11 +33,12 @@ def is_universal(path: Path) -> bool:
 
 def _universal_mark(path: Path) -> str:
     """What shows it, or nothing."""
-    if (path / OPTIMIZER_STATE).is_file():
+    source = LocalSource(path)
+    if source.has(OPTIMIZER_STATE):
         return OPTIMIZER_STATE
-    if (path / ZERO).is_dir() and next((path / ZERO).glob("*/fp32.pt"), None) is not None:
+    if any(source.matching(f"{ZERO}/*/fp32.pt")):
         return "zero/*/fp32.pt"
-    if (path / LATEST_UNIVERSAL).is_file() and not (path / LATEST).is_file():
+    if source.has(LATEST_UNIVERSAL) and not source.has(LATEST):
         return LATEST_UNIVERSAL
     return ""
 
@@ -44,7 +46,7 @@ def _universal_mark(path: Path) -> str:
 def _tags(path: Path) -> list[str]:
     """Names of the step folders inside a folder, lowest number first."""
     try:
-        found = [item.name for item in path.iterdir() if item.is_dir() and is_step_folder(item)]
+        found = [name for name in LocalSource(path).folders() if is_step_folder(path / name)]
     except OSError:
         return []
     return sorted(found, key=lambda name: (_number(name) is None, _number(name) or 0, name))
@@ -78,7 +80,7 @@ def find_step(path: Path, step: str | None) -> Path:
             )
         tag = chosen[0]
     elif tracker.exists() or tracker.is_symlink():
-        tag = read_note(tracker)
+        tag = LocalSource(path).note(LATEST)
         if tag not in found:
             raise source_error(
                 "unknown-step",
@@ -104,15 +106,16 @@ def find_universal(path: Path, step: str | None) -> Path:
 
     Raises: ReshardError[unknown-step].
     """
-    if (path / ZERO).is_dir():
+    source = LocalSource(path)
+    if source.has_folder(ZERO):
         found, asked = path, step in (None, path.name)
     else:
-        tag = read_note(path / LATEST_UNIVERSAL) if step is None else step
+        tag = source.note(LATEST_UNIVERSAL) if step is None else step
         inside = tag not in ("", ".", "..") and "/" not in tag and "\0" not in tag
-        found, asked = path / tag, inside and (path / tag / ZERO).is_dir()
+        found, asked = path / tag, inside and source.has_folder(f"{tag}/{ZERO}")
     if asked:
         return found
-    named = sorted(item.name for item in path.iterdir() if (item / ZERO).is_dir())
+    named = [name for name in source.folders() if source.has_folder(f"{name}/{ZERO}")]
     raise source_error(
         "unknown-step",
         f"{path} has no universal checkpoint `{found.name if step is None else step}`",

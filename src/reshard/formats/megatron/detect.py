@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.steps import TRACKER, is_tracked_by_another
-from reshard.store.regular_file import read_note
+from reshard.store.source import LocalSource
 
 WEIGHTS = "weights"
 """The folder of the tensors in a checkpoint of NeMo."""
@@ -30,29 +30,32 @@ def _is_tracked(path: Path) -> bool:
     the `latest` file of DeepSpeed and the folders that this one names. So do trainers whose steps
     are of other formats.
     """
-    if not (path / TRACKER).exists() or is_tracked_by_another(path):
+    source = LocalSource(path)
+    if not source.has(TRACKER) or is_tracked_by_another(path):
         return False
-    return not (path / "latest").exists() or any(path.glob("iter_*"))
+    return not source.has("latest") or any(source.matching("iter_*", folders=True))
 
 
 def is_legacy(folder: Path) -> bool:
     """Whether a folder holds `mp_rank_*/model_optim_rng.pt`."""
-    return any(folder.glob("mp_rank_*/model_*rng.pt"))
+    return any(LocalSource(folder).matching("mp_rank_*/model_*rng.pt"))
 
 
 def is_dist(folder: Path) -> bool:
     """Whether a folder is a `torch_dist` (or `zarr`) checkpoint; since core 0.17 without a
     `common.pt`.
     """
-    beside = (folder / "common.pt").exists() or (folder / ".metadata").exists()
-    return (folder / "metadata.json").exists() and beside
+    source = LocalSource(folder)
+    beside = source.has("common.pt") or source.has(".metadata")
+    return source.has("metadata.json") and beside
 
 
 def is_plain(folder: Path) -> bool:
     """Whether an iteration's folder is a plain distributed checkpoint: of FSDP."""
-    if not (folder / ".metadata").exists() or (folder / "metadata.json").exists():
+    source = LocalSource(folder)
+    if not source.has(".metadata") or source.has("metadata.json"):
         return False
-    return (folder.parent / TRACKER).exists() and _ITERATION.fullmatch(folder.name) is not None
+    return LocalSource(folder.parent).has(TRACKER) and _ITERATION.fullmatch(folder.name) is not None
 
 
 def find_folder(path: Path, step: str | None) -> Path:
@@ -61,32 +64,32 @@ def find_folder(path: Path, step: str | None) -> Path:
     Args:  path: it, or the folder with the tracker file.  step: its number, or its folder's name.
     Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron | mixed-source].
     """
-    if step is None and is_dist(path / WEIGHTS) and not (path / TRACKER).exists():
+    source = LocalSource(path)
+    if step is None and is_dist(path / WEIGHTS) and not source.has(TRACKER):
         return path / WEIGHTS
     if step is None and (is_legacy(path) or is_dist(path) or is_plain(path)):
         return _of_one_form(path)
     wanted = step
-    tracker = path / TRACKER
     if wanted is None:
-        if not tracker.exists():
+        if not source.has(TRACKER):
             raise source_error(
                 "incomplete-megatron",
                 f"{path} is not a whole Megatron checkpoint",
                 notes=["it has neither rank folders nor a `metadata.json`"],
                 helps=["`metadata.json` is written last; without it the save did not end"],
             )
-        wanted = read_note(tracker)
+        wanted = source.note(TRACKER)
         if wanted != "release" and not (wanted.isdecimal() and wanted.isascii()):
             raise source_error(
                 "bad-tracker",
-                f"{tracker} says `{wanted[:40]}`, which is no iteration",
+                f"{path / TRACKER} says `{wanted[:40]}`, which is no iteration",
                 helps=["write the number of an iteration into it, or choose one with `--step`"],
             )
     folder = path / (f"iter_{int(wanted):07d}" if wanted.isdecimal() else wanted)
-    if step is not None and not tracker.exists() and path.name == folder.name:
+    if step is not None and not source.has(TRACKER) and path.name == folder.name:
         folder = path
     if not folder.is_dir():
-        there = sorted(p.name for p in path.glob("iter_*") if p.is_dir())
+        there = [*source.matching("iter_*", folders=True)]
         raise source_error(
             "step-missing",
             f"iteration `{wanted}` is not in {path}",
@@ -108,8 +111,9 @@ def _of_one_form(folder: Path) -> Path:
 
     Raises: ReshardError[mixed-source].
     """
-    if is_legacy(folder) and (is_dist(folder) or (folder / ".metadata").exists()):
-        dist = next(name for name in ("metadata.json", ".metadata") if (folder / name).exists())
+    source = LocalSource(folder)
+    if is_legacy(folder) and (is_dist(folder) or source.has(".metadata")):
+        dist = next(name for name in ("metadata.json", ".metadata") if source.has(name))
         raise source_error(
             "mixed-source",
             f"{folder} holds two checkpoints: files of ranks, and a distributed one",
