@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import prod
 
 from reshard.algebra.box import Box
@@ -192,27 +193,41 @@ def _sections(found: AffineMap, dim: int) -> list[Section] | None:
     rest = _without(found.shape, dim)
     if any(_without(found.shards[rank], dim) != rest for rank in ranks):
         return None
-    private: list[tuple[int, int, int]] = []  # start, rank, width
-    shared: dict[tuple[int, int], int] = {}  # start, width -> how many ranks
-    slabs: dict[int, list[_Slab]] = {}
-    for rank in ranks:
-        own = _slabs(found, rank, dim)
-        if own is None:
+    slabs = {rank: _slabs(found, rank, dim) for rank in ranks}
+    holders: dict[tuple[int, int, bool], list[int]] = {}
+    for rank, own in slabs.items():
+        for slab in [] if own is None else own:
+            holders.setdefault((slab.start, slab.width, slab.is_shared), []).append(rank)
+    if None in slabs.values() or any(
+        len(own) != (len(ranks) if is_shared else 1) for (_, _, is_shared), own in holders.items()
+    ):
+        return None
+    out: list[Section] = []
+    at, last = 0, ranks[-1]
+    for (start, width, is_shared), (rank, *_) in sorted(holders.items()):
+        if start != at:
             return None
-        slabs[rank] = own
-        for slab in own:
-            if slab.is_shared:
-                key = (slab.start, slab.width)
-                shared[key] = shared.get(key, 0) + 1
-            else:
-                private.append((slab.start, rank, slab.width))
-    if any(count != len(ranks) for count in shared.values()):
-        return None
-    events = sorted([*private, *((start, -1, width) for start, width in shared)])
-    sections = _tile(events, len(ranks), found.shape[dim])
-    if sections is None or not _in_order(sections, slabs, ranks):
-        return None
-    return sections
+        at += width
+        if is_shared:
+            out.append(Section(width))
+            last = ranks[-1]
+            continue
+        if rank <= last:
+            out.append(Section(0, (0,) * len(ranks)))
+        widths = list(out[-1].widths)
+        widths[rank] = width
+        out[-1] = Section(out[-1].size + width, tuple(widths))
+        last = rank
+    is_whole = at == found.shape[dim]
+    return out if is_whole and all(_in_order(out, rank, slabs[rank]) for rank in ranks) else None
+
+
+def _in_order(sections: Sequence[Section], rank: int, slabs: Sequence[_Slab] | None) -> bool:
+    """Whether a shard has its blocks in the order of the sections."""
+    widths = [section.widths[rank] if section.widths else section.size for section in sections]
+    ends = list(accumulate(widths))
+    wanted = [(end - width, width) for end, width in zip(ends, widths, strict=True) if width]
+    return [(slab.at, slab.width) for slab in slabs or ()] == wanted
 
 
 def _slabs(found: AffineMap, rank: int, dim: int) -> list[_Slab] | None:
@@ -228,9 +243,8 @@ def _slabs(found: AffineMap, rank: int, dim: int) -> list[_Slab] | None:
         blocks.append(slab)
     out: list[_Slab] = []
     for slab in sorted(blocks, key=lambda slab: slab.start):
-        last = out[-1] if out else None
-        if last is not None and last.reaches(slab):
-            out[-1] = replace(last, width=last.width + slab.width)
+        if out and out[-1].reaches(slab):
+            out[-1] = replace(out[-1], width=out[-1].width + slab.width)
         else:
             out.append(slab)
     return out
@@ -243,11 +257,9 @@ def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | 
     inner = prod(shape[dim + 1 :])
     if odd or piece.source[0] % inner or piece.dest[0] % inner:
         return None
-    is_shared = len(piece.ranks) > 1
-    slab = _Slab(piece.source[0] // inner, width, piece.dest[0] // inner, is_shared)
-    block = (*shape[:dim], width, *shape[dim + 1 :])
+    slab = _Slab(piece.source[0] // inner, width, piece.dest[0] // inner, len(piece.ranks) > 1)
     wanted = AffinePiece(
-        block,
+        (*shape[:dim], width, *shape[dim + 1 :]),
         (piece.source[0], row_major(shape)),
         (piece.dest[0], row_major(shard)),
         piece.ranks,
@@ -259,42 +271,3 @@ def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | 
 
 def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return (*shape[:dim], *shape[dim + 1 :])
-
-
-def _tile(events: Sequence[tuple[int, int, int]], count: int, size: int) -> list[Section] | None:
-    """Sections of a dimension from its blocks: (start, rank or -1 for all, width) by start."""
-    out: list[Section] = []
-    at, last = 0, count
-    for start, rank, width in events:
-        if start != at:
-            return None
-        at += width
-        if rank < 0:
-            out.append(Section(width))
-            last = count
-            continue
-        if rank <= last:
-            out.append(Section(0, (0,) * count))
-        widths = list(out[-1].widths)
-        widths[rank] = width
-        out[-1] = Section(out[-1].size + width, tuple(widths))
-        last = rank
-    return out if at == size else None
-
-
-def _in_order(
-    sections: Sequence[Section], slabs: Mapping[int, list[_Slab]], ranks: Sequence[int]
-) -> bool:
-    """Whether every shard has its blocks in the order of the sections."""
-    for rank in ranks:
-        widths = [s.widths[rank] if s.widths else s.size for s in sections]
-        at = 0
-        wanted = []
-        for width in widths:
-            if width:
-                wanted.append((at, width))
-            at += width
-        own = sorted(slabs.get(rank, []), key=lambda slab: slab.start)
-        if [(slab.at, slab.width) for slab in own] != wanted:
-            return False
-    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -213,9 +213,14 @@ class StoredGroup:
                 f"{len(self.shards)} partitions hold {room}",
                 self.shards[-1].file,
             )
-        return flat_group(
-            self.stage, self.index, self.shapes, self.members, gaps or (), max(1, room)
-        )
+        # The last gap is padding like any other.
+        return self._flat(self.shapes, (*gaps[:-1], 0) if gaps else ())
+
+    def _flat(self, names: Iterable[str], gaps: tuple[int, ...] = ()) -> FlatGroup:
+        """The buffer of the stored length that has parameters in such an order."""
+        shapes = {name: self.shapes[name] for name in names}
+        room = max(1, self._numel * len(self.shards))
+        return flat_group(self.stage, self.index, shapes, self.members, gaps, room)
 
     def _order(self, group: FlatGroup) -> tuple[str, ...]:
         """Names in the order of the optimizer, where the buffer may have them round robin.
@@ -223,24 +228,12 @@ class StoredGroup:
         A writer that does so notes its own slices as if they were in that order.
         """
         names = tuple(self.shapes)
-        turn = round_robin(len(names), len(self.shards))
-        turned = tuple(name for _, name in sorted(zip(turn, names, strict=True)))
-        is_plain = self.round_robin is False or (
-            self.round_robin is None and self._slices_hold(group)
-        )
-        if not is_plain and (
-            self.round_robin
-            or self._slices_hold(
-                flat_group(
-                    self.stage,
-                    self.index,
-                    {name: self.shapes[name] for name in turned},
-                    self.members,
-                    align=max(1, self._numel * len(self.shards)),
-                )
-            )
-        ):
-            return turned
+        is_known = self.round_robin is not None
+        if self.round_robin or not (is_known or self._slices_hold(group)):
+            turn = round_robin(len(names), len(self.shards))
+            turned = tuple(name for _, name in sorted(zip(turn, names, strict=True)))
+            if is_known or self._slices_hold(self._flat(turned)):
+                return turned
         self._check_slices(group)
         return names
 
@@ -254,29 +247,28 @@ class StoredGroup:
 
     def _check_slices(self, group: FlatGroup) -> None:
         """Compare with the addresses that the writer noted of its own partition."""
-        for partition, shard in enumerate(self.shards):
+        stored = [(p, shard, shard.slices) for p, shard in enumerate(self.shards) if shard.slices]
+        for partition, shard, slices in stored:
             for name, (start, numel) in group.slices(partition).items():
-                said = None if shard.slices is None else shard.slices.get(name)
-                if said is not None and said != (start, numel):
+                at, count = slices.get(name, (start, numel))
+                if (at, count) != (start, numel):
                     raise source_error(
                         "partition-mismatch",
                         f"`{name}` does not lie where its writer says",
                         notes=[
                             f"elements {start} to {start + numel} of its partition "
                             f"of group {self.index}, by `param_shapes` in {self.told_by}",
-                            f"elements {said[0]} to {said[0] + said[1]}, by `param_slice_mappings` "
+                            f"elements {at} to {at + count}, by `param_slice_mappings` "
                             f"in {shard.file}",
                         ],
                         helps=["the model file and the optimizer files may be of different runs"],
                     )
-        for partition, shard in enumerate(self.shards):
-            if shard.slices:
-                self._check_slice_names(partition, shard, set(group.slices(partition)))
-
-    def _check_slice_names(self, partition: int, shard: GroupShard, held: set[str]) -> None:
-        """Refuse a file that was written by another rank: it holds other parameters."""
-        said = {name for name, (_, numel) in (shard.slices or {}).items() if numel}
-        if held != said:
+        for partition, shard, slices in stored:
+            held = set(group.slices(partition))
+            said = {name for name, (_, numel) in slices.items() if numel}
+            if held == said:
+                continue
+            # The file was written by another rank: it holds other parameters.
             foreign, missing = sorted(said - held), sorted(held - said)
             own = f"{shard.file} holds" if foreign else f"{shard.file} does not hold"
             other = "does not" if foreign else "does"
