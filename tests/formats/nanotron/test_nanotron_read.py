@@ -11,14 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import reshard
 from reshard.algebra.box import Box
 from reshard.errors import Exit, ReshardError
 from reshard.formats import recognize
-from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.read import read
 from reshard.formats.nanotron.slices import SlicesError, parse_pairs, parse_shape, show_pairs
 
@@ -128,16 +125,6 @@ def test_names_of_other_layouts(fixture_checkpoint: Fixture, tmp_path: Path) -> 
     config = json.loads((tmp_path / "hf" / "config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "llama"
     assert (config["head_dim"], config["rms_norm_eps"]) == (4, 1e-6)
-
-
-@given(st.integers(0, 50), st.integers(1, 9))
-def test_the_last_ranks_are_the_short_ones(numel: int, ranks: int) -> None:
-    found = ranges(numel, ranks)
-    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
-    assert found[-1][1] == numel
-    sizes = [stop - start for start, stop in found]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] - sizes[-1] <= 1
 
 
 def test_slices_as_nanotron_writes_them() -> None:

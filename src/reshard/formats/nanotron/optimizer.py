@@ -17,7 +17,7 @@ from reshard.algebra.flat import cut
 from reshard.errors import ReshardError, source_error
 from reshard.formats.nanotron import COPY
 from reshard.formats.nanotron.groups import Group
-from reshard.formats.nanotron.partition import ranges
+from reshard.formats.nanotron.slices import data_ranges
 from reshard.formats.nanotron.weights import Shard, Weight, boxed
 from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Fragment, Left, LocalTensor, SourceFile
@@ -209,7 +209,7 @@ class _Reader:
         numel = prod(shard.shape)
         start, stop = 0, numel
         if item.dp is not None:
-            start, stop = ranges(numel, self._sizes[1] or 1)[item.dp]
+            start, stop = data_ranges(numel, self._sizes[1] or 1)[item.dp]
         if ref.numel != stop - start or not ref.is_contiguous:
             raise source_error(
                 "partition-mismatch",

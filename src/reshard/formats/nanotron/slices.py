@@ -12,12 +12,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 
 from reshard.algebra.box import Box
+from reshard.algebra.partition import Each, spread
 from reshard.algebra.piece import Piece, row_major
 
 _SLICE = re.compile(r"(None|[0-9]{1,18}),(None|[0-9]{1,18}),(None|1)")
 _SHAPE = re.compile(r"\(((?:[0-9]{1,18}(?:, [0-9]{1,18})*,?)?)\)")
+
+
+def data_ranges(numel: int, ranks: int) -> list[tuple[int, int]]:
+    """The half-open range of a shard's flat elements that each data-parallel rank has (ZeRO-1)."""
+    ends = [0, *accumulate(spread(Each("balanced"), [(numel,)], ranks).lengths)]
+    return list(pairwise(ends))
 
 
 class SlicesError(ValueError):

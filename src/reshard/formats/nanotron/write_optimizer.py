@@ -9,8 +9,8 @@ from math import prod
 from reshard.algebra.flat import cut
 from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.nanotron.partition import ranges
 from reshard.formats.nanotron.shards import OutShard
+from reshard.formats.nanotron.slices import data_ranges
 from reshard.formats.nanotron.write_training import shares_groups
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
@@ -84,7 +84,7 @@ class OptimizerFiles:
                 "param_name_to_dp_rank_offsets": {
                     name: {
                         str(rank): [str(start), str(stop)]
-                        for rank, (start, stop) in enumerate(ranges(prod(shape), self._dp))
+                        for rank, (start, stop) in enumerate(data_ranges(prod(shape), self._dp))
                         if start < stop
                     }
                     for name, shape in shapes.items()
@@ -163,7 +163,7 @@ class OptimizerFiles:
             for item in group.members:
                 shard = item.shard(tp)
                 numel = prod(shard.shape)
-                start, stop = (0, numel) if dp is None else ranges(numel, self._dp or 1)[dp]
+                start, stop = (0, numel) if dp is None else data_ranges(numel, self._dp or 1)[dp]
                 if start == stop:
                     continue
                 index = len(names)
