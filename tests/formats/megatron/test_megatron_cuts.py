@@ -98,17 +98,91 @@ def test_a_down_projection_by_either_implementation(whole: bool, tmp_path: Path)
     assert_whole(Model(tp=2, more=more), tmp_path)
 
 
-def test_equal_pieces_of_the_stated_size_are_pieces(tmp_path: Path) -> None:
-    run = Forge(tp=2, args={"ffn_hidden_size": 12})
-    whole = run.whole()
-    name = "decoder.layers.0.mlp.linear_fc2.weight"
-    whole[name, "param"][:, 6:] = whole[name, "param"][:, :6]
+STATED: dict[str, object] = {
+    "ffn_hidden_size": 12,
+    "moe_ffn_hidden_size": 12,
+    "moe_shared_expert_intermediate_size": 12,
+    "kv_channels": 4,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 2,
+    "q_lora_rank": 6,
+    "kv_lora_rank": 4,
+    "qk_pos_emb_head_dim": 2,
+}
 
-    class Same(Forge):
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axis"),
+    [
+        ("embedding.word_embeddings.weight", (24, 8), 0),
+        ("output_layer.weight", (24, 8), 0),
+        ("decoder.layers.0.self_attention.linear_qkv.weight", (24, 8), 0),
+        ("encoder.layers.0.self_attention.query_key_value.weight", (24, 8), 0),
+        ("decoder.layers.0.self_attention.linear_proj.weight", (8, 8), 1),
+        ("encoder.layers.0.self_attention.dense.weight", (8, 8), 1),
+        ("encoder.layers.0.attention.dense.weight", (8, 8), 1),
+        ("decoder.layers.0.mlp.linear_fc2.weight", (8, 12), 1),
+        ("decoder.layers.0.mlp.shared_experts.linear_fc2.weight", (8, 12), 1),
+        ("decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight", (8, 12), 1),
+        ("encoder.layers.0.mlp.dense_4h_to_h.weight", (8, 12), 1),
+        ("decoder.layers.0.mixer.A_log", (8,), 0),
+        ("decoder.layers.0.mixer.D", (8,), 0),
+        ("decoder.layers.0.mixer.dt_bias", (8,), 0),
+        ("decoder.layers.0.mixer.norm.weight", (16,), 0),
+        ("decoder.layers.0.self_attention.linear_q_down_proj.weight", (6, 8), 0),
+        ("decoder.layers.0.self_attention.linear_kv_down_proj.weight", (6, 8), 0),
+    ],
+)
+def test_equal_pieces_of_the_stated_size_are_pieces(
+    name: str, shape: tuple[int, ...], axis: int, tmp_path: Path
+) -> None:
+    @dataclass(frozen=True)
+    class Same(Model):
         def whole(self) -> Any:
+            whole = super().whole()
+            half, _ = np.split(whole[name, "param"], 2, axis)
+            whole[name, "param"][:] = np.concatenate([half, half], axis)
             return whole
 
-    assert_whole(Same(tp=2, args={"ffn_hidden_size": 12}), tmp_path)
+    known = {own for own, _ in Forge(bias=False).whole()}
+    more = () if name in known else (Kind(name, shape, ("rows", "columns")[axis]),)
+    assert_whole(Same(tp=2, more=more, bias=False, args=STATED), tmp_path)
+
+
+OTHERS = (
+    Kind("word_embeddings_for_head.weight", (24, 8), "rows"),
+    Kind("lm_head.bias", (24,), "rows"),
+    Kind("embedding.position_embeddings.weight", (6, 8)),
+    Kind("embedding.tokentype_embeddings.weight", (2, 8)),
+    Kind("decoder.layers.0.input_norm.bias", (8,)),
+    Kind("decoder.layers.0.norm1.weight", (8,)),
+    Kind("decoder.layers.0.inter_attention.linear_q.weight", (8, 8), "rows"),
+    Kind("decoder.layers.0.inter_attention.linear_q.bias", (8,), "rows"),
+    Kind("decoder.layers.0.inter_attention.linear_kv.weight", (16, 8), "rows"),
+    Kind("decoder.layers.0.inter_attention.query.weight", (8, 8), "rows"),
+    Kind("decoder.layers.0.inter_attention.key_value.weight", (16, 8), "rows"),
+    Kind("decoder.layers.0.inter_attention.dense.weight", (8, 8), "columns"),
+    Kind("decoder.layers.0.inter_attention.dense.bias", (8,)),
+    Kind("decoder.layers.0.self_attention.linear_q_proj.weight", (12, 8), "rows"),
+    Kind("decoder.layers.0.self_attention.linear_kv_up_proj.weight", (12, 8), "rows"),
+    Kind("decoder.layers.0.self_attention.core_attention.softmax_offset", (4,), "rows"),
+    Kind("decoder.layers.0.mixer.out_proj.weight", (8, 16), "columns"),
+    Kind("mtp.layers.0.eh_proj.weight", (8, 16), "rows"),
+    Kind("encoder.layers.0.mlp.dense_h_to_4h.weight", (24, 8), "halves"),
+    Kind("encoder.layers.0.mlp.dense_h_to_4h.bias", (24,), "halves"),
+    Kind("encoder.layers.0.mlp.dense_4h_to_h.weight", (8, 12), "columns"),
+    Kind("encoder.layers.0.mlp.dense_4h_to_h.bias", (8,)),
+)
+
+
+def test_modules_that_no_shipped_model_has(tmp_path: Path) -> None:
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        tree["model"]["decoder.rotary_pos_emb.inv_freq"] = np.ones(1, np.float32)
+
+    run = Model(tp=2, more=OTHERS, bias=False, change=change)
+    assert_whole(run, tmp_path)
+    found = reshard.open(tmp_path)
+    assert found.tensors["decoder.rotary_pos_emb.inv_freq"].shape == (1,)
 
 
 def test_the_entry_that_a_null_tokenizer_adds_is_kept(tmp_path: Path) -> None:

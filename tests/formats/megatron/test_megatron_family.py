@@ -50,6 +50,18 @@ ORDER
     "drawer.rim"                                     = rim[h] on last stage
 }
 """
+DIST = """
+layout megatron_dist of spoon {
+    config num_hidden_layers = args.num_layers
+
+    "shelf.table.weight"               = table[v, h]
+    "decoder.layers.spoon.polish"      = polish[layer, h]
+    "decoder.layers.spoon.grip.weight" = [layer, (left[f] + right[f]), h]
+    "decoder.layers.spoon.bowl.weight" = bowl[layer, h, f]
+    "decoder.layers.spoon.crest"       = crest[layer, d]
+    "drawer.rim"                       = rim[h]
+}
+"""
 ORDER = """
     order "shelf.table", "decoder.layers.{layer}.spoon.polish",
     "decoder.layers.{layer}.spoon.grip", "decoder.layers.{layer}.spoon.bowl",
@@ -101,6 +113,20 @@ def test_a_family_is_one_file(target: str, optimizer: str, tmp_path: Path) -> No
     found = reshard.open(out, layout=layout)
     assert not list(states(found, run))
     reshard.convert(out, tmp_path / "back", "megatron:tp=2,pp=2", layout=layout)
+    assert not list(states(reshard.open(tmp_path / "back", layout=layout), run))
+
+
+@pytest.mark.parametrize("optimizer", ["distributed_optimizer=0", "distributed_optimizer=1"])
+def test_a_family_has_keys_of_its_own_in_a_distributed_checkpoint(
+    optimizer: str, tmp_path: Path
+) -> None:
+    run = Spoon(tp=2, pp=2, stages=(2, 2))
+    source, layout = run.write(tmp_path / "run"), family(tmp_path)
+    layout.write_text(layout.read_text() + DIST)
+    reshard.convert(source, tmp_path / "out", f"megatron-dist:{optimizer}", layout=layout)
+    assert "decoder.layers.spoon.crest" in reshard.open(tmp_path / "out").tensors
+    target = f"megatron:tp=2,pp=2,{optimizer}"
+    reshard.convert(tmp_path / "out", tmp_path / "back", target, layout=layout)
     assert not list(states(reshard.open(tmp_path / "back", layout=layout), run))
 
 

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from reshard.formats.megatron.buffers import MASTERS
+from reshard.run.states import EXTRA, MASTER, PARAM
 
 _CHAINED = re.compile(r"^chained_(\d+)\.")
 STATE = "optimizer.state."
@@ -57,12 +58,12 @@ def key_of(name: str) -> StateKey | FlatKey:
     if flat:
         group, buffer, kinds, bucket, state = flat.groups()
         index = int(chained.group(1)) if chained else 0
-        state = "master" if state in MASTERS else state
+        state = MASTER if state in MASTERS else state
         return FlatKey(index, int(group), int(buffer), kinds, int(bucket), state)
     if not rest.startswith(STATE):
-        return StateKey(_unwrapped(name), "extra" if "_extra_state" in name else "param")
+        return StateKey(_unwrapped(name), EXTRA if "_extra_state" in name else PARAM)
     state, _, parameter = rest[len(STATE) :].partition(".")
-    return StateKey(_unwrapped(parameter), "master" if state in MASTERS else state)
+    return StateKey(_unwrapped(parameter), MASTER if state in MASTERS else state)
 
 
 def _unwrapped(name: str) -> str:

@@ -15,6 +15,7 @@ from reshard.formats.megatron.dist_names import stacked_axes
 from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
 from reshard.plan.catalog import Fragment, Left, LocalTensor
+from reshard.run.states import EXP_AVG, EXTRA, PARAM, STEP
 from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, read_small
 
@@ -39,9 +40,9 @@ def dist_groups(
                     there, once for each rank.
     """
     optimizers = [*_optimizers(common), *_of_objects(objects)]
-    names = dict.fromkeys(t.name for t in tensors if t.state == "exp_avg")
-    names = names or dict.fromkeys(t.name for t in tensors if t.state not in ("param", "extra"))
-    dims = {t.name: len(t.shape) - stacked_axes(t.name) for t in tensors if t.state == "param"}
+    names = dict.fromkeys(t.name for t in tensors if t.state == EXP_AVG)
+    names = names or dict.fromkeys(t.name for t in tensors if t.state not in (PARAM, EXTRA))
+    dims = {t.name: len(t.shape) - stacked_axes(t.name) for t in tensors if t.state == PARAM}
     parameters = [(name, count) for name, count in dims.items() if name in names]
     out = Groups()
     steps: dict[str, tuple[DType, bytes]] = {}
@@ -54,9 +55,9 @@ def dist_groups(
                 assert step is not None
                 if steps.setdefault(name, step) != step:
                     clashing.add(name)
-    counted = {t.name for t in tensors if t.state == "step"}
+    counted = {t.name for t in tensors if t.state == STEP}
     numbers = [
-        LocalTensor(name, "step", (), (), dtype, (Fragment(0, 1, file, 0, None, data),))
+        LocalTensor(name, STEP, (), (), dtype, (Fragment(0, 1, file, 0, None, data),))
         for name, (dtype, data) in steps.items()
         if name not in counted and name not in clashing
     ]

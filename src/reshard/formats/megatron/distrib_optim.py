@@ -211,7 +211,7 @@ class Buffers:
             t.whole in self.job.inventory.remainders for t in tensors
         ):
             for tensor in tensors:
-                self.job.inventory.fold(tensor.whole, "master", LOWER_HALVES)
+                self.job.inventory.fold(tensor.whole, MASTER, LOWER_HALVES)
             return REMAINDER
         masters = {self.job.inventory.master(tensor.whole): tensor.whole for tensor in tensors}
         if len(masters) > 1:

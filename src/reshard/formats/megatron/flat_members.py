@@ -21,6 +21,7 @@ from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
 from reshard.formats.megatron.stacks import layer_of
 from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.run.states import PARAM
 
 _STACKED = re.compile(r"^(?!mtp\.)(.*?layers\.)(?!\d)")
 _EXPERT = re.compile(r"(\.experts\.experts\.)(\d+)\.")
@@ -57,7 +58,7 @@ class Members:
 
     def __init__(self, weights: Sequence[LocalTensor], args: Arguments) -> None:
         self._args = args
-        self.tensors = {t.name: t for t in weights if t.state == "param" and not is_buffer(t.name)}
+        self.tensors = {t.name: t for t in weights if t.state == PARAM and not is_buffer(t.name)}
         self._has_mtp = any(name.startswith("mtp.") for name in self.tensors)
         tied = not args.get("untie_embeddings_and_output_weights") and args.size("pp") > 1
         self._tied = tied and OUTPUT not in self.tensors  # the last stage has a copy

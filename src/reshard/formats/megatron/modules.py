@@ -41,7 +41,7 @@ _WHOLE = Rule(NamePattern.parse("**"), None, (), True, {}, {})
 """Of a tensor that every rank has all of."""
 
 
-EXTRA = "_extra_state"
+EXTRA_STATE = "_extra_state"
 _BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean", "running_var")
 
 
@@ -77,7 +77,7 @@ def is_vocabulary(name: str) -> bool:
 
 def is_buffer(name: str) -> bool:
     """Whether a tensor of a state dict is no parameter."""
-    return name.endswith((*_BUFFERS, EXTRA))
+    return name.endswith((*_BUFFERS, EXTRA_STATE))
 
 
 def rules_of(name: str) -> tuple[Rule, ...]:

@@ -136,7 +136,7 @@ def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
         chunks.files.update({file.path: file for file in array.files})
         tensors.append(LocalTensor(key.name, key.state, (), array.shape, array.dtype, fragments))
     weights = [t for t in tensors if t.state in _WEIGHTS]
-    shapes = {t.name: t.shape for t in weights if t.state == "param"}
+    shapes = {t.name: t.shape for t in weights if t.state == PARAM}
 
     def states() -> list[LocalTensor]:
         others = [t for t in tensors if t.state not in _WEIGHTS]

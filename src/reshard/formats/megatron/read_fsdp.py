@@ -18,7 +18,7 @@ from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.groups import Groups
 from reshard.formats.megatron.read_dist import rows_of
 from reshard.plan.catalog import Catalog, LocalTensor
-from reshard.run.states import PARAM
+from reshard.run.states import EXTRA, PARAM
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.kept import encode
@@ -51,12 +51,12 @@ def read_fsdp(folder: Path) -> Catalog:
     withheld: tuple[Diagnostic, ...] = ()
     for stored in metadata.tensors:
         name, state = _role(stored.name)
-        if state not in ("param", "extra") and name.isdecimal():
+        if state not in (PARAM, EXTRA) and name.isdecimal():
             withheld = withheld or _numbered(folder, stored.name)
             continue
         fragments = chunks.fragments(stored)
         tensor = LocalTensor(name, state, (), stored.shape, stored.dtype, fragments)
-        (weights if state in ("param", "extra") else states).append(tensor)
+        (weights if state in (PARAM, EXTRA) else states).append(tensor)
     chunks.refuse_overlaps()
     args = arguments_in(raw.get("args"), str(folder / ".metadata"))
     args = args or arguments_beside(folder) or Arguments({}, "")
@@ -93,8 +93,8 @@ def _role(key: str) -> tuple[str, str]:
         return _unwrapped(name), state
     if key.startswith(_MODEL):
         name = _unwrapped(key.removeprefix(_MODEL))
-        return name, "extra" if "_extra_state" in name else "param"
-    return key, "extra"
+        return name, EXTRA if "_extra_state" in name else PARAM
+    return key, EXTRA
 
 
 def _unwrapped(name: str) -> str:

@@ -23,12 +23,12 @@ from reshard.formats.megatron.legacy import (
     stored_shape,
 )
 from reshard.formats.megatron.legacy_states import State, states_of
-from reshard.formats.megatron.modules import EXTRA, Modules, is_expert, tied_names
+from reshard.formats.megatron.modules import EXTRA_STATE, Modules, is_expert, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
-from reshard.run.states import STEP
+from reshard.run.states import EXTRA, PARAM, STEP
 from reshard.storage.torch_file import TensorRef, open_torch_file
 
 _EXPERT = ".local_experts."
@@ -162,7 +162,7 @@ class _Model:
         """Global names of the weights."""
         for chunks in self.chunks.values():
             for (_, name), whole in self.global_names(chunks).items():
-                if not name.endswith(EXTRA):
+                if not name.endswith(EXTRA_STATE):
                     yield whole
 
 
@@ -171,14 +171,14 @@ def _weights(chunk: Chunk, model: _Model) -> Iterator[LocalTensor]:
     for name, stream in chunk.streams.items():
         bytes_ = Fragment(0, len(stream), file, 0, literal=stream)
         whole = f"{file}:{chunk.vpp}:{name}"
-        yield LocalTensor(whole, "extra", (), (len(stream),), DType.U8, (bytes_,))
+        yield LocalTensor(whole, EXTRA, (), (len(stream),), DType.U8, (bytes_,))
     for name, ref in chunk.tensors.items():
-        if name.endswith(EXTRA):
-            yield local_tensor(f"{file}:{chunk.vpp}:{name}", "extra", ref, file)
+        if name.endswith(EXTRA_STATE):
+            yield local_tensor(f"{file}:{chunk.vpp}:{name}", EXTRA, ref, file)
             continue
         shape = stored_shape(name, ref, model.ranks)
         model.shapes.setdefault(known_name(name, model.tied), shape)
-        tensor = model.in_order(local_tensor(name, "param", ref, file, shape), ref.shape)
+        tensor = model.in_order(local_tensor(name, PARAM, ref, file, shape), ref.shape)
         for coord in coords_of(chunk, name, model.ranks, model.vpp):
             yield replace(tensor, coord=coord)
 

@@ -10,11 +10,8 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import has_remainders
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, MASTER, PARAM, STEP, WEIGHTS
 from reshard.storage.numbers import Number, read_numbers
-
-WEIGHTS = ("param", "master")
-"""States that are not the optimizer's own."""
 
 HALVES = (DType.BF16, DType.F16)
 
@@ -53,8 +50,8 @@ class Inventory:
         Raises: ReshardError[megatron-weights].
         """
         kinds = self.states[name]
-        if "param" in kinds:
-            return "param", kinds["param"].dtype
+        if PARAM in kinds:
+            return PARAM, kinds[PARAM].dtype
         raise _no_weights(name, kinds)
 
     def main_dtype(self) -> DType:
@@ -71,7 +68,7 @@ class Inventory:
 
     def master(self, name: str) -> str:
         """The state that holds the weights of most bits."""
-        return "master" if "master" in self.states[name] else "param"
+        return MASTER if MASTER in self.states[name] else PARAM
 
     def keeps_remainders(self, args: Mapping[str, object]) -> bool:
         """Whether the optimizer of a run with these arguments, the source's, keeps its masters as
@@ -119,12 +116,12 @@ class Inventory:
     def fold_steps(self) -> None:
         """Say that steps are written beside the states, not as arrays."""
         for name in self.steps:
-            self.fold(name, "step", "a number of the optimizer's")
+            self.fold(name, STEP, "a number of the optimizer's")
 
     def lose_master(self, name: str) -> None:
         """Say that the optimizer keeps no master of weights that are fp32 themselves."""
-        if "master" in self.states[name] and not self.is_half(name):
-            self.lose(name, "master", "the weights are fp32 themselves")
+        if MASTER in self.states[name] and not self.is_half(name):
+            self.lose(name, MASTER, "the weights are fp32 themselves")
 
     def lose_states(self) -> None:
         """Say that nothing but weights is written."""
@@ -135,7 +132,7 @@ class Inventory:
                 if state != weights:
                     self.lose(name, state, why)
         for name in self.steps:
-            self.lose(name, "step", why)
+            self.lose(name, STEP, why)
 
     def dropped(self) -> tuple[tuple[str, str, str], ...]:
         """Everything that has no place in the target."""
@@ -158,20 +155,20 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
     for whole in arrangement.wholes:
         if whole.state == EXTRA:
             lost[whole.name, EXTRA] = "state of one rank alone, which Megatron makes anew"
-        elif whole.state == "step":
+        elif whole.state == STEP:
             steps.append(whole)
         elif whole.rule < 0:
             lost[whole.name, whole.state] = "one number per parameter, for which there is no place"
         else:
             states.setdefault(whole.name, {})[whole.state] = whole
     resting = {*catalog.buffers, *catalog.frozen, *(n for n in states if n.endswith("expert_bias"))}
-    idle = frozenset(name for name in resting if name in states and set(states[name]) == {"param"})
+    idle = frozenset(name for name in resting if name in states and set(states[name]) == {PARAM})
     lower = frozenset(
         name
         for name, kinds in states.items()
-        if "param" in kinds
-        and kinds["param"].dtype is DType.BF16
-        and has_remainders(arrangement, [key for key, _ in kinds["param"].segments])
+        if PARAM in kinds
+        and kinds[PARAM].dtype is DType.BF16
+        and has_remainders(arrangement, [key for key, _ in kinds[PARAM].segments])
     )
     return Inventory(states, idle, read_numbers(arrangement, steps), lower, lost)
 
@@ -179,7 +176,7 @@ def take_inventory(arrangement: Arrangement) -> Inventory:
 def _no_weights(name: str, kinds: Mapping[str, Whole]) -> ReshardError:
     text = ", ".join(f"`{kind}`" for kind in kinds)
     helps = ["leave `param` among the states that `--states` lists"]
-    if "master" in kinds:
+    if MASTER in kinds:
         helps = ["say in which type the model computes, e.g. `--dtype bf16`"]
     return target_error(
         "megatron-weights",

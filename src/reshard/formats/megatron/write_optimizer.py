@@ -20,6 +20,7 @@ from reshard.formats.megatron.write_job import Job
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import REMAINDER
 from reshard.plan.lay_out import LaidTensor
+from reshard.run.states import MASTER
 from reshard.storage.torch_writer import NewTensor
 
 
@@ -139,7 +140,7 @@ def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:
         if job.options.distributed:
             check_states(name, list(others))
             if name in inventory.remainders and job.has_remainders:
-                inventory.fold(name, "master", LOWER_HALVES)
+                inventory.fold(name, MASTER, LOWER_HALVES)
                 master = replace(master, state=REMAINDER)
             yield f"{STATE}param.{name}", master, DType.F32
         elif inventory.is_half(name):

@@ -10,6 +10,7 @@ from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.write_inventory import Inventory
 from reshard.formats.megatron.write_resume import Resume
 from reshard.plan.target import Target
+from reshard.run.states import MASTER
 
 LEGACY = (
     "tp",
@@ -167,7 +168,7 @@ def _distributed(target: Target, inventory: Inventory, resume: Resume) -> bool:
         return text == "1"
     if isinstance(resume.args.get("use_distributed_optimizer"), bool):
         return resume.args["use_distributed_optimizer"] is True
-    return any("master" in kinds for kinds in inventory.states.values())
+    return any(MASTER in kinds for kinds in inventory.states.values())
 
 
 def _fused(target: Target, resume: Resume) -> bool:
