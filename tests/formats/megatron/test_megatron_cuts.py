@@ -131,6 +131,8 @@ STATED: dict[str, object] = {
         ("decoder.layers.0.mixer.norm.weight", (16,), 0),
         ("decoder.layers.0.self_attention.linear_q_down_proj.weight", (6, 8), 0),
         ("decoder.layers.0.self_attention.linear_kv_down_proj.weight", (6, 8), 0),
+        ("gate.layers.0.self_attention.linear_qkv.weight", (32, 8), 0),
+        ("latent.layers.0.self_attention.linear_proj.weight", (8, 12), 1),
     ],
 )
 def test_equal_pieces_of_the_stated_size_are_pieces(
@@ -146,7 +148,12 @@ def test_equal_pieces_of_the_stated_size_are_pieces(
 
     known = {own for own, _ in Forge(bias=False).whole()}
     more = () if name in known else (Kind(name, shape, ("rows", "columns")[axis]),)
-    assert_whole(Same(tp=2, more=more, bias=False, args=STATED), tmp_path)
+    special = {
+        "gate": {"attention_output_gate": True},
+        "latent": {"multi_latent_attention": True, "v_head_dim": 6},
+    }
+    args = {**STATED, **special.get(name.partition(".")[0], {})}
+    assert_whole(Same(tp=2, more=more, bias=False, args=args), tmp_path)
 
 
 OTHERS = (
