@@ -16,7 +16,10 @@ from reshard.language.substitute import renamed, with_values
 Rename = Callable[[str], str]
 Statement = TypeVar("Statement", bound=tree.LayoutStatement)
 
-_SLOT = re.compile(r"(?<!\\)\{\s*(?P<local>local\s+)?(?P<axis>[A-Za-z]\w*)(?P<how>[^{}]*)\}")
+_SLOT = re.compile(
+    r"(?<!\\)\{\s*(?P<local>local\s+)?(?P<axis>[A-Za-z]\w*)"
+    r"(?:\s*\+\s*(?P<plus>[A-Za-z]\w*))?(?P<how>[^{}]*)\}"
+)
 
 
 def atoms(rule: tree.RuleStatement) -> tuple[tree.Word, ...]:
@@ -230,6 +233,8 @@ def with_names(item: Statement, rename: Rename) -> Statement:
     elif isinstance(changed, tree.RuleStatement):
         pattern = changed.pattern
         for found in reversed(list(_SLOT.finditer(pattern.text))):
+            if found["plus"]:
+                pattern = replaced(pattern, *found.span("plus"), rename(found["plus"]))
             pattern = replaced(pattern, *found.span("axis"), rename(found["axis"]))
         changed = replace(
             changed,

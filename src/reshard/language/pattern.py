@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Label, ReshardError, Span, layout_error
@@ -17,7 +17,7 @@ _INDEX = "0|[1-9][0-9]{0,17}"
 _WORD = r"[A-Za-z][A-Za-z0-9_]*"
 _NUMBERS = r"[0-9]{1,18}(?:\s*,\s*[0-9]{1,18})*"
 _SLOT = re.compile(
-    rf"\s*(?P<local>local\s+)?(?P<axis>{_WORD})"
+    rf"\s*(?P<local>local\s+)?(?P<axis>{_WORD})(?:\s*\+\s*(?P<plus>{_WORD}))?"
     rf"(?:\s+over\s+(?P<one>{_WORD})|\s+over\s*\(\s*(?P<several>{_WORD}(?:\s*,\s*{_WORD})*)\s*\))?"
     rf"(?:\s*\bas\b\s*(?:(?P<named>chunk|balanced)|\(\s*(?P<sizes>{_NUMBERS})\s*\)))?\s*"
 )
@@ -29,6 +29,9 @@ class IndexSlot:
 
     Args:  axis: whose index it is.  local: counted from 0 on every rank of the axis's placement.
            over, rule, sizes: the placement, where the name itself states it (`layout.Split`).
+           plus: the size that the name adds to the index, `{mtp + num_hidden_layers}`.
+           offset: its value; None where it is not known yet, and no name matches.
+           below: the number of indices, where names behind them are others'; None for any.
     """
 
     axis: str
@@ -37,6 +40,9 @@ class IndexSlot:
     rule: SplitRule = "even"
     sizes: tuple[int, ...] = ()
     span: Span | None = field(default=None, compare=False, repr=False)
+    plus: str = ""
+    offset: int | None = 0
+    below: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,11 @@ class NamePattern:
             text, pieces, re.compile(_expression(pieces), re.DOTALL), simple_length(_parts(pieces))
         )
 
+    def with_slots(self, change: Callable[[IndexSlot], IndexSlot]) -> NamePattern:
+        """The pattern with other slots of the same form."""
+        pieces = tuple(change(x) if isinstance(x, IndexSlot) else x for x in self.pieces)
+        return replace(self, pieces=pieces)
+
     @property
     def slots(self) -> tuple[IndexSlot, ...]:
         """The index slots, in order."""
@@ -127,7 +138,10 @@ class NamePattern:
             if isinstance(piece, Wildcard):
                 captures.append(taken)
             else:
-                indices[piece.axis] = int(taken)
+                index = -1 if piece.offset is None else int(taken) - piece.offset
+                if index < 0 or (piece.below is not None and index >= piece.below):
+                    return None
+                indices[piece.axis] = index
         return Match(indices, tuple(captures))
 
     def fill(self, indices: Mapping[str, int], captures: tuple[str, ...] = ()) -> str:
@@ -141,7 +155,8 @@ class NamePattern:
             if isinstance(piece, str):
                 out.append(piece)
             elif isinstance(piece, IndexSlot):
-                out.append(str(indices[piece.axis]))
+                assert piece.offset is not None, "its value is found before names are made"
+                out.append(str(indices[piece.axis] + piece.offset))
             else:
                 out.append(next(runs))
         return "".join(out)
@@ -252,6 +267,16 @@ def _slot(text: str, start: int, end: int, span: Span | None) -> IndexSlot:
         rule = "chunk" if found["named"] == "chunk" else "balanced"
     elif sizes:
         rule = "sizes"
+    if found["plus"] and (found["local"] or over):
+        raise _fault(
+            f"`{text[start:end]}` is no index of a name",
+            "counted on each rank, and moved",
+            span,
+            start,
+            end,
+            "an index that starts behind others counts through all ranks: "
+            f"`{{{found['axis']} + {found['plus']}}}`",
+        )
     if (over and not found["local"]) or (rule != "even" and not over):
         raise _fault(
             f"`{text[start:end]}` is no index of a name",
@@ -262,7 +287,14 @@ def _slot(text: str, start: int, end: int, span: Span | None) -> IndexSlot:
             "an index that is cut over the mesh is `{local e over ep as (3, 1)}`",
         )
     return IndexSlot(
-        found["axis"], bool(found["local"]), over, rule, sizes, _within(span, start, end)
+        found["axis"],
+        bool(found["local"]),
+        over,
+        rule,
+        sizes,
+        _within(span, start, end),
+        found["plus"] or "",
+        None if found["plus"] else 0,
     )
 
 

@@ -21,6 +21,7 @@ from reshard.plan.environment import environment
 from reshard.plan.group import Group
 from reshard.plan.matching import active_rules, match_tensors
 from reshard.plan.numbers import number_segments
+from reshard.plan.offsets import with_offsets
 from reshard.plan.show import show_term
 from reshard.plan.solve import integer
 from reshard.plan.ties import settle
@@ -40,6 +41,7 @@ def bind(
     """
     mesh = _mesh(layout, catalog, settings or {})
     env = environment(layout, catalog, mesh, settings or {})
+    layout = with_offsets(layout, env)
     catalog = settle(layout, catalog, active_rules(layout, env))
     matched = match_tensors(layout, catalog, env, mesh)
     builder = _Builder(layout, catalog, mesh)

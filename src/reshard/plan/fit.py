@@ -18,6 +18,7 @@ from reshard.language.layout import Layout, Rule
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit_indices import solve_indices
+from reshard.plan.offsets import has_offsets, with_offsets
 from reshard.plan.stored_names import StoredNames
 from reshard.plan.ties import hold_one_atom, tie_groups
 
@@ -56,6 +57,12 @@ def fit(
         catalog, stored = replace(catalog, tensors=tensors), None
     stored = stored or StoredNames.of(catalog)
     tied_names = {name for group in tie_groups(catalog.aliases) for name in group}
+    if has_offsets(layout):
+        try:
+            env = environment(layout, catalog, dict(catalog.mesh), settings)
+            layout = with_offsets(layout, env)
+        except ReshardError:
+            return None
     hits: dict[str, tuple[int, ...]] = {}
     for name in stored.asked_of(layout):
         found = tuple(index for index, _ in layout.matches(name))

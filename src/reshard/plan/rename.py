@@ -28,6 +28,7 @@ from reshard.plan.matching import active_rules
 from reshard.plan.model_values import model_names, model_values
 from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
+from reshard.plan.offsets import with_offsets
 from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.show import show_term
 from reshard.run.states import EXTRA
@@ -105,6 +106,7 @@ class _Renamer:
         for name in facts(layout):
             env.setdefault(name, False)  # what only the other layout asks for is not so
         self._env = env
+        self._layout = layout = with_offsets(layout, env)
         self._held = Held(layout, self._sizes, env)
         self._refuse_other_facts()
         self._holders: dict[str, dict[str, Holders]] = {}

@@ -38,6 +38,8 @@ class StoredNames:
         for rule in layout.rules:
             if any(isinstance(p, str) and _spells_number(p) for p in rule.pattern.pieces):
                 return tuple(self.every)
+            if any(slot.plus for slot in rule.pattern.slots):
+                return tuple(self.every)
         return self.kinds
 
 
