@@ -446,3 +446,50 @@ def test_a_fault_that_a_layout_inherits_is_said_with_its_name() -> None:
         "   |\n"
         "  = help: declare it with `mesh tp`"
     )
+
+
+def test_an_axis_that_is_whole_on_every_rank() -> None:
+    out = written_out(
+        """model m {
+            axis layer
+            axis e = experts
+            axis h
+            tensor router [layer, e uncut, h] bias rb [layer, e]
+            tensor up [layer, e, h]
+        }
+        layout l of m {
+            mesh ep
+            place e over ep
+            "{layer}.router.weight" = router[e, h] with bias
+            "{layer}.{local e}.up" = up[h]
+        }
+        layout apart of m {
+            "{layer}.{e}.router.weight" = router[h] with bias
+            "{layer}.{e}.up" = up[h]
+        }"""
+    )
+    assert lines(out) == lines(
+        """model m {
+            axis layer
+            axis e = experts
+            axis h
+            axis e_uncut = experts
+            tensor router [layer, e_uncut, h]
+            tensor rb [layer, e_uncut]
+            tensor up [layer, e, h]
+        }
+        layout l of m {
+            mesh ep
+            place e over ep
+            "{layer}.router.weight" = router[e_uncut, h]
+            "{layer}.router.bias" = rb[e_uncut]
+            "{layer}.{local e}.up" = up[h]
+        }
+        layout apart of m {
+            "{layer}.{e_uncut}.router.weight" = router[h]
+            "{layer}.{e_uncut}.router.bias" = rb[]
+            "{layer}.{e}.up" = up[h]
+        }"""
+    )
+    written = parse_as_written("model m { tensor router [layer, e uncut, h] }")
+    assert format_document(written) == "model m {\n    tensor router [layer, e uncut, h]\n}\n"

@@ -137,7 +137,20 @@ patterns = st.sampled_from(
         "é#",
     ]
 ).map(tree.Word)
+
+
+@st.composite
+def uncut_tensors(draw: st.DrawFn) -> tree.TensorsStatement:
+    axes = draw(some_words)
+    named = st.lists(st.sampled_from(axes), min_size=1, max_size=3).map(
+        lambda chosen: tuple(x.text for x in axes if x.text in {y.text for y in chosen})
+    )
+    when, bias = draw(maybe_expressions), draw(st.none() | st.builds(tree.Bias, words))
+    return tree.TensorsStatement((draw(words),), axes, when, bias, draw(named), draw(trivia()))
+
+
 model_statements = st.one_of(
+    uncut_tensors(),
     st.builds(tree.AxisStatement, words, maybe_expressions, trivia()),
     st.builds(tree.TensorStatement, words, some_words | st.just(()), maybe_expressions, trivia()),
     st.builds(
@@ -146,6 +159,7 @@ model_statements = st.one_of(
         some_words | st.just(()),
         maybe_expressions,
         st.none(),
+        st.just(()),
         trivia(),
     ),
     st.builds(
@@ -154,6 +168,7 @@ model_statements = st.one_of(
         some_words | st.just(()),
         maybe_expressions,
         st.builds(tree.Bias, words, st.none() | some_words | st.just(()), maybe_expressions),
+        st.just(()),
         trivia(),
     ),
     st.builds(tree.LetStatement, words, expressions, trivia()),

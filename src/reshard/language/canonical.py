@@ -175,12 +175,16 @@ def _columns(statement: tree.Statement) -> tuple[str, str]:
 
 
 def _tensors(statement: tree.TensorsStatement) -> str:
-    out = f"[{_words(statement.axes)}]{_when(statement.when)}"
+    axes = ", ".join(
+        f"{word.text} uncut" if word.text in statement.uncut else word.text
+        for word in statement.axes
+    )
+    out = f"[{axes}]{_when(statement.when)}"
     bias = statement.bias
     if bias is None:
         return out
-    axes = "" if bias.axes is None else f" [{_words(bias.axes)}]"
-    return f"{out} bias {bias.name.text}{axes}{_when(bias.when)}"
+    own = "" if bias.axes is None else f" [{_words(bias.axes)}]"
+    return f"{out} bias {bias.name.text}{own}{_when(bias.when)}"
 
 
 def _when(condition: Expression | None) -> str:

@@ -77,6 +77,11 @@ def _apart(
     )
 
 
+def _uncut(model: Model, atom: str, axis: str) -> str:
+    axes = model.tensors[atom].axes
+    return ", ".join(f"{name} uncut" if name == axis else name for name in axes)
+
+
 def _check_counted(scope: Scope, model: Model, rules: Sequence[tree.RuleStatement]) -> None:
     """Fault a dimension that is cut because tensors of the same axis are counted on each rank."""
     for axis, (word, placement) in scope.places.items():
@@ -106,9 +111,9 @@ def _check_counted(scope: Scope, model: Model, rules: Sequence[tree.RuleStatemen
                 ],
                 notes=["a router is usually whole on every rank"],
                 helps=[
-                    "if each rank has all of it, declare an axis of its own for it in the model: "
-                    f"`axis r`, of the size of `{axis}`, and write `r` in `{atom}`",
-                    f"if it is cut, declare that axis too, and place it: `place r over "
+                    f"if each rank has all of it, say so in the model: `tensor {atom} "
+                    f"[{_uncut(model, atom, axis)}]`",
+                    f"if it is cut, declare an axis `r` for it, and place it: `place r over "
                     f"{', '.join(item.text for item in placement.over)}`",
                 ],
                 once=axis,

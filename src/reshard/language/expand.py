@@ -16,6 +16,7 @@ from reshard.language.expand_models import (
     WholeModel,
     begun,
     maybe_with_lets,
+    uncut_name,
     with_lets,
 )
 from reshard.language.expand_rules import (
@@ -27,6 +28,7 @@ from reshard.language.expand_rules import (
     tied,
     with_expressions,
     with_names,
+    with_uncut,
     with_variables,
     without_mesh,
 )
@@ -212,10 +214,11 @@ class _Expander:
             if prefix is not None:
                 item = replace(item, pattern=joined(prefix, item.pattern))
             item = replace(item, when=maybe_with_lets(item.when, lets))
-            own.statements.append(replace(item, bias=False))
-            if item.bias:
-                bias = self._bias(item, model)
-                own.statements += () if bias is None else (bias,)
+            found = [replace(item, bias=False)]
+            if item.bias and (bias := self._bias(item, model)) is not None:
+                found.append(bias)
+            uncut = {} if model is None else model.uncut
+            own.statements += (with_uncut(rule, uncut, uncut_name) for rule in found)
         elif isinstance(item, tree.ConfigsStatement):
             own.statements += _configs(item)
         elif isinstance(item, tree.UseStatement):
@@ -471,16 +474,11 @@ def _in_order(
     lines = _unsaid(used, statements)
     if not lines:
         return list(statements)
-    at = next(
-        (
-            number
-            for number, item in enumerate(statements)
-            if isinstance(item, tree.ConfigStatement | tree.RuleStatement)
-        ),
-        len(statements),
-    )
-    first = next(item for item in block.statements if isinstance(item, tree.UseStatement))
-    lines[0] = replace(lines[0], trivia=replace(first.trivia, remark=None))
+    kinds = (tree.ConfigStatement, tree.RuleStatement)
+    places = (at for at, item in enumerate(statements) if isinstance(item, kinds))
+    at = next(places, len(statements))
+    first = next(x.trivia for x in block.statements if isinstance(x, tree.UseStatement))
+    lines[0] = replace(lines[0], trivia=replace(first, remark=None))
     return [*statements[:at], *lines, *statements[at:]]
 
 

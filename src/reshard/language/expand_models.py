@@ -29,11 +29,14 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class WholeModel:
-    """A model, written out.  biases: of its tensors.  lets: names for expressions."""
+    """A model, written out.  biases: of its tensors.  lets: names for expressions.
+    uncut: by tensor, the axes that are whole on every rank, and have names of their own here.
+    """
 
     block: tree.ModelBlock
     biases: Mapping[str, str]
     lets: Mapping[str, Expression]
+    uncut: Mapping[str, tuple[str, ...]]
 
     def axes(self) -> dict[str, tuple[str, ...]]:
         """The axes of every tensor."""
@@ -90,12 +93,14 @@ class Models:
         out: list[tree.ModelStatement] = []
         biases: dict[str, str] = {}
         lets: dict[str, Expression] = {}
+        uncut: dict[str, tuple[str, ...]] = {}
         for tower in towers:
             found = self._tower(block, tower)
             if found is not None:
                 self._add_tower(out, found, tower)
                 biases.update(found.biases)
                 lets.update(found.lets)
+                uncut.update(found.uncut)
         own: list[tree.ModelStatement] = []
         for item in block.statements:
             if isinstance(item, tree.LetStatement):
@@ -104,11 +109,17 @@ class Models:
                 size = None if item.size is None else with_lets(item.size, lets)
                 own.append(replace(item, size=size))
             elif isinstance(item, tree.TensorStatement):
+                uncut.pop(item.name.text, None)
                 own.append(replace(item, when=maybe_with_lets(item.when, lets)))
             elif isinstance(item, tree.TensorsStatement):
                 own += _tensors(item, lets)
                 if item.bias is not None:
                     biases[item.names[0].text] = item.bias.name.text
+                for made in _tensors(item, lets):
+                    uncut.pop(made.name.text, None)
+                    if item.uncut:
+                        uncut[made.name.text] = item.uncut
+        own = _with_uncut_axes([*out, *own], own, uncut)
         said = {_declared(item) for item in own}
         out = [item for item in out if _declared(item) not in said]
         kinds = (tree.AxisStatement, tree.TensorStatement)
@@ -116,7 +127,7 @@ class Models:
         if not towers:
             statements = [x for x in own if isinstance(x, kinds)]
         whole = replace(block, statements=tuple(begun(statements)), like=None)
-        return WholeModel(whole, biases, lets)
+        return WholeModel(whole, biases, lets, uncut)
 
     def _tower(self, block: tree.ModelBlock, tower: tree.TowerStatement) -> WholeModel | None:
         """The model of a tower, with the names that it has there."""
@@ -173,6 +184,42 @@ def _tensors(
     return out
 
 
+def uncut_name(axis: str) -> str:
+    """What an axis is called in tensors that each rank has whole."""
+    return f"{axis}_uncut"
+
+
+def _with_uncut_axes(
+    known: Sequence[tree.ModelStatement],
+    own: Sequence[tree.ModelStatement],
+    uncut: Mapping[str, tuple[str, ...]],
+) -> list[tree.ModelStatement]:
+    """The statements of a model, with axes of their own for those that are whole in some tensors.
+
+    Args:  known: with those of the models that it is like.
+    """
+    axes = {x.name.text: x for x in known if isinstance(x, tree.AxisStatement)}
+    out: list[tree.ModelStatement] = []
+    added: set[str] = set()
+    for item in own:
+        if isinstance(item, tree.TensorStatement) and item.name.text in uncut:
+            for axis in uncut[item.name.text]:
+                name = uncut_name(axis)
+                if axis in axes and name not in added | axes.keys():
+                    word = tree.Word(name, axes[axis].name.span)
+                    out.append(tree.AxisStatement(word, axes[axis].size, span=axes[axis].span))
+                    added.add(name)
+            changed = tuple(
+                replace(word, text=uncut_name(word.text))
+                if word.text in uncut[item.name.text]
+                else word
+                for word in item.axes
+            )
+            item = replace(item, axes=changed)
+        out.append(item)
+    return out
+
+
 def _declared(item: tree.ModelStatement) -> tuple[str, str]:
     if isinstance(item, tree.AxisStatement):
         return "axis", item.name.text
@@ -203,7 +250,8 @@ def _model_as(model: WholeModel, alias: str) -> WholeModel:
             statements.append(replace(item, name=word(item.name), axes=axes, when=when))
     block = replace(model.block, statements=tuple(statements))
     biases = {name(one): name(other) for one, other in model.biases.items()}
-    return WholeModel(block, biases, {})
+    uncut = {name(atom): tuple(map(name, axes)) for atom, axes in model.uncut.items()}
+    return WholeModel(block, biases, {}, uncut)
 
 
 def begun(statements: Sequence[Statement]) -> Sequence[Statement]:

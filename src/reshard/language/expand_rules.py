@@ -180,6 +180,45 @@ def stacked(rule: tree.RuleStatement, axis: tree.Word) -> tree.RuleStatement:
     return rule
 
 
+# ---- axes that are whole -------------------------------------------------------------------------
+
+
+def with_uncut(
+    rule: tree.RuleStatement, uncut: Mapping[str, tuple[str, ...]], name: Rename
+) -> tree.RuleStatement:
+    """A rule in which the axes that its atoms have whole are called so.
+
+    Args:  uncut: by atom.  name: what such an axis is called.
+    """
+    stored = [word.text for word in atoms(rule)]
+    if not any(atom in uncut for atom in stored):
+        return rule
+    shared = set.intersection(*({*uncut.get(atom, ())} for atom in stored))
+
+    def term(item: tree.TermTree, whole: Collection[str]) -> tree.TermTree:
+        if isinstance(item, tree.ProductTerm):
+            return replace(item, factors=tuple(term(factor, whole) for factor in item.factors))
+        if isinstance(item, tree.SumTerm):
+            return replace(
+                item,
+                parts=tuple(
+                    replace(part, term=term(part.term, uncut.get(part.label.text, ())))
+                    if part.label is not None
+                    else part
+                    for part in item.parts
+                ),
+            )
+        axis = item.name.text
+        return replace(item, name=replace(item.name, text=name(axis))) if axis in whole else item
+
+    pattern = rule.pattern
+    for found in reversed(list(_SLOT.finditer(pattern.text))):
+        if found["axis"] in shared:
+            pattern = replaced(pattern, *found.span("axis"), name(found["axis"]))
+    dims = tuple(term(item, shared) for item in rule.dims)
+    return replace(rule, pattern=pattern, dims=dims)
+
+
 # ---- ties ----------------------------------------------------------------------------------------
 
 

@@ -146,8 +146,14 @@ class _Builder(TermBuilder):
         names, axes, when, bias = cast("list[Node | None]", node.children)
         assert names is not None
         span, condition = self._span(node), self._maybe(when)
-        words, listed = self._words(names), () if axes is None else self._words(axes)
-        if bias is None and len(words) == 1:
+        words = self._words(names)
+        listed: tuple[tree.Word, ...] = ()
+        uncut: list[str] = []
+        for item in () if axes is None else self._trees(axes):
+            word = self._word(item.children[0])
+            listed += (word,)
+            uncut += [word.text] if item.children[1] is not None else []
+        if bias is None and len(words) == 1 and not uncut:
             return tree.TensorStatement(words[0], listed, condition, span=span)
         if bias is not None and len(words) > 1:
             raise self._fault(
@@ -156,7 +162,9 @@ class _Builder(TermBuilder):
                 bias,
                 "write a line for each tensor that has one: `tensor wq [h, d] bias bq`",
             )
-        return tree.TensorsStatement(words, listed, condition, self._bias(bias), span=span)
+        return tree.TensorsStatement(
+            words, listed, condition, self._bias(bias), tuple(uncut), span=span
+        )
 
     def _bias(self, node: Node | None) -> tree.Bias | None:
         if node is None:

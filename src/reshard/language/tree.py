@@ -276,12 +276,16 @@ class Bias:
 
 @dataclass(frozen=True, slots=True)
 class TensorsStatement:
-    """`tensor NAME, NAME [AXES] when CONDITION bias ...`: several tensors, or one with a bias."""
+    """`tensor NAME, NAME [AXES] when CONDITION bias ...`: several tensors, or one with a bias.
+
+    Args:  uncut: axes that are whole on every rank, though they are cut in other tensors.
+    """
 
     names: tuple[Word, ...]
     axes: tuple[Word, ...] = ()
     when: Expression | None = None
     bias: Bias | None = None
+    uncut: tuple[str, ...] = ()
     trivia: Trivia = NO_TRIVIA
     span: Span | None = field(default=None, compare=False, repr=False)
 
