@@ -162,14 +162,16 @@ def pair_tensors(
     comes last.
 
     Master weights that one side does not keep apart, because it computes in their type, are held
-    against its weights.  Tensors that belong to no parameter are left out where only weights are
-    asked for: a folder of weights has no place for them.
+    against its weights.  Of some kinds of state, tensors that belong to no parameter are compared
+    where `extra` is among the kinds.
     """
+    kinds = states.split(",") if isinstance(states, str) else states
+    has_extra = bool({"all", EXTRA} & {kind.strip() for kind in kinds})
     sides = [
         {
             (w.name, w.state): w
             for w in select_states(side, states).arrangement.wholes
-            if states != "weights" or w.state != EXTRA
+            if has_extra or w.state != EXTRA
         }
         for side in (left, right)
     ]

@@ -83,4 +83,4 @@ class Converted(Shown):
 
 def written_fates(report: PlanReport) -> list[Fate]:
     """The tensors of a source that have a place in the target."""
-    return [fate for fate in report.fates if fate.kind not in ("dropped", "left out")]
+    return [fate for fate in report.fates if fate.is_written]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.arguments import checked
-from reshard.api.converted import Converted, Resumed, written_fates
+from reshard.api.converted import Converted, Resumed
 from reshard.api.drifting import settle
 from reshard.api.memory import Resident, fit_memory, refuse_beforehand
 from reshard.api.promises import next_step, refuse_unfinished
@@ -28,7 +28,7 @@ from reshard.plan.left_text import left_warnings
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
-from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
+from reshard.plan.report import PlanReport, SourceFacts
 from reshard.plan.target import Target
 from reshard.store.source_error import as_source_error
 
@@ -166,9 +166,8 @@ def convert(
             report.source.path,
             target_path,
             request,
-            written=dict.fromkeys(fate.state for fate in written_fates(report)),
+            fates=report.fates,
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
-            is_less=bool(not_written_lines(report.fates)),
             adapter=is_complete_adapter(prepared.source.catalog),
         ),
     )

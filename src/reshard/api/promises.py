@@ -7,7 +7,7 @@ configuration is there and complete, and the command that is printed ends with 0
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from reshard.api.own_names import SOURCE, Named
 from reshard.api.request import Request
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.plan.fate import Fate
 from reshard.plan.output import Output
 from reshard.plan.target import Target
-from reshard.run.states import EXTRA
 
 _VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
@@ -72,8 +72,7 @@ def next_step(
     dst: Path,
     request: Request,
     *,
-    written: Collection[str],
-    is_less: bool,
+    fates: Iterable[Fate],
     described: str | None = None,
     adapter: bool | None = None,
 ) -> str:
@@ -81,7 +80,7 @@ def next_step(
 
     Args:  target: name of its format.  named: what gave the names of its tensors.
            request: as the source was read; another command must be told of it.
-           written: kinds of state in it.  is_less: whether the source holds more.
+           fates: of every tensor of the source.
            described: the user's layout that says how the files lie.
            adapter: of an adapter, whether its configuration is there; None for a whole model.
     """
@@ -96,13 +95,15 @@ def next_step(
         return text.format(src=src, dst=dst) + layout
     if request.on_drift != "error":
         return f"reshard verify {shlex.quote(str(dst))}"
-    out = text.format(src=shlex.quote(src), dst=shlex.quote(str(dst))) + request.verify_options()
-    if is_less:
-        out += f" --states {_states(target, written)}"
-    return out
-
-
-def _states(target: str, written: Iterable[str]) -> str:
-    if target == "hf":
-        return "weights"
-    return ",".join(state for state in written if state != EXTRA)
+    options = request.verify_options()
+    written: dict[str, bool] = {}
+    for fate in fates:
+        written[fate.state] = written.get(fate.state, True) and fate.is_written
+    if not all(written.values()):
+        kinds = [state for state, is_whole in written.items() if is_whole]
+        if target == "hf":
+            kinds = ["weights"]
+        if not kinds:
+            return f"reshard verify {shlex.quote(str(dst))}"
+        options += f" --states {','.join('weights' if k == 'param' else k for k in kinds)}"
+    return text.format(src=shlex.quote(src), dst=shlex.quote(str(dst))) + options

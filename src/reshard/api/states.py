@@ -65,13 +65,6 @@ def _unknown(name: str) -> ReshardError:
     )
 
 
-WEIGHTS = (PARAM,)
-"""State kinds that `weights` stands for."""
-
-MASTERS = (MASTER,)
-"""State kinds that it stands for where a run keeps its weights in no other form (ZeRO-3)."""
-
-
 @dataclass(frozen=True, slots=True)
 class Selected:
     """The part of a source that was asked for.
@@ -88,6 +81,7 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
     """A source with only some kinds of state; tensors that belong to no parameter are kept.
 
     States of the optimizer that are kept as found have no kind, so that they are not asked for.
+    The weight of a parameter that is stored in no other form (ZeRO-3) is its master.
 
     Args:  states: `all`, `weights`, a list with commas between, or the kinds themselves.
     Raises: ReshardError[unknown-state], and why the source withholds states that are asked for.
@@ -96,27 +90,37 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
     items = states.split(",") if isinstance(states, str) else list(states)
     wanted = [item.strip() for item in items]
     stored = dict.fromkeys(whole.state for whole in arrangement.wholes)
-    if source.catalog.withheld and not {*wanted} <= {"weights", *WEIGHTS}:
+    if source.catalog.withheld and not {*wanted} <= {"weights", PARAM}:
         raise ReshardError(source.catalog.withheld, Exit.SOURCE)
     if wanted == ["all"]:
         return Selected(arrangement, None, ())
-    weights = WEIGHTS if PARAM in stored or MASTER not in stored else MASTERS
-    kinds = {kind for item in wanted for kind in (weights if item == "weights" else (item,))}
+    kinds = {*wanted} - {"weights"}
+    weights = _weights(arrangement) if "weights" in wanted else set()
     unknown = [kind for kind in dict.fromkeys(wanted) if kind in kinds and kind not in stored]
-    if "weights" in wanted:
-        unknown += [kind for kind in weights if kind not in stored and kind not in unknown]
+    if "weights" in wanted and not weights:
+        unknown.append(PARAM)
     if unknown:
         path = str(source.path)
         raise ReshardError([_not_stored(kind, stored, path) for kind in unknown], Exit.USAGE)
     kinds.add(EXTRA)
     asked = without_kept_states(arrangement)
-    wholes = tuple(whole for whole in asked.wholes if whole.state in kinds)
+    wholes = tuple(w for w in asked.wholes if w.state in kinds or (w.name, w.state) in weights)
+    kinds |= {state for _, state in weights}
     parts = {key: parts for key, parts in asked.parts.items() if key[1] in kinds}
     names = {(whole.name, whole.state) for whole in wholes}
     left_out = tuple(w for w in arrangement.wholes if (w.name, w.state) not in names)
     return Selected(
         replace(asked, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
     )
+
+
+def _weights(arrangement: Arrangement) -> set[tuple[str, str]]:
+    """Name and state of the weight of each parameter."""
+    kinds: dict[str, str] = {}
+    for whole in arrangement.wholes:
+        if whole.state == PARAM or whole.state == MASTER:
+            kinds[whole.name] = PARAM if whole.state == PARAM else kinds.get(whole.name, MASTER)
+    return set(kinds.items())
 
 
 def _not_stored(kind: str, stored: Collection[str], path: str) -> Diagnostic:

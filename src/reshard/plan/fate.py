@@ -36,6 +36,11 @@ class Fate:
     pieces: int = 0
     dst_files: int = 0
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the target holds it, by itself or as part of something else."""
+        return self.kind not in ("dropped", "left out")
+
     def to_json(self) -> dict[str, object]:
         """As plain JSON values."""
         out: dict[str, object] = {

@@ -73,7 +73,7 @@ class PlanReport(Shown):
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
-        written = [fate for fate in self.fates if fate.kind not in ("dropped", "left out")]
+        written = [fate for fate in self.fates if fate.is_written]
         files = len(self.files)
         lines = [f"plan: {self.source.title} to {self.target}"]
         lines += facts(
@@ -137,7 +137,7 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
     """For each family of names: its states, source segments, and target arrays."""
     by_name: dict[str, list[Fate]] = {}
     for fate in all_fates:
-        if fate.kind not in ("dropped", "left out"):
+        if fate.is_written:
             by_name.setdefault(fate.name, []).append(fate)
     families: dict[tuple[str, ...], list[str]] = {}
     for name, items in by_name.items():
@@ -163,7 +163,7 @@ def fate_lines(all_fates: Sequence[Fate]) -> list[str]:
 
 def not_written_lines(all_fates: Sequence[Fate]) -> list[str]:
     """What is not written and why, grouped; nothing if all is."""
-    others = [fate for fate in all_fates if fate.kind in ("dropped", "left out")]
+    others = [fate for fate in all_fates if not fate.is_written]
     if not others:
         return []
     groups: dict[tuple[str, str, str], list[str]] = {}
