@@ -24,3 +24,19 @@ def save(path: Path, tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) ->
     content = [len(text).to_bytes(8, "little"), text, *(data for _, _, data in tensors.values())]
     path.write_bytes(b"".join(content))
     return path.parent
+
+
+def read(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Element type, shape and bytes by name."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    return {
+        name: (
+            item["dtype"],
+            item["shape"],
+            content[slice(*(start + end for end in item["data_offsets"]))],
+        )
+        for name, item in header.items()
+    }

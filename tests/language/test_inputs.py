@@ -56,6 +56,8 @@ layout own of mlp {{
         ("hiden_size", "", "error[unknown-name]: nothing known is called `hiden_size`"),
         ("hiden_size", "config hiden_size = hiden_size", ""),
         ("hidden_size", "config hidden_size = args.hiden_size", "error[unknown-name]: nothing"),
+        ("patch_height", "config patch_height = vision_config.patch_size", "error[unknown-name]"),
+        ("vision_patch_size", "config vision_patch_size = vision_config.patch_size", ""),
         ("hidden_sizes", "", "warning[unknown-name]: `hidden_sizes` is in no configuration"),
         ("breadth", "", "warning[unknown-name]: `breadth` is in no configuration"),
         ("d_modle", "", "warning[unknown-name]: `d_modle` is in no configuration"),
@@ -69,6 +71,42 @@ def test_names_of_sizes(
     found = checked(MLP.format(h=size, config=config), tmp_path, monkeypatch)
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+def test_a_name_that_nobody_knows_is_of_the_layout_that_it_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = MLP.format(h="hidden_size", config="config hidden_size = breadth")
+    text += 'layout other of mlp {\n    "up" = up[f, h]\n}\n'
+    assert checked(text, tmp_path, monkeypatch) == (
+        "warning[unknown-name]: `breadth` is in no configuration that is known here\n"
+        " --> x.ucl:9:26\n"
+        "  |\n"
+        "9 |     config hidden_size = breadth\n"
+        "  |                          ^^^^^^^ the checkpoint must tell it\n"
+        "  |\n"
+        "  = note: it needs a value from the checkpoint's configuration or from `--set`"
+    )
+
+
+def test_an_index_of_a_name_is_one_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        "model m {\n    axis n = 4\n    axis kv = 2\n    axis q = 2\n"
+        "    tensor norm [kv, q]\n}\n\n"
+        'layout own of m {\n    "norms.{n}" = norm[1]\n}\n'
+    )
+    assert checked(text, tmp_path, monkeypatch) == (
+        "error[unknown-axis]: `norm` has no axis `n`\n"
+        " --> x.ucl:9:12\n"
+        "  |\n"
+        "5 |     tensor norm [kv, q]\n"
+        "  |     ------------------- `norm` is declared here\n"
+        "...\n"
+        '9 |     "norms.{n}" = norm[1]\n'
+        "  |            ^^^ not an axis of this atom\n"
+        "  |\n"
+        "  = help: an index in a name is one axis of the atom: `kv` or `q`"
+    )
 
 
 ATTENTION = """\

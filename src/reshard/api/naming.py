@@ -199,7 +199,8 @@ def rename_to(
     """The same numbers in the names of another layout.
 
     Args:  names: a layout of the family; or the beginning of one, `hf` for `hf_gpt2`: that of the
-                  source, else the first one that has a place for all that is stored.
+                  source, else the first one that has a place for all that is stored. Where the
+                  one of that name is of other models, those whose names begin so are tried too.
            instead: a layout that is taken where that one stacks layers which are of two kinds.
            mesh: of the target.  places: by axis, how it lies there, if not as the layout says.
     Raises: ReshardError[unknown-names], and what `rename` raises.
@@ -217,7 +218,7 @@ def rename_to(
         exact = [own]  # what is named so already keeps its names
     stated = [name for name in (*exact, *near) if is_stated(arrangement.catalog, family, name)]
     problems: list[ReshardError] = []
-    for name in stated or exact or near:
+    for name in stated or (*exact, *near):
         try:
             layout = place(family.layout(name), places or {})
             return rename(arrangement, layout, mesh, settings=settings)

@@ -46,6 +46,7 @@ def check(
     for layout in document.layouts:
         faults.of_layout(layout, document)
         check_layout(faults, layout, _model(faults, layout, known), _spelled(document, layout))
+    faults.of_layout(None, document)
     if vocabulary:
         check_names(faults, document, vocabulary)
     return faults.sorted()

@@ -376,6 +376,12 @@ def _wrong_axis(
         beside=[
             (model.tensors[holder].span, f"`{holder}` is declared here") for holder in holders[:1]
         ],
+        helps=[
+            f"an index in a name is one axis of the atom: "
+            f"{listed(model.tensors[holder].axes, 'or')}"
+            for holder in holders[:1]
+            if span is not None and span.source.text[span.start] == "{"
+        ],
     )
 
 

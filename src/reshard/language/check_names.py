@@ -101,8 +101,13 @@ def _declared(block: tree.LayoutBlock) -> Iterator[str]:
     for item in block.statements:
         if isinstance(item, tree.ConfigStatement):
             yield item.name.text
-            if isinstance(item.value, Variable) and item.value.name.endswith(item.name.text):
+            if isinstance(item.value, Variable) and _is_same(item.name.text, item.value.name):
                 yield item.value.name
+
+
+def _is_same(name: str, spelled: str) -> bool:
+    """Whether a line repeats a name on purpose: `config vision_patch = vision_config.patch`."""
+    return spelled.endswith(name) or name.endswith(f"_{spelled.rpartition('.')[2]}")
 
 
 def _expressions(block: tree.ModelBlock | tree.LayoutBlock) -> Iterator[Expression]:

@@ -24,8 +24,8 @@ class Faults:
         self._layout: tree.LayoutBlock | None = None
         self._layouts: tuple[tree.LayoutBlock, ...] = ()
 
-    def of_layout(self, block: tree.LayoutBlock, document: tree.Document) -> None:
-        """The layout that is looked at from now on."""
+    def of_layout(self, block: tree.LayoutBlock | None, document: tree.Document) -> None:
+        """The layout that is looked at from now on; None for the document as a whole."""
         self._layout, self._layouts = block, document.layouts
 
     def _inherited(self, at: Span) -> Span | None:

@@ -48,7 +48,9 @@ def framework_config(
         if values.get(name) is not None:
             assign(expression, values[name], out)
     for name, expression in layout.config.items():
-        if values.get(name) is not None and len(names(expression)) > 1:
+        if values.get(name) is not None and isinstance(expression, Conditional):
+            assign(expression, values[name], out)  # another line may tell its condition
+        elif values.get(name) is not None and len(names(expression)) > 1:
             _solve(expression, values[name], out)
     found = []
     for alternative in operands("or", layout.when):

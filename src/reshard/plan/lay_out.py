@@ -160,6 +160,8 @@ class _Layer:
         over = ", ".join(cut.over)
         sizes = ", ".join(f"{mesh}={self._mesh.get(mesh, 1)}" for mesh in cut.over)
         help_text = f"choose a size of {over} that divides {cut.size}"
+        if cut.size == 1:
+            help_text = f"an axis of one cannot be cut: choose {over}=1"
         if split.rule == "sizes":
             help_text = f"state the sizes for {sizes} in a layout of your own, with `--layout`"
         return target_error(
