@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from reshard.dtypes import DType
 from reshard.errors import Label, ReshardError, source_error
@@ -16,16 +16,14 @@ from reshard.formats.described.walk import Leaf, Walked
 from reshard.language.expression import evaluate, to_text
 from reshard.language.layout import Layout
 from reshard.language.place import STATE
-from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
-from reshard.run.states import EXTRA
 from reshard.storage.inert import Record
-from reshard.storage.kept import encode, fingerprint, small_tensor
+from reshard.storage.kept import Keeper, encode, fingerprint
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
 _ITERATION, _GROUPS, _CONFIG = "iteration", "param_groups", "config"
-_MAX_SETTING = 1 << 10
 _NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 
@@ -62,7 +60,7 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
         elif name == _GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
-            state[name] = keeper.setting(leaf, leaf.file.name.text)
+            state[name] = keeper.leaf_setting(leaf, leaf.file.name.text)
     kept = _kept(walked, keeper)
     framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
     if kept:
@@ -153,49 +151,16 @@ def _step(at: At) -> list[object]:
     return ["item" if at.is_item else "key", encode(at.value, lambda ref: None)]
 
 
-class _Keeper:
-    """Makes JSON values; tensors in them become tensors of no parameter, which they name."""
-
-    def __init__(self) -> None:
-        self.tensors: list[LocalTensor] = []
-        self._names: dict[TensorRef, str] = {}
-        self._taken: set[str] = set()
+class _Keeper(Keeper):
+    """Keeps leaves; the tensors in them are named after a file and the place of the leaf in it."""
 
     def json(self, leaf: Leaf, file: str) -> object:
-        """The value of a leaf.
+        """The value of a leaf."""
+        return self.keep(leaf.value, f"{file}:{show(leaf.where)}", leaf.file.path)
 
-        Args:  file: what tensors inside of it are named after, with its place.
-        """
-
-        def tensor(ref: TensorRef) -> object:
-            known = self._names.get(ref)
-            if known is None:
-                known = self._names[ref] = self._free(f"{file}:{show(leaf.where)}")
-                strides = None if ref.is_contiguous else ref.strides
-                parts = (Fragment(0, ref.numel, leaf.file.path, ref.byte_offset, strides),)
-                fragments = parts if ref.numel else ()
-                self.tensors.append(LocalTensor(known, EXTRA, (), ref.shape, ref.dtype, fragments))
-            return {"$tensor": known}
-
-        return encode(leaf.value, tensor)
-
-    def setting(self, leaf: Leaf, file: str) -> object:
+    def leaf_setting(self, leaf: Leaf, file: str) -> object:
         """The value of a leaf that other frameworks have too: with its small tensors' bytes."""
-
-        def tensor(ref: TensorRef) -> object:
-            if ref.nbytes > _MAX_SETTING:
-                return self.json(replace(leaf, value=ref), file)
-            return small_tensor(ref)
-
-        return encode(leaf.value, tensor)
-
-    def _free(self, name: str) -> str:
-        free, number = name, 1
-        while free in self._taken:
-            number += 1
-            free = f"{name}.{number}"
-        self._taken.add(free)
-        return free
+        return self.setting(leaf.value, f"{file}:{show(leaf.where)}", leaf.file.path)
 
 
 def _digest(value: object) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.meta_params import with_width
@@ -18,7 +16,7 @@ from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
 from reshard.plan.plan import ArraySpec
 from reshard.run.states import EXTRA
-from reshard.storage.kept import decode
+from reshard.storage.kept import Decoder, decode
 from reshard.storage.torch_output import TorchOutput
 
 _DEFAULTS = ("iteration", "param_groups", "config")
@@ -43,9 +41,10 @@ class Facts:
         self._asked: set[str] = set()
         self._written: set[int] = set()
         self._without: list[str] = []
-        framework = arrangement.catalog.training.framework or {}
-        self._is_own = framework.get("name") == FORMAT and framework.get("layout") == layout.name
-        kept = framework.get("kept", []) if self._is_own else []
+        self._decoder = Decoder(output.constant, self._extra)
+        own = arrangement.catalog.training.of(FORMAT)
+        self._is_own = own.get("layout") == layout.name
+        kept = own.get("kept", []) if self._is_own else []
         self._kept = cast("list[dict[str, object]]", kept)
 
     def run(self, name: str) -> tuple[bool, object]:
@@ -101,17 +100,11 @@ class Facts:
         self._without += [f"{_show(json.loads(place))} of {rank}" for place in sorted(places)]
 
     def _value(self, value: object) -> object:
-        return decode(value, self._tensor)
+        return self._decoder.value(value)
 
-    def _tensor(self, body: object) -> object:
-        if isinstance(body, str) and body in self._extras:
-            self._used.add(body)
-            whole = self._extras[body]
-            return self._output.tensor(_spec(whole))
-        told = cast("dict[str, object]", body)
-        data = base64.b64decode(str(told["data"]))
-        shape = tuple(cast("list[int]", told["shape"]))
-        return self._output.constant(DType(str(told["dtype"])), shape, data)
+    def _extra(self, name: str) -> object:
+        self._used.add(name)
+        return self._output.tensor(_spec(self._extras[name]))
 
     def dropped(self) -> Iterator[tuple[str, str, str]]:
         """Tensors of no parameter that are not written."""

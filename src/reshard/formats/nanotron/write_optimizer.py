@@ -15,7 +15,7 @@ from reshard.formats.nanotron.write_training import shares_groups
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
-from reshard.storage.kept import constant_of, decode
+from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
 
 _STEP = "step"
@@ -131,16 +131,13 @@ class OptimizerFiles:
         """Every param group of the source with its parameters, in the order of the model."""
         out: list[tuple[dict[str, object], list[str]]] = []
         grouped: set[str] = set()
+        decoder = Decoder(self._output.constant)
         for group in self._arrangement.catalog.training.param_groups:
-            listed = group.get("params")
-            names = set(map(str, listed)) if isinstance(listed, list) else set()
+            names = {*group.members}
             grouped |= names
-            rest = {
-                key: decode(value, lambda told: constant_of(told, self._output.constant))
-                for key, value in group.items()
-                if key not in ("params", "param_names")
-            }
-            out.append((rest, [name for name in parameters if name in names]))
+            settings = decoder.mapping(group.settings)
+            settings.pop("param_names", None)
+            out.append((settings, [name for name in parameters if name in names]))
         left = [name for name in parameters if name in self._states and name not in grouped]
         if left:
             shown = [f"`{name}`{quantity(count)} is in none" for name, count in group_names(left)]

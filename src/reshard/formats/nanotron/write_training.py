@@ -12,7 +12,7 @@ from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
-from reshard.storage.kept import constant_of, decode
+from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
 
 _VERSION = "1.5"
@@ -62,14 +62,11 @@ def scheduler(
     Args:  groups: of the source, by position: those that the stage has, in its order.
     """
     training = arrangement.catalog.training
-    found = (training.state or {}).get("lr_scheduler")
+    found = training.scheduler
     if not isinstance(found, Mapping) or not _own(arrangement):
         return None
     chosen = scheduler_of(found, len(training.param_groups), groups)
-    return {
-        str(key): decode(value, lambda told: constant_of(told, output.constant))
-        for key, value in chosen.items()
-    }
+    return Decoder(output.constant).mapping(chosen)
 
 
 def shares_groups(arrangement: Arrangement) -> bool:
@@ -104,8 +101,7 @@ def training_warnings(arrangement: Arrangement, *, has_states: bool) -> tuple[Di
 
 def _own(arrangement: Arrangement) -> Mapping[str, object]:
     """What nanotron itself said, if the source comes from it."""
-    found = arrangement.catalog.training.framework or {}
-    return found if found.get("name") == NAME else {}
+    return arrangement.catalog.training.of(NAME)
 
 
 def _objects(own: Mapping[str, object]) -> Mapping[str, object]:
