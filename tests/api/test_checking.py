@@ -82,9 +82,9 @@ def test_a_format_without_checksums_is_a_warning(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(head + data)
     (told,) = reshard.inspect(folder, check=True).oddities
     assert told.render() == (
-        "warning[no-checksums]: a Hugging Face model carries no checksums of its tensors, "
-        "so they cannot be checked\n"
-        "  = note: that its files are whole was checked, and that copies in them agree is\n"
+        "warning[no-checksums]: a Hugging Face model has no checksums of its tensors, so they "
+        "cannot be checked\n"
+        "  = note: only this is checked: each file is complete, and copies of a tensor agree\n"
         "  = help: compare it with another copy of it: `reshard diff A B`"
     )
     found = reshard.verify(folder)

@@ -95,9 +95,9 @@ def test_force_replaces_a_checkpoint(fixture_checkpoint: Fixture, tmp_path: Path
     ("there", "how"),
     [
         ("ckpt", "is the source itself"),
-        ("ckpt/out", "lies inside the source `{src}`"),
-        (".", "holds the source `{src}`"),
-        ("link/out", "lies inside the source `{src}`"),
+        ("ckpt/out", "is inside the source `{src}`"),
+        (".", "contains the source `{src}`"),
+        ("link/out", "is inside the source `{src}`"),
     ],
 )
 def test_source_and_target_are_apart(
@@ -110,8 +110,8 @@ def test_source_and_target_are_apart(
         reshard.convert(src, dst, "universal")
     assert str(caught.value) == (
         f"error[output-overlap]: the target `{dst}` {how.format(src=src)}\n"
-        "  = note: a source is never changed\n"
-        "  = help: choose a folder beside it"
+        "  = note: reshard never changes a source\n"
+        "  = help: choose a folder outside of the source"
     )
 
 
@@ -127,8 +127,8 @@ def test_a_source_that_is_linked_from_the_target_stays(
             reshard.convert(source, dst, "hf", states="weights", names="source", force=True)
         assert str(caught.value) == (
             f"error[output-overlap]: the target `{dst}` {how}\n"
-            "  = note: a source is never changed\n"
-            "  = help: choose a folder beside it"
+            "  = note: reshard never changes a source\n"
+            "  = help: choose a folder outside of the source"
         )
         assert reshard.verify(tmp_path / "U", dst).ok
 
@@ -140,7 +140,7 @@ def test_a_source_that_is_linked_from_the_target_stays(
     fresh()  # the folder of a step
     (src / "latest").write_text("global_step3")
     (src / "global_step3").symlink_to(dst / "global_step3")
-    refused(src, f"holds what the source reads as `{src}/global_step3`")
+    refused(src, f"contains a file that the source reads, `{src}/global_step3`")
     fresh()  # every file, and those through a link that leads to a link
     (src / "global_step3").mkdir()
     (tmp_path / "between").mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def test_a_source_that_is_linked_from_the_target_stays(
     fresh()  # a folder of links, which the source's own link leads to
     (src / "latest").write_text("global_step3")
     (src / "global_step3").symlink_to(tmp_path / "between")
-    with pytest.raises(reshard.ReshardError, match=r"output-overlap.*the source reads as"):
+    with pytest.raises(reshard.ReshardError, match=r"output-overlap.*that the source reads"):
         reshard.convert(src, dst, "hf", states="weights", names="source", force=True)
     # The same without links in the way: through one in the target's path.
     (tmp_path / "alias").symlink_to(tmp_path)

@@ -68,7 +68,7 @@ def test_what_was_settled_is_told_and_recorded(on_drift: OnDrift, what: str, dri
     assert told[0].render() == (
         f"warning[drift-settled]: copies of `{TENSOR}` (param) differ, and {what}\n"
         f"  = note: 1 of 512 elements differ, by at most {100 - float(here):.9g}, in 2 copies\n"
-        f"  = note: the first at [0, 3] of `{TENSOR}`: "
+        f"  = note: first difference at [0, 3] of `{TENSOR}`: "
         f"tp=0 has {here!s} (0x{bits:08x}) in mp_rank_00_model_states.pt, byte 10,956, "
         "tp=1 has 100.0 (0x42c80000) in mp_rank_01_model_states.pt, byte 10,956"
     )

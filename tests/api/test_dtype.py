@@ -58,7 +58,7 @@ def test_infinities_are_refused_where_a_type_has_none(tmp_path: Path) -> None:
         "error[cast-refused]: `w` (param) cannot be converted from F32 to F8_E4M3\n"
         "  = note: F8_E4M3 has no infinity: inf (0x7f800000)\n"
         "  = note: every rank in `model.safetensors`\n"
-        "  = help: keep F32 for it, or choose a type that holds its values"
+        "  = help: keep F32 for it, or choose a type that can represent its values"
     )
     assert not (tmp_path / "out").exists()
     reshard.convert(source, tmp_path / "out", "hf", names="source", dtype="fp8_e5m2")

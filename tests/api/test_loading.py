@@ -119,7 +119,7 @@ def test_no_more_is_read_than_the_rank_needs(
         (
             "deepspeed:tp=2",
             {"tp": 2},
-            "error[bad-rank]: the rank is none of target `deepspeed:tp=2`: tp=2 is not below tp=2\n"
+            "error[bad-rank]: target `deepspeed:tp=2` has no such rank: tp=2 is not below tp=2\n"
             "  = note: its mesh is pp=1, tp=2, ep=1\n"
             "  = help: give the position on each axis that is longer than 1: "
             '`rank={"tp": 0, "pp": 1}`\n',
@@ -127,7 +127,7 @@ def test_no_more_is_read_than_the_rank_needs(
         (
             "deepspeed:tp=2",
             {},
-            "error[bad-rank]: the rank is none of target `deepspeed:tp=2`: it does not say tp\n"
+            "error[bad-rank]: target `deepspeed:tp=2` has no such rank: it does not say tp\n"
             "  = note: its mesh is pp=1, tp=2, ep=1\n"
             "  = help: give the position on each axis that is longer than 1: "
             '`rank={"tp": 0, "pp": 1}`\n',
@@ -135,7 +135,8 @@ def test_no_more_is_read_than_the_rank_needs(
         (
             "universal",
             {"tp": 0},
-            "error[bad-rank]: the rank is none of target `universal`: `tp` is no axis of its mesh\n"
+            "error[bad-rank]: target `universal` has no such rank: `tp` is not an axis of its "
+            "mesh\n"
             "  = note: its mesh is one rank\n"
             "  = help: give the position on each axis that is longer than 1: "
             '`rank={"tp": 0, "pp": 1}`\n',

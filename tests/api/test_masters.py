@@ -48,9 +48,9 @@ def test_a_file_of_another_run_is_refused(mixed: Path, tmp_path: Path) -> None:
         f"  = note: the first is `{NAME}`, at [6, 30]:\n"
         "  = note: the weight is 0.00308228 (0x3b4a) in mp_rank_00_model_states.pt, byte 19,436\n"
         f"  = note: the master weight is -0.003076818 (0xbb49a471) in {RANK}, byte 56,002\n"
-        "  = note: those in 3 other files do\n"
-        "  = help: bring together the files of one step of one run\n"
-        "  = help: keep the weights alone with `--states weights`, or both with `--on-drift first`"
+        "  = note: in 3 other files they do\n"
+        "  = help: make sure that all files are from one step of one run\n"
+        "  = help: keep only the weights with `--states weights`, or both with `--on-drift first`"
     )
     for make in (
         lambda: reshard.convert(mixed, tmp_path / "out", "universal"),
@@ -96,8 +96,8 @@ def test_one_element_is_found_by_who_reads_all(
         f"  = note: the first is `{NAME}`, at [9, 11]:\n"
         "  = note: the weight is -0.0249023 (0xbccc) in mp_rank_00_model_states.pt, byte 19,638\n"
         f"  = note: the master weight is 0.9751084 (0x3f79a0b4) in {RANK}, byte 56,406\n"
-        "  = note: those in 3 other files do\n"
-        "  = help: bring together the files of one step of one run"
+        "  = note: in 3 other files they do\n"
+        "  = help: make sure that all files are from one step of one run"
     )
     done = reshard.convert(source, tmp_path / "out", "universal", check=True)
     assert done.report.warnings == (warning,)

@@ -194,10 +194,11 @@ def test_a_model_that_nothing_states_is_a_guess() -> None:
     done = reshard.convert("model", "mid", "megatron", settings=heads)
     [warning] = [x for x in done.report.warnings if x.code == "guessed-model"]
     assert warning.render() == (
-        "warning[guessed-model]: the source does not say which model it is; by its names it is "
-        "taken for `llama`\n"
-        "  = note: models that compute something else may have the same names and shapes\n"
-        "  = help: say `--model llama` if it is one"
+        "warning[guessed-model]: the source does not record its model; by its names it is read as "
+        "`llama`\n"
+        "  = note: other models may have the same names and shapes and compute something "
+        "different\n"
+        "  = help: if that is right, confirm it with `--model llama`"
     )
     done = reshard.convert("model", "out", "megatron", settings=heads, model="llama")
     assert "guessed-model" not in codes(done)

@@ -84,9 +84,9 @@ def test_the_configuration_tells_layouts_apart() -> None:
     with pytest.raises(ReshardError) as caught:
         find_model(stored(names, {}), extra=(MADE, *twin))
     assert str(caught.value) == (
-        "error[several-layouts-fit]: the names of this made checkpoint are those of several "
+        "error[several-layouts-fit]: the names of this made checkpoint fit several "
         "models\n"
-        "  = note: these fit: `made.two`, `twin.two`\n"
+        "  = note: these match: `made.two`, `twin.two`\n"
         "  = help: choose one with `--model NAME`"
     )
 
@@ -96,12 +96,11 @@ def test_another_model_with_the_same_names_is_refused_unless_the_user_says_so() 
     with pytest.raises(ReshardError) as caught:
         find_model(catalog, extra=(MADE,))
     assert str(caught.value) == (
-        "error[no-layout-fits]: this made checkpoint is not of a known model, as its configuration "
-        "says\n"
-        "  = note: its names are those of `made.one`\n"
-        '  = note: layout `one` is of checkpoints where kind == "one"\n'
-        "  = help: if its tensors mean the same, say `--model made`\n"
-        "  = help: describe the model in a UCL file, and give that with `--layout FILE#NAME`"
+        "error[no-layout-fits]: by its configuration, this made checkpoint is not a known model\n"
+        "  = note: its names fit `made.one`\n"
+        '  = note: layout `one` requires kind == "one"\n'
+        "  = help: if its tensors have the same meaning, use `--model made`\n"
+        "  = help: describe the model in a UCL file, and give it with `--layout FILE#NAME`"
     )
     assert find_model(catalog, model="made", extra=(MADE,)).layout.name == "one"
 
@@ -111,12 +110,12 @@ def test_the_nearest_layout_is_named_where_none_fits() -> None:
     with pytest.raises(ReshardError) as caught:
         find_model(catalog, model="made", extra=(MADE,))
     assert str(caught.value) == (
-        "error[no-layout-fits]: the names of this made checkpoint are not those of model `made`, "
-        "of which it is by its configuration\n"
-        "  = note: by its configuration it is in layout `made.one`\n"
+        "error[no-layout-fits]: the names of this made checkpoint do not fit model `made`, which "
+        "its configuration states\n"
+        "  = note: its configuration is that of layout `made.one`\n"
         "  = note: the layout has no rule for `q`\n"
-        "  = help: leave them out, if the target goes without them: `--leave-out 'q'`\n"
-        "  = help: describe the model in a UCL file, and give that with `--layout FILE#NAME`"
+        "  = help: exclude them if the target does not need them: `--leave-out 'q'`\n"
+        "  = help: describe the model in a UCL file, and give it with `--layout FILE#NAME`"
     )
 
 

@@ -87,7 +87,7 @@ def test_what_could_not_be_synced_is_not_trusted(
     assert done.resumed.arrays == 0
     (note,) = done.report.warnings
     assert note.code == "started-anew"
-    assert "could not be made durable" in note.render()
+    assert "could not be flushed to disk" in note.render()
     assert tree(tmp_path / "out") == expected
 
 

@@ -37,7 +37,7 @@ def test_a_file_that_cannot_be_trusted_is_a_fault(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "journal", MAKING, RECORDS)
     journal.void("b/c")
     journal.close()
-    assert read_journal(tmp_path / "journal").fault == "`b/c` could not be made durable"
+    assert read_journal(tmp_path / "journal").fault == "`b/c` could not be flushed to disk"
 
 
 @given(st.data())
@@ -90,4 +90,4 @@ def test_a_record_that_makes_no_sense_is_a_fault(
     journal._add_surely(document)
     journal.close()
     notes = read_journal(tmp_path / "journal")
-    assert notes.fault == "its journal holds a record that makes no sense"
+    assert notes.fault == "its journal contains an invalid record"

@@ -151,7 +151,7 @@ def anew(done: reshard.Converted) -> str:
     return note.render()
 
 
-HEAD = "note[started-anew]: what an earlier run had left was not used\n  = note: "
+HEAD = "note[started-anew]: the partial output of an earlier run was not reused\n  = note: "
 
 
 def test_a_damaged_journal_is_not_used(
@@ -182,14 +182,14 @@ def test_a_journal_that_is_none_is_not_used(
 def test_a_journal_of_another_target_is_not_used(tiny: Path, tmp_path: Path) -> None:
     stopped(tiny, tmp_path / "out", after=4)
     done = reshard.convert(tiny, tmp_path / "out", "deepspeed-universal")
-    assert done.report.warnings[-1].render() == HEAD + "it was made for `universal`"
+    assert done.report.warnings[-1].render() == HEAD + "it was written for `universal`"
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_journal_of_other_states_is_not_used(tiny: Path, tmp_path: Path) -> None:
     stopped(tiny, tmp_path / "out", after=4)
     done = reshard.convert(tiny, tmp_path / "out", "universal", states="weights")
-    assert anew(done) == HEAD + "the source, or how it is converted, is not the same"
+    assert anew(done) == HEAD + "the source or the options of the conversion have changed"
     assert reshard.verify(tmp_path / "out").ok
 
 
@@ -200,7 +200,7 @@ def test_a_journal_of_another_version_is_not_used(
         patch.setattr("reshard.storage.program.program", lambda: "reshard 0.0.9")
         stopped(tiny, tmp_path / "out", after=4)
     done = reshard.convert(tiny, tmp_path / "out", "universal")
-    assert anew(done).startswith(HEAD + "it was made by reshard 0.0.9, and this is reshard ")
+    assert anew(done).startswith(HEAD + "it was written by reshard 0.0.9, and this is reshard ")
     assert tree(tmp_path / "out") == expected
 
 
@@ -219,7 +219,7 @@ def test_another_source_is_not_gone_on_from(
     else:
         os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
     done = reshard.convert(copied, tmp_path / "out", "universal")
-    assert anew(done) == HEAD + "the source, or how it is converted, is not the same"
+    assert anew(done) == HEAD + "the source or the options of the conversion have changed"
     assert reshard.verify(copied, tmp_path / "out").ok
 
 

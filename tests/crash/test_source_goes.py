@@ -44,9 +44,8 @@ def test_a_source_that_is_cut_short(copied: Path, tmp_path: Path) -> None:
     size = len(content)
     told = meanwhile(copied, tmp_path / "out", cut_short)
     assert told == (
-        f"error[source-truncated]: `.../copied/{file.name}` ends before the tensors that it should "
-        "hold\n"
-        f"  = note: bytes {size - 40} to {size} are wanted, the file has {size - 60}"
+        f"error[source-truncated]: `.../copied/{file.name}` is too short for its tensors\n"
+        f"  = note: bytes {size - 40} to {size} are needed, but the file has {size - 60}"
         f"{KEPT}\n"
         "  = help: copy the file again from where the checkpoint was written"
         f"{AGAIN}"

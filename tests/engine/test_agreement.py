@@ -65,10 +65,10 @@ def test_copies_that_differ_are_an_error(tmp_path: Path) -> None:
         "error[replica-mismatch]: copies of `norm.weight` (exp_avg) differ\n"
         "  = note: tp=0, pp=0 in `rank_0.pt`, tp=1, pp=0 in `rank_1.pt`\n"
         "  = note: 2 of 6 elements differ, by at most 2\n"
-        "  = note: the first at [6, 3]: 3.0 (0x40400000) and 4.0 (0x40800000)\n"
-        "  = help: if they are meant to be averaged, write `averaged over tp` behind their rule in "
+        "  = note: first difference at [6, 3]: 3.0 (0x40400000) and 4.0 (0x40800000)\n"
+        "  = help: if they are meant to be averaged, write `averaged over tp` after their rule in "
         "the layout\n"
-        "  = help: to settle it for the whole run: `--on-drift average` or `--on-drift first`"
+        "  = help: to accept it for all tensors: `--on-drift average` or `--on-drift first`"
     )
 
 
@@ -135,8 +135,8 @@ def test_integers_that_differ_are_not_averaged(tmp_path: Path) -> None:
         "error[replica-mismatch]: copies of `norm.weight` (step) differ, and I64 is not averaged\n"
         "  = note: tp=0, pp=0 in `rank_0.pt`, tp=1, pp=0 in `rank_1.pt`\n"
         "  = note: 2 of 6 elements differ, by at most 2\n"
-        "  = note: the first at [6, 3]: 3 (0x0000000000000003) and 4 (0x0000000000000004)\n"
-        "  = help: to take the first of them everywhere: `--on-drift first`"
+        "  = note: first difference at [6, 3]: 3 (0x0000000000000003) and 4 (0x0000000000000004)\n"
+        "  = help: to use the first copy everywhere: `--on-drift first`"
     )
 
 
@@ -161,7 +161,7 @@ def test_a_value_that_the_type_cannot_hold_is_an_error(tmp_path: Path) -> None:
         "error[cast-refused]: `norm.weight` (exp_avg) cannot be converted from F32 to F16\n"
         "  = note: a finite value exceeds F16: 1e+06 (0x49742400)\n"
         "  = note: tp=0, pp=0 in `rank_0.pt`\n"
-        "  = help: keep F32 for it, or choose a type that holds its values"
+        "  = help: keep F32 for it, or choose a type that can represent its values"
     )
 
 
@@ -173,4 +173,4 @@ def test_a_difference_in_a_large_box_is_found(tmp_path: Path) -> None:
     with SourceFiles(tmp_path) as files, pytest.raises(ReshardError) as caught:
         read_array(array, files)
     assert "1 of 400000 elements differ, by at most 399999\n" in str(caught.value)
-    assert "the first at [200004, 2]: 399998.0 " in str(caught.value)
+    assert "first difference at [200004, 2]: 399998.0 " in str(caught.value)

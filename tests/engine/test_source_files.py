@@ -40,8 +40,8 @@ def test_a_short_file_is_named(tmp_path: Path) -> None:
         _read(files, "a.bin", 8, 4)
     assert caught.value.exit_code == Exit.SOURCE
     assert str(caught.value) == (
-        f"error[source-truncated]: `{tmp_path}/a.bin` ends before the tensors that it should hold\n"
-        "  = note: bytes 8 to 12 are wanted, the file has 10\n"
+        f"error[source-truncated]: `{tmp_path}/a.bin` is too short for its tensors\n"
+        "  = note: bytes 8 to 12 are needed, but the file has 10\n"
         "  = help: copy the file again from where the checkpoint was written"
     )
 

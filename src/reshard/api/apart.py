@@ -38,9 +38,9 @@ def _check_folder(src: Path, dst: Path) -> None:
     if here == there:
         raise _overlap(dst, "is the source itself")
     if there.is_relative_to(here):
-        raise _overlap(dst, f"lies inside the source `{src}`")
+        raise _overlap(dst, f"is inside the source `{src}`")
     if here.is_relative_to(there):
-        raise _overlap(dst, f"holds the source `{src}`")
+        raise _overlap(dst, f"contains the source `{src}`")
 
 
 def _check_files(files: Iterable[Path], dst: Path) -> None:
@@ -54,7 +54,7 @@ def _check_files(files: Iterable[Path], dst: Path) -> None:
         if path.is_symlink():
             path = path.resolve()
         if path.is_relative_to(there):
-            raise _overlap(dst, f"holds what the source reads as `{file}`")
+            raise _overlap(dst, f"contains a file that the source reads, `{file}`")
 
 
 def _links(root: Path) -> Iterator[Path]:
@@ -70,6 +70,6 @@ def _overlap(dst: Path, how: str) -> ReshardError:
     return output_error(
         "output-overlap",
         f"the target `{dst}` {how}",
-        notes=["a source is never changed"],
-        helps=["choose a folder beside it"],
+        notes=["reshard never changes a source"],
+        helps=["choose a folder outside of the source"],
     )

@@ -26,9 +26,9 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
     title = formats.SOURCES[catalog.format].title
     number = len(checked.unchecked)
     if number == checked.holding:
-        headline = f"a {title} carries no checksums of its tensors, so they cannot be checked"
+        headline = f"a {title} has no checksums of its tensors, so they cannot be checked"
     else:
-        headline = f"{number} of {checked.holding} files of a {title} carry no checksums"
+        headline = f"{number} of {checked.holding} files of a {title} have no checksums"
     return (
         *checked.warnings,
         Diagnostic(
@@ -37,7 +37,7 @@ def check_source(catalog: Catalog, on_progress: OnProgress | None = None) -> tup
             "warning",
             notes=(
                 *([] if number == checked.holding else [f"e.g. `{checked.unchecked[0]}`"]),
-                "that its files are whole was checked, and that copies in them agree is",
+                "only this is checked: each file is complete, and copies of a tensor agree",
             ),
             helps=("compare it with another copy of it: `reshard diff A B`",),
         ),

@@ -249,9 +249,9 @@ def _output(
     if max_file_size is not None:
         raise target_error(
             "unused-setting",
-            f"target `{target.format}` has no use for a largest file size",
+            f"target `{target.format}` does not support a maximum file size",
             notes=["the size of its files follows from its ranks"],
-            helps=["leave `--max-file-size` out"],
+            helps=["omit `--max-file-size`"],
         )
     return formats.prepare(selected.arrangement, target, {})
 
@@ -296,7 +296,7 @@ def _restarted(why: str) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             "started-anew",
-            "what an earlier run had left was not used",
+            "the partial output of an earlier run was not reused",
             level="note",
             notes=(why,),
         ),

@@ -47,7 +47,7 @@ class CutRows:
     def _warning(self, files: SourceFiles) -> Diagnostic:
         from reshard.engine.compare import read_array
 
-        notes = [f"`--set {' --set '.join(self.said)}` says that the rows behind it are padding"]
+        notes = [f"`--set {' --set '.join(self.said)}` states that the rows after it are padding"]
         used = 0
         for whole, box in self.boxes:
             array = build_array(self.arrangement, slice_spec(whole, box))
@@ -63,10 +63,10 @@ class CutRows:
         first, box = self.boxes[0]
         return Diagnostic(
             "padded-vocabulary",
-            f"{box.size[0]:,} of {first.shape[0]:,} rows of the vocabulary are left out as padding",
+            f"{box.size[0]:,} of {first.shape[0]:,} rows of the vocabulary are removed as padding",
             level="warning",
             notes=(*notes, *([] if used else ["all of them are zero"])),
-            helps=("leave the setting out, or state a larger size, if they are used",)
+            helps=("if these rows are used, omit the setting or state a larger size",)
             if used
             else (),
         )

@@ -179,7 +179,7 @@ def first_difference(item: Drift) -> str:
     """Where the first element is that differs, and both values with their places."""
     one, other = item.between
     return (
-        f"the first at {list(item.index)} of `{item.name}`: "
+        f"first difference at {list(item.index)} of `{item.name}`: "
         f"{one or 'one copy'} has {item.a}, {other or 'another'} has {item.b}"
     )
 

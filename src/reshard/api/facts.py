@@ -149,20 +149,20 @@ class _Source:
 
     def _other_facts(self, left: Mapping[str, object]) -> ReshardError:
         headline = "the source's configuration changes what the model computes, and no other layout"
-        rest = "of the model has a place for that"
+        rest = "of the model can state that"
         helps = ["convert to `universal`, which keeps the configuration"]
         if self._is_run:
             headline = "the run's arguments change what the model computes, and layout"
-            rest = f"`{self._layout.name}` has no place for them"
+            rest = f"`{self._layout.name}` cannot state them"
             helps = [
-                "convert to `universal` or to `megatron`, which keep the arguments; no other names "
-                "are known for such a model"
+                "convert to `universal` or to `megatron`, which keep the arguments; reshard knows "
+                "no other layout for such a model"
             ]
         if {"use_scaled_rope", "rope_scaling"} & left.keys():
             helps.insert(
                 0,
-                "if transformers' `config.json` of the model says how its positions are scaled, "
-                "give it: `--config DIR`",
+                "if transformers' `config.json` states how positions are scaled, give it: "
+                "`--config DIR`",
             )
         return layout_error(
             "other-facts",
@@ -174,20 +174,20 @@ class _Source:
     def _unknown(self, others: tuple[str, ...]) -> Diagnostic:
         noun = "argument" if self._is_run else "key"
         whose = "the run" if self._is_run else "the model's configuration"
-        own = f"{self._framework}'s" if self._framework != _META else "Meta's"
+        owner = self._framework if self._framework != _META else "Meta's format"
         is_one = len(others) == 1
         return Diagnostic(
             "unknown-arguments",
             f"{len(others)} {noun if is_one else f'{noun}s'} of {whose} "
-            f"{'is' if is_one else 'are'} not {own} own",
+            f"{'is' if is_one else 'are'} not known to {owner}",
             level="warning",
             notes=tuple(
                 f"`{name}` is {_shown(self._config[name])}" for name in others[:_UNKNOWN_SHOWN]
             ),
             helps=(
-                "see whether it changes what the model computes: it is left behind"
+                "check whether it changes what the model computes; it is not converted"
                 if is_one
-                else "see whether they change what the model computes: they are left behind",
+                else "check whether they change what the model computes; they are not converted",
             ),
         )
 
@@ -234,12 +234,12 @@ def _warning(left: Mapping[str, object], target: str) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             "model-facts-left",
-            f"{target} has no place for {len(left)} of the settings of the model",
+            f"{target} cannot store {len(left)} of the settings of the model",
             level="warning",
             notes=tuple(f"`{key}` is {_shown(value)}" for key, value in left.items()),
             helps=(
-                f"a run of {target} must be told of them, or it computes something else",
-                "`config.json` goes along where the target has a folder for it",
+                f"set them in the {target} run, or it computes something different",
+                "`config.json` is copied if the target has a folder for it",
             ),
         ),
     )

@@ -52,7 +52,7 @@ def _file(path: Path, root: Path) -> SourceFile:
 
 def _read(file: Path) -> Mapping[str, object]:
     LocalSource(file.parent).need(
-        file.name, "`--config`", "give a `config.json`, or the folder that holds it"
+        file.name, "`--config`", "give a `config.json`, or the folder that contains it"
     )
     try:
         value = json.loads(read_regular(file, _MAX_NBYTES))

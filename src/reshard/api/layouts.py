@@ -73,7 +73,7 @@ class CheckedLayouts:
             of = f" of {item.model}" if item.model else ""
             over = f", mesh {', '.join(item.mesh)}" if item.mesh else ""
             lines.append(f"  layout {item.name}{of}: {show_count(item.rules, 'rule')}{over}")
-        lines.append("proved: every rule uses each axis of what it holds exactly once")
+        lines.append("proved: every rule uses each axis of its atoms exactly once")
         return "\n".join(lines)
 
 
@@ -231,9 +231,13 @@ def shipped_layouts_text(name: str) -> str:
         near = closest(name, known)
         raise layout_error(
             "unknown-model-name",
-            f"no layouts of a model `{name}` ship",
+            f"there is no built-in model `{name}`",
             notes=[f"known are {listed(known)}"],
-            helps=[f"did you mean `{near}`?" if near else "name a file of your own as `FILE.ucl`"],
+            helps=[
+                f"did you mean `{near}`?"
+                if near
+                else "to list your own file, give its name as `FILE.ucl`"
+            ],
         )
     return text
 

@@ -159,7 +159,7 @@ def _check_rank(mesh: Mapping[str, int], rank: Mapping[str, int], target: str) -
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.items()) or "one rank"
     for axis, index in rank.items():
         if axis not in mesh:
-            why = f"`{axis}` is no axis of its mesh"
+            why = f"`{axis}` is not an axis of its mesh"
         elif not 0 <= index < mesh[axis]:
             why = f"{axis}={index} is not below {axis}={mesh[axis]}"
         else:
@@ -174,7 +174,7 @@ def _check_rank(mesh: Mapping[str, int], rank: Mapping[str, int], target: str) -
 def _bad_rank(why: str, target: str, sizes: str) -> ReshardError:
     return target_error(
         "bad-rank",
-        f"the rank is none of target `{target}`: {why}",
+        f"target `{target}` has no such rank: {why}",
         notes=[f"its mesh is {sizes}"],
         helps=['give the position on each axis that is longer than 1: `rank={"tp": 0, "pp": 1}`'],
     )

@@ -47,7 +47,7 @@ def settle_masters(
     if found is None or (found.level == "warning" and not full):
         return source  # samples are no proof of little
     if found.level == "error" and on_drift == "error":
-        keep = "keep the weights alone with `--states weights`, or both with `--on-drift first`"
+        keep = "keep only the weights with `--states weights`, or both with `--on-drift first`"
         found = replace(found, helps=(*found.helps, keep))
         raise ReshardError(found, Exit.SOURCE)
     found = replace(found, level="warning")
@@ -100,9 +100,9 @@ def find_mismatch(
             f"the first is `{name}`, at {list(unravel(first.index, pairs[name][0].shape))}:",
             f"the weight is {first.weight.value} in {first.weight.place}",
             f"the master weight is {first.master.value} in {first.master.place}",
-            *([f"those in {len(sound)} other files do"] if sound else []),
+            *([f"in {len(sound)} other files they do"] if sound else []),
         ),
-        helps=("bring together the files of one step of one run",),
+        helps=("make sure that all files are from one step of one run",),
     )
 
 

@@ -69,7 +69,7 @@ def refuse_beforehand(tensors: int, max_nbytes: int | None, before: Resident | N
         "memory-bound",
         f"this conversion needs more than {show_nbytes(least)} of memory, "
         f"and {show_nbytes(max_nbytes)} are allowed",
-        notes=[f"the lists of {tensors:,} tensors alone take that much; no plan was made"],
+        notes=[f"the lists of {tensors:,} tensors need that much; no plan was made"],
         helps=["allow more with `--max-memory`"],
     )
 

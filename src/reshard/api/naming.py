@@ -70,7 +70,7 @@ def find_model(
             "unknown-model-name",
             f"there is no model `{model}`",
             notes=[f"known are {listed(known)}"],
-            helps=["describe it in a UCL file, and give that with `--layout`"],
+            helps=["describe it in a UCL file, and give it with `--layout`"],
         )
     asked = [item for item in families if model is None or item.name == model]
     kind = stated_type(catalog) if model is None else None

@@ -114,10 +114,10 @@ def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnosti
     return (
         Diagnostic(
             "unnamed-kept",
-            f"{near} has no rule for {len(unknown)} names, which are kept as they are",
+            f"{near} has no rule for {len(unknown)} names, which are kept unchanged",
             level="warning",
             notes=shown,
-            helps=("the loader passes over what its model does not have",),
+            helps=("the loader ignores names that its model does not have",),
         ),
     )
 
@@ -128,11 +128,13 @@ def cannot_keep(error: ReshardError, names: str, catalog: Catalog) -> ReshardErr
     if adapter is not None:
         return _is_adapter(adapter, names, catalog)
     first, *rest = error.diagnostics
-    more = (f"the target has names of its own (layout `{names}`); nothing says which is which",)
+    more = (
+        f"the target needs the names of layout `{names}`, and nothing states which tensor is which",
+    )
     helps = [
         *first.helps,
-        f"`--names {SOURCE}` keeps the names of the source; nothing says that the loader of "
-        "the target knows them",
+        f"`--names {SOURCE}` keeps the names of the source; the loader of the target may not know "
+        "them",
     ]
     if names == _HF and not isinstance((catalog.config or {}).get("model_type"), str):
         helps.insert(0, "if transformers knows the model, give its `config.json`: `--config DIR`")
@@ -146,13 +148,14 @@ def _is_adapter(adapter: Adapter, names: str, catalog: Catalog) -> ReshardError:
     kind = f"an adapter ({adapter.kind})" if adapter.kind else "an adapter"
     return target_error(
         "adapter-weights",
-        f"{catalog.root} is {kind} of {base}, and no whole model",
+        f"{catalog.root} is {kind} of {base}, not a complete model",
         notes=[
-            f"the target holds whole models, with tensor names of its own (layout `{names}`)",
-            f"its `{CONFIG}` says how it is joined with its base model; reshard does not do that",
+            f"the target stores complete models, with the tensor names of layout `{names}`",
+            f"its `{CONFIG}` states how to merge it into its base model; reshard does not merge "
+            "adapters",
         ],
         helps=[
             "merge it into its base model with PEFT (`merge_and_unload`), and convert the result",
-            "`--to hf` and `--to universal` keep the adapter as it is",
+            "`--to hf` and `--to universal` keep the adapter unchanged",
         ],
     )

@@ -24,7 +24,7 @@ _VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
 _INCOMPLETE = ("no-model-config", "incomplete-model-config")
 _CONFIG = "give the model's `config.json` with `--config DIR`"
-_ON_PURPOSE = f"`--names {SOURCE}` writes the tensors alone, under the names that they have"
+_ON_PURPOSE = f"`--names {SOURCE}` writes only the tensors, under their present names"
 
 
 def refuse_unfinished(source: OpenedSource, target: Target, output: Output) -> None:
@@ -47,10 +47,10 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
     if item.code == "incomplete-model-config":
         return replace(
             item,
-            headline="nothing tells all that the `config.json` of the model must say",
+            headline="the source does not record all values that the model's `config.json` needs",
             level="error",
             notes=item.notes[:1],
-            helps=(_CONFIG, "or state what is missing, like `--set NAME=NUMBER`", _ON_PURPOSE),
+            helps=(_CONFIG, "or state the missing values, e.g. `--set NAME=NUMBER`", _ON_PURPOSE),
         )
     notes = list(item.notes)
     for other in unsolved:
@@ -58,7 +58,8 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
         helps += [f"or {text}" for text in other.helps]
     return replace(
         item,
-        headline="transformers loads no model without a `config.json`, and nothing tells one",
+        headline="transformers needs a `config.json`, and the source does not record enough to "
+        "write one",
         level="error",
         notes=tuple(notes),
         helps=(*helps, _ON_PURPOSE),

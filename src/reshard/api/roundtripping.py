@@ -166,8 +166,8 @@ def _work_folder(parent: PathLike | None) -> Iterator[Path]:
         raise output_error(
             "output-parent-missing",
             f"the folder {parent} does not exist",
-            notes=["what is written for a while would be made in it"],
-            helps=["make it first, or correct the path"],
+            notes=["temporary files would be written in it"],
+            helps=["create it first, or correct the path"],
         )
     try:
         made = tempfile.TemporaryDirectory(prefix="reshard-roundtrip-", dir=parent)
@@ -309,7 +309,7 @@ def _proof(
                 and here.state in WEIGHTS
                 and made_from(start.universal, here, last, state=here.state) is not None
             ):
-                why = f"held as {other.dtype}, not {here.dtype}"
+                why = f"stored as {other.dtype}, not {here.dtype}"
                 lost.append(Lost(here.name, here.state, why, f"{other.dtype} {here.state}"))
                 found = None
         if found is not None:

@@ -259,10 +259,10 @@ def _without_model(catalog: Catalog, layout: Layout, error: ReshardError) -> Cat
     model = "" if layout.model is None else layout.model.name
     warning = Diagnostic(
         "unsolved-model",
-        f"the tensors are those of model `{model}`, and do not tell all its sizes",
+        f"this looks like model `{model}`, but not all of its sizes can be inferred",
         level="warning",
         notes=error.diagnostics[0].notes[:2],
-        helps=("state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`",),
+        helps=("state them, e.g. `--set num_attention_heads=32 --set num_key_value_heads=8`",),
     )
     return replace(catalog, oddities=(*catalog.oddities, warning))
 
@@ -270,7 +270,7 @@ def _without_model(catalog: Catalog, layout: Layout, error: ReshardError) -> Cat
 def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:
     return target_error(
         "unused-setting",
-        f"`--place {next(iter(placements.values()))}` has no use here",
-        notes=["it says how an axis of a model lies on the ranks of the target"],
-        helps=["name the target's layout of the model with `--names`, or leave it out"],
+        f"`--place {next(iter(placements.values()))}` has no effect here",
+        notes=["it distributes an axis of a model over the ranks of the target"],
+        helps=["name the target's layout of the model with `--names`, or omit this option"],
     )

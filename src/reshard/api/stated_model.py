@@ -28,7 +28,7 @@ def stated_type(catalog: Catalog) -> str | None:
     return None
 
 
-_UNDESCRIBED = {"mlp_only_layers": "which layers have no experts, one by one"}
+_UNDESCRIBED = {"mlp_only_layers": "a list of the layers without experts"}
 """Keys of transformers that change which tensors a layer has, in a way that no layout describes."""
 
 
@@ -77,8 +77,8 @@ def guessed(model: str) -> Diagnostic:
     """The warning where names alone told the model."""
     return Diagnostic(
         "guessed-model",
-        f"the source does not say which model it is; by its names it is taken for `{model}`",
+        f"the source does not record its model; by its names it is read as `{model}`",
         level="warning",
-        notes=("models that compute something else may have the same names and shapes",),
-        helps=(f"say `--model {model}` if it is one",),
+        notes=("other models may have the same names and shapes and compute something different",),
+        helps=(f"if that is right, confirm it with `--model {model}`",),
     )

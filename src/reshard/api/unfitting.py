@@ -124,12 +124,14 @@ def several_fit(catalog: Catalog, found: Sequence[Found]) -> ReshardError:
     models = dict.fromkeys(item.family.name for item in found)
     helps = ["choose one with `--model NAME`"]
     if len(models) == 1:
-        helps = ["give one in a UCL file, `--layout FILE#NAME`, or say more with `--set`"]
+        helps = [
+            "give one in a UCL file with `--layout FILE#NAME`, or state more sizes with `--set`"
+        ]
     return layout_error(
         "several-layouts-fit",
-        f"the names of this {catalog.format} checkpoint are those of several "
+        f"the names of this {catalog.format} checkpoint fit several "
         f"{'models' if len(models) > 1 else 'layouts'}",
-        notes=[f"these fit: {', '.join(map(str, found))}"],
+        notes=[f"these match: {', '.join(map(str, found))}"],
         helps=helps,
     )
 
@@ -142,30 +144,33 @@ def nothing_fits(
     stored: StoredNames,
 ) -> ReshardError:
     """Why no layout fits: the configuration forbids those that would, or the names do."""
-    describe = "describe the model in a UCL file, and give that with `--layout FILE#NAME`"
+    describe = "describe the model in a UCL file, and give it with `--layout FILE#NAME`"
     if fitting:
         item = fitting[0]
         condition = item.fit.layout.when
         assert condition is not None
         return layout_error(
             "no-layout-fits",
-            f"this {catalog.format} checkpoint is not of a known model, as its configuration says",
+            f"by its configuration, this {catalog.format} checkpoint is not a known model",
             notes=[
-                f"its names are those of {', '.join(map(str, fitting))}",
-                f"layout `{item.fit.layout.name}` is of checkpoints where {to_text(condition)}",
+                f"its names fit {', '.join(map(str, fitting))}",
+                f"layout `{item.fit.layout.name}` requires {to_text(condition)}",
             ],
-            helps=[f"if its tensors mean the same, say `--model {item.family.name}`", describe],
+            helps=[
+                f"if its tensors have the same meaning, use `--model {item.family.name}`",
+                describe,
+            ],
         )
     notes, helps = [], []
     quantized = quantized_note(catalog)
     if quantized:
         return target_error(
             "quantized-weights",
-            "the weights are quantized, and no layout names them with their scales",
+            "the weights are quantized, and no layout describes them with their scales",
             notes=[quantized],
             helps=[
-                "convert the model to BF16 with the tools that it came with, and then that",
-                "`universal` and `dcp` keep weights and scales as they are",
+                "first convert the model to BF16 with its own tools",
+                "`universal` and `dcp` keep weights and scales unchanged",
             ],
         )
     near = nearest(catalog, asked, stored)
@@ -177,15 +182,15 @@ def nothing_fits(
             few = group_names(name for name in stored.every if stored.every[name] in near.unknown)
             if len(few) <= _SHOWN:
                 patterns = " ".join(f"--leave-out '{_starred(name)}'" for name, _ in few)
-                helps.append(f"leave them out, if the target goes without them: `{patterns}`")
+                helps.append(f"exclude them if the target does not need them: `{patterns}`")
     if near is None or not near.is_stated:
         notes.append(f"known models: {listed(known)}")
     whose = "a known model" if len(asked) > 1 else f"model `{asked[0].name}`"
     if near is not None and near.is_stated:
-        whose = f"model `{near.family.name}`, of which it is by its configuration"
+        whose = f"model `{near.family.name}`, which its configuration states"
     return layout_error(
         "no-layout-fits",
-        f"the names of this {catalog.format} checkpoint are not those of {whose}",
+        f"the names of this {catalog.format} checkpoint do not fit {whose}",
         notes=notes,
         helps=[*helps, describe],
     )
@@ -195,15 +200,16 @@ def unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> Re
     """The configuration states a type of model that no layout is of."""
     return layout_error(
         "no-layout-fits",
-        f"the source is a `{kind}`, as its configuration says, and no known layout is of that",
+        f"by its configuration the source is a `{kind}` model, and no known layout describes this "
+        "type",
         notes=[
             f"{_example(catalog)}",
-            "a model of another type may have the same names, and compute something else",
+            "a model of another type may have the same names and compute something different",
             f"known models: {listed(known)}",
         ],
         helps=[
-            "describe the model in a UCL file, and give that with `--layout FILE#NAME`",
-            "if it computes the same as one of them, say so with `--model NAME`",
+            "describe the model in a UCL file, and give it with `--layout FILE#NAME`",
+            "if it computes the same as one of them, name that one with `--model NAME`",
         ],
     )
 
@@ -212,20 +218,20 @@ def indescribable(catalog: Catalog, unsaid: Sequence[str]) -> ReshardError:
     """The configuration says something of the model that no layout can say."""
     return layout_error(
         "no-layout-fits",
-        "the configuration says of the model what no known layout describes",
+        "the configuration has settings of the model that no known layout describes",
         notes=[*unsaid, _example(catalog)],
-        helps=["describe the model in a UCL file, and give that with `--layout FILE#NAME`"],
+        helps=["describe the model in a UCL file, and give it with `--layout FILE#NAME`"],
     )
 
 
 def near_notes(near: Near, catalog: Catalog) -> list[str]:
     """What a layout has no rule for, and what it has that is not stored."""
-    head = f"the nearest layout is {near}"
+    head = f"the closest layout is {near}"
     if near.is_stated:
         said = (catalog.config or {}).get("model_type")
-        head = f"by its configuration it is in layout {near}"
+        head = f"its configuration is that of layout {near}"
         if isinstance(said, str):
-            head = f"its configuration says `{said}`, and that is layout {near}"
+            head = f"its configuration states `{said}`, which is layout {near}"
     notes = [head]
     if near.unknown:
         notes.append(f"the layout has no rule for {_few(near.unknown)}")
@@ -233,8 +239,8 @@ def near_notes(near: Near, catalog: Catalog) -> list[str]:
         notes.append(f"the source does not store {_few(near.missing)}, which the layout has")
     for pattern, condition in near.ruled_out[:_SHOWN]:
         notes.append(
-            f"the source stores `{pattern}`, which the layout has where {condition}; its "
-            "configuration says that it is not so"
+            f"the source stores `{pattern}`, which the layout has only if {condition}; the "
+            "configuration states otherwise"
         )
     return notes
 

@@ -19,7 +19,7 @@ from reshard.plan.environment import environment
 from reshard.run.states import EXTRA
 
 _FREQUENCIES = "rotary frequencies, which the model computes from its configuration"
-_MASK = "an attention mask, which the model makes anew"
+_MASK = "an attention mask, which the model recomputes"
 _NOT_PARAMETERS: tuple[tuple[re.Pattern[str], Callable[[tuple[int, ...]], bool], str], ...] = (
     (re.compile(r"(.*\.)?inv_freq"), lambda shape: len(shape) == 1, _FREQUENCIES),
     (re.compile(r"(.*\.)?rope\.freqs|freqs_cis"), lambda shape: len(shape) <= 3, _FREQUENCIES),
@@ -33,7 +33,7 @@ _NOT_PARAMETERS: tuple[tuple[re.Pattern[str], Callable[[tuple[int, ...]], bool],
     (
         re.compile(r"(.*\.)?position_ids"),
         lambda shape: len(shape) == 2 and shape[0] == 1,
-        "numbers of positions, which the model makes anew",
+        "position numbers, which the model recomputes",
     ),
 )
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]{1,9})\.(.+)")
@@ -208,7 +208,8 @@ def _layers_behind(catalog: Catalog) -> dict[str, str]:
         if match is not None and int(match[1]) >= count:
             layers.setdefault(int(match[1]), {})[tensor.name] = match[2]
     return {
-        name: f"layer {number} predicts a further token (MTP), behind the {count} of the model"
+        name: f"layer {number} predicts an additional token (MTP); it follows the {count} layers "
+        "of the model"
         for number, names in layers.items()
         if {*names.values()} >= _OF_MTP
         for name in names
@@ -229,7 +230,7 @@ def without_named(catalog: Catalog, patterns: Iterable[str]) -> Catalog:
         found = [name for name in names if pattern.fullmatch(name)]
         if not found:
             raise _unknown(text, names)
-        reasons.update(dict.fromkeys(found, f"left out, as `{text}` is not wanted"))
+        reasons.update(dict.fromkeys(found, f"excluded by the name `{text}`"))
     return leave_out(catalog, reasons) if reasons else catalog
 
 
@@ -240,7 +241,7 @@ def _unknown(text: str, names: Iterable[str]) -> ReshardError:
     return ReshardError(
         Diagnostic(
             "unknown-tensor",
-            f"no tensor of the source is named `{text}`, which is to be left out",
+            f"no tensor of the source matches `{text}`, which is to be excluded",
             helps=(f"did you mean `{near[0]}`?",) if near else (),
         ),
         Exit.USAGE,

@@ -44,7 +44,7 @@ def convert(
             on_progress=on_progress,
             dry_run=dry_run,
         )
-    with complete("nothing was to be written" if dry_run else f"`{target}` is complete"):
+    with complete("this was a dry run" if dry_run else f"`{target}` is complete"):
         if as_json:
             print_json(done.to_json())
             return

@@ -36,11 +36,11 @@ def parse_nbytes(text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
     if not found or (found[3] and not found[2]):
-        raise typer.BadParameter(f"{text!r} is no size; write it like 5GB, 200MiB, or 1000000")
+        raise typer.BadParameter(f"{text!r} is not a size; write it like 5GB, 200MiB, or 1000000")
     units = _BINARY_UNITS if found[3] else _UNITS
     size = float(found[1]) * units[found[2]]
     if size >= _MOST_NBYTES:
-        raise typer.BadParameter(f"{text[:24]!r} is more than a size can be")
+        raise typer.BadParameter(f"{text[:24]!r} is too large")
     nbytes = int(size)
     if nbytes < 1:
         raise typer.BadParameter(f"{text!r} is less than one byte")
@@ -64,7 +64,7 @@ def parse_settings(items: list[str] | None) -> dict[str, float]:
             out[name] = words[value] if value in words else _number(value)
         except ValueError:
             raise typer.BadParameter(
-                f"{value!r} of {item!r} is no number", param_hint="'--set'"
+                f"{value!r} of {item!r} is not a number", param_hint="'--set'"
             ) from None
     return out
 

@@ -55,11 +55,11 @@ def joined(weights: Elements, lower: Elements, file: str) -> Elements:
 def _bad(value: object, file: str) -> ReshardError:
     return source_error(
         "bad-remainder",
-        f"{file} holds no lower halves of master weights where they should be",
+        f"{file} has invalid lower halves of master weights",
         notes=[
-            f"found {value}, which is no whole number from -32768 to 32767",
-            "a run with `--use-precision-aware-optimizer` keeps those 16 bits of each master that "
-            "its bf16 weight does not have",
+            f"{value} is not a whole number from -32768 to 32767",
+            "a run with `--use-precision-aware-optimizer` stores the 16 bits of each master "
+            "weight that its bf16 weight lacks",
         ],
         helps=["the file is damaged; copy it again, or keep the weights with `--states weights`"],
     )

@@ -27,7 +27,7 @@ def cast_refused(spec: ArraySpec, copy: Copy, origin: Origin, loss: CastError) -
         "cast-refused",
         f"`{copy.atom}` ({spec.state}) cannot be converted from {origin.dtype} to {spec.dtype}",
         notes=[loss.reason, f"{origin.where} in {_place(origin)}"],
-        helps=[f"keep {origin.dtype} for it, or choose a type that holds its values"],
+        helps=[f"keep {origin.dtype} for it, or choose a type that can represent its values"],
     )
 
 
@@ -53,12 +53,12 @@ def replica_mismatch(
     at = _atom_index(spec, copy.atom, address)
     by = f", by at most {largest:.9g}" if largest is not None else ""
     axes = _varying(first.where, other.where)
-    helps = ["to take the first of them everywhere: `--on-drift first`"]
+    helps = ["to use the first copy everywhere: `--on-drift first`"]
     if not is_averaged:
         averaged = f"averaged over {axes}" if axes else "averaged over AXIS"
         helps = [
-            f"if they are meant to be averaged, write `{averaged}` behind their rule in the layout",
-            "to settle it for the whole run: `--on-drift average` or `--on-drift first`",
+            f"if they are meant to be averaged, write `{averaged}` after their rule in the layout",
+            "to accept it for all tensors: `--on-drift average` or `--on-drift first`",
         ]
     cannot = f", and {first.dtype} is not averaged" if is_averaged else ""
     return source_error(
@@ -67,7 +67,7 @@ def replica_mismatch(
         notes=[
             f"{first.where} in {_place(first)}, {other.where} in {_place(other)}",
             f"{numel} of {copy.numel} elements differ{by}",
-            f"the first at {list(at)}: {left} and {right}",
+            f"first difference at {list(at)}: {left} and {right}",
         ],
         helps=helps,
     )

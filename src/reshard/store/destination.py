@@ -104,8 +104,8 @@ def check_destination(dst: Path, force: bool = False) -> None:
         raise output_error(
             "output-parent-missing",
             f"the folder {dst.parent} does not exist",
-            notes=[f"{dst} would be made in it"],
-            helps=["make it first, or correct the path"],
+            notes=[f"{dst} would be created in it"],
+            helps=["create it first, or correct the path"],
         )
     if not (dst.exists() or dst.is_symlink()):
         return

@@ -52,11 +52,11 @@ class Making:
     def difference(self, wanted: Making) -> str:
         """Why this is not what is wanted, in words; empty if it is."""
         if self.program != wanted.program:
-            return f"it was made by {self.program}, and this is {wanted.program}"
+            return f"it was written by {self.program}, and this is {wanted.program}"
         if self.target != wanted.target:
-            return f"it was made for `{self.target}`"
+            return f"it was written for `{self.target}`"
         if self.plan != wanted.plan or self.files != wanted.files:
-            return "the source, or how it is converted, is not the same"
+            return "the source or the options of the conversion have changed"
         return ""
 
 
@@ -229,7 +229,7 @@ def _notes(making: Making, documents: Iterable[Mapping[str, object]], fault: str
             for item in done:
                 record = _record(item)
                 if record is None:
-                    fault = fault or "its journal holds a record that makes no sense"
+                    fault = fault or "its journal contains an invalid record"
                 else:
                     records[record.index] = record
         elif isinstance(file, str):
@@ -239,7 +239,7 @@ def _notes(making: Making, documents: Iterable[Mapping[str, object]], fault: str
         elif isinstance(document.get("commit"), int):
             committed = document["commit"]
     if void:
-        fault = fault or f"`{sorted(map(str, void))[0]}` could not be made durable"
+        fault = fault or f"`{sorted(map(str, void))[0]}` could not be flushed to disk"
     assert committed is None or isinstance(committed, int)
     return Notes(making, records, frozenset(files), committed, fault)
 

@@ -223,9 +223,9 @@ def _truncated(path: Path, fd: int, byte_offset: int, nbytes: int) -> ReshardErr
         return unreadable(path, error)
     return source_error(
         "source-truncated",
-        f"`{path}` ends before the tensors that it should hold",
+        f"`{path}` is too short for its tensors",
         notes=[
-            f"bytes {byte_offset} to {byte_offset + nbytes} are wanted, the file has {actual}",
+            f"bytes {byte_offset} to {byte_offset + nbytes} are needed, but the file has {actual}",
         ],
         helps=["copy the file again from where the checkpoint was written"],
     )

@@ -401,7 +401,7 @@ def test_what_meta_says_of_the_model_is_translated_or_named(tmp_path: Path) -> N
     path.write_text(json.dumps({**params, "multiple_of": 256, "own_scale": 2}))
     done = reshard.convert(tmp_path / "llama", tmp_path / "out", "hf", settings=settings)
     [warning] = [x for x in done.report.warnings if x.code == "unknown-arguments"]
-    assert warning.headline == "1 key of the model's configuration is not Meta's own"
+    assert warning.headline == "1 key of the model's configuration is not known to Meta's format"
     plain = json.loads((tmp_path / "out/config.json").read_text())
     scaling = {
         "rope_type": "llama3",

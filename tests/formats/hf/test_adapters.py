@@ -78,13 +78,12 @@ def test_targets_of_whole_models_refuse_it(
         reshard.convert("adapter", "out", target)
     (fault,) = caught.value.diagnostics
     assert fault.render().replace(str(tmp_path) + "/", "") == (
-        "error[adapter-weights]: adapter is an adapter (LORA) of `toy`, and no whole model\n"
-        "  = note: the target holds whole models, with tensor names of its own "
-        f"(layout `{target}`)\n"
-        "  = note: its `adapter_config.json` says how it is joined with its base model; "
-        "reshard does not do that\n"
+        "error[adapter-weights]: adapter is an adapter (LORA) of `toy`, not a complete model\n"
+        f"  = note: the target stores complete models, with the tensor names of layout `{target}`\n"
+        "  = note: its `adapter_config.json` states how to merge it into its base model; reshard "
+        "does not merge adapters\n"
         "  = help: merge it into its base model with PEFT (`merge_and_unload`), and convert "
         "the result\n"
-        "  = help: `--to hf` and `--to universal` keep the adapter as it is"
+        "  = help: `--to hf` and `--to universal` keep the adapter unchanged"
     )
     assert not Path("out").exists()

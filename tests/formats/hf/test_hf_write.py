@@ -267,12 +267,12 @@ def test_what_a_configuration_lacks_must_be_said() -> None:
     toy(bias=True)
     asked: dict[str, Any] = {"layout": "toy.ucl", "layout_name": "run"}
     assert refused(**asked, settings={"has_bias": 1, "epsilon": 3}) == (
-        "error[incomplete-model-config]: nothing tells all that the `config.json` of the model "
-        "must say\n"
+        "error[incomplete-model-config]: the source does not record all values that the model's "
+        "`config.json` needs\n"
         "  = note: without a value: `rope_theta`\n"
         "  = help: give the model's `config.json` with `--config DIR`\n"
-        "  = help: or state what is missing, like `--set NAME=NUMBER`\n"
-        "  = help: `--names source` writes the tensors alone, under the names that they have"
+        "  = help: or state the missing values, e.g. `--set NAME=NUMBER`\n"
+        "  = help: `--names source` writes only the tensors, under their present names"
     )
     settings = {"has_bias": 1, "epsilon": 3, "theta": 5}
     reshard.convert("model", "out", "hf", **asked, settings=settings)
@@ -338,10 +338,10 @@ def test_sizes_that_only_a_person_knows(fixture_checkpoint: Fixture) -> None:
     with pytest.raises(ReshardError) as caught:
         reshard.convert(case / "ckpt", "own", "hf")
     assert str(caught.value) == (
-        "error[no-model-config]: transformers loads no model without a `config.json`, and nothing "
-        "tells one\n"
+        "error[no-model-config]: transformers needs a `config.json`, and the source does not "
+        "record enough to write one\n"
         "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
-        "  = note: the tensors are those of model `llama`, and do not tell all its sizes\n"
+        "  = note: this looks like model `llama`, but not all of its sizes can be inferred\n"
         "  = note: kv * q * two * half = 40, from dimension 0 of "
         "`model.layers.0.self_attn.q_proj.weight`, shape [40, 40] "
         "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
@@ -349,8 +349,8 @@ def test_sizes_that_only_a_person_knows(fixture_checkpoint: Fixture) -> None:
         "`model.layers.0.self_attn.k_proj.weight`, shape [20, 40] "
         "in bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
         "  = help: give the model's `config.json` with `--config DIR`\n"
-        "  = help: or state them, like `--set num_attention_heads=32 --set num_key_value_heads=8`\n"
-        "  = help: `--names source` writes the tensors alone, under the names that they have"
+        "  = help: or state them, e.g. `--set num_attention_heads=32 --set num_key_value_heads=8`\n"
+        "  = help: `--names source` writes only the tensors, under their present names"
     )
     done = reshard.convert(case / "ckpt", "own", "hf", names="source")
     left = {fate.state: fate.why for fate in done.report.fates if fate.kind == "dropped"}

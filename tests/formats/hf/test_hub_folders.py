@@ -135,9 +135,9 @@ def test_a_base_model_has_no_head() -> None:
     assert done.next_step == "transformers loads it with `from_pretrained('model')`"
     assert read("model") == as_bytes(base)
     assert refused(source, "megatron:tp=2").splitlines()[:3] == [
-        "error[no-layout-fits]: the names of this hf checkpoint are not those of model `llama`, of "
-        "which it is by its configuration",
-        "  = note: its configuration says `llama`, and that is layout `llama.hf`",
+        "error[no-layout-fits]: the names of this hf checkpoint do not fit model `llama`, which "
+        "its configuration states",
+        "  = note: its configuration states `llama`, which is layout `llama.hf`",
         "  = note: the source does not store `lm_head.weight`, which the layout has",
     ]
 
@@ -173,10 +173,10 @@ def test_a_value_head_is_kept_or_left_out_on_purpose() -> None:
     done = reshard.convert(source, "model", "hf")
     assert read("model") == as_bytes(llama() | head)
     assert [item.render() for item in done.report.warnings] == [
-        "warning[unnamed-kept]: `llama.hf` has no rule for 2 names, which are kept as they are\n"
+        "warning[unnamed-kept]: `llama.hf` has no rule for 2 names, which are kept unchanged\n"
         "  = note: `v_head.summary.weight`\n"
         "  = note: `v_head.summary.bias`\n"
-        "  = help: the loader passes over what its model does not have"
+        "  = help: the loader ignores names that its model does not have"
     ]
     text = refused(source, "megatron:tp=2")
     assert "--leave-out 'v_head.summary.weight' --leave-out 'v_head.summary.bias'" in text
@@ -187,8 +187,8 @@ def test_a_value_head_is_kept_or_left_out_on_purpose() -> None:
     with pytest.raises(ReshardError) as caught:
         reshard.convert(source, "again", "hf", leave_out=["v_heat.summary.bias"])
     assert str(caught.value) == (
-        "error[unknown-tensor]: no tensor of the source is named `v_heat.summary.bias`, which is "
-        "to be left out\n"
+        "error[unknown-tensor]: no tensor of the source matches `v_heat.summary.bias`, which is "
+        "to be excluded\n"
         "  = help: did you mean `v_head.summary.bias`?"
     )
 
@@ -259,17 +259,17 @@ def test_quantized_weights_are_kept_where_the_configuration_speaks_of_them() -> 
     assert read("model") == read(source)
     assert done.next_step == "transformers loads it with `from_pretrained('model')`"
     assert refused(source, "megatron") == (
-        "error[quantized-weights]: the weights are quantized, and no layout names them with their "
-        "scales\n"
+        "error[quantized-weights]: the weights are quantized, and no layout describes them with "
+        "their scales\n"
         "  = note: 1 weights are quantized, with a scale for each of their blocks of 8 x 8: "
         "`model.layers.0.mlp.up_proj.weight` is F32 [12, 8], "
         "`model.layers.0.mlp.up_proj.weight_scale_inv` [2, 1]\n"
-        "  = note: the target has names of its own (layout `megatron`); nothing says which is "
-        "which\n"
-        "  = help: convert the model to BF16 with the tools that it came with, and then that\n"
-        "  = help: `universal` and `dcp` keep weights and scales as they are\n"
-        "  = help: `--names source` keeps the names of the source; nothing says that the loader "
-        "of the target knows them"
+        "  = note: the target needs the names of layout `megatron`, and nothing states which "
+        "tensor is which\n"
+        "  = help: first convert the model to BF16 with its own tools\n"
+        "  = help: `universal` and `dcp` keep weights and scales unchanged\n"
+        "  = help: `--names source` keeps the names of the source; the loader of the target may "
+        "not know them"
     )
 
 

@@ -83,8 +83,9 @@ def test_layers_that_are_listed_one_by_one_keep_their_names(tmp_path: Path) -> N
     with pytest.raises(ReshardError) as caught:
         reshard.convert(source, tmp_path / "out", "megatron:tp=2")
     assert str(caught.value).split("\n")[:3] == [
-        "error[no-layout-fits]: the configuration says of the model what no known layout describes",
-        "  = note: `mlp_only_layers` is [1]: which layers have no experts, one by one",
+        "error[no-layout-fits]: the configuration has settings of the model that no known layout "
+        "describes",
+        "  = note: `mlp_only_layers` is [1]: a list of the layers without experts",
         "  = note: it stores `model.embed_tokens.weight`",
     ]
     reshard.convert(source, tmp_path / "universal", "universal")

@@ -224,8 +224,8 @@ class Padded(Forge):
 
 
 CUT = (
-    "warning[padded-vocabulary]: 14 of 24 rows of the vocabulary are left out as padding\n"
-    "  = note: `--set vocab_size=10` says that the rows behind it are padding\n"
+    "warning[padded-vocabulary]: 14 of 24 rows of the vocabulary are removed as padding\n"
+    "  = note: `--set vocab_size=10` states that the rows after it are padding\n"
     "  = note: 12 of the 14 rows of `embedding.word_embeddings.weight` (param) are not zero\n"
 )
 

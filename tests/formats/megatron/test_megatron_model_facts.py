@@ -146,10 +146,10 @@ def test_the_whole_text_of_a_refusal() -> None:
         reshard.convert("run", "out", "hf")
     assert str(caught.value) == (
         "error[other-facts]: the run's arguments change what the model computes, and layout "
-        "`megatron` has no place for them\n"
+        "`megatron` cannot state them\n"
         "  = note: `apply_layernorm_1p` is true\n"
-        "  = help: convert to `universal` or to `megatron`, which keep the arguments; no other "
-        "names are known for such a model"
+        "  = help: convert to `universal` or to `megatron`, which keep the arguments; reshard "
+        "knows no other layout for such a model"
     )
 
 
@@ -257,9 +257,9 @@ def test_arguments_of_a_fork_are_told() -> None:
     done = reshard.convert("run", "out", "hf")
     [warning] = [item for item in done.report.warnings if item.code == "unknown-arguments"]
     assert warning.render() == (
-        "warning[unknown-arguments]: 1 argument of the run is not Megatron's own\n"
+        "warning[unknown-arguments]: 1 argument of the run is not known to Megatron\n"
         "  = note: `my_scale` is 0.5\n"
-        "  = help: see whether it changes what the model computes: it is left behind"
+        "  = help: check whether it changes what the model computes; it is not converted"
     )
 
 
@@ -317,10 +317,10 @@ def test_what_megatron_cannot_say_is_named(facts: dict[str, Any], key: str) -> N
 def test_the_whole_text_of_what_is_left() -> None:
     [warning] = arguments(hidden_act="gelu")["left"]
     assert warning.render() == (
-        "warning[model-facts-left]: Megatron has no place for 1 of the settings of the model\n"
+        "warning[model-facts-left]: Megatron cannot store 1 of the settings of the model\n"
         '  = note: `hidden_act` is "gelu"\n'
-        "  = help: a run of Megatron must be told of them, or it computes something else\n"
-        "  = help: `config.json` goes along where the target has a folder for it"
+        "  = help: set them in the Megatron run, or it computes something different\n"
+        "  = help: `config.json` is copied if the target has a folder for it"
     )
 
 
@@ -345,7 +345,7 @@ BIAS = {f"{AT}self_attention.linear_qkv.bias": (16,)}
             BIAS,
             False,
             "the source stores `decoder.layers.{local layer}.self_attention.linear_qkv.bias`, "
-            "which the layout has where attention_bias; its configuration says that it is not so",
+            "which the layout has only if attention_bias; the configuration states otherwise",
         ),
     ],
 )
@@ -356,6 +356,6 @@ def test_biases_that_the_arguments_deny(
     with pytest.raises(ReshardError) as caught:
         reshard.convert("run", "out", "hf")
     assert str(caught.value).startswith(
-        "error[no-layout-fits]: the names of this megatron checkpoint are not those of a known "
-        f"model\n  = note: the nearest layout is `llama.megatron`\n  = note: {why}\n"
+        "error[no-layout-fits]: the names of this megatron checkpoint do not fit a known "
+        f"model\n  = note: the closest layout is `llama.megatron`\n  = note: {why}\n"
     )

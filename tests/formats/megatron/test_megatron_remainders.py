@@ -208,10 +208,9 @@ def test_a_half_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(reshard.ReshardError) as caught:
         reshard.open(source).read(name, "master")
     assert str(caught.value).split("\n") == [
-        f"error[bad-remainder]: {path.name} holds no lower halves of master weights where they "
-        "should be",
-        "  = note: found 0.5, which is no whole number from -32768 to 32767",
-        "  = note: a run with `--use-precision-aware-optimizer` keeps those 16 bits of each master "
-        "that its bf16 weight does not have",
+        f"error[bad-remainder]: {path.name} has invalid lower halves of master weights",
+        "  = note: 0.5 is not a whole number from -32768 to 32767",
+        "  = note: a run with `--use-precision-aware-optimizer` stores the 16 bits of each master "
+        "weight that its bf16 weight lacks",
         "  = help: the file is damaged; copy it again, or keep the weights with `--states weights`",
     ]

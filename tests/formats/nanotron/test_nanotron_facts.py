@@ -90,7 +90,7 @@ def test_what_no_other_framework_can_say(
     text = str(caught.value)
     assert text.startswith(
         "error[other-facts]: the source's configuration changes what the model computes, and no "
-        f"other layout of the model has a place for that\n  = note: `{key}` is {json.dumps(value)}"
+        f"other layout of the model can state that\n  = note: `{key}` is {json.dumps(value)}"
     )
     assert text.endswith("  = help: convert to `universal`, which keeps the configuration")
     assert ("--config DIR" in text) == (key == "rope_scaling")
@@ -142,9 +142,9 @@ def test_keys_of_a_fork_are_named(said: Callable[..., None]) -> None:
     done = reshard.convert("ckpt", "out", "hf")
     [warning] = [x for x in done.report.warnings if x.code == "unknown-arguments"]
     assert warning.render() == (
-        "warning[unknown-arguments]: 1 key of the model's configuration is not nanotron's own\n"
+        "warning[unknown-arguments]: 1 key of the model's configuration is not known to nanotron\n"
         "  = note: `attention_sinks` is 4\n"
-        "  = help: see whether it changes what the model computes: it is left behind"
+        "  = help: check whether it changes what the model computes; it is not converted"
     )
 
 
