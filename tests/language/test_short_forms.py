@@ -493,3 +493,12 @@ def test_an_axis_that_is_whole_on_every_rank() -> None:
     )
     written = parse_as_written("model m { tensor router [layer, e uncut, h] }")
     assert format_document(written) == "model m {\n    tensor router [layer, e uncut, h]\n}\n"
+
+
+def test_a_layout_says_sizes_in_place_of_those_that_it_includes() -> None:
+    text = TOWERS.replace('"p" = p[joint]', 'config eye_depth = d config ear_depth "p" = p[joint]')
+    out = written_out(text, "hf")
+    assert [line for line in lines(out) if "_depth =" in line] == [
+        "config ear_depth = ear_depth",
+        "config eye_depth = d",
+    ]

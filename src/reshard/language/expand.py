@@ -228,7 +228,7 @@ class _Expander:
         elif isinstance(item, tree.StackStatement):
             own.stacked += item.axes
         elif isinstance(item, tree.IncludeStatement):
-            own.statements += _with_new_axes(self._included(item), block, own.statements)
+            own.statements += _unsaid_included(self._included(item), block, own.statements)
         else:
             own.statements.append(with_expressions(item, lambda x: with_lets(x, lets)))
 
@@ -409,24 +409,23 @@ def _name(block: tree.LayoutBlock) -> tuple[str, str]:
     return "" if block.model is None else block.model.text, block.name.text
 
 
-def _with_new_axes(
+def _unsaid_included(
     included: Iterable[tree.LayoutStatement],
     block: tree.LayoutBlock,
     before: Iterable[tree.LayoutStatement],
 ) -> list[tree.LayoutStatement]:
-    """What a layout includes, without the axes of the mesh that it has already."""
-    known = {
-        axis.name.text
-        for item in (*block.statements, *before)
-        if isinstance(item, tree.MeshStatement)
-        for axis in item.axes
-    }
+    """What a layout includes, without axes of the mesh and sizes that it has itself."""
+    meshes = [x for x in (*block.statements, *before) if isinstance(x, tree.MeshStatement)]
+    known = {axis.name.text for item in meshes for axis in item.axes}
+    said = {x.name.text for x in block.statements if isinstance(x, tree.ConfigStatement)}
+    several = [x for x in block.statements if isinstance(x, tree.ConfigsStatement)]
+    said.update(word.text for item in several for word in item.names)
     out: list[tree.LayoutStatement] = []
     for item in included:
         if isinstance(item, tree.MeshStatement):
             axes = tuple(axis for axis in item.axes if axis.name.text not in known)
             out += [replace(item, axes=axes)] if axes else []
-        else:
+        elif not isinstance(item, tree.ConfigStatement) or item.name.text not in said:
             out.append(item)
     return out
 
