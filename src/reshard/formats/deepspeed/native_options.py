@@ -109,7 +109,15 @@ def native_options(
     target.reject_unknown(OPTIONS)
     mesh = arrangement.mesh
     stored = resume.dtype or inventory.weights_dtype()
-    zero = _choice(target, "zero", resume.zero_stage or 1, (1, 2, 3))
+    zero = target.integer("zero", resume.zero_stage or 1, least=0)
+    if zero not in (1, 2, 3):
+        why = "without ZeRO the optimizer's states are not named, so they are not written"
+        raise target_error(
+            "bad-option",
+            f"option `zero` of target `{target.format}` is `{zero}`, not one of 1, 2, 3",
+            notes=[why] if zero == 0 else [],
+            helps=[f"write it as `{target.format}:zero=1`"],
+        )
     known = {**mesh, "ep": resume.ep or mesh.get("ep", 1)}
     sizes = {
         axis: target.integer(axis, known.get(axis, 1)) or 1 for axis in ("dp", "tp", "pp", "ep")
@@ -122,7 +130,8 @@ def native_options(
             helps=[f"choose a `dp` that is a multiple of ep={sizes['ep']}"],
         )
     settings = resume.zero
-    separate = zero == 1 and bf16_optimizer(resume.config)  # has neither of the two orders
+    # Stage 3 has neither of the two orders, and no more has BF16_Optimizer.
+    is_plain = zero == 3 or (zero == 1 and bf16_optimizer(resume.config))
     return NativeOptions(
         zero,
         sizes["dp"],
@@ -131,12 +140,8 @@ def native_options(
         sizes["ep"],
         _dtype(target, stored),
         stored,
-        _flag(target, "round_robin", settings, "round_robin_gradients")
-        and zero < 3
-        and not separate,
-        _flag(target, "param_alignment", settings, "parameter_alignment")
-        and zero < 3
-        and not separate,
+        _flag(target, "round_robin", settings, "round_robin_gradients") and not is_plain,
+        _flag(target, "param_alignment", settings, "parameter_alignment") and not is_plain,
         resume.config.get("use_data_before_expert_parallelism") is True,
         target.integer("sub_group_size", sub_group_size(settings)) or SUB_GROUP_SIZE,
         find_tag(target, f"global_step{resume.counters['global_steps']}"),
@@ -152,21 +157,6 @@ def bf16_optimizer(config: Mapping[str, object]) -> bool:
         and isinstance(types, dict)
         and types.get("grad_accum_dtype") in ("fp32", "float32")
     )
-
-
-def _choice(target: Target, key: str, default: int, choices: tuple[int, ...]) -> int:
-    value = target.integer(key, default, least=0)
-    if value not in choices:
-        listed = ", ".join(map(str, choices))
-        raise target_error(
-            "bad-option",
-            f"option `{key}` of target `{target.format}` is `{value}`, not one of {listed}",
-            notes=["without ZeRO the optimizer's states are not named, so they are not written"]
-            if value == 0
-            else [],
-            helps=[f"write it as `{target.format}:{key}={choices[0]}`"],
-        )
-    return value
 
 
 def _dtype(target: Target, stored: DType | None) -> DType:

@@ -1,4 +1,4 @@
-"""A value of a checkpoint file and where it stands, so that a surprise names its place."""
+"""A value of a checkpoint file and where it stands, so that a surprise names its place; numbers."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from reshard.formats.deepspeed.describe import describe
 from reshard.formats.deepspeed.detect import find_step
 from reshard.formats.deepspeed.model_file import ModelFile, differing, without
 from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.optimizer_file import base_of
 from reshard.formats.deepspeed.source import Source, read_source
 from reshard.formats.deepspeed.training import read_training
 from reshard.language import load_layout
@@ -47,17 +48,17 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         buffers=tuple(found.buffers),
         frozen=tuple(found.frozen),
         files=source.files.seen,
-        oddities=(*described.oddities, *oddities, *ages(source.files.seen)),
+        oddities=(*described.oddities, *oddities, *_ages(source.files.seen)),
         withheld=found.withheld,
-        left=left_of(source),
+        left=_left_of(source),
     )
 
 
-HOUR_NS = 3_600_000_000_000
+_HOUR_NS = 3_600_000_000_000
 """Files of one save are not further apart than this, unless they were copied apart."""
 
 
-def ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
+def _ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
     """A warning if files of one kind are much younger than those of the other."""
     models = [file for file in files if file.path.endswith("model_states.pt")]
     optimizers = [file for file in files if file.path.endswith("optim_states.pt")]
@@ -67,12 +68,12 @@ def ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
     older = max(kinds[0], key=lambda file: file.mtime_ns)
     younger = min(kinds[1], key=lambda file: file.mtime_ns)
     apart = younger.mtime_ns - older.mtime_ns
-    if apart < HOUR_NS:
+    if apart < _HOUR_NS:
         return ()
     return (
         Diagnostic(
             "files-apart",
-            f"{younger.path} is {apart // HOUR_NS} hours younger than {older.path}",
+            f"{younger.path} is {apart // _HOUR_NS} hours younger than {older.path}",
             level="warning",
             notes=("model files and optimizer files of one save are written together",),
             helps=("make sure that they are of one step; copying can change the times, too",),
@@ -81,12 +82,11 @@ def ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
 
 
 _OPTIMIZER_FILE = ("optimizer_state_dict", "ds_config", "ds_version")
-_BASE = ("base_optimizer_state", "optimizer_state_dict")
 _DIMENSIONS = ("pp_degree", "tp_degree")
 _UNKNOWN = "DeepSpeed is not known to read it"
 
 
-def left_of(source: Source) -> tuple[Left, ...]:
+def _left_of(source: Source) -> tuple[Left, ...]:
     """Everything that a reader passed over, with the reason."""
     out = list(source.files.left)
     for model in source.models.values():
@@ -94,10 +94,9 @@ def left_of(source: Source) -> tuple[Left, ...]:
     for shard in source.shards.values():
         out += _others(shard.root, _OPTIMIZER_FILE, _UNKNOWN)
         out += _settings(source.first.root, shard.root)
-        for key in _BASE:
-            base = shard.optimizer.get(key)
-            if base is not None and isinstance(base.value, dict):
-                out += _of_base(base)
+        base = base_of(shard.optimizer)
+        if base is not None:
+            out += _of_base(base)
     for plain in source.plain.values():
         out += _of_base(plain.inner, known=tuple(key for key, _ in plain.inner.entries()))
     return tuple(out)

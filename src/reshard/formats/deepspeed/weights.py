@@ -1,4 +1,7 @@
-"""The weights in model files: parameters, buffers, frozen parameters, and names for one thing."""
+"""The weights in model files and in the layer files of pipelines, and names for one thing.
+
+Source: DeepSpeed 0.19.8, runtime/pipe/module.py `save_state_dict` and `_build`.
+"""
 
 from __future__ import annotations
 
@@ -136,6 +139,8 @@ def compute_dtype(models: Iterable[ModelFile]) -> DType | None:
     return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 
+# Pipelines.
+
 TIED = "tied_modules."
 Weights = Mapping[str, TensorRef]
 
@@ -262,6 +267,8 @@ def missing_layers(tensors: Sequence[LocalTensor], models: Mapping[int, ModelFil
             out[f"the layer_*-* of `{TIED}{key}`"] = None
     return list(out)
 
+
+# Copies.
 
 Verdict = Literal["copies", "constant", "differ"]
 _MAX_NBYTES = 1 << 20
