@@ -81,7 +81,6 @@ QWEN3NEXT = {
 
 LLAVA = {
     "model_type": "llava",
-    "tie_word_embeddings": False,
     "text_config": {
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
@@ -91,6 +90,11 @@ LLAVA = {
         "intermediate_size": 48,
         "vocab_size": 100,
         "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 64,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
     },
     "vision_config": {
         "num_hidden_layers": 2,
