@@ -219,8 +219,8 @@ def test_a_size_that_a_framework_derives() -> None:
         "error[other-facts]: layout `nanotron` is of models where `head_dim` is 2, and here it is "
         "4\n"
         "  = note: it derives the size: hidden_size / num_attention_heads\n"
-        "  = note: read through layout `hf`\n"
-        "  = help: write for another framework; this one has no such models"
+        "  = note: read with layout `hf`\n"
+        "  = help: convert to another framework; this one has no such models"
     )
     reshard.convert("model", "out", "megatron")
 

@@ -70,8 +70,8 @@ def test_a_layout_of_another_kind_of_model_gives_no_names() -> None:
         "14 |     config positions = true\n"
         "   |                        ^^^^ said here\n"
         "   |\n"
-        "  = note: read through layout `other`\n"
-        "  = help: name the tensors as another layout of the model does"
+        "  = note: read with layout `other`\n"
+        "  = help: use another layout of the model"
     )
     assert list(rename_to(arrangement, found.family, "one", {}).bound) == ["w"]
 
@@ -210,14 +210,14 @@ def test_a_layout_that_stacks_layers_has_no_place_for_some_of_them() -> None:
     with pytest.raises(ReshardError) as caught:
         rename_to(bind(found.layout, found.catalog), found.family, "stacked", {})
     assert str(caught.value) == (
-        'error[indexed-atom]: rule `"router"` of layout `stacked` stacks `layer`, and what it '
-        "holds is there at 2 of 3 alone\n"
+        'error[indexed-atom]: rule `"router"` of layout `stacked` stacks `layer`, but its atoms '
+        "exist only at 2 of 3 indices\n"
         "  --> mixed.ucl:31:5\n"
         "   |\n"
         '31 |     "router" = router[layer, h]\n'
         "   |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^ stacked here\n"
         "   |\n"
-        "  = note: it is there when layer >= first and (layer + 1) % step == 0\n"
+        "  = note: it exists when layer >= first and (layer + 1) % step == 0\n"
         "  = help: use a layout that has `layer` in the name"
     )
     every = find_model(mixed({0, 1, 2}, 3, {}), extra=(MIXED_FAMILY,))
@@ -231,13 +231,13 @@ def test_a_tensor_where_its_atom_is_not_is_refused_and_so_is_one_that_is_missing
     with pytest.raises(ReshardError) as caught:
         bind(layout, mixed({1, 2}, 3, config))
     assert str(caught.value) == (
-        "error[indexed-atom]: `1.router` is stored, and what it holds is not there at layer 1\n"
+        "error[indexed-atom]: `1.router` is stored, but its atom does not exist at layer 1\n"
         "  --> mixed.ucl:13:5\n"
         "   |\n"
         '13 |     "{layer}.router" = router[h]\n'
-        "   |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^ the rule that it follows\n"
+        "   |     ^^^^^^^^^^^^^^^^^^^^^^^^^^^^ this rule matches it\n"
         "   |\n"
-        "  = note: it is there when layer >= first and (layer + 1) % step == 0\n"
+        "  = note: it exists when layer >= first and (layer + 1) % step == 0\n"
         "  = note: in 1.router.bin\n"
         "  = help: correct the model's configuration with `--set`"
     )
@@ -255,10 +255,10 @@ def test_a_layout_whose_condition_no_model_like_this_one_meets_gives_no_names() 
     with pytest.raises(ReshardError) as caught:
         rename_to(bind(found.layout, found.catalog), found.family, "late", {})
     assert str(caught.value) == (
-        "error[other-facts]: layout `late` is not of models like this one\n"
-        '  = note: it is of those where kind == "late" and positions\n'
-        "  = note: read through layout `other`\n"
-        "  = help: name the tensors as another layout of the model does"
+        "error[other-facts]: layout `late` does not apply to this model\n"
+        '  = note: it requires kind == "late" and positions\n'
+        "  = note: read with layout `other`\n"
+        "  = help: use another layout of the model"
     )
 
 

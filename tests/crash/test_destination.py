@@ -84,10 +84,10 @@ def test_force_leaves_what_somebody_else_wrote(
         name = name if to != "universal" else "extra/"
     before = everything(tmp_path)
     assert refused(tiny, dst) == (
-        "error[output-foreign]: .../out holds what reshard did not write, so `--force` does not "
-        "replace it\n"
+        "error[output-foreign]: .../out contains files that reshard did not write, so `--force` "
+        "does not replace it\n"
         f"  = note: it holds `{name}`\n"
-        "  = help: move that elsewhere yourself, or choose another destination"
+        "  = help: move them elsewhere yourself, or choose another destination"
     )
     assert everything(tmp_path) == before
 
@@ -107,7 +107,7 @@ def test_force_leaves_files_that_somebody_changed(
         (dst / name).write_bytes(edited)
         before = everything(tmp_path)
         assert refused(tiny, dst) == (
-            "error[output-foreign]: .../out holds files that were changed after reshard wrote "
+            "error[output-foreign]: .../out contains files that were changed after reshard wrote "
             "them, so `--force` does not replace it\n"
             f"  = note: changed: `{name}`\n"
             "  = help: move them elsewhere yourself, or choose another destination"
@@ -163,8 +163,10 @@ def test_force_leaves_a_checkpoint_that_a_framework_wrote(
     run = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     before = tree(run)
     said = refused(tiny, run)
-    assert said.startswith("error[output-foreign]: .../ckpt holds what reshard did not write")
-    assert "\n  = note: nothing in it says that reshard wrote it\n" in said
+    assert said.startswith(
+        "error[output-foreign]: .../ckpt contains files that reshard did not write"
+    )
+    assert "\n  = note: nothing in it shows that reshard wrote it\n" in said
     assert tree(run) == before
 
 
@@ -193,10 +195,10 @@ def test_what_came_meanwhile_is_not_replaced(tiny: Path, tmp_path: Path) -> None
         reshard.convert(tiny, tmp_path / "out", "universal", on_progress=come)
     assert str(caught.value).replace(str(tmp_path), "...") == (
         "error[output-exists]: .../out exists and is not empty\n"
-        "  = note: it holds 1 entries, e.g. `mine`\n"
+        "  = note: it contains 1 entries, e.g. `mine`\n"
         "  = note: 240 B of 1.3 kB are written and kept in `.out.reshard-partial`\n"
         "  = help: choose another destination, or replace this one with `--force`\n"
-        "  = help: run the same command again to go on from there, or remove that folder"
+        "  = help: run the same command again to continue from there, or remove that folder"
     )
     assert os.listdir(tmp_path / "out") == ["mine"]
     (tmp_path / "out" / "mine").unlink()
@@ -213,7 +215,7 @@ def test_a_link_beside_the_destination_is_not_followed(
     before = everything(tmp_path)
     assert refused(tiny, tmp_path / "out") == (
         f"error[output-foreign]: .../.out.reshard-{name} is not a folder\n"
-        "  = note: reshard keeps a folder of its own under this name, and follows no link\n"
+        "  = note: reshard keeps a folder under this name, and does not follow links\n"
         "  = help: remove it yourself, or choose another destination"
     )
     assert everything(tmp_path) == before
@@ -232,7 +234,7 @@ def test_a_journal_that_is_no_file_is_not_read(tiny: Path, tmp_path: Path, kind:
         journal.mkdir()
     assert refused(tiny, tmp_path / "out") == (
         "error[output-foreign]: .../.out.reshard-partial/journal is not a file\n"
-        "  = note: reshard keeps a file of its own under this name, and follows no link\n"
+        "  = note: reshard keeps a file under this name, and does not follow links\n"
         "  = help: remove it yourself, or choose another destination"
     )
     assert (tmp_path / "mine").is_file()
@@ -268,9 +270,10 @@ def test_what_somebody_put_among_what_was_left_stays(
     named = where if where.count("/") < 2 else "data/deep/"
     before = everything(tmp_path)
     assert refused(tiny, tmp_path / "out", to="deepspeed-universal") == (
-        "error[output-foreign]: .../.out.reshard-partial holds what reshard did not write\n"
+        "error[output-foreign]: .../.out.reshard-partial contains files that reshard did not "
+        "write\n"
         f"  = note: `{named}`\n"
-        "  = help: move that elsewhere, or choose another destination"
+        "  = help: move them elsewhere, or choose another destination"
     )
     assert everything(tmp_path) == before
 
@@ -284,9 +287,10 @@ def test_links_among_what_was_left_are_not_written_through(tiny: Path, tmp_path:
     file.unlink()
     file.symlink_to(mine)
     assert refused(tiny, tmp_path / "out") == (
-        "error[output-foreign]: .../.out.reshard-partial holds what reshard did not write\n"
+        "error[output-foreign]: .../.out.reshard-partial contains files that reshard did not "
+        "write\n"
         f"  = note: `data/{file.name}`\n"
-        "  = help: move that elsewhere, or choose another destination"
+        "  = help: move them elsewhere, or choose another destination"
     )
     assert mine.read_bytes() == before
     assert file.is_symlink()
@@ -341,8 +345,9 @@ def test_the_old_folder_stays_where_something_else_came(tiny: Path, tmp_path: Pa
     (tmp_path / ".out.reshard-lock").unlink()
     before = everything(tmp_path)
     assert refused(tiny, tmp_path / "out") == (
-        "error[output-foreign]: .../.out.reshard-old holds what was at .../out before\n"
-        "  = note: a run that was replacing it was stopped, and something else is there now\n"
+        "error[output-foreign]: .../.out.reshard-old contains the previous content of .../out\n"
+        "  = note: a run was interrupted while it replaced that folder, and another one is there "
+        "now\n"
         "  = help: move one of the two elsewhere"
     )
     assert everything(tmp_path) == before

@@ -18,7 +18,7 @@ from tiny import make_tiny
 
 import reshard
 
-AGAIN = "\n  = help: run the same command again to go on from there, or remove that folder"
+AGAIN = "\n  = help: run the same command again to continue from there, or remove that folder"
 
 
 def failed(source: Path, dst: Path, at: int, code: int, name: str) -> str:

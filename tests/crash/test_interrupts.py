@@ -51,7 +51,7 @@ def test_while_tensors_are_written(
     assert first == (
         f"interrupted; {40 * pieces} B of 1.3 kB are written and kept in `.out.reshard-partial`"
     )
-    assert rest == ["run the same command again to go on from there, or remove that folder", ""]
+    assert rest == ["run the same command again to continue from there, or remove that folder", ""]
     assert os.listdir(tmp_path) == [".out.reshard-partial"]
     resumed, _ = attempt(tiny, tmp_path / "out", "universal")
     assert resumed is not None
@@ -87,7 +87,7 @@ def test_as_json(
                         "80 B of 1.3 kB are written and kept in `.out.reshard-partial`",
                     ],
                     "help": [
-                        "run the same command again to go on from there, or remove that folder"
+                        "run the same command again to continue from there, or remove that folder"
                     ],
                 }
             ],
@@ -102,14 +102,14 @@ def test_while_it_is_put_in_place(tiny: Path, expected: dict[str, bytes], tmp_pa
     renames = counter.seen.count("rename")
     with shim.counted(renames, shim.interrupts, ("rename",)):
         _, error = attempt(tiny, tmp_path / "out", "universal")
-    assert str(error) == "interrupted; `out` is complete all the same"
+    assert str(error) == "interrupted; `out` is already complete"
     assert tree(tmp_path / "out") == expected
     fsyncs = counter.seen.count("fsync")
     with shim.counted(fsyncs - 2, shim.interrupts, ("fsync",)):
         _, error = attempt(tiny, tmp_path / "later", "universal")
     assert str(error) == (
         "interrupted; 240 B of 1.3 kB are written and kept in `.later.reshard-partial`\n"
-        "run the same command again to go on from there, or remove that folder"
+        "run the same command again to continue from there, or remove that folder"
     )
     done, _ = attempt(tiny, tmp_path / "later", "universal")
     assert done is not None
@@ -130,8 +130,8 @@ def test_while_what_was_left_is_proved(
         patch.setattr("reshard.store.output.OutputFolder.find_kept", proving)
         _, error = attempt(tiny, tmp_path / "out", "universal")
     assert str(error) == (
-        "interrupted; what an earlier run wrote is kept in `.out.reshard-partial`\n"
-        "run the same command again to go on from there, or remove that folder"
+        "interrupted; the partial output of an earlier run is kept in `.out.reshard-partial`\n"
+        "run the same command again to continue from there, or remove that folder"
     )
     done, _ = attempt(tiny, tmp_path / "out", "universal")
     assert done is not None

@@ -42,7 +42,7 @@ def test_it_goes_on_and_ends_with_the_same_bytes(
     told = stopped(tiny, tmp_path / "out", after=4)
     assert told == (
         "interrupted; 160 B of 1.3 kB are written and kept in `.out.reshard-partial`\n"
-        "run the same command again to go on from there, or remove that folder"
+        "run the same command again to continue from there, or remove that folder"
     )
     assert os.listdir(tmp_path) == [".out.reshard-partial"]
     seen: list[Progress] = []

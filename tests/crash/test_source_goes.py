@@ -15,7 +15,7 @@ import reshard
 from reshard.engine.progress import Progress
 
 KEPT = "\n  = note: 80 B of 1.3 kB are written and kept in `.out.reshard-partial`"
-AGAIN = "\n  = help: run the same command again to go on from there, or remove that folder"
+AGAIN = "\n  = help: run the same command again to continue from there, or remove that folder"
 
 
 def meanwhile(source: Path, dst: Path, harm: Callable[[Path], None]) -> str:
@@ -74,7 +74,8 @@ def test_a_source_that_goes_away(copied: Path, tmp_path: Path, tiny: Path) -> No
         f"error[source-unreadable]: `.../copied/{name}` cannot be read: no such file or "
         "directory\n"
         "  = note: 240 B of 1.3 kB are written and kept in `.out.reshard-partial`\n"
-        "  = help: check that the file is there, that you may read it, and that its disk is well"
+        "  = help: check that the file exists, that you may read it, and that its disk has no "
+        "errors"
         f"{AGAIN}"
     )
     (tmp_path / "away").rename(copied / name)
@@ -92,7 +93,8 @@ def test_a_disk_that_fails_while_it_is_read(
     assert str(error) == (
         f"error[source-unreadable]: `{tiny / name}` cannot be read: input/output error\n"
         "  = note: 120 B of 1.3 kB are written and kept in `.out.reshard-partial`\n"
-        "  = help: check that the file is there, that you may read it, and that its disk is well"
+        "  = help: check that the file exists, that you may read it, and that its disk has no "
+        "errors"
         f"{AGAIN}"
     )
     assert reshard.convert(tiny, tmp_path / "out", "universal").resumed.arrays == 3

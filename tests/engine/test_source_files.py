@@ -101,7 +101,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert caught.value.exit_code == Exit.SOURCE
     assert str(caught.value) == (
         f"error[source-unreadable]: `{tmp_path}/a.bin` cannot be read: no such file or directory\n"
-        "  = help: check that the file is there, that you may read it, and that its disk is well"
+        "  = help: check that the file exists, that you may read it, and that its disk has no "
+        "errors"
     )
 
 

@@ -53,7 +53,7 @@ def test_everything_is_accounted_for(run: Path) -> None:
         "../.git/": "it is a hidden folder",
         "../model.safetensors": "it looks like a file of other tensors, or their index",
         "../plots/": "it is no part of this step",
-        "../vocab.json": "it is a link that leads out of the folder",
+        "../vocab.json": "it is a link that points outside of the folder",
     }
     text = found.to_text()
     assert "\n  other steps     global_step1\n  logs            train.log, wandb/\n" in text

@@ -23,12 +23,13 @@ def test_what_differs_is_told_with_both_places() -> None:
     with pytest.raises(ReshardError) as caught:
         agreed([("a.pt", ONE), ("b.pt", other), ("c.pt", more)], "settings of the optimizer")
     assert str(caught.value) == (
-        "error[mixed-runs]: the settings of the optimizer are not the same on every rank\n"
+        "error[mixed-runs]: the settings of the optimizer differ between ranks\n"
         "  = note: `groups[0].lr` is 0.01 in a.pt, and 0.77 in b.pt\n"
         "  = note: `groups[0].betas[0]` is 0.9 in a.pt, and 0.1 in b.pt\n"
         "  = note: `seed` is 1 in a.pt, and True in b.pt\n"
-        "  = note: 1 more are not the same\n"
-        "  = help: the files may be of different runs or steps; bring together those of one"
+        "  = note: 1 more differ\n"
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step"
     )
 
 

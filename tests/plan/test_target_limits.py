@@ -22,28 +22,28 @@ def source(fixture_checkpoint: Callable[[str], Path]) -> Path:
     [
         (
             "dcp:dp=1000000000000",
-            "option `dp` of target `dcp` is 1000000000000, and the most is 131,072\n"
+            "option `dp` of target `dcp` is 1000000000000, and the maximum is 131,072\n"
             f"{WHY}  = help: write it as `dcp:dp=2`",
         ),
         (
             "deepspeed:tp=" + "9" * 5000,
-            "option `tp` of target `deepspeed` is 999999999999999999999999..., "
-            f"and the most is 131,072\n{WHY}  = help: write it as `deepspeed:tp=2`",
+            "option `tp` of target `deepspeed` is 999999999999999999999999..., and the maximum is "
+            f"131,072\n{WHY}  = help: write it as `deepspeed:tp=2`",
         ),
         (
             "dcp:dp=100000,tp=2",
-            "target `dcp` has dp=100000 * tp=2 = 200,000 ranks, and the most is 131,072\n"
+            "target `dcp` has dp=100000 * tp=2 = 200,000 ranks, and the maximum is 131,072\n"
             f"{WHY}  = help: choose smaller sizes",
         ),
         (
             "meta:tp=131073",
-            "option `tp` of target `meta` is 131073, and the most is 131,072\n"
+            "option `tp` of target `meta` is 131073, and the maximum is 131,072\n"
             f"{WHY}  = help: write it as `meta:tp=2`",
         ),
         (
             "deepspeed:sub_group_size=9223372036854775808",
-            "option `sub_group_size` of target `deepspeed` is 9223372036854775808, "
-            "and the most is 9,223,372,036,854,775,807\n"
+            "option `sub_group_size` of target `deepspeed` is 9223372036854775808, and the "
+            "maximum is 9,223,372,036,854,775,807\n"
             "  = help: write it as `deepspeed:sub_group_size=2`",
         ),
     ],

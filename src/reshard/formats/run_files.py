@@ -282,7 +282,7 @@ class _Found:
                 return
             status = (self.root / path).stat()
         except ReshardError:
-            self.left.append(Left(path, "", "it is a link that leads out of the folder"))
+            self.left.append(Left(path, "", "it is a link that points outside of the folder"))
         except OSError as error:
             self.left.append(Left(path, "", f"it cannot be read: {error.strerror}"))
         else:

@@ -70,12 +70,15 @@ def agreed(
         more = len(found) - _SHOWN
         raise source_error(
             "mixed-runs",
-            f"the {what} are not the same on every rank",
+            f"the {what} differ between ranks",
             notes=[
                 *map(str, found[:_SHOWN]),
-                *([f"{more} more are not the same"] if more > 0 else []),
+                *([f"{more} more differ"] if more > 0 else []),
             ],
-            helps=["the files may be of different runs or steps; bring together those of one"],
+            helps=[
+                "the files may be from different runs or steps; use the files of one run and "
+                "one step"
+            ],
         )
     return copies[0][1]
 

@@ -220,11 +220,11 @@ def _uneven(
     over = ", ".join(split.over)
     helps = [f"state the counts: `place {axis} over {over} as {listed(blocks)}`"]
     if sum(blocks) != total:
-        helps = ["look for a file of a rank that is missing, or correct the size of the axis"]
+        helps = ["look for a missing rank file, or correct the size of the axis"]
     return layout_error(
         "uneven-split",
         f"axis `{axis}` of {total} is not cut over `{over}` as layout `{layout.name}` says",
-        notes=[f"the ranks count {listed(blocks)}, for one in {item.tensor.file}", why],
+        notes=[f"the ranks store {listed(blocks)}, e.g. in {item.tensor.file}", why],
         helps=helps,
         primary=Label(split.span, "cut here") if split.span else None,
     )

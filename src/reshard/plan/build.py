@@ -173,7 +173,7 @@ def _origin(run: Fragment, dtype: DType, move: Move, where: str, state: str) -> 
 def _not_stored(key: str, spec: ArraySpec, held: int, wanted: int) -> ReshardError:
     return source_error(
         "not-stored",
-        f"the source stores {held} of {wanted} elements that are wanted of `{key}` ({spec.state})",
-        notes=[f"wanted for `{spec.label}`"],
-        helps=["leave this state out with `--states`, or look for a file that is missing"],
+        f"the source stores only {held} of {wanted} elements of `{key}` ({spec.state})",
+        notes=[f"needed for `{spec.label}`"],
+        helps=["leave this state out with `--states`, or look for a missing file"],
     )

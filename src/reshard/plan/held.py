@@ -66,8 +66,8 @@ def _not_stacked(layout: Layout, rule: Rule, held: Sequence[int], size: int) -> 
     return layout_error(
         "indexed-atom",
         f'rule `"{rule.pattern.text}"` of layout `{layout.name}` stacks `{rule.along}`, '
-        f"and what it holds is there at {len(held)} of {size} alone",
-        notes=[f"it is there when {to_text(rule.only)}"],
+        f"but its atoms exist only at {len(held)} of {size} indices",
+        notes=[f"it exists when {to_text(rule.only)}"],
         helps=[f"use a layout that has `{rule.along}` in the name"],
         primary=Label(rule.span, "stacked here") if rule.span else None,
     )
@@ -78,8 +78,8 @@ def wrong_index(layout: Layout, rule: Rule, name: str, index: int, file: str) ->
     assert rule.only is not None
     return layout_error(
         "indexed-atom",
-        f"`{name}` is stored, and what it holds is not there at {rule.along} {index}",
-        notes=[f"it is there when {to_text(rule.only)}", f"in {file}"],
+        f"`{name}` is stored, but its atom does not exist at {rule.along} {index}",
+        notes=[f"it exists when {to_text(rule.only)}", f"in {file}"],
         helps=["correct the model's configuration with `--set`"],
-        primary=Label(rule.span, "the rule that it follows") if rule.span else None,
+        primary=Label(rule.span, "this rule matches it") if rule.span else None,
     )

@@ -131,7 +131,7 @@ def _check_averaged(key: str, rules: Iterable[Sequence[_Holder]], averaged: Sequ
         raise layout_error(
             "averaged-copies",
             f"`{key}` is averaged over {listed}, and also stored by another rule",
-            helps=["let one rule store what is averaged"],
+            helps=["store the averaged atom by one rule only"],
         )
     varying = {axis for rule in rules for holder in rule for axis in holder.varying}
     others = sorted(varying - set(averaged))

@@ -181,7 +181,9 @@ class _Layer:
             raise target_error(
                 "target-stages",
                 f"the target has {wanted} pipeline stages, and the source has {have}",
-                notes=["a layout without a model does not tell which layer goes to which stage"],
+                notes=[
+                    "a layout without a model does not state which layer belongs to which stage"
+                ],
                 helps=[f"choose pp={have} or pp=1" if have > 1 else "choose pp=1"],
             )
         held = {index for coord in bound.coords for axis, index in coord if axis == "pp"}

@@ -150,7 +150,7 @@ def _nowhere(
     if layout.model is None:
         help_text = f'add a rule for it, e.g. `"{pattern}" = [...]` if every rank holds a copy'
     else:
-        help_text = f'add a rule that says which atom it is, `"{pattern}" = ATOM[...]`'
+        help_text = f'add a rule that names its atom, `"{pattern}" = ATOM[...]`'
     return Diagnostic(
         "unmatched-tensor",
         f"no rule of layout `{layout.name}` matches `{group}`{quantity(len(members))}",

@@ -99,7 +99,7 @@ def _numbers_alone(name: str, tensors: Sequence[LocalTensor]) -> ReshardError:
         "not-stored",
         f"of `{name}`, {states} and nothing else is stored",
         notes=[f"one number in {tensors[0].file}; the parameter has a shape, which is not known"],
-        helps=["look for a file that is missing"],
+        helps=["look for a missing file"],
     )
 
 

@@ -12,7 +12,7 @@ from reshard.plan.arrangement import Atom
 from reshard.plan.catalog import Coord, show_coord
 from reshard.plan.names import families, quantity
 
-_LOST = "look for a file of a rank that is missing; the layout may also be the wrong one"
+_LOST = "look for a missing rank file; the layout may also be wrong"
 _MIXED = "the layout may cut an axis that is copied, or the folder mixes two runs"
 
 
@@ -73,7 +73,7 @@ def of_atom(atom: Atom, names: Sequence[str], fault: Fault) -> Diagnostic:
         "coverage-overlap",
         f"elements of `{atom.key}` are stored twice, in `{first}` and in `{names[fault.second]}`",
         notes=(f"at {where}",),
-        helps=("let the name in the rule tell the tensors apart by an index",),
+        helps=("add an index to the name in the rule, so that it distinguishes the tensors",),
     )
 
 

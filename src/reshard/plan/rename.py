@@ -53,9 +53,10 @@ def rename(
     if model is None or source is None or model.name != source.name:
         raise layout_error(
             "other-model",
-            f"layout `{layout.name}` cannot name what was read through `{arrangement.layout.name}`",
+            f"layout `{layout.name}` cannot rename tensors that were read with layout "
+            f"`{arrangement.layout.name}`",
             notes=[f"{_model_of(arrangement.layout)}, {_model_of(layout)}"],
-            helps=["read and write through two layouts of one model; see `--model`"],
+            helps=["use two layouts of the same model; see `--model`"],
         )
     return _Renamer(arrangement, layout, mesh, settings or {}).run()
 
@@ -157,9 +158,9 @@ class _Renamer:
                     "other-facts",
                     f"layout `{self._layout.name}` is of models where `{name}` is "
                     f"{f'{said}'.lower()}, and here it is {f'{not said}'.lower()}",
-                    notes=[f"read through layout `{self._source.layout.name}`"],
+                    notes=[f"read with layout `{self._source.layout.name}`"],
                     primary=Label(span, "said here") if span else None,
-                    helps=["name the tensors as another layout of the model does"],
+                    helps=["use another layout of the model"],
                 )
 
             self._refuse_other_size(name, expression)
@@ -167,12 +168,12 @@ class _Renamer:
             assert self._layout.when is not None
             raise layout_error(
                 "other-facts",
-                f"layout `{self._layout.name}` is not of models like this one",
+                f"layout `{self._layout.name}` does not apply to this model",
                 notes=[
-                    f"it is of those where {to_text(self._layout.when)}",
-                    f"read through layout `{self._source.layout.name}`",
+                    f"it requires {to_text(self._layout.when)}",
+                    f"read with layout `{self._source.layout.name}`",
                 ],
-                helps=["name the tensors as another layout of the model does"],
+                helps=["use another layout of the model"],
             )
 
     def _refuse_other_size(self, name: str, expression: Expression) -> None:
@@ -189,9 +190,9 @@ class _Renamer:
             f"{here}",
             notes=[
                 f"it derives the size: {to_text(expression)}",
-                f"read through layout `{self._source.layout.name}`",
+                f"read with layout `{self._source.layout.name}`",
             ],
-            helps=["write for another framework; this one has no such models"],
+            helps=["convert to another framework; this one has no such models"],
         )
 
     def _tensors(self, index: int) -> Iterator[Bound]:
@@ -273,8 +274,8 @@ class _Renamer:
                 [
                     Diagnostic(
                         "unplaced-atom",
-                        f"layout `{self._layout.name}` has no place for `{group}`{quantity(count)}",
-                        notes=(f"read through layout `{self._source.layout.name}`",),
+                        f"layout `{self._layout.name}` has no rule for `{group}`{quantity(count)}",
+                        notes=(f"read with layout `{self._source.layout.name}`",),
                         helps=("add a rule for it, or leave its states out with `--states`",),
                     )
                     for group, count in group_names(left)
@@ -285,8 +286,8 @@ class _Renamer:
     def _missing(self, rule: Rule, key: str) -> ReshardError:
         return layout_error(
             "missing-atom",
-            f"the source does not store `{key}`, which layout `{self._layout.name}` wants",
-            notes=[f"read through layout `{self._source.layout.name}`"],
+            f"the source does not store `{key}`, which layout `{self._layout.name}` requires",
+            notes=[f"read with layout `{self._source.layout.name}`"],
             primary=Label(rule.span, "wanted here") if rule.span else None,
             helps=["give the model's configuration with `--set`, or end the rule with `optional`"],
         )
@@ -300,7 +301,7 @@ class _Renamer:
             notes.append(f"`{key.removesuffix(SCALAR)}` has {' and '.join(kinds)}")
         return layout_error(
             "split-states",
-            f"`{bound.name}` would hold what differs in `{state}`",
+            f"`{bound.name}` combines atoms that differ in `{state}`",
             notes=notes,
             helps=["leave this state out with `--states`"],
         )

@@ -154,11 +154,11 @@ def _missing(local: _Local, item: Matched, missing: Sequence[int], count: int) -
         f"block {missing[0]} of index `{local.slot.axis}` of `{item.tensor.name}` over `{over}` "
         "is not stored",
         notes=[
-            f"{count - len(missing)} of {count} blocks were found, the first in {item.tensor.file}"
+            f"{count - len(missing)} of {count} blocks are stored, the first in {item.tensor.file}"
         ],
         helps=[
-            "look for a file of a rank that is missing",
-            f"where some ranks hold none, state the counts: `{{local {local.slot.axis} over "
+            "look for a missing rank file",
+            f"if some ranks store none, state the counts: `{{local {local.slot.axis} over "
             f"{_bracket(local.split.over)} as (...)}}`",
         ],
         primary=Label(local.slot.span, "this index") if local.slot.span else None,

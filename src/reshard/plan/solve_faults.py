@@ -78,11 +78,11 @@ def indivisible(item: Equation, length: int, base: int, step: int, axis: str) ->
     equation = f"{base} + " * (base > 0) + f"{step} * " * (step > 1) + f"{axis} = {length}"
     notes = [f"shape {list(item.seen.shape)} in {item.seen.file}", f"{item}"]
     if equation != f"{item}":
-        notes.append(f"what is known leaves {equation}")
+        notes.append(f"with the known sizes: {equation}")
     return layout_error(
         "shape-mismatch",
         f"dimension {item.dim} of `{item.seen.name}` has {item.length} elements, "
-        f"which no size of `{axis}` makes",
+        f"which no size of `{axis}` can give",
         notes=notes,
     )
 
@@ -91,7 +91,7 @@ def unequal(item: Equation, left: int, parts: int) -> ReshardError:
     """The unsized parts of a sum cannot be of equal size."""
     return layout_error(
         "shape-mismatch",
-        f"dimension {item.dim} of `{item.seen.name}` leaves {left} elements for {parts} parts "
+        f"dimension {item.dim} of `{item.seen.name}` has {left} elements left for {parts} parts "
         "of equal size",
         notes=[f"shape {list(item.seen.shape)} in {item.seen.file}", f"{item}"],
         helps=["state the sizes of the parts, e.g. `(q:64 + k:16 + v:16)`"],
@@ -118,7 +118,8 @@ def unsolvable(items: Sequence[Equation], settable: Sequence[str]) -> ReshardErr
         notes.append(f"and {len(equations) - 8} more equations")
     return layout_error(
         "unsolvable-size",
-        f"dimension {first.dim} of `{first.seen.name}` does not tell the sizes of its axes",
+        f"dimension {first.dim} of `{first.seen.name}` is not enough to infer the sizes of its "
+        "axes",
         notes=notes,
         helps=[_state_one_of(settable)],
     )
@@ -137,7 +138,7 @@ def unknown_padding(name: str, seen: Observation) -> ReshardError:
     """An axis is padded, and nothing says how much of it is not padding."""
     return layout_error(
         "unsolvable-size",
-        f"axis `{name}` of `{seen.name}` is padded, and nothing tells its size without the padding",
+        f"axis `{name}` of `{seen.name}` is padded, and its size without padding is unknown",
         notes=[f"shape {list(seen.shape)} in {seen.file}"],
         helps=[
             f"state the size: `{name}:SIZE` in the rule, `axis {name} = SIZE` in the model, "
@@ -161,7 +162,7 @@ def truncated(name: str, size: int, total: int, seen: Observation) -> ReshardErr
     return layout_error(
         "shape-mismatch",
         f"axis `{name}` of `{seen.name}` is truncated to {size}, "
-        f"but its blocks hold only {total} elements",
+        f"but its blocks contain only {total} elements",
         notes=[f"first seen in {seen.file}"],
     )
 
@@ -174,9 +175,9 @@ def missing(
         "missing-block",
         f"block {blocks[0]} of axis `{name}` of `{seen.name}` over {_over(split)} is not stored",
         notes=[
-            f"{count - len(blocks)} of {count} blocks were found, the first in {seen.file}",
+            f"{count - len(blocks)} of {count} blocks are stored, the first in {seen.file}",
         ],
-        helps=["look for a file of a rank that is missing; the layout may also be the wrong one"],
+        helps=["look for a missing rank file; the layout may also be wrong"],
     )
 
 
@@ -188,7 +189,7 @@ def uneven(
     return layout_error(
         "uneven-split",
         f"axis `{name}` of `{first.name}` is not cut over {_over(split)} as the layout says",
-        notes=[f"the ranks hold {listed(blocks)} elements, first seen in {first.file}", why],
+        notes=[f"the ranks store {listed(blocks)} elements, first seen in {first.file}", why],
         helps=[f"state the sizes: `over {', '.join(split.over)} as ({listed(blocks)})`"],
     )
 

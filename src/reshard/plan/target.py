@@ -98,8 +98,8 @@ class Target:
         if is_integer and (len(digits) > _MOST_DIGITS or int(digits) > limit):
             raise target_error(
                 "bad-option",
-                f"option `{key}` of target `{self.head}` is {_shown(text)}, "
-                f"and the most is {limit:,}",
+                f"option `{key}` of target `{self.head}` is {_shown(text)}, and the maximum is "
+                f"{limit:,}",
                 notes=[_WHY_RANKS] if limit == MAX_RANKS else [],
                 helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
             )
@@ -129,8 +129,8 @@ class Target:
             said = " * ".join(f"{key}={value}" for key, value in axes.items())
             raise target_error(
                 "bad-option",
-                f"target `{self.head}` has {said} = {prod(axes.values()):,} ranks, "
-                f"and the most is {MAX_RANKS:,}",
+                f"target `{self.head}` has {said} = {prod(axes.values()):,} ranks, and the "
+                f"maximum is {MAX_RANKS:,}",
                 notes=[_WHY_RANKS],
                 helps=["choose smaller sizes"],
             )

@@ -43,7 +43,7 @@ def names_of_numbers(
     if len(set(numbers)) != len(numbers) or len(numbers) > len(parameters):
         raise _unclear(
             where,
-            f"the optimizer counts {len(numbers)} parameters, and the model has {len(parameters)}",
+            f"the optimizer numbers {len(numbers)} parameters, and the model has {len(parameters)}",
         )
     if not is_ordered:
         return _by_shapes(numbers, shapes, parameters, where)
@@ -173,7 +173,7 @@ def _unclear(where: str, *why: str) -> ReshardError:
     return source_error(
         "ambiguous-optimizer-ids",
         f"the optimizer states in {where} cannot be given names",
-        notes=[*why, "`Optimizer.state_dict()` counts parameters and does not name them"],
+        notes=[*why, "`Optimizer.state_dict()` numbers parameters and does not name them"],
         helps=[
             "leave the states out with `--states weights`",
             "or load it where it was trained, and save it with "

@@ -121,8 +121,8 @@ class ChunkReader:
             raise source_error(
                 "truncated",
                 f"{path} is shorter than its index says",
-                notes=[f"bytes {chunk.byte_offset} to {stop} are wanted, it has {nbytes}"],
-                helps=["the file was not copied or written whole; copy it again"],
+                notes=[f"bytes {chunk.byte_offset} to {stop} are needed, but it has {nbytes}"],
+                helps=["the file was not written or copied completely; copy it again"],
             )
         return read_tensor_pickle(chunk.tensor, path, chunk.byte_offset, chunk.nbytes)
 
@@ -216,9 +216,9 @@ def check_volume(stored: StoredTensor) -> None:
     if held < prod(stored.shape):
         raise source_error(
             "missing-chunk",
-            f"`{stored.name}` is not stored whole",
+            f"`{stored.name}` is incomplete",
             notes=[
-                f"its chunks hold {held} of the {prod(stored.shape)} elements "
+                f"its chunks contain {held} of the {prod(stored.shape)} elements "
                 f"of shape {list(stored.shape)}"
             ],
             helps=["the checkpoint is damaged, or one rank's part is missing; use an earlier one"],
@@ -252,10 +252,10 @@ def _subclass(stored: StoredTensor, root: Record, path: Path) -> SubclassError:
 def _mismatch(stored: StoredTensor, chunk: Chunk, path: Path, why: str) -> ReshardError:
     return source_error(
         "chunk-mismatch",
-        f"the chunk of `{stored.name}` at {list(chunk.lo)} is not what `.metadata` says",
+        f"the chunk of `{stored.name}` at {list(chunk.lo)} does not match `.metadata`",
         notes=[
             f"{why}, in {path} at byte {chunk.byte_offset}",
-            f"wanted: {stored.dtype} of shape {list(chunk.size)}",
+            f"expected: {stored.dtype} of shape {list(chunk.size)}",
         ],
         helps=["the folder mixes files of two checkpoints, or is damaged; copy it again"],
     )

@@ -183,7 +183,7 @@ class _Parser:
             raise ValueError(f"`{name}` has {len(shape)} dimensions")
         dtype = _dtype(entry["properties"])
         if dtype is None:
-            raise _bad(self._path, f"`{name}` has an element type that is not known")
+            raise _bad(self._path, f"`{name}` has an unknown element type")
         chunks = []
         for item in _items(entry["chunks"]):
             if not isinstance(item, Record):
@@ -252,7 +252,7 @@ def _bad(path: Path, why: str) -> ReshardError:
         "bad-metadata",
         f"{path} cannot be understood",
         notes=[why],
-        helps=["the file is damaged, or of a writer that is not known"],
+        helps=["the file is damaged, or was written by an unknown program"],
     )
 
 

@@ -45,16 +45,16 @@ def read_index(path: Path) -> Index:
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError as error:
-        raise _bad(path, f"it is no sound JSON: {error}") from None
+        raise _bad(path, f"it is not valid JSON: {error}") from None
     if not isinstance(root, dict) or not isinstance(root.get("weight_map"), dict):
         raise _bad(path, "it has no `weight_map`")
     metadata = root.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise _bad(path, "its `metadata` is no object")
+        raise _bad(path, "its `metadata` is not an object")
     for name, file in root["weight_map"].items():
         plain = isinstance(file, str) and file.isprintable() and Path(file).name == file
         if not plain or file in ("", ".", ".."):
-            raise _bad(path, f"`{name}` is in file {file!r}, which is no plain name")
+            raise _bad(path, f"`{name}` is in file {file!r}, which is not a plain file name")
     return Index(root["weight_map"], metadata)
 
 

@@ -46,8 +46,8 @@ def small_tensor(ref: TensorRef) -> object:
     except ValueError:
         raise source_error(
             "unkept-object",
-            "an object of the checkpoint cannot be kept",
-            notes=[f"it holds a tensor of shape {list(ref.shape)}, in {ref.file}"],
+            "an object of the checkpoint cannot be stored",
+            notes=[f"it contains a large tensor of shape {list(ref.shape)}, in {ref.file}"],
         ) from None
     return {"$tensor": {"dtype": str(ref.dtype), "shape": list(ref.shape), "data": data}}
 
@@ -190,8 +190,8 @@ def _to(obj: object, tensor: Callable[[TensorRef], object], depth: int) -> objec
     if depth > _MAX_DEPTH:
         raise source_error(
             "unkept-object",
-            "an object of the checkpoint cannot be kept",
-            notes=[f"it holds itself, or is nested deeper than {_MAX_DEPTH}"],
+            "an object of the checkpoint cannot be stored",
+            notes=[f"it contains itself, or is nested deeper than {_MAX_DEPTH}"],
         )
 
     def inner(value: object) -> object:
@@ -236,7 +236,7 @@ def _rare_to(obj: object, inner: Callable[[object], object]) -> object:
         return {"$frozenset" if isinstance(obj, frozenset) else "$set": items}
     raise source_error(
         "unkept-object",
-        "an object of the checkpoint cannot be kept",
+        "an object of the checkpoint cannot be stored",
         notes=["it is a storage without a tensor"],
     )
 

@@ -23,7 +23,7 @@ from reshard.storage.zip_directory import Member
 MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
 _VERSION = 1001
 _MAX_ELEMENTS = 2**63 - 1
-_AGAIN = "the file is damaged, or was not copied whole; copy it again"
+_AGAIN = "the file is damaged or incomplete; copy it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class _Reader:
 def _refuse(where: str, why: str) -> NoReturn:
     raise source_error(
         "legacy-torch-file",
-        f"{where} is not a sound file of torch before 1.6",
+        f"{where} is not a valid file of torch before 1.6",
         notes=[why],
         helps=[_AGAIN],
     )

@@ -100,7 +100,7 @@ def _unreadable(why: str, file: str) -> ReshardError:
         "unreadable-number",
         f"a number in {file} {why}",
         notes=["one number of each kind is written per param group, so they are compared"],
-        helps=["the file may be truncated, or written by a version that is not known"],
+        helps=["the file may be truncated, or written by an unknown version"],
     )
 
 
@@ -110,5 +110,5 @@ def _disagree(whole: Whole, found: dict[int | float, StoredPart]) -> ReshardErro
         "numbers-disagree",
         f"copies of `{whole.state}` of `{whole.name}` differ",
         notes=[f"{value:g} in {part.fragments[0].file}" for value, part in items[:4]],
-        helps=["the files may be of different steps; copy those of one"],
+        helps=["the files may be from different steps; copy all files of one step"],
     )

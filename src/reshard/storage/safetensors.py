@@ -71,9 +71,9 @@ def read_header(
     except _Fault as fault:
         raise source_error(
             "bad-safetensors",
-            f"{where} is not a sound safetensors file",
+            f"{where} is not a valid safetensors file",
             notes=[str(fault)],
-            helps=["the file is damaged or was not copied whole; copy it again"],
+            helps=["the file is damaged or incomplete; copy it again"],
         ) from None
     except OSError as error:
         raise unreadable(where, error) from None
@@ -83,9 +83,9 @@ def _parse(raw: bytes, size: int, base: int) -> SafetensorsHeader:
     try:
         root = load_bounded(raw)
     except ValueError as error:
-        _fail(f"its header is no JSON: {error}")
+        _fail(f"its header is not JSON: {error}")
     if not isinstance(root, dict) or not raw.startswith(b"{"):
-        _fail("its header is no JSON object")
+        _fail("its header is not a JSON object")
     metadata = root.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail("its `__metadata__` is not of strings")
@@ -117,7 +117,7 @@ def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTe
     dtype = DType(kind)
     if dtype == DType.F4:
         if not shape or shape[-1] % 2:
-            _fail(f"`{name}` has shape {shape} in F4, which is no whole number of bytes")
+            _fail(f"`{name}` has shape {shape} in F4, which is not a whole number of bytes")
         shape[-1] //= 2
     start, stop = offsets
     if not 0 <= start <= stop <= data_nbytes:

@@ -49,7 +49,7 @@ def library_faults(path: str | os.PathLike[str]) -> tuple[Diagnostic, ...]:
 def _differences(file: object, header: SafetensorsHeader) -> list[str]:
     found = sorted(file.keys())  # type: ignore[attr-defined]
     if found != sorted(header.tensors):
-        return [f"it finds {len(found)} tensors, and the header names {len(header.tensors)}"]
+        return [f"it reads {len(found)} tensors, and the header lists {len(header.tensors)}"]
     out = []
     for name, item in header.tensors.items():
         part = file.get_slice(name)  # type: ignore[attr-defined]

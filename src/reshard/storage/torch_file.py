@@ -112,7 +112,7 @@ class TorchFile:
         if crc != member.crc:
             raise source_error(
                 "crc-mismatch",
-                f"the bytes of `{name}` in {self.path} are not those that were written",
+                f"the bytes of `{name}` in {self.path} do not match their checksum",
                 notes=[f"checksum {crc:08x}, the file states {member.crc:08x}"],
                 helps=["the file was damaged; copy it again, or go back to an earlier checkpoint"],
             )
@@ -150,8 +150,10 @@ def open_torch_file(
             raise source_error(
                 "truncated",
                 f"{where} is shorter than its index says",
-                notes=[f"bytes {byte_offset} to {byte_offset + span} are wanted, it has {size}"],
-                helps=["the file was not copied or written whole; copy it again"],
+                notes=[
+                    f"bytes {byte_offset} to {byte_offset + span} are needed, but it has {size}"
+                ],
+                helps=["the file was not written or copied completely; copy it again"],
             )
         return _open(Window(fd), where, byte_offset, span, known)
     except OSError as error:
@@ -178,7 +180,7 @@ def _open(
     if outside is not None:
         raise source_error(
             "bad-zip",
-            f"{where} is not a sound zip file",
+            f"{where} is not a valid zip file",
             notes=[f"member `{outside}` is not in the folder `{folder}` of its pickle"],
             helps=["the file is damaged; copy it again"],
         )
@@ -334,8 +336,7 @@ class _Reader:
         if prod(shape) and last * kind.itemsize > nbytes:
             raise source_error(
                 "tensor-out-of-bounds",
-                f"a tensor of shape {list(shape)} runs out of storage `{storage.key}` "
-                f"of {self._where}",
+                f"a tensor of shape {list(shape)} exceeds storage `{storage.key}` of {self._where}",
                 notes=[
                     f"its last element is {last - 1}, the storage has {nbytes // kind.itemsize}"
                 ],
@@ -469,7 +470,7 @@ def _read(path: str, byte_offset: int, nbytes: int) -> bytes:
             "truncated",
             f"{path} is shorter than its index says",
             notes=[f"bytes {byte_offset} to {byte_offset + nbytes} are wanted"],
-            helps=["the file was not copied or written whole; copy it again"],
+            helps=["the file was not written or copied completely; copy it again"],
         )
     return data
 

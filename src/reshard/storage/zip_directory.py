@@ -65,7 +65,7 @@ def read_zip_directory(
                 "truncated",
                 f"{where} ends before its directory",
                 notes=[f"{nbytes} bytes; the end record of a zip file is missing"],
-                helps=["the file was not copied or written whole; copy it again"],
+                helps=["the file was not written or copied completely; copy it again"],
             )
         raise source_error(
             "not-a-torch-file",
@@ -258,7 +258,7 @@ def _refuse_overlap(where: str, members: dict[str, Member]) -> None:
 def _bad(where: str, why: str) -> ReshardError:
     return source_error(
         "bad-zip",
-        f"{where} is not a sound zip file",
+        f"{where} is not a valid zip file",
         notes=[why],
         helps=["the file is damaged; copy it again"],
     )

@@ -123,7 +123,7 @@ def check_destination(dst: Path, force: bool = False) -> None:
         raise output_error(
             "output-exists",
             f"{dst} exists and is not empty",
-            notes=[f"it holds {len(names)} entries, e.g. `{names[0]}`"],
+            notes=[f"it contains {len(names)} entries, e.g. `{names[0]}`"],
             helps=["choose another destination, or replace this one with `--force`"],
         )
     written = written_names(dst)
@@ -134,7 +134,8 @@ def check_destination(dst: Path, force: bool = False) -> None:
     if changed:
         raise output_error(
             "output-foreign",
-            f"{dst} holds files that were changed after reshard wrote them, so `--force` does not "
+            f"{dst} contains files that were changed after reshard wrote them, so `--force` does "
+            "not "
             "replace it",
             notes=[f"changed: {_listed(changed)}"],
             helps=["move them elsewhere yourself, or choose another destination"],
@@ -172,7 +173,7 @@ def _not_ours(path: Path, kind: str) -> ReshardError:
     return output_error(
         "output-foreign",
         f"{path} is not a {kind}",
-        notes=[f"reshard keeps a {kind} of its own under this name, and follows no link"],
+        notes=[f"reshard keeps a {kind} under this name, and does not follow links"],
         helps=["remove it yourself, or choose another destination"],
     )
 
@@ -180,12 +181,12 @@ def _not_ours(path: Path, kind: str) -> ReshardError:
 def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardError:
     notes = [f"it holds {_listed(foreign)}"]
     if not is_listed:
-        notes.append("nothing in it says that reshard wrote it")
+        notes.append("nothing in it shows that reshard wrote it")
     return output_error(
         "output-foreign",
-        f"{dst} holds what reshard did not write, so `--force` does not replace it",
+        f"{dst} contains files that reshard did not write, so `--force` does not replace it",
         notes=notes,
-        helps=["move that elsewhere yourself, or choose another destination"],
+        helps=["move them elsewhere yourself, or choose another destination"],
     )
 
 

@@ -17,7 +17,7 @@ def reason_against(notes: Notes, making: Making) -> str:
     if notes.making is None or notes.fault:
         return notes.fault
     if not making.plan:
-        return "nothing says what it was to become"
+        return "it cannot be compared with this conversion"
     return notes.making.difference(making)
 
 
@@ -37,8 +37,10 @@ def settle(places: Places, is_in_place: bool) -> None:
     else:
         raise output_error(
             "output-foreign",
-            f"{places.old} holds what was at {places.dst} before",
-            notes=["a run that was replacing it was stopped, and something else is there now"],
+            f"{places.old} contains the previous content of {places.dst}",
+            notes=[
+                "a run was interrupted while it replaced that folder, and another one is there now"
+            ],
             helps=["move one of the two elsewhere"],
         )
 

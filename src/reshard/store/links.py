@@ -26,7 +26,7 @@ def refuse_outside(root: Path, path: Path) -> None:
         return
     raise source_error(
         "outside-link",
-        f"{path} is a link that leads out of the folder",
+        f"{path} is a link that points outside of the folder",
         notes=[f"it leads to {target}"],
-        helps=["put the file itself in its place, or give the folder that holds it"],
+        helps=["replace the link by the file, or give the folder that contains the file"],
     )

@@ -68,12 +68,12 @@ def kept_error(
            done: bytes of arrays in it; 0 if that is not known.  total: of the output.
     """
     if partial and not done:
-        left = f"what an earlier run wrote is kept in `{partial}`"
+        left = f"the partial output of an earlier run is kept in `{partial}`"
     elif partial:
         left = f"{show_nbytes(done)} of {show_nbytes(total)} are written and kept in `{partial}`"
     else:
-        left = f"`{dst.name}` is complete all the same"
-    go_on = "run the same command again to go on from there, or remove that folder"
+        left = f"`{dst.name}` is already complete"
+    go_on = "run the same command again to continue from there, or remove that folder"
     helps = (go_on,) if partial else ()
     if isinstance(error, KeyboardInterrupt):
         return KeyboardInterrupt("\n".join((f"interrupted; {left}", *helps)))

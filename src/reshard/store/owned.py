@@ -124,9 +124,9 @@ def foreign_error(root: Path, foreign: list[str]) -> ReshardError:
     more = f", and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     return output_error(
         "output-foreign",
-        f"{root} holds what reshard did not write",
+        f"{root} contains files that reshard did not write",
         notes=[listed + more],
-        helps=["move that elsewhere, or choose another destination"],
+        helps=["move them elsewhere, or choose another destination"],
     )
 
 

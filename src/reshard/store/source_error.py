@@ -27,5 +27,5 @@ def unreadable(path: str | Path, error: OSError) -> ReshardError:
     return source_error(
         "source-unreadable",
         f"`{path}` cannot be read: {(error.strerror or str(error)).lower()}",
-        helps=["check that the file is there, that you may read it, and that its disk is well"],
+        helps=["check that the file exists, that you may read it, and that its disk has no errors"],
     )

@@ -90,8 +90,8 @@ def test_a_truncated_file(forge: Forge) -> None:
     file.write_bytes(file.read_bytes()[:100])
     assert _refused(forge.folder) == (
         "error[truncated]: ckpt/__0_1.distcp is shorter than its index says\n"
-        f"  = note: bytes 0 to {len(forge.files['__0_1.distcp'])} are wanted, it has 100\n"
-        "  = help: the file was not copied or written whole; copy it again"
+        f"  = note: bytes 0 to {len(forge.files['__0_1.distcp'])} are needed, but it has 100\n"
+        "  = help: the file was not written or copied completely; copy it again"
     )
 
 
@@ -99,8 +99,8 @@ def test_an_empty_file(forge: Forge) -> None:
     (forge.write() / "__0_1.distcp").write_bytes(b"")
     assert _refused(forge.folder) == (
         "error[truncated]: ckpt/__0_1.distcp is shorter than its index says\n"
-        f"  = note: bytes 0 to {len(forge.files['__0_1.distcp'])} are wanted, it has 0\n"
-        "  = help: the file was not copied or written whole; copy it again"
+        f"  = note: bytes 0 to {len(forge.files['__0_1.distcp'])} are needed, but it has 0\n"
+        "  = help: the file was not written or copied completely; copy it again"
     )
 
 
@@ -115,9 +115,9 @@ def test_files_of_two_checkpoints(forge: Forge, tmp_path: Path) -> None:
     forge.files["__0_1.distcp"] = bytearray(data)
     forge.write()
     assert _refused(forge.folder) == (
-        "error[chunk-mismatch]: the chunk of `w` at [2, 0] is not what `.metadata` says\n"
+        "error[chunk-mismatch]: the chunk of `w` at [2, 0] does not match `.metadata`\n"
         "  = note: it is F32 of shape [3, 2], in ckpt/__0_1.distcp at byte 0\n"
-        "  = note: wanted: F32 of shape [2, 3]\n"
+        "  = note: expected: F32 of shape [2, 3]\n"
         "  = help: the folder mixes files of two checkpoints, or is damaged; copy it again"
     )
 
@@ -128,9 +128,9 @@ def test_an_object_where_a_tensor_should_be(forge: Forge) -> None:
     key = next(k for k in forge.places if k.attributes["index"] == 1)
     forge.places[key].state[0]["length"] = len(data)  # type: ignore[index]
     assert _refused(forge.write()) == (
-        "error[chunk-mismatch]: the chunk of `w` at [2, 0] is not what `.metadata` says\n"
+        "error[chunk-mismatch]: the chunk of `w` at [2, 0] does not match `.metadata`\n"
         "  = note: it is no tensor, in ckpt/__0_1.distcp at byte 0\n"
-        "  = note: wanted: F32 of shape [2, 3]\n"
+        "  = note: expected: F32 of shape [2, 3]\n"
         "  = help: the folder mixes files of two checkpoints, or is damaged; copy it again"
     )
 
@@ -138,8 +138,8 @@ def test_an_object_where_a_tensor_should_be(forge: Forge) -> None:
 def test_boxes_that_do_not_add_up(tmp_path: Path) -> None:
     forge = Forge(tmp_path / "ckpt").tensor("w", counted(4, 3), [((0, 0), (2, 3))])
     assert _refused(forge.write()) == (
-        "error[missing-chunk]: `w` is not stored whole\n"
-        "  = note: its chunks hold 6 of the 12 elements of shape [4, 3]\n"
+        "error[missing-chunk]: `w` is incomplete\n"
+        "  = note: its chunks contain 6 of the 12 elements of shape [4, 3]\n"
         "  = help: the checkpoint is damaged, or one rank's part is missing; use an earlier one"
     )
 
@@ -168,7 +168,7 @@ def test_a_box_that_leaves_its_tensor(forge: Forge) -> None:
     assert _refused(forge.write()) == (
         "error[bad-metadata]: ckpt/.metadata cannot be understood\n"
         "  = note: a chunk of `w` at [2, 0] of [3, 3] exceeds its shape [4, 3]\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -177,7 +177,7 @@ def test_an_object_that_is_stored_nowhere(forge: Forge) -> None:
     assert _refused(forge.write()) == (
         "error[bad-metadata]: ckpt/.metadata cannot be understood\n"
         "  = note: object `lost` is stored nowhere\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -187,7 +187,7 @@ def test_a_name_that_leads_out(forge: Forge) -> None:
     assert _refused(forge.write()) == (
         "error[bad-metadata]: ckpt/.metadata cannot be understood\n"
         "  = note: file name `../passwd` leads out of the folder\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -197,8 +197,8 @@ def test_an_element_type_that_is_not_known(forge: Forge) -> None:
     )
     assert _refused(forge.write()) == (
         "error[bad-metadata]: ckpt/.metadata cannot be understood\n"
-        "  = note: `w` has an element type that is not known\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = note: `w` has an unknown element type\n"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -207,7 +207,7 @@ def test_another_pickle(forge: Forge) -> None:
     assert _refused(forge.folder) == (
         "error[bad-metadata]: ckpt/.metadata cannot be understood\n"
         "  = note: its root is a list\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -256,7 +256,7 @@ def test_numbers_that_several_names_fit(tmp_path: Path) -> None:
         "error[ambiguous-optimizer-ids]: the optimizer states in ckpt cannot be given names\n"
         "  = note: several orders of the model's parameters fit the shapes\n"
         "  = note: number 0 may be `a` or `b`\n"
-        "  = note: `Optimizer.state_dict()` counts parameters and does not name them\n"
+        "  = note: `Optimizer.state_dict()` numbers parameters and does not name them\n"
         "  = help: leave the states out with `--states weights`\n"
         "  = help: or load it where it was trained, and save it with "
         "`torch.distributed.checkpoint.state_dict.get_state_dict`"
@@ -271,7 +271,7 @@ def test_numbers_that_no_names_fit(tmp_path: Path) -> None:
         forge.write()
     )
     forge.object("optim.param_groups.0.params", [0, 1], path=("optim", "param_groups", 0, "params"))
-    assert "the optimizer counts 2 parameters, and the model has 1" in _refused(forge.write())
+    assert "the optimizer numbers 2 parameters, and the model has 1" in _refused(forge.write())
 
 
 def test_two_models_that_an_optimizer_may_train(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_ranks_that_tell_different_shapes(tmp_path: Path) -> None:
     assert _refused(tmp_path / "ckpt") == (
         "error[bad-metadata]: ckpt/__0.metadata cannot be understood\n"
         "  = note: `w` is F32 of shape [2] for one rank, and F32 of shape [3] for another\n"
-        "  = help: the file is damaged, or of a writer that is not known"
+        "  = help: the file is damaged, or was written by an unknown program"
     )
 
 
@@ -312,8 +312,8 @@ def test_a_rank_of_several_that_is_missing(fixture_checkpoint: Find, tmp_path: P
     shutil.copytree(fixture_checkpoint("dcp_dp2_alone") / "ckpt", folder)
     (folder / "__1.metadata").unlink()
     assert _refused(folder).startswith(
-        "error[missing-chunk]: `model.model.embed_tokens.weight` is not stored whole\n"
-        "  = note: its chunks hold 304 of the 592 elements of shape [37, 16]\n"
+        "error[missing-chunk]: `model.model.embed_tokens.weight` is incomplete\n"
+        "  = note: its chunks contain 304 of the 592 elements of shape [37, 16]\n"
     )
 
 
@@ -322,8 +322,8 @@ def test_raw_bytes_that_end_too_early(tmp_path: Path) -> None:
     (forge.write() / "__0_0.distcp").write_bytes(bytes(12))
     assert _refused(forge.folder) == (
         "error[truncated]: ckpt/__0_0.distcp is shorter than its index says\n"
-        "  = note: bytes 0 to 16 are wanted, it has 12\n"
-        "  = help: the file was not copied or written whole; copy it again"
+        "  = note: bytes 0 to 16 are needed, but it has 12\n"
+        "  = help: the file was not written or copied completely; copy it again"
     )
 
 
@@ -350,7 +350,7 @@ def test_every_flipped_byte_of_a_tensor_is_seen(forge: Forge) -> None:
         problem.render()
         .replace(f"{forge.folder}/", "")
         .startswith(
-            "error[crc-mismatch]: the bytes of `data/0` in __0_1.distcp are not those that were "
-            "written\n"
+            "error[crc-mismatch]: the bytes of `data/0` in __0_1.distcp do not match their "
+            "checksum\n"
         )
     )

@@ -139,9 +139,10 @@ def test_ranks_with_other_settings_are_refused(tmp_path: Path, key: str, note: s
     with pytest.raises(ReshardError) as caught:
         read(run.write())
     assert str(caught.value).replace(first, "A").replace(last, "B") == (
-        "error[mixed-runs]: the settings of the optimizer are not the same on every rank\n"
+        "error[mixed-runs]: the settings of the optimizer differ between ranks\n"
         f"  = note: {note}\n"
-        "  = help: the files may be of different runs or steps; bring together those of one"
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step"
     )
 
 
@@ -151,7 +152,7 @@ def test_ranks_with_another_schedule_are_refused(tmp_path: Path) -> None:
         root["lr_scheduler"] = {"last_batch_iteration": rank}
     with pytest.raises(ReshardError) as caught:
         read(run.write())
-    assert "the learning rate schedules are not the same on every rank" in str(caught.value)
+    assert "the learning rate schedules differ between ranks" in str(caught.value)
 
 
 def test_what_an_optimizer_adapts_on_each_rank_is_kept(tmp_path: Path) -> None:

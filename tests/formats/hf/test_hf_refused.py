@@ -61,13 +61,13 @@ F2 = entry("F32", [2], 0, 8)
         ),
         (
             framed(f'{{"w":{F2},"w":{F2}}}', bytes(8)),
-            "its header is no JSON: the key 'w' stands twice in one object",
+            "its header is not JSON: the key 'w' appears twice in one object",
         ),
-        (framed(f' {{"w":{F2}}}', bytes(8)), "its header is no JSON object"),
-        (framed("[]"), "its header is no JSON object"),
+        (framed(f' {{"w":{F2}}}', bytes(8)), "its header is not a JSON object"),
+        (framed("[]"), "its header is not a JSON object"),
         (
             framed('{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}', bytes(4)),
-            "its header is no JSON: NaN is no JSON number",
+            "its header is not JSON: NaN is no JSON number",
         ),
         (framed('{"__metadata__":{"a":1}}'), "its `__metadata__` is not of strings"),
         (
@@ -105,15 +105,15 @@ F2 = entry("F32", [2], 0, 8)
         ),
         (
             framed(f'{{"w":{entry("F4", [2, 3], 0, 3)}}}', bytes(3)),
-            "`w` has shape [2, 3] in F4, which is no whole number of bytes",
+            "`w` has shape [2, 3] in F4, which is not a whole number of bytes",
         ),
     ],
 )
 def test_a_file_that_is_not_sound(data: bytes, why: str) -> None:
     assert single(data) == (
-        "error[bad-safetensors]: model/model.safetensors is not a sound safetensors file\n"
+        "error[bad-safetensors]: model/model.safetensors is not a valid safetensors file\n"
         f"  = note: {why}\n"
-        "  = help: the file is damaged or was not copied whole; copy it again"
+        "  = help: the file is damaged or incomplete; copy it again"
     )
 
 
@@ -174,13 +174,13 @@ def test_an_index_that_is_not_that_of_the_files(
         ("[]", "it has no `weight_map`"),
         (
             '{"weight_map": {"a": "x", "a": "y"}}',
-            "it is no sound JSON: the key 'a' stands twice in one object",
+            "it is not valid JSON: the key 'a' appears twice in one object",
         ),
-        ('{"weight_map": {"a": "../x"}}', "`a` is in file '../x', which is no plain name"),
-        ('{"weight_map": {"a": "/x"}}', "`a` is in file '/x', which is no plain name"),
-        ('{"weight_map": {"a": ".."}}', "`a` is in file '..', which is no plain name"),
-        ('{"weight_map": {"a": 3}}', "`a` is in file 3, which is no plain name"),
-        ('{"weight_map": {}, "metadata": 3}', "its `metadata` is no object"),
+        ('{"weight_map": {"a": "../x"}}', "`a` is in file '../x', which is not a plain file name"),
+        ('{"weight_map": {"a": "/x"}}', "`a` is in file '/x', which is not a plain file name"),
+        ('{"weight_map": {"a": ".."}}', "`a` is in file '..', which is not a plain file name"),
+        ('{"weight_map": {"a": 3}}', "`a` is in file 3, which is not a plain file name"),
+        ('{"weight_map": {}, "metadata": 3}', "its `metadata` is not an object"),
     ],
 )
 def test_a_file_that_is_no_index(text: str, why: str) -> None:
@@ -264,9 +264,9 @@ def test_a_link_that_leads_out(name: str) -> None:
     Path("model", name).unlink(missing_ok=True)
     os.symlink("../secret", Path("model", name))
     assert refused().replace(os.getcwd(), "...") == (
-        f"error[outside-link]: model/{name} is a link that leads out of the folder\n"
+        f"error[outside-link]: model/{name} is a link that points outside of the folder\n"
         "  = note: it leads to .../secret\n"
-        "  = help: put the file itself in its place, or give the folder that holds it"
+        "  = help: replace the link by the file, or give the folder that contains the file"
     )
 
 

@@ -165,7 +165,7 @@ def test_a_short_chunk_of_zarr(tmp_path: Path) -> None:
     (tmp_path / "iter_0000003" / NAME / "1.0").write_bytes(b"1234")
     assert message(tmp_path, tmp_path) == [
         f"error[truncated]: .../iter_0000003/{NAME}/1.0 has 4 bytes, and a chunk of it 48",
-        "  = help: the file was not copied or written whole; copy it again",
+        "  = help: the file was not written or copied completely; copy it again",
     ]
 
 

@@ -78,7 +78,7 @@ def test_settings_that_differ_between_ranks_are_refused(ckpt: Path) -> None:
     assert data.count(rate) >= 1
     path.write_bytes(data.replace(rate, struct.pack(">d", 2e-3)))
     assert refused().startswith(
-        "error[mixed-runs]: the param groups of a stage are not the same on every rank\n"
+        "error[mixed-runs]: the param groups of a stage differ between ranks\n"
         "  = note: `[0].lr` is 0.001 in optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-0-of-2_"
         "exp-0-of-1.pt, and 0.002 in optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-1-of-2_"
         "exp-0-of-1.pt\n"

@@ -133,7 +133,7 @@ def test_a_layout_that_does_not_read_whole_tensors_gives_way_to_a_plain_one(
     assert warning.render() == (
         "warning[plain-layout]: `layout.ucl` will not say how layout `heads` cuts its tensors\n"
         "  = note: read through that layout, the whole tensors would be others: "
-        "dimension 0 of `up.weight` does not tell the sizes of its axes\n"
+        "dimension 0 of `up.weight` is not enough to infer the sizes of its axes\n"
         "  = help: to cut them again, give a layout with `--layout`"
     )
     again = read(tmp_path / "out")

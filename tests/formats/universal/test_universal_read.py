@@ -349,7 +349,7 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
     ("text", "why"),
     [
         ("", "Expecting value: line 1 column 1 (char 0)"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+        ('{"a": 1, "a": 2}', "the key 'a' appears twice in one object"),
         ('{"a": NaN}', "NaN is no JSON number"),
         ('{"a": 1e999}', "1e999 is too large a number"),
         ("[" * 100_000, "too many levels"),

@@ -95,7 +95,7 @@ class ZarrArray:
                 raise source_error(
                     "truncated",
                     f"{path} has {stat.st_size} bytes, and a chunk of it {nbytes}",
-                    helps=["the file was not copied or written whole; copy it again"],
+                    helps=["the file was not written or copied completely; copy it again"],
                 )
             name = str(path.relative_to(self._root))
             self.files.append(SourceFile(name, stat.st_size, stat.st_mtime_ns))
