@@ -99,7 +99,7 @@ def _unknown(path: Path) -> ReshardError:
     entries = _entries(path)
     if not entries:
         notes.append("the folder is empty")
-    told = _resembles({entry.name for entry in entries}, path)
+    told = _resembles(entries)
     if told:
         notes.append(told)
     below = [
@@ -121,8 +121,9 @@ def _unknown(path: Path) -> ReshardError:
     )
 
 
-def _resembles(names: set[str], path: Path) -> str:
-    """What a folder is instead, where that can be told from its names."""
+def _resembles(entries: list[Path]) -> str:
+    """What a folder is instead, where its names show that."""
+    names = {entry.name for entry in entries}
     if "common.pt" in names and "metadata.json" not in names:
         return (
             "it has Megatron's `common.pt`, but no `metadata.json`, which is written last: "
@@ -130,7 +131,10 @@ def _resembles(names: set[str], path: Path) -> str:
         )
     if any(name.startswith("mp_rank_") for name in names):
         return "it has Megatron's `mp_rank_*` folders, but no `model_optim_rng.pt` in them"
-    if any(name.endswith((".safetensors.index.json", ".safetensors")) for name in names):
+    if any(
+        entry.name.endswith((".safetensors.index.json", ".safetensors")) and entry.is_file()
+        for entry in entries
+    ):
         return (
             "it has files of optimizer states as a universal checkpoint has them, but no "
             "`manifest.json`: the manifest was lost, or not copied"
