@@ -167,12 +167,15 @@ def _fitted(
 
 
 def _has_shapes(item: Fit, catalog: Catalog, settings: Mapping[str, float]) -> bool:
-    """Whether tensors have the shapes that a layout gives them, and not only the names."""
+    """Whether tensors may have the shapes that a layout gives them, and not only the names.
+
+    Sizes that nothing tells contradict no shape: such a layout stays one of those that fit.
+    """
     config = {**(catalog.config or {}), **item.facts}
     try:
         bind(item.layout, replace(catalog, config=config), settings=settings)
-    except ReshardError:
-        return False
+    except ReshardError as failure:
+        return all(problem.code == "unsolvable-size" for problem in failure.diagnostics)
     return True
 
 
