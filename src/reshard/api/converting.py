@@ -169,6 +169,7 @@ def convert(
             fates=report.fates,
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
             adapter=is_complete_adapter(prepared.source.catalog),
+            has_code="auto_map" in (prepared.source.catalog.config or {}),
         ),
     )
 

@@ -22,6 +22,10 @@ from reshard.plan.target import Target
 
 _VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
+_WITH_CODE = (
+    "transformers loads it with `from_pretrained('{dst}', trust_remote_code=True)`, "
+    "which runs the Python files beside it"
+)
 _INCOMPLETE = ("no-model-config", "incomplete-model-config")
 _CONFIG = "give the model's `config.json` with `--config DIR`"
 _ON_PURPOSE = f"`--names {SOURCE}` writes only the tensors, under their present names"
@@ -76,6 +80,7 @@ def next_step(
     fates: Iterable[Fate],
     described: str | None = None,
     adapter: bool | None = None,
+    has_code: bool = False,
 ) -> str:
     """What to do with a new folder.
 
@@ -84,11 +89,14 @@ def next_step(
            fates: of every tensor of the source.
            described: the user's layout that says how the files lie.
            adapter: of an adapter, whether its configuration is there; None for a whole model.
+           has_code: whether the class of the model is Python code beside its configuration.
     """
     form = formats.TARGETS[target]
     text = form.next_step
     if target == "hf" and adapter is not None:
         text = _PEFT if adapter else _VERIFY
+    elif target == "hf" and has_code and named != SOURCE:
+        text = _WITH_CODE
     elif form.names and named == SOURCE:
         text = _VERIFY
     if text != _VERIFY:

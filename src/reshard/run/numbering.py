@@ -49,7 +49,16 @@ def names_of_numbers(
         return _by_shapes(numbers, shapes, parameters, where)
     found = _ways([tuple(group) for group in groups], shapes, parameters)
     if not found:
-        raise _unclear(where, "no order of the model's parameters fits the shapes of the states")
+        stored = {shape for _, shape in parameters}
+        alone = [number for number in numbers if shapes.get(number, ()) not in stored | {()}]
+        why = "no order of the model's parameters fits the shapes of the states"
+        if alone:
+            number = alone[0]
+            why = (
+                f"number {number} has a state of shape {list(shapes[number])}, and no parameter "
+                "has that shape; names are given by shapes, and factored states have others"
+            )
+        raise _unclear(where, why, helps=NAMES_ONLY if alone else _HELPS)
     if len(found) > 1:
         why = "several orders of the model's parameters fit the shapes"
         raise _unclear(where, why, _difference(found, parameters))
@@ -169,14 +178,19 @@ def _difference(found: Sequence[_Way], parameters: Sequence[tuple[str, Shape]]) 
     return f"number {number} may be `{first.get(number)}` or `{second.get(number)}`"
 
 
-def _unclear(where: str, *why: str) -> ReshardError:
+_SAVE = (
+    "load it where it was trained, and save it with "
+    "`torch.distributed.checkpoint.state_dict.get_state_dict`"
+)
+_HELPS = ("leave the states out with `--states weights`", f"or {_SAVE}")
+NAMES_ONLY = (_SAVE, "or leave the states out with `--states weights`")
+"""What to do where no order of the parameters would give names."""
+
+
+def _unclear(where: str, *why: str, helps: Sequence[str] = _HELPS) -> ReshardError:
     return source_error(
         "ambiguous-optimizer-ids",
         f"the optimizer states in {where} cannot be given names",
         notes=[*why, "`Optimizer.state_dict()` numbers parameters and does not name them"],
-        helps=[
-            "leave the states out with `--states weights`",
-            "or load it where it was trained, and save it with "
-            "`torch.distributed.checkpoint.state_dict.get_state_dict`",
-        ],
+        helps=helps,
     )

@@ -267,7 +267,7 @@ def test_numbers_that_no_names_fit(tmp_path: Path) -> None:
     forge = Forge(tmp_path / "ckpt").tensor("model.a", counted(2), path=("model", "a"))
     path = ("optim", "state", "0", "exp_avg")
     forge.tensor("optim.state.0.exp_avg", counted(3), path=path)
-    assert "no order of the model's parameters fits the shapes of the states" in _refused(
+    assert "number 0 has a state of shape [3], and no parameter has that shape" in _refused(
         forge.write()
     )
     forge.object("optim.param_groups.0.params", [0, 1], path=("optim", "param_groups", 0, "params"))

@@ -167,6 +167,25 @@ def test_numbers_that_may_be_of_several_parameters(tmp_path: Path) -> None:
     assert "number 0 may be `" in text
 
 
+def test_factored_states_have_the_shape_of_no_parameter(tmp_path: Path) -> None:
+    tree: dict[str, object] = {"model": {"b": counted(4, 3), "a": counted(4)}}
+    rows = {"step": np.array(3, np.float32), "row_var": counted(4, 1), "col_var": counted(1, 3)}
+    plain = {"step": np.array(3, np.float32), "variance": counted(4)}
+    tree["optimizer"] = {"state": {0: rows, 1: plain}, "param_groups": [{"params": [0, 1]}]}
+    write_tree(tmp_path / "x.pt", tree)
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "x.pt")
+    assert str(caught.value) == (
+        "error[ambiguous-optimizer-ids]: the optimizer states in x.pt cannot be given names\n"
+        "  = note: number 0 has a state of shape [4, 1], and no parameter has that shape; "
+        "names are given by shapes, and factored states have others\n"
+        "  = note: `Optimizer.state_dict()` numbers parameters and does not name them\n"
+        "  = help: load it where it was trained, and save it with "
+        "`torch.distributed.checkpoint.state_dict.get_state_dict`\n"
+        "  = help: or leave the states out with `--states weights`"
+    )
+
+
 def test_names_that_were_sorted_tell_no_order(tmp_path: Path) -> None:
     names = {"k.weight": counted(4, 4), "o.weight": counted(4, 4), "q.weight": counted(4, 4)}
     tree = {"model": names, "optimizer": numbered(names, [["q.weight", "k.weight", "o.weight"]])}

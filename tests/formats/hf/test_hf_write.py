@@ -403,3 +403,17 @@ def test_a_target_without_a_place_for_files_tells_which_are_left(
         "`tokenizer.json`\n"
         "  = help: copy them yourself if you need them"
     ]
+
+
+def test_a_model_whose_class_is_code_is_loaded_with_that_code(tmp_path: Path) -> None:
+    source = sharded(tmp_path / "src", {"model.safetensors": {"gate.weight": counted(3, 2)}})
+    (source / "model.safetensors.index.json").unlink(missing_ok=True)
+    config = {"model_type": "mine", "auto_map": {"AutoModel": "modeling_mine.Mine"}}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "modeling_mine.py").write_text("# a class\n")
+    done = reshard.convert(source, tmp_path / "out", "hf")
+    assert done.next_step == (
+        f"transformers loads it with `from_pretrained('{tmp_path / 'out'}', "
+        "trust_remote_code=True)`, which runs the Python files beside it"
+    )
+    assert (tmp_path / "out/modeling_mine.py").read_text() == "# a class\n"

@@ -9,6 +9,7 @@ from math import prod
 from reshard.errors import Diagnostic, Label, ReshardError, Span, source_error
 from reshard.formats.described.walk import Leaf
 from reshard.language.layout import PartitionRule
+from reshard.run.numbering import NAMES_ONLY
 
 Shape = tuple[int, ...]
 
@@ -107,7 +108,10 @@ def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
 
 
 def unnamed(error: ReshardError) -> tuple[Diagnostic, ...]:
-    """Why numbered states have no names, with what a user of a layout can do."""
+    """Why numbered states have no names, with what a user of a layout can do.
+
+    A layout can say an order of the parameters, and factored states are not named by one.
+    """
     return tuple(
         replace(
             item,
@@ -117,5 +121,7 @@ def unnamed(error: ReshardError) -> tuple[Diagnostic, ...]:
                 "or leave the states out with `--states weights`",
             ),
         )
+        if item.helps != NAMES_ONLY
+        else item
         for item in error.diagnostics
     )
