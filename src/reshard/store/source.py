@@ -55,7 +55,10 @@ class LocalSource:
 
     def has(self, name: str) -> bool:
         """Whether there is an ordinary file; what lies behind a link counts."""
-        return self._at(name).is_file()
+        try:
+            return self._at(name).is_file()
+        except OSError:  # a name that no file can have
+            return False
 
     def has_folder(self, name: str = "") -> bool:
         """Whether there is a folder; what lies behind a link counts."""
@@ -112,7 +115,7 @@ class LocalSource:
         """
         try:
             return self.stat(name)
-        except OSError:
+        except OSError:  # it is not there, or its name is none that a file can have
             raise source_error(
                 "missing-file",
                 f"{self._at(name)} is missing",
@@ -137,7 +140,14 @@ class LocalSource:
         prefix = f"{folder}/" if folder else ""
         try:
             with os.scandir(self.root / folder) as entries:
-                found = [item.name for item in entries if item.is_dir() == folders]
+                found = [item.name for item in entries if _is_folder(item) == folders]
         except (FileNotFoundError, NotADirectoryError):
             return ()
         return tuple(f"{prefix}{name}" for name in sorted(found))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

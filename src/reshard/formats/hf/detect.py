@@ -23,9 +23,10 @@ def detect(path: Path) -> bool:
     Sets of optimizer states beside them are what is left of a universal checkpoint.
     """
     path = snapshot_of(path)
+    source = LocalSource(path)
     if is_torn_universal(path):
         return False
-    return any(_WEIGHTS.fullmatch(name) for name in LocalSource(path).files())
+    return any(map(_WEIGHTS.fullmatch, (*source.files(), *source.folders())))
 
 
 def is_torn_universal(path: Path) -> bool:
