@@ -46,8 +46,8 @@ def write_failure(title: str, junit: str, checks: list[Check], error: BaseExcept
         error = ReshardError(Diagnostic("interrupted", "interrupted"), Exit.INTERRUPTED)
     if not isinstance(error, Exception):
         return
-    found = error if isinstance(error, ReshardError) else as_bug(error)
-    stopped = api.Check(title, None, found)
+    failure = error if isinstance(error, ReshardError) else as_bug(error)
+    stopped = api.Check(title, None, failure)
     try:
         api.write_report(junit, api.Report(title, (*checks, stopped)).to_junit())
     except ReshardError:

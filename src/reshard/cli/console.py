@@ -74,16 +74,16 @@ def _wrapped(text: str) -> str:
     width = max(shutil.get_terminal_size().columns, 40)
     lines = []
     for line in text.split("\n"):
-        found = _MARGIN.match(line)
-        if found is None or len(line) <= width:
+        match = _MARGIN.match(line)
+        if match is None or len(line) <= width:
             lines.append(line)
         else:
-            lines += wrap(line, width, indent=" " * (10 if found[0].startswith(" ") else 4))
+            lines += wrap(line, width, indent=" " * (10 if match[0].startswith(" ") else 4))
     return "\n".join(lines)
 
 
-def _json_escape(found: re.Match[str]) -> str:
-    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+def _json_escape(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 def print_diagnostics(items: Iterable[Diagnostic], *, color: bool = True) -> None:
@@ -144,9 +144,9 @@ def _paint(text: str) -> str:
 
 
 def _paint_line(line: str) -> str:
-    found = _HEADLINE.match(line)
-    if found:
-        return f"{_LEVELS[found[1]]}{found[1]}{found[2]}{_RESET}{_BOLD}{found[3]}{_RESET}"
+    match = _HEADLINE.match(line)
+    if match:
+        return f"{_LEVELS[match[1]]}{match[1]}{match[2]}{_RESET}{_BOLD}{match[3]}{_RESET}"
     if re.match(r"^ *\d* \|  *\^", line):
         return f"{_LEVELS['error']}{line}{_RESET}"
     return line

@@ -40,14 +40,14 @@ def diff(
     from reshard.errors import Exit
 
     with show_progress("diff", quiet=quiet, color=not no_color) as on_progress:
-        found = api.diff(
+        result = api.diff(
             first,
             second,
             **options,
             on_progress=on_progress,
         )
     if as_json:
-        print_json(found.to_json(), ok=found.same)
-    elif not (quiet and found.same):
-        print_answer(found.to_text(), color=not no_color)
-    return int(Exit.OK if found.same else Exit.DIFFERENCE)
+        print_json(result.to_json(), ok=result.same)
+    elif not (quiet and result.same):
+        print_answer(result.to_text(), color=not no_color)
+    return int(Exit.OK if result.same else Exit.DIFFERENCE)

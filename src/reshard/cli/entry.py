@@ -87,9 +87,9 @@ def _usage_error(fault: Exception) -> ReshardError:
     """A complaint about the command line in the form of all our messages."""
     context = getattr(fault, "ctx", None)
     path = context.command_path if context is not None else "reshard"
-    said = fault.format_message() if hasattr(fault, "format_message") else str(fault)
-    said = re.sub(r"'([^']*)'", r"`\1`", " ".join(said.split())).replace("Value error, ", "")
-    fact, *advice = re.split(r" \((?=Possible|Did)|\. (?=Did)", said)
+    message = fault.format_message() if hasattr(fault, "format_message") else str(fault)
+    message = re.sub(r"'([^']*)'", r"`\1`", " ".join(message.split())).replace("Value error, ", "")
+    fact, *advice = re.split(r" \((?=Possible|Did)|\. (?=Did)", message)
     helps = [_lowered(text.removesuffix(")")) for text in advice]
     return ReshardError(
         Diagnostic("usage", _lowered(fact), helps=(*helps, f"see `{path} --help`")), Exit.USAGE
@@ -111,8 +111,8 @@ def _report(error: ReshardError, as_json: bool, color: bool) -> None:
 def _report_interrupt(text: str, as_json: bool) -> None:
     print_message(text)
     if as_json:
-        told = text.removeprefix("interrupted; ").split("\n")
-        item = Diagnostic("interrupted", "interrupted", notes=(told[0],), helps=tuple(told[1:]))
+        lines = text.removeprefix("interrupted; ").split("\n")
+        item = Diagnostic("interrupted", "interrupted", notes=(lines[0],), helps=tuple(lines[1:]))
         print_json(error_document(ReshardError(item, Exit.INTERRUPTED)), ok=False)
         flush(sys.stdout)
 

@@ -19,12 +19,12 @@ def inspect(
     from reshard.cli.progress import show_progress
 
     with show_progress("inspect", quiet=False, color=not no_color) as on_progress:
-        found = api.inspect(
+        inspection = api.inspect(
             source,
             **options,
             on_progress=on_progress,
         )
     if as_json:
-        print_json(found.to_json())
+        print_json(inspection.to_json())
     else:
-        print_answer(found.to_text(), color=not no_color)
+        print_answer(inspection.to_text(), color=not no_color)

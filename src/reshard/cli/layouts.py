@@ -30,8 +30,8 @@ def layouts(file: File = None, as_json: Json = False, no_color: NoColor = False)
         else:
             print_text(text.rstrip("\n"), exact=True)
         return
-    found = api.list_layouts(file)
+    listing = api.list_layouts(file)
     if as_json:
-        print_json(found.to_json())
+        print_json(listing.to_json())
     else:
-        print_answer(found.to_text(), color=not no_color)
+        print_answer(listing.to_text(), color=not no_color)

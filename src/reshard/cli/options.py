@@ -34,11 +34,11 @@ def parse_nbytes(text: str) -> int:
 
     Raises: typer.BadParameter.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
-    if not found or (found[3] and not found[2]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    if not match or (match[3] and not match[2]):
         raise typer.BadParameter(f"{text!r} is not a size; write it like 5GB, 200MiB, or 1000000")
-    units = _BINARY_UNITS if found[3] else _UNITS
-    size = float(found[1]) * units[found[2]]
+    units = _BINARY_UNITS if match[3] else _UNITS
+    size = float(match[1]) * units[match[2]]
     if size >= _MOST_NBYTES:
         raise typer.BadParameter(f"{text[:24]!r} is too large")
     nbytes = int(size)
@@ -257,7 +257,7 @@ def takes(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     Args:  names: of `_SHARED`.
     """
 
-    def given(command: Callable[..., R]) -> Callable[..., R]:
+    def decorate(command: Callable[..., R]) -> Callable[..., R]:
         def run(**values: Any) -> R:
             shared = {name: values.pop(name) for name in names}
             return command(**values, options=_keywords(shared))
@@ -275,7 +275,7 @@ def takes(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run
 
-    return given
+    return decorate
 
 
 def _parameter(name: str, annotation: object, default: object) -> Parameter:

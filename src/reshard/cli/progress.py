@@ -18,7 +18,7 @@ EVERY_SECONDS = 20.0
 
 @contextmanager
 def show_progress(title: str, *, quiet: bool, color: bool) -> Iterator[OnProgress | None]:
-    """A function for `on_progress`; None where nothing is to be said.
+    """A function for `on_progress`; None to print nothing.
 
     Args:  color: whether a bar may have colours; `NO_COLOR` takes them too.
     """
@@ -41,7 +41,7 @@ class Lines:
         self._title = title
         self._say = say
         self._clock = clock
-        self._began = self._said = clock()
+        self._began = self._printed_at = clock()
         self._part = ""
 
     def __call__(self, progress: Progress) -> None:
@@ -49,9 +49,9 @@ class Lines:
         now = self._clock()
         if progress.title != self._part:
             self._part, self._began = progress.title, now
-        if now - self._said < EVERY_SECONDS:
+        if now - self._printed_at < EVERY_SECONDS:
             return
-        self._said = now
+        self._printed_at = now
         self._say(f"{progress.title or self._title}: {line(progress, now - self._began)}")
 
 
@@ -61,8 +61,8 @@ def line(progress: Progress, seconds: float) -> str:
     share = f" ({100 * done // total} %)" if total else ""
     text = f"{show_nbytes(done)} of {show_nbytes(total)}{share}"
     if done and seconds > 0:
-        left = (total - done) * seconds / done
-        text += f", {show_nbytes(round(done / seconds))}/s, {show_seconds(left)} left"
+        remaining = (total - done) * seconds / done
+        text += f", {show_nbytes(round(done / seconds))}/s, {show_seconds(remaining)} left"
     return text
 
 
@@ -83,17 +83,17 @@ def _bar(title: str, color: bool) -> Iterator[OnProgress]:
     text = TextColumn("{task.description}", markup=False)
     with Bar(text, BarColumn(), *columns, console=console, transient=True) as bar:
         tasks = {"": bar.add_task(title, total=None)}
-        shown = ""
+        current = ""
 
         def update(progress: Progress) -> None:
-            nonlocal shown
-            if progress.title != shown:
-                bar.update(tasks[shown], visible=False)
-                shown = progress.title
-                if shown not in tasks:
-                    tasks[shown] = bar.add_task(shown, total=None)
-                bar.update(tasks[shown], visible=True)
+            nonlocal current
+            if progress.title != current:
+                bar.update(tasks[current], visible=False)
+                current = progress.title
+                if current not in tasks:
+                    tasks[current] = bar.add_task(current, total=None)
+                bar.update(tasks[current], visible=True)
             done, total = progress.nbytes_done, progress.nbytes_total
-            bar.update(tasks[shown], completed=done, total=total)
+            bar.update(tasks[current], completed=done, total=total)
 
         yield update

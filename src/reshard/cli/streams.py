@@ -1,6 +1,6 @@
 """Standard output and error as they are: closed, full, or without a reader.
 
-What a command found is told by its exit code, whether or not anybody reads the rest.
+The exit code gives the result of a command, whether or not anybody reads its output.
 """
 
 from __future__ import annotations

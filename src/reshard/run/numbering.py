@@ -1,7 +1,7 @@
-"""Whose states are those of an optimizer that counts its parameters.
+"""Map the numbered states of an optimizer to the names of parameters.
 
 `Optimizer.state_dict()` numbers parameters group by group, in the order in which they were given.
-That order is the model's within every group; which parameters a group has is found by their shapes.
+That order is the model's within every group; the shapes tell which parameters a group has.
 Parameters that the optimizer does not have (frozen ones, buffers) are passed over. Names are given
 only where there is one way.
 Source: torch/optim/optimizer.py `Optimizer.state_dict` (torch 2.13).
@@ -47,8 +47,8 @@ def names_of_numbers(
         )
     if not is_ordered:
         return _by_shapes(numbers, shapes, parameters, where)
-    found = _ways([tuple(group) for group in groups], shapes, parameters)
-    if not found:
+    orders = _ways([tuple(group) for group in groups], shapes, parameters)
+    if not orders:
         stored = {shape for _, shape in parameters}
         alone = [number for number in numbers if shapes.get(number, ()) not in stored | {()}]
         why = "no order of the model's parameters fits the shapes of the states"
@@ -59,12 +59,12 @@ def names_of_numbers(
                 "has that shape; names are given by shapes, and factored states have others"
             )
         raise _unclear(where, why, helps=NAMES_ONLY if alone else _HELPS)
-    if len(found) > 1:
+    if len(orders) > 1:
         why = "several orders of the model's parameters fit the shapes"
-        raise _unclear(where, why, _difference(found, parameters))
+        raise _unclear(where, why, _difference(orders, parameters))
     return {
         number: name
-        for number, (name, _) in zip(found[0], parameters, strict=True)
+        for number, (name, _) in zip(orders[0], parameters, strict=True)
         if number is not None
     }
 
@@ -106,14 +106,14 @@ def _by_shapes(
     for number in numbers:
         shape = shapes.get(number)
         if shape not in by_shape:
-            alike = [name for name, other in parameters if shape in (None, other)]
-            shown = ", ".join(f"`{name}`" for name in alike[:4]) or "none"
-            more = f", or one of {len(alike) - 4} more" if len(alike) > 4 else ""
-            said = "no shape" if shape is None else f"shape {list(shape)}"
+            candidates = [name for name, other in parameters if shape in (None, other)]
+            names = ", ".join(f"`{name}`" for name in candidates[:4]) or "none"
+            more = f", or one of {len(candidates) - 4} more" if len(candidates) > 4 else ""
+            size = "no shape" if shape is None else f"shape {list(shape)}"
             raise _unclear(
                 where,
                 "the file of the weights sorts their names, so the model's order is not known",
-                f"number {number} has {said}: it may be {shown}{more}",
+                f"number {number} has {size}: it may be {names}{more}",
             )
         out[number] = by_shape[shape]
     if len(set(out.values())) != len(out):
@@ -157,21 +157,21 @@ def _ways(
             layer[state] = [step for step in steps if step[1] in alive]
         alive = {state for state, steps in layer.items() if steps}
     todo: list[tuple[tuple[int, ...], _Way]] = [(start, ())] if start in alive or not layers else []
-    found: list[_Way] = []
-    while todo and len(found) < 2:
-        state, chosen = todo.pop()
-        if len(chosen) == len(parameters):
-            found.append(chosen)
+    orders: list[_Way] = []
+    while todo and len(orders) < 2:
+        state, order = todo.pop()
+        if len(order) == len(parameters):
+            orders.append(order)
             continue
-        for given, new in layers[len(chosen)][state]:
-            todo.append((new, (*chosen, given)))
-    return found
+        for index, new in layers[len(order)][state]:
+            todo.append((new, (*order, index)))
+    return orders
 
 
-def _difference(found: Sequence[_Way], parameters: Sequence[tuple[str, Shape]]) -> str:
+def _difference(orders: Sequence[_Way], parameters: Sequence[tuple[str, Shape]]) -> str:
     """The first number that has two names."""
     first, second = (
-        {number: name for number, (name, _) in zip(way, parameters, strict=True)} for way in found
+        {number: name for number, (name, _) in zip(way, parameters, strict=True)} for way in orders
     )
     both = {number for number in (*first, *second) if number is not None}
     number = min(item for item in both if first.get(item) != second.get(item))
