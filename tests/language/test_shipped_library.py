@@ -7,12 +7,14 @@ are sorted here, and such a line says which ones come before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 
 import pytest
 
-from reshard.language import format_document, names, tree
+from reshard.language import check, format_document, names, parse, tree
 from reshard.language.expression import Binary, Expression, Unary, Variable
-from reshard.language.library import shipped
+from reshard.language.library import missing_models, shipped
 
 FAMILIES = {family.name: family for family in shipped()}
 
@@ -81,3 +83,22 @@ def test_what_a_family_means(name: str, golden: Callable[[str, str], None]) -> N
         out += [empty.removesuffix(" }"), *(f"    {line}" for line in sorted(said(block))), "}"]
     assert len(blocks) == len({block.name.text for block in blocks[1:]}) + 1
     golden(f"layouts/{name}.ucl", "\n".join(out) + "\n")
+
+
+TEXTS = sorted(
+    [
+        path
+        for folder in (files("reshard") / "layouts" / "files", files("reshard") / "layouts")
+        for path in folder.iterdir()
+        if path.name.endswith(".ucl") and path.name != "shared.ucl"  # it has no layout
+    ]
+    + [files("reshard") / "formats" / "megatron" / "description.ucl"],
+    key=lambda path: path.name,
+)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_what_ships_is_right(path: Traversable) -> None:
+    """It is not checked again at every start."""
+    document = parse(path.read_text(encoding="utf-8"), path.name)
+    assert check(document, models=missing_models(document)) == ()

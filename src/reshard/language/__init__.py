@@ -40,14 +40,15 @@ def load_layout(
     layout_name: str | None = None,
     *,
     models: Mapping[str, Model] = NO_MODELS,
+    is_checked: bool = False,
 ) -> Layout:
     """One layout of a UCL text, parsed, checked, and compiled.
 
     Args:  file_name: for messages.  layout_name: which layout; None for the only one.
            models: those that the text may refer to without declaring them; those that ship where
-           there are none.
+           there are none.  is_checked: the text ships, and the tests have checked it.
     Raises: syntax, unknown-layout, and everything that `check` finds wrong.
     """
     document = parse(text, file_name)
     known = models or missing_models(document)
-    return compile_layout(document, layout_name, models=known)
+    return compile_layout(document, layout_name, models=known, is_checked=is_checked)

@@ -50,12 +50,13 @@ class Family:
 
     @property
     def layouts(self) -> Mapping[str, Layout]:
-        """Every layout, checked and compiled.
+        """Every layout, compiled; those of the user are checked before, what ships by its tests.
 
         Raises: everything that `check` finds wrong.
         """
         if not self._made:
-            self._made.update(compile_layouts(self.document))
+            is_shipped = self.text is not None
+            self._made.update(compile_layouts(self.document, is_checked=is_shipped))
         return self._made
 
     def layout(self, name: str) -> Layout:

@@ -26,7 +26,7 @@ def descriptions() -> Mapping[str, Layout]:
     out = {}
     for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if item.name.endswith(".ucl"):
-            layout = load_layout(item.read_text(encoding="utf-8"), item.name)
+            layout = load_layout(item.read_text(encoding="utf-8"), item.name, is_checked=True)
             out[layout.name] = layout
     return MappingProxyType(out)
 

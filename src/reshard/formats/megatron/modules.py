@@ -49,7 +49,8 @@ _BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean"
 def description() -> Layout:
     """The layout of Megatron's modules."""
     folder = resources.files("reshard").joinpath("formats", "megatron")
-    return load_layout(folder.joinpath("description.ucl").read_text("utf-8"), "description.ucl")
+    text = folder.joinpath("description.ucl").read_text("utf-8")
+    return load_layout(text, "description.ucl", is_checked=True)
 
 
 @cache
