@@ -174,7 +174,7 @@ def weights_only(inventory: Inventory, condition: str = "") -> Diagnostic | None
         return None
     return Diagnostic(
         "deepspeed-no-states",
-        "the source has no optimizer states, so weights alone are written",
+        "there are no optimizer states to write, so weights alone are written",
         "warning",
         notes=("the optimizer starts anew",),
         helps=(f"load it {condition}",) if condition else (),
