@@ -149,9 +149,9 @@ def test_what_the_checkpoint_says_otherwise_is_written_and_told() -> None:
     assert config_of("back")["max_position_embeddings"] == 64
     [warning] = [x for x in done.report.warnings if x.code == "model-config-changed"]
     assert warning.render() == (
-        "warning[model-config-changed]: `config.json` says otherwise than the checkpoint\n"
+        "warning[model-config-changed]: `config.json` and the checkpoint disagree\n"
         "  = note: `max_position_embeddings`: 64 is written, the file says 32\n"
-        "  = help: the checkpoint's own values are written; see which of the two is right"
+        "  = help: the checkpoint's values are written; check which of the two is right"
     )
 
 

@@ -305,8 +305,7 @@ def test_what_was_left_is_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
         with pytest.raises(reshard.ReshardError) as caught:
             reshard.inspect(path)
         assert str(caught.value) == (
-            f"error[unfinished-output]: `{path}` is what a conversion left that did not come to "
-            "its end\n"
+            f"error[unfinished-output]: `{path}` is the output of an unfinished conversion\n"
             "  = help: run its command again to go on from there, or remove the folder"
         )
 

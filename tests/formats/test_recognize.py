@@ -81,7 +81,7 @@ def test_a_file_of_a_checkpoint(tmp_path: Path) -> None:
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     assert _message(tmp_path, tmp_path) == [
-        "error[unknown-source]: `...` is no checkpoint that is known",
+        "error[unknown-source]: `...` is not a known checkpoint format",
         *LOOKED_FOR,
         "  = note: the folder is empty",
     ]
@@ -91,7 +91,7 @@ def test_checkpoints_below(tmp_path: Path) -> None:
     for number in range(6):
         _touch(tmp_path, f"checkpoint-{number}/global_step1/mp_rank_00_model_states.pt")
     assert _message(tmp_path, tmp_path) == [
-        "error[unknown-source]: `...` is no checkpoint that is known",
+        "error[unknown-source]: `...` is not a known checkpoint format",
         *LOOKED_FOR,
         "  = help: give one of the checkpoints inside: `.../checkpoint-0`, `.../checkpoint-1`, "
         "`.../checkpoint-2`, `.../checkpoint-3`, and 2 more",
@@ -117,7 +117,7 @@ def test_a_folder_inside_of_a_checkpoint(tmp_path: Path) -> None:
 def test_a_universal_checkpoint_that_lost_its_manifest_and_its_layout(tmp_path: Path) -> None:
     _touch(tmp_path, "model.safetensors.index.json", "exp_avg.safetensors.index.json")
     assert _message(tmp_path, tmp_path) == [
-        "error[unknown-source]: `...` is no checkpoint that is known",
+        "error[unknown-source]: `...` is not a known checkpoint format",
         *LOOKED_FOR,
         "  = note: it has files of optimizer states as a universal checkpoint has them, but no "
         "`manifest.json`: the manifest was lost, or not copied",

@@ -129,10 +129,10 @@ def _brought_up(
     _merge(new, changed)
     warning = Diagnostic(
         "model-config-changed",
-        "`config.json` says otherwise than the checkpoint",
+        "`config.json` and the checkpoint disagree",
         level="warning",
         notes=tuple(notes),
-        helps=("the checkpoint's own values are written; see which of the two is right",),
+        helps=("the checkpoint's values are written; check which of the two is right",),
     )
     return _json(new), (warning,)
 
@@ -347,9 +347,9 @@ def _main_dtype(weights: Iterable[Whole]) -> DType:
 def _absent(arrangement: Arrangement) -> Diagnostic:
     layout = arrangement.layout
     if layout.model is None:
-        why = f"the source has none, and layout `{layout.name}` says nothing of the model"
+        why = f"the source has none, and layout `{layout.name}` states no model"
     else:
-        why = f"the source has none, and layout `{layout.name}` does not say its `model_type`"
+        why = f"the source has none, and layout `{layout.name}` does not state its `model_type`"
     return Diagnostic(
         "no-model-config",
         "no `config.json` is written",
@@ -363,7 +363,7 @@ def _unknown(missing: Iterable[str]) -> Diagnostic:
     listed = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
     return Diagnostic(
         "incomplete-model-config",
-        "`config.json` does not say all that the source does not tell either",
+        "`config.json` is incomplete, and the source does not record the missing values",
         level="warning",
         notes=(f"without a value: {listed}", "transformers takes its own defaults for them"),
         helps=("look them up in the configuration of the run, and write them into the file",),

@@ -52,7 +52,7 @@ def _recognized(path: Path) -> str:
 def _unfinished(path: Path) -> ReshardError:
     return source_error(
         "unfinished-output",
-        f"`{path}` is what a conversion left that did not come to its end",
+        f"`{path}` is the output of an unfinished conversion",
         helps=["run its command again to go on from there, or remove the folder"],
     )
 
@@ -117,7 +117,7 @@ def _unknown(path: Path) -> ReshardError:
     elif entries and not told:
         helps = ["describe its files in a layout, and give that with `--layout FILE.ucl`"]
     return source_error(
-        "unknown-source", f"`{path}` is no checkpoint that is known", notes=notes, helps=helps
+        "unknown-source", f"`{path}` is not a known checkpoint format", notes=notes, helps=helps
     )
 
 

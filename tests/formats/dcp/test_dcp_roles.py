@@ -208,8 +208,8 @@ def test_factored_states_are_kept_as_found(tmp_path: Path) -> None:
     assert {"optim.state.w.row_var", "optim.state.w.col_var"} <= _keys(tmp_path / "out")
     warnings = [item for item in reshard.inspect(source).oddities if item.code == "kept-as-is"]
     assert [item.render() for item in warnings] == [
-        "warning[kept-as-is]: optimizer states `row_var`, `col_var` cannot be cut anew, and are "
-        "kept as found\n"
+        "warning[kept-as-is]: optimizer states `row_var`, `col_var` cannot be resharded, and are "
+        "kept unchanged\n"
         "  = note: it has neither the shape of its parameter nor one number (Adafactor keeps rows "
         "and columns)\n"
         "  = note: first `optim.state.w.row_var`\n"

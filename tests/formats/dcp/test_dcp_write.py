@@ -170,7 +170,7 @@ def test_settings_that_the_source_does_not_tell(tmp_path: Path) -> None:
     assert (group["lr"], group["weight_decay"], group["fused"]) == (0.5, 0.01, None)
     [warning] = made.report.warnings
     assert warning.render() == (
-        "warning[dcp-defaults]: the source does not tell all hyper-parameters of the optimizer\n"
+        "warning[dcp-defaults]: the source does not record all hyper-parameters of the optimizer\n"
         "  = note: written: `betas` as (0.9, 0.999), `eps` as 1e-08, `weight_decay` as 0.01, "
         "`amsgrad` as False, `foreach` as None, `maximize` as False, "
         "`capturable` as False, `differentiable` as False, `fused` as None, "
@@ -234,12 +234,12 @@ def test_torchtitan_finds_all_that_it_asks_for(fixture_checkpoint: Find, tmp_pat
     assert path == ("optimizer", "state.norm.weight.exp_avg")
     assert reshard.open(tmp_path / "out").training.iteration == 2
     assert [item.render() for item in made.report.warnings] == [
-        "warning[dcp-defaults]: the source does not tell all hyper-parameters of the optimizer\n"
+        "warning[dcp-defaults]: the source does not record all hyper-parameters of the optimizer\n"
         "  = note: written: `initial_lr` as `lr`\n"
         "  = note: PyTorch's loader asks for every one that the optimizer of the run has, and "
         "takes it over\n"
         "  = help: set them in the param groups again after loading",
-        "warning[titan-counters]: the source does not tell all counters that torchtitan resumes "
+        "warning[titan-counters]: the source does not record all counters that torchtitan resumes "
         "with\n"
         "  = note: written: `train_state.ntokens_seen` as 0\n"
         "  = help: state the step with `torchtitan:step=N` where it is not known",

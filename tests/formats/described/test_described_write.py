@@ -99,7 +99,7 @@ def test_what_each_rank_keeps_at_another_mesh(tmp_path: Path) -> None:
             "warning[training-left]: the target has other ranks than the source, and each rank of "
             "it kept values\n"
             f"  = note: {note}\n"
-            "  = help: set them anew where the run goes on, such as random states"
+            "  = help: set them again where the run continues, such as random states"
         )
 
 
@@ -337,7 +337,7 @@ def test_what_the_source_does_not_tell(tmp_path: Path) -> None:
     with pytest.raises(ReshardError) as caught:
         reshard.convert(tmp_path / "w.pt", tmp_path / "out", f"{text}:tp=1")
     assert str(caught.value).replace(str(tmp_path), "...") == (
-        "error[no-place]: the source does not tell `iteration`, which rank0.pt has\n"
+        "error[no-place]: the source does not record `iteration`, which rank0.pt has\n"
         " --> .../x.ucl:6:9\n"
         "  |\n"
         '6 |         run iteration = "step"\n'

@@ -294,7 +294,7 @@ def test_a_step_is_asked_for() -> None:
         reshard.inspect("model", step="3")
     assert str(caught.value) == (
         "error[unknown-step]: model has no step `3`\n"
-        "  = note: a model folder holds the weights of one step, and does not say of which\n"
+        "  = note: a model folder contains the weights of one step, and does not record which\n"
         "  = help: leave `--step` out"
     )
 

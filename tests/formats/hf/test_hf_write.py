@@ -170,7 +170,7 @@ def test_a_type_that_safetensors_does_not_have() -> None:
     data = safetensors({"w": np.zeros(1, np.uint8).repeat(16)}, kinds={"w": ("C128", [1])})
     Path("model/model.safetensors").write_bytes(data)
     assert refused(names="source") == (
-        "error[tensor-dtype]: no safetensors file that others read can hold `w` in C128\n"
+        "error[tensor-dtype]: no safetensors file that other programs read can store `w` in C128\n"
         "  = help: convert to `universal`, which reshard itself reads"
     )
 
@@ -302,7 +302,7 @@ def test_weights_of_a_run_that_has_only_masters(fixture_checkpoint: Fixture) -> 
     assert found == truth(case)
     assert [item.render() for item in done.report.warnings] == [
         "warning[no-model-config]: no `config.json` is written\n"
-        "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
+        "  = note: the source has none, and layout `deepspeed` states no model\n"
         "  = help: put that of the model into the folder; transformers cannot load without it",
         "warning[weights-of-masters]: 21 tensors are written from the optimizer's master weights\n"
         "  = note: the source stores no other weights of them\n"
@@ -340,7 +340,7 @@ def test_sizes_that_only_a_person_knows(fixture_checkpoint: Fixture) -> None:
     assert str(caught.value) == (
         "error[no-model-config]: transformers needs a `config.json`, and the source does not "
         "record enough to write one\n"
-        "  = note: the source has none, and layout `deepspeed` says nothing of the model\n"
+        "  = note: the source has none, and layout `deepspeed` states no model\n"
         "  = note: this looks like model `llama`, but not all of its sizes can be inferred\n"
         "  = note: kv * q * two * half = 40, from dimension 0 of "
         "`model.layers.0.self_attn.q_proj.weight`, shape [40, 40] "

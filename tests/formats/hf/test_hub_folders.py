@@ -368,7 +368,8 @@ def test_a_set_without_index_that_holds_a_tensor_twice_is_refused() -> None:
         name = f"model-{number:05}-of-00002.safetensors"
         Path("source", name).write_bytes(safetensors({"w": counted(2)}))
     assert refused(Path("source"), "universal") == (
-        "error[index-mismatch]: two files of source hold `w`, and no index says which one counts\n"
+        "error[index-mismatch]: two files of source contain `w`, and no index states which one to "
+        "use\n"
         "  = note: it is in `model-00001-of-00002.safetensors` and in "
         "`model-00002-of-00002.safetensors`\n"
         "  = help: copy the index of the set too"

@@ -52,7 +52,7 @@ def test_the_set_that_is_not_read_is_listed() -> None:
 def test_a_set_of_other_names_and_types_is_told() -> None:
     folder({"a": A.astype(np.float16), "c": B})
     assert warned() == (
-        "warning[second-weights]: `pytorch_model.bin` does not hold the same weights as "
+        "warning[second-weights]: `pytorch_model.bin` does not contain the same weights as "
         "`model.safetensors`, which is read\n"
         "  = note: only in `model.safetensors`: `b`\n"
         "  = note: only in `pytorch_model.bin`: `c`\n"
@@ -67,7 +67,7 @@ def test_other_bytes_are_noticed_by_a_check() -> None:
     model = folder({"a": A, "b": B + 1})
     assert warned() == ""
     text = (
-        "warning[second-weights]: `pytorch_model.bin` does not hold the same weights as "
+        "warning[second-weights]: `pytorch_model.bin` does not contain the same weights as "
         "`model.safetensors`, which is read\n"
         "  = note: other bytes in both: `b`\n"
         "  = note: transformers reads safetensors files where a folder has both\n"

@@ -87,7 +87,7 @@ def test_a_folder_without_its_manifest_is_incomplete(folder: Path) -> None:
     assert detect(folder)
     assert refused(folder) == (
         "error[incomplete-universal]: ckpt has no `manifest.json`, "
-        "so it is not a whole universal checkpoint\n"
+        "so it is not a complete universal checkpoint\n"
         "  = note: the manifest is written last, when everything else is there\n"
         "  = help: copy the folder again, or convert its source again"
     )

@@ -52,7 +52,7 @@ class Settings:
         return (
             Diagnostic(
                 "dcp-defaults",
-                "the source does not tell all hyper-parameters of the optimizer",
+                "the source does not record all hyper-parameters of the optimizer",
                 "warning",
                 notes=(
                     f"written: {listed}",

@@ -66,7 +66,7 @@ def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
     return (
         Diagnostic(
             "kept-as-is",
-            f"optimizer {word} {listed} cannot be cut anew, and {verb} kept as found",
+            f"optimizer {word} {listed} cannot be resharded, and {verb} kept unchanged",
             level="warning",
             notes=(
                 "it has neither the shape of its parameter nor one number "

@@ -88,7 +88,7 @@ def _warnings(assumed: Mapping[str, int], *, has_loader: bool) -> list[Diagnosti
         out.append(
             Diagnostic(
                 "titan-counters",
-                "the source does not tell all counters that torchtitan resumes with",
+                "the source does not record all counters that torchtitan resumes with",
                 "warning",
                 notes=(f"written: {listed}",),
                 helps=("state the step with `torchtitan:step=N` where it is not known",),

@@ -280,7 +280,7 @@ def _unnamed_file(rule: FileRule) -> ReshardError:
 def _no_fact(entry: Entry, path: str) -> ReshardError:
     return target_error(
         "no-place",
-        f"the source does not tell `{entry.names[0]}`, which {path} has",
+        f"the source does not record `{entry.names[0]}`, which {path} has",
         helps=["write `optional` behind it if it may be missing"],
         primary=_label(entry.span, "not known"),
     )

@@ -142,7 +142,7 @@ class Facts:
                 "the target has other ranks than the source, and each rank of it kept values",
                 level="warning",
                 notes=tuple(notes),
-                helps=("set them anew where the run goes on, such as random states",),
+                helps=("set them again where the run continues, such as random states",),
             )
 
 

@@ -41,7 +41,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         raise source_error(
             "unknown-step",
             f"{path} has no step `{step}`",
-            notes=["a model folder holds the weights of one step, and does not say of which"],
+            notes=["a model folder contains the weights of one step, and does not record which"],
             helps=["leave `--step` out"],
         )
     path = snapshot_of(path)

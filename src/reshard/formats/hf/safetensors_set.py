@@ -76,7 +76,7 @@ def _refuse_twice(root: Path, held: Mapping[str, tuple[str, ...]]) -> None:
             if name in first:
                 raise source_error(
                     "index-mismatch",
-                    f"two files of {root} hold `{name}`, and no index says which one counts",
+                    f"two files of {root} contain `{name}`, and no index states which one to use",
                     notes=[f"it is in `{first[name]}` and in `{file}`"],
                     helps=["copy the index of the set too"],
                 )

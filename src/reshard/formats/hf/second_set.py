@@ -165,7 +165,7 @@ def _are_same(
 def _warning(read: str, second: str, notes: Sequence[str]) -> Diagnostic:
     return Diagnostic(
         CODE,
-        f"`{second}` does not hold the same weights as `{read}`, which is read",
+        f"`{second}` does not contain the same weights as `{read}`, which is read",
         level="warning",
         notes=(*notes, "transformers reads safetensors files where a folder has both"),
         helps=("remove the set that is out of date; `--check` and `verify` compare the bytes",),

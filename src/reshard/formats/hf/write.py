@@ -117,7 +117,8 @@ def _check(arrangement: Arrangement, weights: Sequence[Whole]) -> None:
         if item.dtype == DType.C128:
             raise target_error(
                 "tensor-dtype",
-                f"no safetensors file that others read can hold `{item.name}` in {item.dtype}",
+                f"no safetensors file that other programs read can store `{item.name}` in "
+                f"{item.dtype}",
                 helps=["convert to `universal`, which reshard itself reads"],
             )
 

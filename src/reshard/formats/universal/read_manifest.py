@@ -88,7 +88,7 @@ def _bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise source_error(
             "incomplete-universal",
-            f"{path} has no `manifest.json`, so it is not a whole universal checkpoint",
+            f"{path} has no `manifest.json`, so it is not a complete universal checkpoint",
             notes=["the manifest is written last, when everything else is there"],
             helps=["copy the folder again, or convert its source again"],
         ) from None
