@@ -232,24 +232,65 @@ def made(case: str, folder: Path) -> tuple[Path, str, Path]:
 @pytest.mark.parametrize("case", CASES)
 def test_a_family_that_does_not_ship_goes_to_ranks_and_back(case: str, tmp_path: Path) -> None:
     source, target, layout = made(case, tmp_path / "hf")
+    weights = read(source / "model.safetensors")
     reshard.convert(source, tmp_path / "ranks", target, layout=layout)
     back = tmp_path / "back"
     reshard.convert(tmp_path / "ranks", back, "hf", layout=layout)
-    assert read(back / "model.safetensors") == read(source / "model.safetensors")
+    assert read(back / "model.safetensors") == weights
 
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_arguments_of_megatron_alone_tell_the_model(case: str, tmp_path: Path) -> None:
-    source, target, layout = made(case, tmp_path / "hf")
-    reshard.convert(source, tmp_path / "ranks", target, layout=layout)
+    # The arguments of Megatron alone tell the model, too.
     (tmp_path / "ranks" / "release" / "config.json").unlink()
-    back = tmp_path / "back"
-    reshard.convert(tmp_path / "ranks", back, "hf", layout=layout)
-    assert read(back / "model.safetensors") == read(source / "model.safetensors")
-    told = json.loads((back / "config.json").read_text())
-    stated = CASES[case][1]
+    again = tmp_path / "again"
+    reshard.convert(tmp_path / "ranks", again, "hf", layout=layout)
+    assert read(again / "model.safetensors") == weights
+    told = json.loads((again / "config.json").read_text())
     told.pop("torch_dtype")
-    assert told == stated
+    assert told == CASES[case][1]
+
+
+def settings_left(case: str, folder: Path, config: dict[str, object]) -> tuple[str, ...]:
+    """What a warning lists that Megatron cannot store."""
+    source, target, layout = made(case, folder / "hf")
+    (source / "config.json").write_text(json.dumps(config))
+    done = reshard.convert(source, folder / "ranks", target, layout=layout)
+    found = [item for item in done.report.warnings if item.code == "model-facts-left"]
+    return found[0].notes if found else ()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "notes"),
+    [
+        (
+            ["sliding_attention", "full_attention"] * 2,
+            (
+                '`layer_types` is ["sliding_attention", "full_attention", "sliding_attention",...',
+                "`sliding_window` is 128",
+            ),
+        ),
+        (["full_attention"] * 4, ()),
+        (["sliding_attention"] * 4, ()),
+        (
+            ["chunked_attention"] * 4,
+            ('`layer_types` is ["chunked_attention", "chunked_attention", "chunked_attentio...',),
+        ),
+    ],
+)
+def test_what_each_layer_attends_to_is_a_setting(
+    kinds: list[str], notes: tuple[str, ...], tmp_path: Path
+) -> None:
+    config = GPTOSS | {"layer_types": kinds, "sliding_window": 128}
+    assert settings_left("gpt-oss", tmp_path, config) == notes
+
+
+def test_of_a_group_of_settings_those_that_are_left_are_listed(tmp_path: Path) -> None:
+    text = {**LLAVA["text_config"], "clip_qkv": 8, "use_cache": False, "rope_scaling": None}
+    vision = {**LLAVA["vision_config"], "hidden_act": "quick_gelu"}
+    config = LLAVA | {"text_config": text, "vision_config": vision, "other_config": {"depth": 3}}
+    assert settings_left("llava", tmp_path, config) == (
+        "`text_config.clip_qkv` is 8",
+        '`vision_config.hidden_act` is "quick_gelu"',
+        '`other_config` is {"depth": 3}',
+    )
 
 
 CHOICE = """

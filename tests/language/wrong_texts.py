@@ -194,4 +194,14 @@ SHORT_EDITS: tuple[tuple[str, str, str], ...] = (
     ),
     ("105-axis-of-a-weight-with-bias", "wq[n d, h] with bias", "wq[n dd, h] with bias"),
     ("106-inherited-fault", "norm1[h] when te", "norm1[hh] when te"),
+    (
+        "107-config-backwards-of-an-expression",
+        "config num_hidden_layers = args.num_layers",
+        "config args.num_layers = num_hidden_layers or 4",
+    ),
+    (
+        "108-config-without-equals",
+        "config num_hidden_layers = args.num_layers",
+        "config num_hidden_layers args.num_layers",
+    ),
 )

@@ -6,6 +6,7 @@ configuration is there and complete, and the command that is printed ends with 0
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import replace
@@ -54,7 +55,7 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
             headline="the source does not record all values that the model's `config.json` needs",
             level="error",
             notes=item.notes[:1],
-            helps=(_CONFIG, "or state the missing values, e.g. `--set NAME=NUMBER`", _ON_PURPOSE),
+            helps=(_CONFIG, _statement(item), _ON_PURPOSE),
         )
     notes = list(item.notes)
     for other in unsolved:
@@ -68,6 +69,13 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
         notes=tuple(notes),
         helps=(*helps, _ON_PURPOSE),
     )
+
+
+def _statement(item: Diagnostic) -> str:
+    """How to state the first of the values that are missing."""
+    missing = re.findall(r"`([^`]+)`", item.notes[0])
+    others = " and likewise the others" if len(missing) > 1 else ""
+    return f"or state it with `--set {missing[0]}=NUMBER`{others}"
 
 
 def next_step(

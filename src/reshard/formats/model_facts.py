@@ -194,14 +194,37 @@ def changing_keys(config: Mapping[str, object], used: Collection[str]) -> dict[s
                 f"{key}.{name}" not in used and item != _PLAIN_ROPE.get(name)
                 for name, item in value.items()
             )
+        elif key == "layer_types":
+            is_read = not kind.default or "sliding_window" in kind.default
+            changes = is_read and _is_mixed(value)
         elif key in WINDOW:
             changes = key == "sliding_window" and window_of(config) is not None
+        elif isinstance(value, Mapping) and (inner := _inside(key, used)):
+            known = kind.default.get(key)
+            usual = known if isinstance(known, Mapping) else {}
+            for name, item in changing_keys(value, inner).items():
+                if name not in usual or not _alike(item, usual[name]):
+                    out[f"{key}.{name}"] = item
+            continue
         else:
             plain = kind.plain.get(key, kind.default.get(key))
             changes = not (_alike(value, plain) or (plain is None and not value))
         if changes:
             out[key] = value
     return out
+
+
+def _inside(key: str, used: Collection[str]) -> set[str]:
+    """The names that are accounted for inside a group of settings."""
+    return {name.removeprefix(f"{key}.") for name in used if name.startswith(f"{key}.")}
+
+
+def _is_mixed(kinds: object) -> bool:
+    """Whether layers attend to different things; the window says it where they are alike."""
+    alike = ("full_attention", "sliding_attention")
+    return not isinstance(kinds, list) or not any(
+        all(item == kind for item in kinds) for kind in alike
+    )
 
 
 def _alike(one: object, other: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 
 from reshard.language import tree
@@ -54,17 +54,35 @@ def check_names(faults: Faults, document: tree.Document, vocabulary: Collection[
                     ],
                     once=name,
                 )
+    new: list[Variable] = []
     for name, variable in unknown.items():
         close = get_close_matches(name.rpartition(".")[2], vocabulary, 1, 0.8)
-        faults.add(
-            "unknown-name",
-            f"`{name}` is in no configuration that is known here",
-            variable.span,
-            "the checkpoint must tell it",
-            notes=["it needs a value from the checkpoint's configuration or from `--set`"],
-            helps=[f"did you mean `{close[0]}`?"] if close else [],
-            level="warning",
-        )
+        if close:
+            _add_unknown(faults, (variable,), [f"did you mean `{close[0]}`?"])
+        else:
+            new.append(variable)
+    if new:
+        _add_unknown(faults, new, [])
+
+
+def _add_unknown(faults: Faults, unknown: Sequence[Variable], helps: list[str]) -> None:
+    """Warn of names that nobody knows, at the first of them."""
+    first, count = unknown[0], len(unknown)
+    headline = f"`{first.name}` is in no configuration that is known here"
+    note = "it needs a value from the checkpoint's configuration or from `--set`"
+    if count > 1:
+        listed = ", ".join(f"`{item.name}`" for item in unknown)
+        headline = f"{count} names are in no configuration that is known here: {listed}"
+        note = "they need values from the checkpoint's configuration or from `--set`"
+    faults.add(
+        "unknown-name",
+        headline,
+        first.span,
+        "the checkpoint must tell it",
+        notes=[note],
+        helps=helps,
+        level="warning",
+    )
 
 
 def _meant(name: str, mesh: Collection[str], vocabulary: Collection[str]) -> str | None:

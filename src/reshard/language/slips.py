@@ -125,7 +125,9 @@ def _backwards(stop: Stop) -> Slip:
     begin = len(stop.text[: stop.at]) - len(re.search(r"\w*$", stop.text[: stop.at])[0])  # type: ignore[index]
     path = re.match(r"[\w.]+", stop.text[begin:])
     end = begin + len(path[0]) if path else stop.at + 1
-    right = f"config {found[2]} = {found[1]}" if found else "config hidden_size = args.hidden_size"
+    name = stop.text[begin:end]
+    left = found[2] if found else name.rpartition(".")[2] or "NAME"
+    right = f"config {left} = {name}"
     return Slip(
         "the left side of `config` is a name of the model's, without dots",
         "a name of the framework's configuration",
@@ -277,6 +279,11 @@ def _comma(stop: Stop) -> Slip | None:
     if closest(stop.word, words) is not None:
         return None
     last = re.search(r"(\w+)\s*$", stop.text[: stop.at])
+    path = re.match(r"[\w.]+", stop.text[stop.at :])
+    if stop.keyword == "config" and path and "." in path[0]:
+        return Slip(
+            "`=` is missing after the name", "`=` belongs before this", f"write `= {path[0]}`"
+        )
     return Slip(
         "names are separated by commas",
         "a comma belongs before this",

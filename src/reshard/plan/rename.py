@@ -13,7 +13,7 @@ from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
-from reshard.language.expression import Expression, names, to_text
+from reshard.language.expression import Expression, config_value, names, to_text
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -79,6 +79,22 @@ def atom_sizes(arrangement: Arrangement) -> dict[str, int]:
     return sizes
 
 
+def _stated_sizes(
+    layout: Layout, settings: Mapping[str, float], values: Mapping[str, object]
+) -> dict[str, object]:
+    """Sizes that only the user states, and by what the layout's framework calls them."""
+    assert layout.model is not None
+    own = {*values, *layout.config, *model_names(layout.model)}
+    given = {name: value for name, value in settings.items() if name not in own}
+    out = {}
+    for name, expression in layout.config.items():
+        if values.get(name) is None and {*names(expression)} & given.keys():
+            value = config_value(expression, given)
+            if value is not None:
+                out[name] = value
+    return out
+
+
 class _Renamer:
     """One renaming: the facts that every rule needs."""
 
@@ -99,6 +115,7 @@ class _Renamer:
         for name in _of_padding(arrangement.layout):
             known.pop(name, None)
             values.pop(name, None)
+        values |= _stated_sizes(layout, settings, values)
         self._values = {**values, **settings}
         env.update(known)
         env.update(self._values)

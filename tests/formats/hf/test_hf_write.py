@@ -271,11 +271,21 @@ def test_what_a_configuration_lacks_must_be_said() -> None:
         "`config.json` needs\n"
         "  = note: without a value: `rope_theta`\n"
         "  = help: give the model's `config.json` with `--config DIR`\n"
-        "  = help: or state the missing values, e.g. `--set NAME=NUMBER`\n"
+        "  = help: or state it with `--set rope_theta=NUMBER`\n"
         "  = help: `--names source` writes only the tensors, under their present names"
     )
-    settings = {"has_bias": 1, "epsilon": 3, "theta": 5}
-    reshard.convert("model", "out", "hf", **asked, settings=settings)
+    assert refused(**asked, settings={"has_bias": 1}).splitlines()[1:4] == [
+        "  = note: without a value: `norms.eps`, `rope_theta`",
+        "  = help: give the model's `config.json` with `--config DIR`",
+        "  = help: or state it with `--set norms.eps=NUMBER` and likewise the others",
+    ]
+
+
+@pytest.mark.parametrize("sizes", [{"epsilon": 3, "theta": 5}, {"norms.eps": 3, "rope_theta": 5}])
+def test_a_value_is_stated_by_the_name_of_either_side(sizes: dict[str, float]) -> None:
+    toy(bias=True)
+    asked: dict[str, Any] = {"layout": "toy.ucl", "layout_name": "run"}
+    reshard.convert("model", "out", "hf", **asked, settings={"has_bias": 1, **sizes})
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "biased"
     assert (config["norms"], config["rope_theta"]) == ({"eps": 3}, 5)
