@@ -99,7 +99,7 @@ def _message(function: Callable[..., object], *args: object, **options: object) 
         ({"framework": "jax"}, "`framework` is 'jax'", '"torch" or "numpy"'),
         ({"on_drift": "last"}, "`on_drift` is 'last'", '"error", "average" or "first"'),
         ({"settings": {"heads": "4"}}, "`settings` is {'heads': '4'}",
-         "a mapping of names to finite numbers of at most 64 bits"),
+         "a mapping of names to finite numbers of at most 64 bits or None"),
         ({"places": [1]}, "`places` is [1]", "a str, or a list of them"),
         ({"states": 1}, "`states` is 1", "a str, or a list of kinds of state"),
         ({"model": 1}, "`model` is 1", "a str"),

@@ -147,14 +147,16 @@ def _rank(value: object) -> dict[str, int]:
     return {_text(axis): _number(index) for axis, index in value.items()}
 
 
-def _settings(value: object) -> dict[str, float]:
+def _settings(value: object) -> dict[str, float | None]:
     if not isinstance(value, Mapping):
         raise _UnfitError
     return {_text(name): _setting(number) for name, number in value.items()}
 
 
-def _setting(value: object) -> float:
-    """A whole number, a real one, or a condition: 1 and 0."""
+def _setting(value: object) -> float | None:
+    """A whole number, a real one, a condition (1 and 0), or None for what has no value."""
+    if value is None:
+        return None
     if isinstance(value, float):
         if not isfinite(value):
             raise _UnfitError
@@ -199,7 +201,7 @@ _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     **dict.fromkeys(("max_memory", "max_file_size", "sample"), _A_COUNT),
     **dict.fromkeys(("places", "leave_out", "via"), _SOME_TEXTS),
     "threads": (f"a whole number from 1 to {MAX_THREADS}", _threads),
-    "settings": ("a mapping of names to finite numbers of at most 64 bits", _settings),
+    "settings": ("a mapping of names to finite numbers of at most 64 bits or None", _settings),
     "rank": ("a mapping of mesh axes to whole numbers of at most 64 bits", _rank),
     "states": ("a str, or a list of kinds of state", _states),
     "on_drift": _one_of("error", "average", "first"),

@@ -161,7 +161,7 @@ def open_checkpoint(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     model: str | None = None,
     names: str | None = None,
 ) -> Checkpoint:

@@ -73,7 +73,7 @@ class CutRows:
 
 
 def cut_rows(
-    catalog: Catalog, arrangement: Arrangement, settings: Mapping[str, float]
+    catalog: Catalog, arrangement: Arrangement, settings: Mapping[str, float | None]
 ) -> CutRows | None:
     """The rows that settings cut from tensors; None where they cut nothing.
 
@@ -99,7 +99,7 @@ def cut_rows(
     return CutRows(own, tuple(boxes), said) if boxes else None
 
 
-def _said(arrangement: Arrangement, settings: Mapping[str, float]) -> tuple[str, ...]:
+def _said(arrangement: Arrangement, settings: Mapping[str, float | None]) -> tuple[str, ...]:
     """Settings that give the size of an axis which has padding."""
     model = arrangement.layout.model
     if model is None:
@@ -111,4 +111,6 @@ def _said(arrangement: Arrangement, settings: Mapping[str, float]) -> tuple[str,
         if axis in model.axes and (size := model.axes[axis].size) is not None
         for name in names(size)
     }
-    return tuple(f"{name}={value}" for name, value in settings.items() if name in sizes)
+    return tuple(
+        f"{name}={value}" for name, value in settings.items() if name in sizes and value is not None
+    )

@@ -78,7 +78,7 @@ def diff(
     *,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     model: str | None = None,
     names: str | None = None,
     states: str | Iterable[str] = "all",

@@ -169,7 +169,7 @@ def inspect(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     check: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Inspection:

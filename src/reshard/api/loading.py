@@ -66,7 +66,7 @@ def load(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     model: str | None = None,
     names: str | None = None,
     places: Iterable[str] = (),

@@ -53,7 +53,7 @@ def find_model(
     *,
     model: str | None = None,
     extra: Sequence[Family] = (),
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
 ) -> Modelled:
     """The one layout of all that are known that a checkpoint is in.
 
@@ -94,7 +94,7 @@ def find_model(
 
 
 def find_own(
-    catalog: Catalog, families: Sequence[Family], settings: Mapping[str, float] | None
+    catalog: Catalog, families: Sequence[Family], settings: Mapping[str, float | None] | None
 ) -> Modelled:
     """The one layout of a user's families that a checkpoint is in.
 
@@ -105,7 +105,7 @@ def find_own(
 
 
 def fitted(
-    catalog: Catalog, layout: Layout, settings: Mapping[str, float] | None
+    catalog: Catalog, layout: Layout, settings: Mapping[str, float | None] | None
 ) -> tuple[Catalog, Layout]:
     """A checkpoint with the facts that its names tell under a layout, and the layout with the
     uneven cuts that the checkpoint states; both as they are where the names do not follow it.
@@ -123,7 +123,7 @@ def _fitted(
     asked: Sequence[Family],
     model: str | None,
     kind: str | None,
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | None],
 ) -> Modelled:
     """The one layout that a catalog is in.
 
@@ -166,7 +166,7 @@ def _fitted(
     return Modelled(catalog, item.layout, found[0].family)
 
 
-def _has_shapes(item: Fit, catalog: Catalog, settings: Mapping[str, float]) -> bool:
+def _has_shapes(item: Fit, catalog: Catalog, settings: Mapping[str, float | None]) -> bool:
     """Whether tensors may have the shapes that a layout gives them, and not only the names.
 
     Sizes that nothing tells contradict no shape: such a layout stays one of those that fit.
@@ -196,7 +196,7 @@ def rename_to(
     mesh: Mapping[str, int],
     *,
     instead: str = "",
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     places: Mapping[str, Placement] | None = None,
 ) -> Arrangement:
     """The same numbers in the names of another layout.

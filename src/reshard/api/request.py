@@ -38,7 +38,7 @@ class Request:
     step: str | None = None
     layout: PathLike | None = None
     layout_name: str | None = None
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float | None] = field(default_factory=dict)
     model: str | None = None
     names: str | None = None
     places: tuple[str, ...] = ()
@@ -77,7 +77,10 @@ class Request:
         pairs = [
             ("--step", self.step),
             ("--layout", layout),
-            *(("--set", f"{name}={value}") for name, value in self.settings.items()),
+            *(
+                ("--set", f"{name}={'null' if value is None else value}")
+                for name, value in self.settings.items()
+            ),
             ("--model", self.model),
             ("--dtype", self.dtype),
             ("--config", None if self.config is None else str(self.config)),

@@ -56,7 +56,7 @@ def roundtrip(
     step: str | None = None,
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     model: str | None = None,
     states: str | Iterable[str] = "all",
     on_drift: OnDrift = "error",

@@ -57,7 +57,7 @@ class Naming:
     instead: str = ""
     into: Layout | None = None
     mesh: Mapping[str, int] = field(default_factory=dict)
-    facts: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, float | None] = field(default_factory=dict)
     keep: Keep = "never"
     alike: Collection[str] = ()
 
@@ -204,7 +204,7 @@ def _modelled(
     catalog: Catalog,
     model: str | None,
     extra: Sequence[Family],
-    settings: Mapping[str, float] | None,
+    settings: Mapping[str, float | None] | None,
     names: str | None,
     keep: Keep,
 ) -> Modelled | None:
@@ -235,7 +235,7 @@ def _is_cut_otherwise(error: ReshardError) -> bool:
 
 
 def _joined(
-    chosen: Layout, catalog: Catalog, settings: Mapping[str, float] | None
+    chosen: Layout, catalog: Catalog, settings: Mapping[str, float | None] | None
 ) -> Arrangement | None:
     """The whole tensors that the checkpoint's own layout joins, read through that of the model;
     None where that does not say more.

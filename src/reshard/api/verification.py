@@ -128,7 +128,7 @@ def verify(
     states: str | Iterable[str] = "all",
     layout: PathLike | None = None,
     layout_name: str | None = None,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
     model: str | None = None,
     names: str | None = None,
     step: str | None = None,

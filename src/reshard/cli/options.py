@@ -47,15 +47,15 @@ def parse_nbytes(text: str) -> int:
     return nbytes
 
 
-def parse_settings(items: list[str] | None) -> dict[str, float]:
+def parse_settings(items: list[str] | None) -> dict[str, float | None]:
     """`--set name=value` pairs.
 
     Raises: typer.BadParameter.
     """
-    out: dict[str, float] = {}
+    out: dict[str, float | None] = {}
     for item in items or ():
         name, equals, value = item.partition("=")
-        words = {"true": 1, "false": 0}
+        words = {"true": 1, "false": 0, "null": None}
         if not equals or not name:
             raise typer.BadParameter(f"{item!r} is not NAME=NUMBER", param_hint="'--set'")
         if name in out:
@@ -130,7 +130,7 @@ _SETTINGS = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=NUMBER",
-        help="Set or override a model size, e.g. vocab_size=50257.",
+        help="Set or override a model size, e.g. vocab_size=50257; null for no value.",
     ),
 ]
 _MODEL_NAME = Annotated[

@@ -112,7 +112,8 @@ def _brought_up(
             known[name] = Variable(name)
     for name, expression in known.items():
         value = values.get(name)
-        if value is None or not any(True for _ in names(expression)):
+        is_nothing = value is None and name in values and said.get(name) is not None
+        if (value is None and not is_nothing) or not any(True for _ in names(expression)):
             continue
         old = said.get(name, else_said.get(name))
         if _is_same(old, value) or (old is None and value is False):
@@ -295,7 +296,9 @@ def _missing(arrangement: Arrangement, kind: Kind | None, told: dict[str, object
         key = next(iter(names(expression)), name)
         if key in told:
             continue
-        if name not in without or "." in key:
+        if name in arrangement.values or key in arrangement.values:
+            assign(_place(expression, {}), None, told)  # the user states that it has no value
+        elif name not in without or "." in key:
             missing.append(key)
         elif kind is None or key in kind.nullable:
             told[key] = None  # transformers' own way to say that a model goes without

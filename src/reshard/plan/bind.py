@@ -29,7 +29,7 @@ from reshard.run.states import EXTRA
 
 
 def bind(
-    layout: Layout, catalog: Catalog, *, settings: Mapping[str, float] | None = None
+    layout: Layout, catalog: Catalog, *, settings: Mapping[str, float | None] | None = None
 ) -> Arrangement:
     """The arrangement of a catalog under a layout.
 
@@ -48,7 +48,8 @@ def bind(
     if layout.model is None:
         groups = bind_free(layout, matched, mesh, env)
     else:
-        groups = bind_model(layout, matched, mesh, env, settings or {})
+        stated = {name for name, value in (settings or {}).items() if value is not None}
+        groups = bind_model(layout, matched, mesh, env, stated)
     for group in groups:
         builder.add(group)
     for tensor in catalog.tensors:
@@ -57,7 +58,7 @@ def bind(
     return builder.finish()
 
 
-def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, float]) -> dict[str, int]:
+def _mesh(layout: Layout, catalog: Catalog, settings: Mapping[str, float | None]) -> dict[str, int]:
     """The mesh of the source: what the checkpoint tells, and what the layout states."""
     mesh = dict(catalog.mesh)
     env = environment(layout, catalog, mesh, settings)

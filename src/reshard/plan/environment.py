@@ -10,7 +10,7 @@ from reshard.plan.catalog import Catalog
 
 
 def environment(
-    layout: Layout, catalog: Catalog, mesh: Mapping[str, int], settings: Mapping[str, float]
+    layout: Layout, catalog: Catalog, mesh: Mapping[str, int], settings: Mapping[str, float | None]
 ) -> dict[str, object]:
     """Every name with its value; later wins: configuration, `config` lines, mesh, settings.
 

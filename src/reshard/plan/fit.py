@@ -45,7 +45,7 @@ class Fit:
 def fit(
     layout: Layout,
     catalog: Catalog,
-    settings: Mapping[str, float],
+    settings: Mapping[str, float | None],
     stored: StoredNames | None = None,
 ) -> Fit | None:
     """The layout with the facts under which it is that of a checkpoint; None if there are none.

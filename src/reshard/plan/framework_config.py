@@ -95,7 +95,8 @@ def _merge(out: dict[str, object], more: Mapping[str, object]) -> None:
 
 def _is_so(alternative: Expression, layout: Layout, values: Mapping[str, object]) -> bool:
     """Whether all that an alternative says of the model itself is so."""
-    env = {**dict.fromkeys(_own_names(layout), False), **values}
+    known = {name: value for name, value in values.items() if value is not None}
+    env = {**dict.fromkeys(_own_names(layout), False), **known}
     return all(
         constant(part, env) is True
         for part in operands("and", alternative)

@@ -44,7 +44,7 @@ def lay_out(
     mesh: Mapping[str, int],
     *,
     copied: Collection[str] = ("pp", "tp"),
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
 ) -> tuple[LaidTensor, ...]:
     """Every local tensor of every coordinate, in the order of the source's tensors.
 
@@ -73,14 +73,15 @@ class _Layer:
         arrangement: Arrangement,
         mesh: Mapping[str, int],
         copied: Collection[str],
-        settings: Mapping[str, float],
+        settings: Mapping[str, float | None],
     ) -> None:
         self._arrangement = arrangement
         self._layout = arrangement.layout
         self._mesh = mesh
         self._copied = copied
         env = environment(arrangement.layout, arrangement.catalog, mesh, settings)
-        self._env = {**env, **arrangement.values, **mesh, **settings}
+        stated = {name: value for name, value in settings.items() if value is not None}
+        self._env = {**env, **arrangement.values, **mesh, **stated}
 
     def tensors(self, bound: Bound) -> Iterator[LaidTensor]:
         """Every local tensor of one whole tensor."""

@@ -39,7 +39,7 @@ def cut_tensors(
     arrangement: Arrangement,
     layout: Layout,
     mesh: Mapping[str, int],
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
 ) -> dict[str, list[CutTensor]]:
     """Every tensor of every coordinate, by the name of the whole tensor.
 

@@ -39,7 +39,7 @@ def rename(
     layout: Layout,
     mesh: Mapping[str, int],
     *,
-    settings: Mapping[str, float] | None = None,
+    settings: Mapping[str, float | None] | None = None,
 ) -> Arrangement:
     """The same atoms and stored parts, with the whole tensors of another layout.
 
@@ -80,7 +80,7 @@ def atom_sizes(arrangement: Arrangement) -> dict[str, int]:
 
 
 def _stated_sizes(
-    layout: Layout, settings: Mapping[str, float], values: Mapping[str, object]
+    layout: Layout, settings: Mapping[str, float | None], values: Mapping[str, object]
 ) -> dict[str, object]:
     """Sizes that only the user states, and by what the layout's framework calls them."""
     assert layout.model is not None
@@ -103,7 +103,7 @@ class _Renamer:
         arrangement: Arrangement,
         layout: Layout,
         mesh: Mapping[str, int],
-        settings: Mapping[str, float],
+        settings: Mapping[str, float | None],
     ) -> None:
         self._source = arrangement
         self._layout = layout
@@ -116,7 +116,8 @@ class _Renamer:
             known.pop(name, None)
             values.pop(name, None)
         values |= _stated_sizes(layout, settings, values)
-        self._values = {**values, **settings}
+        self._values = {**settings, **values}
+        self._values |= {name: value for name, value in settings.items() if value is not None}
         env.update(known)
         env.update(self._values)
         env.update({axis: mesh.get(axis, 1) for axis in (*layout.mesh, *arrangement.mesh)})

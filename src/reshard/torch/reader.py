@@ -64,7 +64,7 @@ class ReshardReader(StorageReader):
         layout: str | os.PathLike[str] | None = None,
         layout_name: str | None = None,
         model: str | None = None,
-        settings: Mapping[str, float] | None = None,
+        settings: Mapping[str, float | None] | None = None,
         model_keys: Iterable[str] = ("", "model"),
         optimizer_keys: Iterable[str] = ("optim", "optimizer"),
         on_drift: OnDrift = "error",

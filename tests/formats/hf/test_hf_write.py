@@ -13,6 +13,7 @@ import pytest
 from model_folders import counted, safetensors, sharded
 
 import reshard
+from reshard.cli import main
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError
 from reshard.storage.torch_writer import NewStorage, NewTensor
@@ -289,6 +290,44 @@ def test_a_value_is_stated_by_the_name_of_either_side(sizes: dict[str, float]) -
     config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
     assert config["model_type"] == "biased"
     assert (config["norms"], config["rope_theta"]) == ({"eps": 3}, 5)
+
+
+@pytest.mark.parametrize("key", ["theta", "rope_theta"])
+def test_that_a_setting_has_no_value_is_stated(key: str) -> None:
+    toy(bias=True)
+    asked: dict[str, Any] = {"layout": "toy.ucl", "layout_name": "run"}
+    reshard.convert(
+        "model", "out", "hf", **asked, settings={"has_bias": 1, "epsilon": 3, key: None}
+    )
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert (config["norms"], config["rope_theta"]) == ({"eps": 3}, None)
+    assert reshard.verify(
+        "model", "out", **asked, settings={"has_bias": 1, "epsilon": 3, key: None}
+    )
+    # What the file says otherwise does not win without a word.
+    other = {**asked, "layout_name": "hf_biased"}
+    Path("out/config.json").write_text(json.dumps(config | {"rope_theta": 7}), encoding="utf-8")
+    done = reshard.convert("out", "again", "hf", **other, settings={"theta": None})
+    [warning] = done.report.warnings
+    assert warning.notes == ("`rope_theta`: null is written, the file says 7",)
+    config = json.loads(Path("again/config.json").read_text(encoding="utf-8"))
+    assert config["rope_theta"] is None
+
+
+def test_no_value_is_stated_on_the_command_line() -> None:
+    toy(bias=True)
+    stated = ["has_bias=1", "epsilon=3", "theta=null"]
+    options = ["--layout", "toy.ucl#run", *(word for item in stated for word in ("--set", item))]
+    assert main(["convert", "model", "out", "--to", "hf", *options]) == 0
+    assert json.loads(Path("out/config.json").read_text(encoding="utf-8"))["rope_theta"] is None
+
+
+def test_a_size_of_the_tensors_stays_where_none_is_stated() -> None:
+    toy(bias=True)
+    settings = {"has_bias": 1, "epsilon": 3, "theta": 5, "width": None, "num_layers": None}
+    reshard.convert("model", "out", "hf", layout="toy.ucl", layout_name="run", settings=settings)
+    config = json.loads(Path("out/config.json").read_text(encoding="utf-8"))
+    assert (config["width"], config["n_layer"]) == (3, 2)
 
 
 def truth(case: Path) -> dict[str, bytes]:
