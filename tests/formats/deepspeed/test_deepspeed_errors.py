@@ -418,6 +418,30 @@ def expert_without_file(path: Path) -> Path:
 
 
 @scenario
+def last_experts_without_files(path: Path) -> Path:
+    run = Run(path, GROUPS, model={"num_experts": [2, 4]})
+    folder = run.write()
+    for layer, expert in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        name = f"m.{layer}.deepspeed_moe.experts.deepspeed_experts.{expert}.w"
+        file = f"layer_{layer}_expert_{expert}_mp_rank_00_model_states.pt"
+        save(run.folder / file, {name: floats([1.0])})
+    return folder
+
+
+@scenario
+def layer_of_experts_without_files(path: Path) -> Path:
+    return Run(path, GROUPS, model={"num_experts": [2]}).write()
+
+
+@scenario
+def stage_3_ranks_with_other_parameters(path: Path) -> Path:
+    run = Run(path, GROUPS, stage=3)
+    root = list(run.models.values())[1]
+    root["param_shapes"] = [{"w": (3, 4), "c": (5,)}]
+    return run.write()
+
+
+@scenario
 def experts_out_of_order(path: Path) -> Path:
     placement = {"ranks": [{"rank": 0, "experts": [0, 2]}, {"rank": 1, "experts": [1, 3]}]}
     layer = {

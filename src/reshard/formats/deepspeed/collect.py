@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.deepspeed.experts import (
+    check_expert_files,
     expert_modules,
     experts_together,
     fused_layers,
@@ -115,7 +116,8 @@ def _weights(
     out.expert_layers.update(dict.fromkeys(expert_modules(experts)))
     if source.fused:
         yield from fused_weights(source.fused, experts, coord)
-    elif experts:
+    else:
+        check_expert_files(source.folder, first.root, mp_rank)
         yield from native_weights(experts, source.expert_size, source.ep_axis, coord)
 
 

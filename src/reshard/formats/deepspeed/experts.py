@@ -242,6 +242,41 @@ def read_experts(
     return out
 
 
+def check_expert_files(folder: Folder, model: Node, mp_rank: int) -> None:
+    """Refuse weights of DeepSpeed's own MoE that lack the file of an expert.
+
+    `num_experts` lists how many each layer has, in the order of the layers' numbers.
+
+    Args:  model: the root of the model file of the mp rank.
+    Raises: ReshardError[missing-rank-file].
+    """
+    found: dict[int | None, set[int]] = {}
+    for layer, expert, mp in folder.experts:
+        if mp == mp_rank:
+            found.setdefault(layer, set()).add(expert)
+    wanted = {layer: max(members) + 1 for layer, members in found.items()}
+    node = model.get("num_experts")
+    listed = node is not None and isinstance(node.value, (list, tuple)) and None not in found
+    stated = [item.integer() for item in node.items()] if node is not None and listed else []
+    for layer, count in enumerate(stated):
+        wanted[layer] = max(wanted.get(layer, 0), count)
+    for layer, count in wanted.items():
+        members = found.get(layer, set())
+        missing = [expert for expert in range(count) if expert not in members]
+        if missing:
+            known = isinstance(layer, int) and layer < len(stated)
+            raise source_error(
+                "missing-rank-file",
+                f"expert {missing[0]} of MoE layer {layer} has no file",
+                notes=[
+                    f"{len(members)} experts have one, `num_experts` in {model.file} says {count}"
+                    if known
+                    else f"{len(members)} experts have one, the highest number is {max(members)}"
+                ],
+                helps=["copy the files `layer_*_expert_*` of all ranks"],
+            )
+
+
 def expert_modules(experts: Experts) -> Iterator[str]:
     """The module that each numbered layer of experts belongs to."""
     for _, members in sorted(experts.items(), key=lambda item: item[0] or 0):
@@ -258,17 +293,9 @@ def native_weights(
 
     Args:  size: from a name to the expert-parallel size of its layer.
            axis: from such a size to the axis of the mesh.
-    Raises: ReshardError[missing-rank-file | unsupported-experts].
+    Raises: ReshardError[unsupported-experts].
     """
     for layer, members in experts.items():
-        missing = [expert for expert in range(max(members) + 1) if expert not in members]
-        if missing:
-            raise source_error(
-                "missing-rank-file",
-                f"expert {missing[0]} of MoE layer {layer} has no file",
-                notes=[f"{len(members)} experts have one, the highest number is {max(members)}"],
-                helps=["copy the files `layer_*_expert_*` of all ranks"],
-            )
         ep = max((size(name) for own in members.values() for name in own), default=1)
         if len(members) % ep:
             raise unsupported_experts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from reshard.errors import source_error
@@ -161,6 +162,29 @@ def _check_counters(models: Mapping[Rank, ModelFile]) -> None:
                     notes=[f"`{key}` is {wanted} in the one and {found} in the other"],
                     helps=["copy the files of one step into a folder of their own"],
                 )
+    for (_, mp_rank), model in models.items():
+        _check_shapes(models[0, mp_rank], model)
+
+
+def _check_shapes(first: ModelFile, model: ModelFile) -> None:
+    """The data-parallel ranks of stage 3 must state the same parameters, in one order."""
+    stated, others = (
+        [(name, shape) for own in item.param_shapes or () for name, shape in own.items()]
+        for item in (first, model)
+    )
+    if stated == others:
+        return
+    pairs = zip_longest(stated, others, fillvalue=("no parameter", ()))
+    one, other = next((a, b) for a, b in pairs if a != b)
+    raise source_error(
+        "mixed-runs",
+        f"{first.file} and {model.file} are not of one run",
+        notes=[
+            f"`param_shapes` of the one has `{one[0]}` {list(one[1])} where that of the other has "
+            f"`{other[0]}` {list(other[1])}"
+        ],
+        helps=["copy the files of one run into a folder of their own"],
+    )
 
 
 def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
