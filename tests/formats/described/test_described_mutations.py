@@ -383,3 +383,29 @@ def test_every_statement_is_obeyed(name: str, tmp_path: Path) -> None:
         if all(seen(check) == known for check, known in zip(checks, whole, strict=True)):
             idle.append(statement)
     assert not idle
+
+
+def test_a_second_optimizer_is_named(tmp_path: Path) -> None:
+    """One is read; a run that goes on without the other would not be the run."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    names = list(NET)
+    parts = [{n: NET[n] for n in names[:1]}, {n: NET[n] for n in names[1:]}]
+    tree = {
+        "state_dict": dict(NET),
+        "optimizer_states": [numbered(part, [list(part)]) for part in parts],
+        "lr_schedulers": [{"last_epoch": 3}, {"last_epoch": 4}],
+        "global_step": 4,
+    }
+    write_tree(folder / "last.ckpt", tree)
+    for target in ("universal", "dcp"):
+        done = reshard.convert(folder, tmp_path / target, target)
+        assert done.report.warnings[0].render() == (
+            "warning[other-optimizers]: last.ckpt has 2 optimizers, and the states of one are "
+            "read\n"
+            "  = note: not read: `optimizer_states[1]`\n"
+            "  = note: parameters that only the others train are taken to be frozen\n"
+            "  = note: a universal checkpoint keeps the others as they are; other targets "
+            "lack them\n"
+            "  = help: go on training from the source; `--states weights` converts the weights"
+        )

@@ -23,7 +23,9 @@ from reshard.storage.kept import Keeper, encode, fingerprint
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
-_ITERATION, _GROUPS, _CONFIG = "iteration", "param_groups", "config"
+PARAM_GROUPS = "param_groups"
+"""The fact of a layout that places the param groups."""
+_ITERATION, _CONFIG = "iteration", "config"
 _NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 
@@ -57,7 +59,7 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
     for name, leaf in _agreed(walked).items():
         if name == _ITERATION:
             iteration = _whole_number(leaf)
-        elif name == _GROUPS:
+        elif name == PARAM_GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
             state[name] = keeper.leaf_setting(leaf, leaf.file.name.text)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.described import NAME
 from reshard.formats.described.boxes import COPY
-from reshard.formats.described.facts import read_config, read_facts
+from reshard.formats.described.facts import PARAM_GROUPS, read_config, read_facts
 from reshard.formats.described.files import find_files
 from reshard.formats.described.states import put_together
-from reshard.formats.described.walk import walk_files
+from reshard.formats.described.tree import Where, listed, show
+from reshard.formats.described.walk import Walked, walk_files
 from reshard.language.layout import Layout
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
@@ -56,9 +57,47 @@ def read_described(
         frozen=states.frozen,
         files=tuple(walked.files),
         left=(*walked.left, *states.left),
-        oddities=tuple(replace(item, level="warning") for item in states.withheld),
+        oddities=(
+            *(replace(item, level="warning") for item in states.withheld),
+            *_other_optimizers(walked),
+        ),
         withheld=states.withheld,
     )
+
+
+def _other_optimizers(walked: Walked) -> list[Diagnostic]:
+    """A warning where a file has a list of optimizers, and the layout reads one of them."""
+    read: dict[str, set[Where]] = {}
+    for leaf in walked.of("states", "run"):
+        where = _of_list(leaf.where)
+        if where and (leaf.entry.role == "states" or PARAM_GROUPS in leaf.entry.names):
+            read.setdefault(leaf.file.path, set()).add(where)
+    others: dict[str, dict[Where, None]] = {}
+    for leaf in walked.of("keep"):
+        where = _of_list(leaf.where)
+        known = read.get(leaf.file.path, set())
+        if where not in known and any(where[:-1] == one[:-1] for one in known):
+            others.setdefault(leaf.file.path, {})[where] = None
+    return [
+        Diagnostic(
+            code="other-optimizers",
+            level="warning",
+            headline=f"{file} has {len(found) + 1} optimizers, and the states of one are read",
+            notes=(
+                f"not read: {listed([f'`{show(where)}`' for where in found])}",
+                "parameters that only the others train are taken to be frozen",
+                "a universal checkpoint keeps the others as they are; other targets lack them",
+            ),
+            helps=("go on training from the source; `--states weights` converts the weights",),
+        )
+        for file, found in others.items()
+    ]
+
+
+def _of_list(where: Where) -> Where:
+    """The item of a list that a place lies in; nothing where it lies in none."""
+    ends = [index for index, at in enumerate(where) if at.is_item]
+    return where[: ends[0] + 1] if ends else ()
 
 
 def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
