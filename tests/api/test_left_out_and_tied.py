@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,26 @@ def test_two_names_with_other_values_are_refused(tmp_path: Path) -> None:
         reshard.convert(model, tmp_path / "out", "universal", layout=file, names="other")
     print(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("moe_ep2_dp2_z1_fp32", "lin.bias"),
+        ("autotp_tp2_dp2_z1_fp32", "model.norm.weight"),
+        ("megatron_untied_tp2_pp2", "*linear_qkv*"),
+    ],
+)
+def test_an_excluded_tensor_may_be_all_that_a_derived_rule_is_of(
+    case: str, name: str, fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = fixture_checkpoint(case)
+    folder = folder / "ckpt" if (folder / "ckpt").exists() else folder
+    before = reshard.open(folder).parameters
+    done = reshard.convert(folder, tmp_path / "out", "universal", leave_out=[name])
+    assert "keys-left" in [item.code for item in done.report.warnings]
+    after = reshard.open(tmp_path / "out").parameters
+    gone = [item for item in before if item not in after]
+    assert gone
+    assert all(name.strip("*") in item for item in gone)
+    assert reshard.verify(folder, tmp_path / "out", leave_out=[name]).ok

@@ -139,7 +139,24 @@ def leave_out(catalog: Catalog, reasons: Mapping[str, str]) -> Catalog:
         training=catalog.training.with_params(
             lambda names: [name for name in names if name not in reasons]
         ),
+        layout=_needing_less(catalog, reasons),
     )
+
+
+def _needing_less(catalog: Catalog, names: Mapping[str, str]) -> Layout:
+    """The layout that was derived from the names, for which the excluded ones may be missing.
+
+    A layout of a model stays as it is: what the model needs is not for the names to say.
+    """
+    layout = catalog.layout
+    if layout.model is not None:
+        return layout
+    excluded = {index for name in names for index, _ in layout.matches(name)}
+    rules = (
+        replace(rule, optional=True) if index in excluded else rule
+        for index, rule in enumerate(layout.rules)
+    )
+    return replace(layout, rules=tuple(rules)) if excluded else layout
 
 
 def with_prefixes(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Catalog]:
