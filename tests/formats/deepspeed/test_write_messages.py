@@ -11,6 +11,7 @@ from deepspeed_forge import Run, Tensor, floats
 from deepspeed_oracle import arrange
 from deepspeed_targets import arranged, prepared, with_framework
 
+import reshard
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.deepspeed.read import read
@@ -323,4 +324,18 @@ def test_experts_that_deepspeed_would_not_load(fixture_checkpoint: Open) -> None
         "error[deepspeed-experts]: DeepSpeed has no stage 3 for experts of `deepspeed.moe`\n"
         "  = note: `moe1.deepspeed_moe.experts.deepspeed_experts.0.a.weight` is one of them\n"
         "  = help: choose `zero=1` or `zero=2`"
+    )
+
+
+def test_layers_of_experts_that_are_whole_on_every_rank(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = fixture_checkpoint("run_mixed_z1") / "ckpt"
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "out", "deepspeed:zero=1,dp=4,ep=4")
+    assert str(caught.value) == (
+        "error[deepspeed-experts]: experts that every rank has cannot be shared by 4 ranks\n"
+        "  = note: `moes.0.deepspeed_moe.experts.deepspeed_experts.0.a.weight` is one of them; the "
+        "source does not cut its layer\n"
+        "  = help: choose `ep=1`, or convert to `universal`"
     )

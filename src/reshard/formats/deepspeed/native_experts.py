@@ -266,6 +266,15 @@ class Experts:
             )
         for name in self._numbered:
             axis = expert_axis(self._arrangement, name)
-            count = 1 if axis is None else self._arrangement.bound[name].cuts[axis].size
+            if axis is None:
+                if options.ep > 1:
+                    raise target_error(
+                        "deepspeed-experts",
+                        f"experts that every rank has cannot be shared by {options.ep} ranks",
+                        notes=[f"`{name}` is one of them; the source does not cut its layer"],
+                        helps=["choose `ep=1`, or convert to `universal`"],
+                    )
+                continue
+            count = self._arrangement.bound[name].cuts[axis].size
             if count % options.ep:
                 raise _unshared(count, options.ep, name)
