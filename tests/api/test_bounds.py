@@ -56,7 +56,9 @@ def test_a_bound_of_memory_counts_the_plan_too(tmp_path: Path) -> None:
         )
         return done.returncode, int(done.stdout), done.stderr
 
-    code, _, told = convert(90_000_000)  # enough for the buffers, and not for the plan
+    code, used, told = convert(1_000_000)
+    assert code == 5
+    code, _, told = convert(used)  # enough for what refused it, and not for the plan
     assert code == 5
     assert told.startswith("error[memory-bound]: this conversion needs more than ")
     assert "the lists of 2,500 tensors need that much; no plan was made" in told

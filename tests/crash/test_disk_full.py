@@ -107,6 +107,7 @@ def limited(source: Path, dst: Path, nbytes: int) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # it would be cut short, too
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes)),
     )
 

@@ -227,10 +227,16 @@ def rename_to(
             return rename(arrangement, layout, mesh, settings=settings)
         except ReshardError as error:
             problems.append(error)
-    stacked = all(item.code == "indexed-atom" for item in problems[0].diagnostics)
-    if stacked and instead in family.layout_names:
+            if name in exact and _is_stacked(error):
+                break  # it is of this model; only the way it writes layers does not serve
+    if _is_stacked(problems[0]) and instead in family.layout_names:
         return rename_to(arrangement, family, instead, mesh, settings=settings, places=places)
     raise problems[0]
+
+
+def _is_stacked(error: ReshardError) -> bool:
+    """Whether a layout would stack layers that are of two kinds."""
+    return all(item.code == "indexed-atom" for item in error.diagnostics)
 
 
 def candidates(catalog: Catalog, families: Sequence[Family]) -> Iterator[Catalog]:

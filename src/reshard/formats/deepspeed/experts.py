@@ -262,12 +262,12 @@ def check_expert_files(folder: Folder, model: Node, mp_rank: int) -> None:
         wanted[layer] = max(wanted.get(layer, 0), count)
     for layer, count in wanted.items():
         members = found.get(layer, set())
-        missing = [expert for expert in range(count) if expert not in members]
-        if missing:
+        missing = next((expert for expert in range(count) if expert not in members), None)
+        if missing is not None:
             known = isinstance(layer, int) and layer < len(stated)
             raise source_error(
                 "missing-rank-file",
-                f"expert {missing[0]} of MoE layer {layer} has no file",
+                f"expert {missing} of MoE layer {layer} has no file",
                 notes=[
                     f"{len(members)} experts have one, `num_experts` in {model.file} says {count}"
                     if known
