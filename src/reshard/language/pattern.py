@@ -304,9 +304,9 @@ def _instead(said: str) -> str:
     if several and not re.search(r"\b(?:over|as|local)\b", several[1]):
         axes = re.findall(_WORD, several[1])
         return (
-            "an index is of one axis: declare an axis of the model that counts through "
-            f"{' and '.join(f'`{axis}`' for axis in axes)}, and write its name here, as in "
-            "`axis n = num_attention_heads` and `{n}`"
+            "an index is of one axis: declare one that counts through "
+            f"{' and '.join(f'`{axis}`' for axis in axes)}, as in `axis n = num_attention_heads`, "
+            "give the model's tensor this axis in their place, and write `{n}`"
         )
     axis = re.match(_WORD, said)
     if axis and re.fullmatch(rf"{_WORD}\s*:.*", said):
