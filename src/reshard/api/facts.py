@@ -93,6 +93,27 @@ def _framework(layout: Layout) -> str:
     return layout.name
 
 
+def _check_rotary_bases(config: Mapping[str, object]) -> None:
+    """Refuse two bases of rotary positions that differ: only one of them is the model's.
+
+    Raises: ReshardError[other-facts].
+    """
+    rope = config.get("rope_parameters")
+    used = rope.get("rope_theta") if isinstance(rope, Mapping) else None
+    other = config.get("rope_theta")
+    if used is None or other is None or used == other:
+        return
+    raise layout_error(
+        "other-facts",
+        "the source's `config.json` states two bases of rotary positions",
+        notes=[
+            f"`rope_theta` is {_shown(other)}",
+            f"`rope_parameters.rope_theta` is {_shown(used)}, which transformers 5 uses",
+        ],
+        helps=["remove the one that the model was not trained with from `config.json`"],
+    )
+
+
 class _Source:
     """What a framework's own configuration of a model says.
 
@@ -123,6 +144,8 @@ class _Source:
 
         Raises: ReshardError[other-facts].
         """
+        if self._framework == "transformers":
+            _check_rotary_bases(self._stated)
         if self._table is None:
             return ()
         used = self._used()

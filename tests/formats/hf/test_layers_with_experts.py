@@ -92,3 +92,23 @@ def test_layers_that_are_listed_one_by_one_keep_their_names(tmp_path: Path) -> N
     done = reshard.convert(tmp_path / "universal", tmp_path / "back", "hf")
     assert done.next_step.startswith("transformers loads it")
     assert reshard.verify(source, tmp_path / "back").ok
+
+
+def test_two_rotary_bases_that_differ_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 700.0}
+    source = folder(tmp_path / "hf", [True] * 4, rope_theta=500.0, rope_parameters=rope)
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert(source, tmp_path / "out", "megatron:tp=2")
+    assert str(caught.value) == (
+        "error[other-facts]: the source's `config.json` states two bases of rotary positions\n"
+        "  = note: `rope_theta` is 500.0\n"
+        "  = note: `rope_parameters.rope_theta` is 700.0, which transformers 5 uses\n"
+        "  = help: remove the one that the model was not trained with from `config.json`"
+    )
+    assert not (tmp_path / "out").exists()
+    reshard.convert(source, tmp_path / "hf2", "hf")
+    assert (tmp_path / "hf2" / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    same = folder(tmp_path / "same", [True] * 4, rope_parameters=rope | {"rope_theta": 10000.0})
+    reshard.convert(same, tmp_path / "ranks", "megatron:tp=2")
+    args = loaded(tmp_path / "ranks" / "release" / "mp_rank_00" / "model_optim_rng.pt")["args"]
+    assert args.state[0]["rotary_base"] == 10000.0
