@@ -68,24 +68,11 @@ def bias_of(
     def of_bias(word: tree.Word) -> tree.Word:
         return tree.Word(biases[word.text], rule.bias_span)
 
-    def term(item: tree.TermTree) -> tree.TermTree:
-        if isinstance(item, tree.ProductTerm):
-            return replace(item, factors=tuple(map(term, item.factors)))
-        if isinstance(item, tree.SumTerm):
-            return replace(
-                item,
-                parts=tuple(
-                    replace(part, label=part.label and of_bias(part.label), term=term(part.term))
-                    for part in item.parts
-                ),
-            )
-        return item
-
     return replace(
         rule,
         pattern=name,
         atom=None if rule.atom is None else of_bias(rule.atom),
-        dims=tuple(term(item) for item in rule.dims if is_left(item)),
+        dims=tuple(_with_words(item, of_bias) for item in rule.dims if is_left(item)),
         bias=False,
         trivia=tree.NO_TRIVIA,
     )
@@ -244,6 +231,30 @@ def tied(statements: Collection[tree.LayoutStatement]) -> list[tree.LayoutStatem
     return out
 
 
+def _with_words(
+    item: tree.TermTree,
+    label: Callable[[tree.Word], tree.Word],
+    axis: Callable[[tree.Word], tree.Word] = lambda name: name,
+) -> tree.TermTree:
+    """A term whose parts have other labels, and whose axes other names."""
+    if isinstance(item, tree.ProductTerm):
+        factors = tuple(_with_words(factor, label, axis) for factor in item.factors)
+        return replace(item, factors=factors)
+    if isinstance(item, tree.SumTerm):
+        return replace(
+            item,
+            parts=tuple(
+                replace(
+                    part,
+                    label=part.label and label(part.label),
+                    term=_with_words(part.term, label, axis),
+                )
+                for part in item.parts
+            ),
+        )
+    return replace(item, name=axis(item.name))
+
+
 # ---- other names ---------------------------------------------------------------------------------
 
 
@@ -254,17 +265,7 @@ def with_names(item: Statement, rename: Rename) -> Statement:
         return replace(name, text=rename(name.text))
 
     def term(item: tree.TermTree) -> tree.TermTree:
-        if isinstance(item, tree.ProductTerm):
-            return replace(item, factors=tuple(map(term, item.factors)))
-        if isinstance(item, tree.SumTerm):
-            return replace(
-                item,
-                parts=tuple(
-                    replace(part, label=part.label and word(part.label), term=term(part.term))
-                    for part in item.parts
-                ),
-            )
-        return replace(item, name=word(item.name))
+        return _with_words(item, word, word)
 
     changed: tree.LayoutStatement = with_variables(item, rename)
     if isinstance(changed, tree.PlaceStatement):
