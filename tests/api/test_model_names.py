@@ -8,11 +8,11 @@ from math import prod
 
 import pytest
 
-from reshard.api.naming import find_model, rename_to
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.language import load_layout
 from reshard.language.library import families
+from reshard.models.find import find_model, rename_to
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
 from reshard.plan.lay_out import lay_out

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from made_models import TEXT, MadeModel
-from reshard.api.naming import find_model
 from reshard.language import load_layout
 from reshard.language.library import families
+from reshard.models.find import find_model
 from reshard.plan.bind import bind
 from reshard.plan.prove import prove_sources
 

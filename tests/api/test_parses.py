@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import reshard
-from reshard.api.stated_model import types_of
 from reshard.language import library, parser
 from reshard.language.library import shipped
+from reshard.models.stated import types_of
 
 Parsed = list[str]
 

@@ -14,12 +14,12 @@ import pytest
 from brute_force import fill
 from made_families import NUMBERS, STATES, MadeFamily, Values, facts_of, python, stated
 from reshard.api.layouts import check_layout, format_layout
-from reshard.api.naming import find_model, rename_to
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.language.expression import names as names_of
 from reshard.language.layout import Layout, Split
 from reshard.language.library import Family, shipped, shipped_text
+from reshard.models.find import find_model, rename_to
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.build import build_plan

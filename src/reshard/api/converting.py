@@ -20,7 +20,7 @@ from reshard.api.states import Selected, select_states
 from reshard.api.target_source import open_for_target, read_target
 from reshard.engine.progress import Progress
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.adapters import is_complete_adapter
+from reshard.models.adapters import is_complete_adapter
 from reshard.plan.build import OnDrift, build_plan
 from reshard.plan.fate import fates
 from reshard.plan.kept_states import without_kept_states

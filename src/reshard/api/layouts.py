@@ -11,8 +11,6 @@ from reshard.api.arguments import checked
 from reshard.api.request import PathLike
 from reshard.api.user_layouts import read_layout_file
 from reshard.errors import Diagnostic, Exit, ReshardError, layout_error
-from reshard.formats.megatron.model_facts import argument_names
-from reshard.formats.model_facts import config_keys
 from reshard.language import check, compile_layout, format_document, parse, parser
 from reshard.language.compile import one_layout
 from reshard.language.expression import to_text
@@ -27,6 +25,8 @@ from reshard.language.library import (
     shipped_texts,
 )
 from reshard.language.words import listed
+from reshard.models.megatron import argument_names
+from reshard.models.transformers import config_keys
 from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, show_count, wrap
 

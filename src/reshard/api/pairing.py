@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reshard.api.naming import find_model
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource, open_source
 from reshard.api.states import parse_dtypes
 from reshard.errors import ReshardError
+from reshard.models.find import find_model
 from reshard.plan.recast import recast
 
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.own_names import SOURCE, Named
 from reshard.api.request import Request
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
+from reshard.models.source_names import SOURCE, Named
 from reshard.plan.fate import Fate
 from reshard.plan.output import Output
 from reshard.plan.target import Target

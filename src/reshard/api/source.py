@@ -9,10 +9,18 @@ from pathlib import Path
 from reshard import formats
 from reshard.api.checking import check_source
 from reshard.api.cut_rows import CutRows, cut_rows
-from reshard.api.facts import check_facts
 from reshard.api.given_config import with_given_config
-from reshard.api.naming import Modelled, find_model, find_own, fitted, rename_to
-from reshard.api.own_names import (
+from reshard.api.request import PathLike, Request
+from reshard.api.user_layouts import alternatives, one_layout, read_layouts
+from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.language import Document, format_document
+from reshard.language.layout import Layout
+from reshard.language.library import Family, declared_families, shipped
+from reshard.models.facts import check_facts
+from reshard.models.find import Modelled, find_model, find_own, fitted, rename_to
+from reshard.models.name_forms import without_left_out, without_named
+from reshard.models.nearest import UNFITTING
+from reshard.models.source_names import (
     SOURCE,
     Keep,
     Named,
@@ -21,14 +29,6 @@ from reshard.api.own_names import (
     is_named,
     kept_beside,
 )
-from reshard.api.request import PathLike, Request
-from reshard.api.unfitting import UNFITTING
-from reshard.api.unnamed import without_left_out, without_named
-from reshard.api.user_layouts import alternatives, one_layout, read_layouts
-from reshard.errors import Diagnostic, ReshardError, target_error
-from reshard.language import Document, format_document
-from reshard.language.layout import Layout
-from reshard.language.library import Family, declared_families, shipped
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from reshard.formats.model_json import CONFIG, stated_config
+from reshard.models.config_json import CONFIG, stated_config
 from reshard.plan.catalog import Catalog
 from reshard.store.digest import digest_file_range
 

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from reshard.errors import ReshardError
-from reshard.formats.model_json import model_config_of
+from reshard.models.config_json import model_config_of
 from reshard.plan.catalog import Catalog, Left, SourceFile
 from reshard.store.links import refuse_outside
 from reshard.store.owned import RECEIPT

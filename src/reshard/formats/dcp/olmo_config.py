@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from reshard.formats.model_facts import FACTS
+from reshard.models.transformers import FACTS
 from reshard.storage.bounded_json import load_bounded
 from reshard.store.regular_file import FileTooLargeError, read_regular
 

@@ -11,9 +11,9 @@ from reshard.formats.dcp.folders import Folder, find_step
 from reshard.formats.dcp.olmo_config import read_olmo_config
 from reshard.formats.dcp.side_files import newer_files, read_side_files, stale_files
 from reshard.formats.dcp.training import read_training, unlike_states
-from reshard.formats.model_json import CONFIG, model_config_of
 from reshard.formats.run_files import HF_CONFIG
 from reshard.language import load_layout
+from reshard.models.config_json import CONFIG, model_config_of
 from reshard.plan.catalog import Catalog
 from reshard.storage.dcp_chunks import ChunkReader
 

@@ -14,8 +14,8 @@ from reshard.formats.dcp.contents import contents_of
 from reshard.formats.dcp.form import Form
 from reshard.formats.dcp.rank_files import RankFiles, grid_of
 from reshard.formats.dcp.write import output_of
-from reshard.formats.model_json import CONFIG, model_config_of
 from reshard.formats.run_files import HF_CONFIG
+from reshard.models.config_json import CONFIG, model_config_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.output import FileBytes, Output

@@ -12,11 +12,11 @@ from reshard.formats.described.make import Tree, where_of
 from reshard.formats.described.tree import At
 from reshard.formats.described.write_facts import Facts, facts_of
 from reshard.formats.described.write_states import WrittenStates
-from reshard.formats.model_config import has_hf_names, model_config
-from reshard.formats.model_json import CONFIG
 from reshard.language.expression import evaluate
 from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Place
+from reshard.models.config import has_hf_names, model_config
+from reshard.models.config_json import CONFIG
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.target import Target

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
-from reshard.formats import adapters
 from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
 from reshard.formats.hf.hub_cache import snapshot_of
@@ -17,6 +16,7 @@ from reshard.formats.hf.second_set import second_set
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
 from reshard.language import load_layout
+from reshard.models import adapters
 from reshard.plan.catalog import Catalog, LocalTensor, SourceFile
 from reshard.run.run import Run
 

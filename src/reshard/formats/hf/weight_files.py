@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from reshard.errors import source_error
-from reshard.formats import adapters
+from reshard.models import adapters
 from reshard.storage.index import SUFFIX, read_index
 from reshard.store.source import LocalSource
 

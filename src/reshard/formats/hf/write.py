@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats import adapters
-from reshard.formats.adapters import adapter_of
-from reshard.formats.model_config import ModelConfig, model_config
-from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import MAX_FILE_NBYTES, SetFile, nbytes, share_out
+from reshard.models import adapters
+from reshard.models.adapters import adapter_of
+from reshard.models.config import ModelConfig, model_config
+from reshard.models.config_json import CONFIG
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written

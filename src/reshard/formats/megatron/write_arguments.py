@@ -12,11 +12,11 @@ from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
 from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
-from reshard.formats.megatron.model_facts import arguments_for
 from reshard.formats.megatron.write_options import WriteOptions
 from reshard.formats.megatron.write_resume import Resume
-from reshard.formats.model_json import known_facts
 from reshard.language.expression import evaluate
+from reshard.models.config_json import known_facts
+from reshard.models.megatron import arguments_for
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.storage.inert import Record

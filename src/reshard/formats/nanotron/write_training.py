@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.errors import Diagnostic
-from reshard.formats.framework_keys import keys_of
-from reshard.formats.model_json import known_facts
 from reshard.formats.nanotron import NAME
 from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
+from reshard.models.config_json import known_facts
+from reshard.models.framework_keys import keys_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names

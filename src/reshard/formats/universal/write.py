@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from reshard.formats.model_config import has_hf_names, model_config
-from reshard.formats.model_json import CONFIG
 from reshard.formats.sharded_set import (
     MAX_FILE_NBYTES,
     StateSet,
@@ -25,6 +23,8 @@ from reshard.formats.universal.manifest import (
 )
 from reshard.formats.universal.own_layout import own_layout
 from reshard.formats.universal.provenance import provenance, with_copies
+from reshard.models.config import has_hf_names, model_config
+from reshard.models.config_json import CONFIG
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec

@@ -14,8 +14,8 @@ from dataclasses import replace
 from functools import cache
 from importlib import resources
 
-from reshard.formats.framework_keys import Facts, FrameworkKeys, keys_of
-from reshard.formats.model_facts import (
+from reshard.models.framework_keys import Facts, FrameworkKeys, keys_of
+from reshard.models.transformers import (
     ACTIVATIONS,
     EXACT_GELU,
     ROPE,

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from reshard.api.stated_model import guessed, is_stated, stated_type, types_of, undescribed
-from reshard.api.unfitting import (
+from reshard.errors import ReshardError, layout_error
+from reshard.language.layout import Layout
+from reshard.language.library import Family, shipped
+from reshard.models.name_forms import unwrapped, with_prefixes, with_tied_head, without_buffers
+from reshard.models.nearest import (
     UNFITTING,
     Found,
     indescribable,
@@ -18,10 +21,7 @@ from reshard.api.unfitting import (
     stated_layouts,
     unknown_type,
 )
-from reshard.api.unnamed import unwrapped, with_prefixes, with_tied_head, without_buffers
-from reshard.errors import ReshardError, layout_error
-from reshard.language.layout import Layout
-from reshard.language.library import Family, shipped
+from reshard.models.stated import guessed, is_stated, stated_type, types_of, undescribed
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog

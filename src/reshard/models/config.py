@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.model_facts import (
+from reshard.language.expression import Expression, Variable, config_value, names, operands
+from reshard.language.layout import Layout
+from reshard.models.config_json import config_bytes, parse_config
+from reshard.models.transformers import (
     ACTIVATIONS,
     FACTS,
     ROPE,
@@ -18,9 +21,6 @@ from reshard.formats.model_facts import (
     kind_of,
     rope_of,
 )
-from reshard.formats.model_json import config_bytes, parse_config
-from reshard.language.expression import Expression, Variable, config_value, names, operands
-from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.environment import flatten
 from reshard.plan.fit import holds

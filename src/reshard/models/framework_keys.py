@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
-from reshard.formats.model_facts import ROPE, WINDOW, rope_of, window_of
+from reshard.models.transformers import ROPE, WINDOW, rope_of, window_of
 
 _OFF: tuple[object, ...] = (None, False, 0)
 _VALUE = "$"

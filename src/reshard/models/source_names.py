@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from reshard.api.quantized import block_scales
-from reshard.api.unfitting import Near, nearest, stated_layouts
-from reshard.api.unnamed import with_prefixes
 from reshard.errors import Diagnostic, ReshardError, target_error
-from reshard.formats.adapters import CONFIG, Adapter, adapter_of
 from reshard.language.layout import Layout
 from reshard.language.library import Family
+from reshard.models.adapters import CONFIG, Adapter, adapter_of
+from reshard.models.name_forms import with_prefixes
+from reshard.models.nearest import Near, block_scales, nearest, stated_layouts
 from reshard.plan.catalog import Catalog
 from reshard.plan.names import group_names
 from reshard.plan.stored_names import StoredNames

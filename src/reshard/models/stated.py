@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reshard.errors import Diagnostic
-from reshard.formats.model_facts import type_of_architecture
-from reshard.formats.model_json import stated_config
 from reshard.language.expression import Binary, Expression, Text, Variable, names, operands
 from reshard.language.library import Family
+from reshard.models.config_json import stated_config
+from reshard.models.transformers import type_of_architecture
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import flatten
 from reshard.plan.fit import holds

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from reshard.api.quantized import quantized_note
 from reshard.errors import ReshardError, layout_error, target_error
 from reshard.language.expression import names, to_text
 from reshard.language.layout import Layout
@@ -15,8 +14,9 @@ from reshard.plan.environment import environment
 from reshard.plan.fit import Fit, holds, ruled_out, unmatched, unused_rules
 from reshard.plan.names import group_names, quantity
 from reshard.plan.stored_names import StoredNames
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, PARAM
 
+_ENDS = ("_scale_inv", "_scale")
 _SHOWN = 4
 _TYPE = "model_type"
 
@@ -113,6 +113,30 @@ def _near(
         if rule.when is not None
     )
     return Near(family, layout, is_stated, unmatched(layout, stored), missing, out)
+
+
+def block_scales(catalog: Catalog) -> dict[str, str]:
+    """The scale of every quantized weight, by the name of the weight."""
+    names = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state == PARAM)
+    return {name: f"{name}{end}" for name in names for end in _ENDS if f"{name}{end}" in names}
+
+
+def quantized_note(catalog: Catalog) -> str:
+    """What is stored, for a message; empty if no weight has a scale."""
+    scales = block_scales(catalog)
+    if not scales:
+        return ""
+    tensors = {tensor.name: tensor for tensor in catalog.tensors if tensor.state == PARAM}
+    weight, scale = next(iter(scales.items()))
+    settings = (catalog.config or {}).get("quantization_config")
+    block = settings.get("weight_block_size") if isinstance(settings, Mapping) else None
+    sizes = [str(size) for size in block] if isinstance(block, list) else []
+    blocks = f"blocks of {' x '.join(sizes)}" if sizes else "blocks"
+    return (
+        f"{len(scales)} weights are quantized, with a scale for each of their {blocks}: `{weight}` "
+        f"is {tensors[weight].dtype} {list(tensors[weight].shape)}, `{scale}` "
+        f"{list(tensors[scale].shape)}"
+    )
 
 
 UNFITTING = ("no-layout-fits", "quantized-weights")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from reshard.formats.model_facts import FACTS
+from reshard.models.transformers import FACTS
 from reshard.plan.catalog import Catalog
 from reshard.storage.kept import encode
 from reshard.store.regular_file import FileTooLargeError, read_regular

@@ -6,11 +6,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from reshard.api.stated_model import stated_type, types_of
 from reshard.errors import Diagnostic, ReshardError, layout_error
-from reshard.formats.framework_keys import Facts, FrameworkKeys, keys_of
-from reshard.formats.megatron import model_facts as megatron
-from reshard.formats.model_facts import (
+from reshard.language.conditions import constant
+from reshard.language.expression import names
+from reshard.language.layout import Layout
+from reshard.language.library import Family
+from reshard.models import megatron
+from reshard.models.config_json import known_facts, stated_config
+from reshard.models.framework_keys import Facts, FrameworkKeys, keys_of
+from reshard.models.stated import stated_type, types_of
+from reshard.models.transformers import (
     ACTIVATIONS,
     FACTS,
     activation_of,
@@ -18,11 +23,6 @@ from reshard.formats.model_facts import (
     is_activation,
     rope_of,
 )
-from reshard.formats.model_json import known_facts, stated_config
-from reshard.language.conditions import constant
-from reshard.language.expression import names
-from reshard.language.layout import Layout
-from reshard.language.library import Family
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.fit import facts

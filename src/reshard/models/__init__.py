@@ -1,0 +1,1 @@
+"""Which model a checkpoint is of, its tensors' names in other frameworks, and its configuration."""
