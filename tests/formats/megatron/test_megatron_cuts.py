@@ -380,9 +380,39 @@ def rate(tree: dict[str, Any]) -> None:
     tree["optimizer"]["param_groups"][0]["lr"] = 0.25
 
 
+def argument_of_one(tree: dict[str, Any]) -> None:
+    tree["args"] = namespace(**{**tree["args"].attributes, "rotary_base": 500000})
+
+
+def argument_of_others(tree: dict[str, Any]) -> None:
+    values = dict(tree["args"].attributes)
+    del values["num_attention_heads"]
+    tree["args"] = namespace(**values)
+
+
+def schedule_of_others(tree: dict[str, Any]) -> None:
+    del tree["opt_param_scheduler"]
+
+
+def setting_of_one(tree: dict[str, Any]) -> None:
+    tree["optimizer"]["param_groups"][0]["max_lr"] = 0.75
+
+
 @pytest.mark.parametrize(
     ("change", "here", "there"),
     [
+        (argument_of_one, "rotary_base=500000", "nothing of rotary_base"),
+        (argument_of_others, "nothing of num_attention_heads", "num_attention_heads=2"),
+        (
+            schedule_of_others,
+            "nothing of opt_param_scheduler.num_steps",
+            "opt_param_scheduler.num_steps=12",
+        ),
+        (
+            setting_of_one,
+            "max_lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.75",
+            "nothing of max_lr of the param group with wd_mult=1.0, is_expert_parallel=False",
+        ),
         (argument, "num_attention_heads=4", "num_attention_heads=2"),
         (schedule, "opt_param_scheduler.num_steps=13", "opt_param_scheduler.num_steps=12"),
         (
@@ -391,7 +421,13 @@ def rate(tree: dict[str, Any]) -> None:
             "lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.5",
         ),
     ],
-    ids=["argument", "schedule", "rate"],
+    ids=[
+        "argument of one",
+        "argument of others",
+        "schedule of others",
+        "setting of one",
+        *("argument", "schedule", "rate"),
+    ],
 )
 def test_ranks_that_say_other_things(change: Any, here: str, there: str, tmp_path: Path) -> None:
     otherwise(change).write(tmp_path)
@@ -406,6 +442,7 @@ def test_ranks_that_say_other_things(change: Any, here: str, there: str, tmp_pat
 def test_what_belongs_to_one_rank_may_differ(tmp_path: Path) -> None:
     def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
         own = {"rank": place[0] + 2 * place[1], "local_rank": place[0], "save": f"/node{place[0]}"}
+        own |= {"log": "/log" if place[0] else "log"}
         tree["args"] = namespace(**{**tree["args"].attributes, **own})
 
     assert_whole(Forge(tp=2, pp=2, stages=(1, 1), change=change), tmp_path)

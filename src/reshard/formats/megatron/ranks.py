@@ -6,7 +6,7 @@ Source: Megatron-LM, megatron/training/checkpointing.py `get_checkpoint_name`,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,11 @@ _TOLD = 4
 """Settings that differ and are named."""
 
 _OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "local_world_size")
+_OWN, _MISSING = object(), object()
+"""What stands for a value that a rank may have of its own, and for none."""
+
+Settings = dict[str, object]
+
 _KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
 """What tells one param group from another."""
 
@@ -138,7 +143,7 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     items = [_open(path, strict) for path in _rank_folders(folder)]
     args = items[0].args
     sizes = _sizes(args, items)
-    settings = dict(_settings(items[0]))
+    settings = _settings(items[0])
     files = []
     for item in items:
         _check_same(folder, items[0], settings, item)
@@ -219,54 +224,83 @@ def _sizes(args: Arguments, items: Sequence[RankFile]) -> Sizes:
 
 
 def _check_same(
-    folder: Path, first: RankFile, settings: Mapping[str, object], item: RankFile
+    folder: Path, first: RankFile, settings: Mapping[str, Settings], item: RankFile
 ) -> None:
     """Refuse files of two runs, or of two iterations of one.
 
     Args:  settings: of the first file.
     """
-    others = dict(_settings(item))
+    others = _settings(item)
     differ = [
-        name
-        for name, value in settings.items()
-        if name in others and repr(value) != repr(others[name])  # NaN is like NaN
+        (name.replace("{}", key, 1), values.get(key, _MISSING), others[name].get(key, _MISSING))
+        for name, values in settings.items()
+        if name in others
+        for key in dict.fromkeys((*values, *others[name]))
+        if not _alike(values.get(key, _MISSING), others[name].get(key, _MISSING))
     ][:_TOLD]
     if differ:
         raise source_error(
             "mixed-runs",
             f"{folder} holds files of two runs, or of two iterations of one",
             notes=[
-                f"{file.file} says {', '.join(f'{name}={values[name]}' for name in differ)}"
-                for file, values in ((item, others), (first, settings))
+                f"{item.file} says {', '.join(_text(name, value) for name, _, value in differ)}",
+                f"{first.file} says {', '.join(_text(name, value) for name, value, _ in differ)}",
             ],
             helps=["remove what does not belong to the checkpoint"],
         )
 
 
-def _settings(file: RankFile) -> Iterator[tuple[str, object]]:
-    """Every plain value of a rank's file that all ranks have in common, by what it is called."""
-    for key in ("iteration", "checkpoint_version"):
-        yield key, file.root.get(key)
-    for name, value in file.args.values.items():
-        if name not in _OF_ONE_RANK and _is_common(value):
-            yield name, value
+def _text(name: str, value: object) -> str:
+    return f"nothing of {name}" if value is _MISSING else f"{name}={value}"
+
+
+def _alike(one: object, other: object) -> bool:
+    if _OWN in (one, other) and _MISSING not in (one, other):
+        return True
+    return one is other or repr(one) == repr(other)  # NaN is like NaN
+
+
+def _settings(file: RankFile) -> dict[str, Settings]:
+    """What all ranks have in common, by kind; the name of a kind has a hole for that of a setting.
+
+    A stage may lack a param group, or an optimizer, which others have.
+    """
+    run = {key: file.root.get(key) for key in ("iteration", "checkpoint_version")}
+    arguments = ((key, value) for key, value in file.args.values.items() if key not in _OF_ONE_RANK)
+    out = {"{}": {**run, **_plain(arguments)}}
     for key in ("opt_param_scheduler", "lr_scheduler"):
-        yield from _plain(f"{key}.", file.root.get(key))
-    groups: dict[str, list[Mapping[str, object]]] = {}
+        out[f"{key}.{{}}"] = _plain(_entries(file.root.get(key)))
+    groups: dict[str, list[Settings]] = {}
     for optimizer in optimizers_in(file.root.get("optimizer")):
         if not isinstance(optimizer, Mapping):
             continue
-        yield from _plain("grad_scaler.", optimizer.get("grad_scaler"))
+        if optimizer.get("grad_scaler"):
+            out["grad_scaler.{}"] = _plain(_entries(optimizer["grad_scaler"]))
         inner = optimizer.get("optimizer", optimizer)
         items = inner.get("param_groups") if isinstance(inner, Mapping) else None
         for group in items if isinstance(items, list) else []:
             if isinstance(group, Mapping):
                 label = ", ".join(f"{key}={group[key]}" for key in _KEYS if key in group)
-                values = {k: v for k, v in group.items() if k not in RUNTIME}
-                groups.setdefault(label, []).append(dict(_plain("", values)))
+                values = ((k, v) for k, v in group.items() if k not in RUNTIME)
+                groups.setdefault(label, []).append(_plain(values))
     for label, settings in groups.items():
-        for key, value in settings[0].items() if len(settings) == 1 else ():
-            yield f"{key} of the param group with {label}", value
+        if len(settings) == 1:
+            out[f"{{}} of the param group with {label}"] = settings[0]
+    return out
+
+
+def _plain(entries: Iterable[tuple[object, object]]) -> Settings:
+    out: Settings = {}
+    for key, value in entries:
+        if isinstance(value, TensorRef) and value.numel == 1:
+            out[str(key)] = read_small(value)
+        else:
+            out[str(key)] = value if _is_common(value) else _OWN
+    return out
+
+
+def _entries(value: object) -> Iterable[tuple[object, object]]:
+    return value.items() if isinstance(value, Mapping) else ()
 
 
 def _is_common(value: object) -> bool:
@@ -276,15 +310,6 @@ def _is_common(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(isinstance(item, (int, float, bool)) for item in value)
     return value is None or isinstance(value, (int, float, bool))
-
-
-def _plain(prefix: str, value: object) -> Iterator[tuple[str, object]]:
-    for key, item in value.items() if isinstance(value, Mapping) else ():
-        if isinstance(item, TensorRef):
-            if item.numel == 1:
-                yield f"{prefix}{key}", read_small(item)
-        elif _is_common(item):
-            yield f"{prefix}{key}", item
 
 
 def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: Sizes) -> None:
