@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +19,7 @@ from reshard.plan.names import families, group_names
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import WIDTH, table, wrap
+from reshard.records import dataclass, replace
 from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:

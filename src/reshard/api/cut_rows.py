@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -14,6 +13,7 @@ from reshard.plan.bind import bind
 from reshard.plan.build import build_array
 from reshard.plan.catalog import Catalog
 from reshard.plan.slice import slice_spec
+from reshard.records import dataclass
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

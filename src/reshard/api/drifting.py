@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -16,6 +15,7 @@ from reshard.plan.build import Builder, OnDrift
 from reshard.plan.names import families, quantity
 from reshard.plan.plan import Array
 from reshard.plan.slice import slice_spec
+from reshard.records import dataclass, replace
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from reshard.models.megatron import argument_names
 from reshard.models.transformers import config_keys
 from reshard.plan.shown import Shown
 from reshard.plan.text import WIDTH, show_count, wrap
+from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

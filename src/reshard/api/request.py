@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from reshard.engine.progress import Progress
 from reshard.plan.build import OnDrift
+from reshard.records import dataclass, field
 
 PathLike = str | Path
 
@@ -59,7 +59,7 @@ class Request:
 
         Args:  arguments: as `arguments.checked` has made them.
         """
-        known = {item.name for item in fields(cls)}
+        known = set(cls.__match_args__)
         given = {name: value for name, value in arguments.items() if name in known}
         given["settings"] = given.get("settings") or {}
         return cls(**given)  # type: ignore[arg-type]

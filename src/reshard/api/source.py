@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reshard import formats
@@ -36,6 +35,7 @@ from reshard.plan.consolidate import consolidated
 from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
+from reshard.records import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)

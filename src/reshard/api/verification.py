@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard import formats
@@ -33,6 +32,7 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Shown
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import show_count, show_nbytes, show_pace
+from reshard.records import dataclass
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

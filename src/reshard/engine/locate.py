@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from reshard.algebra.piece import Move
 from reshard.plan.plan import Array
+from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

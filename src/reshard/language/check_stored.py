@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from itertools import combinations
 
 from reshard.language import tree
@@ -13,6 +12,7 @@ from reshard.language.implied import implied
 from reshard.language.layout import Model, ModelTensor
 from reshard.language.scope import Scope
 from reshard.language.words import listed
+from reshard.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from reshard.language.expand import expand
 from reshard.language.expand_models import Known
 from reshard.language.layout import Layout, Model
 from reshard.language.tree import Document, ModelBlock
+from reshard.records import dataclass, field, replace
 
 _MODEL = re.compile(r"^model\s+(\w+)", re.M)
 

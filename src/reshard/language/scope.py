@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.split import SplitRule, split_sizes
@@ -14,6 +13,7 @@ from reshard.language.conditions import constant
 from reshard.language.expression import Expression
 from reshard.language.faults import Faults, near
 from reshard.language.words import listed
+from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

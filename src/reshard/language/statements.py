@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from reshard.records import dataclass
 
 BLOCKS = ("model", "layout")
 OF_MODEL = ("axis", "tensor", "let", "include")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from reshard.errors import ReshardError
 from reshard.language.expression import (
@@ -22,6 +21,7 @@ from reshard.language.expression import (
     names,
     operands,
 )
+from reshard.records import replace
 
 
 def renamed(expression: Expression, change: Callable[[Variable], Expression]) -> Expression:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 from reshard.algebra.term import Term
 from reshard.errors import Exit, Label, ReshardError, layout_error
@@ -21,6 +20,7 @@ from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.solve import Solver, integer, stated_cut
 from reshard.plan.solve_faults import Observation, listed
 from reshard.plan.whole_names import NamedGroup, whole_names
+from reshard.records import replace
 
 
 def bind_model(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.language.layout import Layout
+from reshard.records import dataclass, field
 from reshard.run.run import Run
 
 Coord = tuple[tuple[str, int], ...]

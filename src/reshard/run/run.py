@@ -6,7 +6,8 @@ Values are JSON; what JSON does not have is tagged (`storage.kept` makes it and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+
+from reshard.records import dataclass, replace
 
 _PARAMS = "params"
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow")

@@ -6,7 +6,6 @@ Source: DeepSpeed 0.19.8, checkpoint/affine.py (format version 1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 
@@ -15,6 +14,7 @@ from reshard.algebra.piece import Move, Piece, moves, row_major
 from reshard.errors import layout_error, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.ucl_text import COPIED, Section, cut_body
+from reshard.records import dataclass, replace
 
 FORMAT_VERSION = 1
 

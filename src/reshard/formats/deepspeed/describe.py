@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
@@ -19,6 +18,7 @@ from reshard.formats.deepspeed.ucl_text import COPIED, LocalIndex, layout_text
 from reshard.formats.deepspeed.weights import compare_copies
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.plan.names import group_names, quantity
+from reshard.records import dataclass, field
 
 MAX_GROUPS = 20
 

@@ -6,13 +6,13 @@ Source: DeepSpeed 0.19.8, runtime/engine.py `_save_moe_checkpoint` and utils/gro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import Folder
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.catalog import Coord, LocalTensor
+from reshard.records import dataclass, replace
 from reshard.run.states import PARAM
 from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef

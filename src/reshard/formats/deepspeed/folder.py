@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
+from reshard.records import dataclass, field
 
 Rank = tuple[int, int]
 """(ZeRO data-parallel rank, model-parallel rank), as file names number them."""

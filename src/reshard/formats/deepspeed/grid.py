@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.folder import (
@@ -17,6 +16,7 @@ from reshard.formats.deepspeed.folder import (
 )
 from reshard.formats.deepspeed.model_file import ModelFile
 from reshard.plan.catalog import Coord
+from reshard.records import dataclass, replace
 
 MAX_RANKS = 1 << 20
 """Ranks of a run; more are a damaged number."""

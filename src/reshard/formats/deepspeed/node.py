@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.records import dataclass
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef, read_small
 

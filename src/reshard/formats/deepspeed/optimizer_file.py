@@ -7,13 +7,13 @@ runtime/zero/stage3.py `state_dict`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.files import Files
 from reshard.formats.deepspeed.folder import Folder, Rank, not_one_run
 from reshard.formats.deepspeed.grid import Grid
 from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
+from reshard.records import dataclass, field
 from reshard.run.states import MASTER, STEP
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import Shard, read_shards
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
+from reshard.records import dataclass
 from reshard.storage.kept import fingerprint
 
 

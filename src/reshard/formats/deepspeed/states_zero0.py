@@ -10,7 +10,6 @@ torch.optim.Optimizer.state_dict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.records import dataclass
 from reshard.run.rounding import PROBED, rounds_to
 from reshard.run.states import MASTER
 from reshard.storage.kept import local_tensor

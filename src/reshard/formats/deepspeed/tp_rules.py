@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 
 from reshard.errors import ReshardError, layout_error, source_error
@@ -21,6 +20,7 @@ from reshard.formats.deepspeed.affine_map import (
 )
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.ucl_text import Section, averaged_over_tp, copied_body, cut_body
+from reshard.records import dataclass
 from reshard.storage.inert import Record
 
 Shape = tuple[int, ...]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
@@ -21,6 +20,7 @@ from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
 from reshard.formats.megatron.stacks import layer_of
 from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.records import dataclass
 from reshard.run.states import PARAM
 
 _STACKED = re.compile(r"^(?!mtp\.)(.*?layers\.)(?!\d)")

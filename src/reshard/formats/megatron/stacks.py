@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from reshard.records import dataclass
 
 LAYER = re.compile(r"((?:^|\.)layers\.)\d+(?=\.)")
 """The first number of a layer in a name."""
