@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -400,3 +401,39 @@ def test_a_parameter_without_a_number(tmp_path: Path) -> None:
         "  = note: states are written by number here, group by group\n"
         "  = help: leave the states out with `--states weights`"
     )
+
+
+def test_master_weights_are_the_weights_where_torchs_optimizer_has_none(
+    tmp_path: Path, fixture_checkpoint: Callable[[str], Path]
+) -> None:
+    source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
+    done = reshard.convert(source, tmp_path / "out", "verl:dp=2")
+    (said,) = [w.render() for w in done.report.warnings if w.code == "weights-of-masters"]
+    assert said == (
+        "warning[weights-of-masters]: 20 tensors are written from the optimizer's master weights\n"
+        "  = note: the optimizers of torch have no state `master`; a run in mixed precision has "
+        "fp32 weights\n"
+        "  = note: `model.embed_tokens.weight`\n"
+        "  = note: `model.layers.{0,1}.self_attn.q_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.k_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.v_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.self_attn.o_proj.weight` (2 tensors)\n"
+        "  = note: `model.layers.{0,1}.mlp.gate_proj.weight` (2 tensors)\n"
+        "  = help: `--states param,exp_avg,exp_avg_sq,step` writes the weights of the source"
+    )
+    here, there = reshard.open(source), reshard.open(tmp_path / "out")
+    assert there.states == ("param", "exp_avg", "exp_avg_sq", "step")
+    for name in here.parameters:
+        assert there.read(name).tobytes() == here.read(name, "master").tobytes()
+        assert there.read(name, "exp_avg").tobytes() == here.read(name, "exp_avg").tobytes()
+    others = ["param", "exp_avg", "exp_avg_sq", "step"]
+    reshard.convert(source, tmp_path / "others", "verl:dp=2", states=others)
+    assert reshard.verify(source, tmp_path / "others", states=others).ok
+
+
+def test_weights_that_are_stored_as_master_weights_alone(
+    tmp_path: Path, fixture_checkpoint: Callable[[str], Path]
+) -> None:
+    source = fixture_checkpoint("z3_bf16_dp3_untied") / "ckpt"
+    reshard.convert(source, tmp_path / "out", "verl:dp=2")
+    assert reshard.verify(source, tmp_path / "out").ok

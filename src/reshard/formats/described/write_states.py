@@ -12,20 +12,22 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.sharing import rule_of, sharing_rule
-from reshard.formats.described.shipped import orders_of
+from reshard.formats.described.shipped import descriptions, orders_of
 from reshard.formats.dtensor import rank_mesh, row_shard
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
+from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
 from reshard.plan.recut import CutTensor, cut_tensors
-from reshard.run.states import EXTRA
+from reshard.run.states import EXTRA, MASTER, PARAM
 from reshard.storage.inert import Record
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
 
 At = Mapping[str, str | int]
+_SHOWN = 6
 
 
 class WrittenStates:
@@ -68,6 +70,7 @@ class WrittenStates:
         self._placed: set[tuple[str, str]] = set()
         self._folded: dict[tuple[str, str], str] = {}
         self._homes = self._find_homes()
+        self._masters = self._masters_as_weights()
         self.names = list(dict.fromkeys(name for name, _ in self._wholes))
         self.kinds = list(dict.fromkeys(state for _, state in self._wholes))
         self.groups, self._is_guessed = self._find_groups()
@@ -88,6 +91,36 @@ class WrittenStates:
                 out[state] = (named or free)[0]
         return out
 
+    def _masters_as_weights(self) -> tuple[str, ...]:
+        """Write master weights as the weights where an optimizer of torch is what loads the states.
+
+        The layouts that ship are of such optimizers. They keep no master weights: the weights of a
+        run in mixed precision are in fp32, and another state that they load is rounded to the type
+        of the weights. A layout of a user's own may be of any optimizer.
+
+        Returns: the names of the weights.
+        """
+        home = self._homes.get(MASTER)
+        framework = self._arrangement.catalog.training.framework or {}
+        if (
+            home is None
+            or home.role == "state"
+            or descriptions().get(self._layout.name) is not self._layout
+            or framework.get("layout") == self._layout.name
+        ):
+            return ()
+        masters = {name: whole for (name, state), whole in self._wholes.items() if state == MASTER}
+        for name in masters:
+            if (name, PARAM) in self._wholes:
+                self._folded[name, PARAM] = "the master weights, from which it is rounded"
+        self._wholes = {
+            (name, state): masters.get(name, whole) if state == PARAM else whole
+            for (name, kind), whole in self._wholes.items()
+            for state in [PARAM if kind == MASTER else kind]
+        }
+        self._homes = self._find_homes()
+        return tuple(masters)
+
     def of(self, entry: Entry) -> list[str]:
         """The states that a statement writes."""
         return [state for state, home in self._homes.items() if home is entry]
@@ -95,7 +128,7 @@ class WrittenStates:
     def _find_groups(self) -> tuple[list[list[str]], bool]:
         """The parameters of each group, and whether their order is only the source's."""
         known = set(self.names)
-        trained = {name for name, state in self._wholes if state not in ("param", EXTRA)}
+        trained = {name for name, state in self._wholes if state != PARAM} | set(self._masters)
         groups = [
             [str(name) for name in params if name in known]
             for group in self._arrangement.catalog.training.param_groups
@@ -136,7 +169,7 @@ class WrittenStates:
 
     def weights(self) -> list[Whole]:
         """The weights that are written."""
-        return [whole for (_, state), whole in self._wholes.items() if state == "param"]
+        return [whole for (_, state), whole in self._wholes.items() if state == PARAM]
 
     # ---- tensors -------------------------------------------------------------------------------
 
@@ -160,7 +193,12 @@ class WrittenStates:
             rule = rule_of(self._layout, state)
             if rule is None or not local.shape or (rule.is_dtensor and name in self._uncut):
                 spec = ArraySpec(
-                    name, state, whole.dtype, prod(local.shape), local.segments[state], local.shape
+                    name,
+                    whole.state,
+                    whole.dtype,
+                    prod(local.shape),
+                    local.segments[whole.state],
+                    local.shape,
                 )
                 yield name, local.name, self._tensor(spec)
             else:
@@ -273,6 +311,8 @@ class WrittenStates:
 
     def warnings(self) -> Iterator[Diagnostic]:
         """For `Output.warnings`."""
+        if self._masters:
+            yield self._weights_of_masters()
         counts = any(e.role == "number" for rule in self._layout.files for e in rule.entries)
         if self._is_guessed and counts and self._numbers:
             yield Diagnostic(
@@ -285,6 +325,20 @@ class WrittenStates:
                 ),
                 helps=('say the order in the layout: `order "embed", "layers.{i}.attn", ...`',),
             )
+
+    def _weights_of_masters(self) -> Diagnostic:
+        kinds = [whole.state for whole in self._arrangement.wholes if whole.state != EXTRA]
+        others = ",".join(dict.fromkeys(kind for kind in kinds if kind != MASTER))
+        shown = [f"`{name}`{quantity(count)}" for name, count in group_names(self._masters)]
+        note = "the optimizers of torch have no state `master`; a run in mixed precision has fp32 "
+        helps = [f"`--states {others}` writes the weights of the source"] if PARAM in kinds else []
+        return Diagnostic(
+            "weights-of-masters",
+            f"{len(self._masters)} tensors are written from the optimizer's master weights",
+            level="warning",
+            notes=(note + "weights", *shown[:_SHOWN]),
+            helps=tuple(helps),
+        )
 
 
 def _same_weights(arrangement: Arrangement) -> dict[str, str]:
