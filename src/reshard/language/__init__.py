@@ -1,7 +1,4 @@
-"""UCL, the language that says how a checkpoint is laid out.
-
-Importing this package does not import lark; `parse` does, on its first call.
-"""
+"""UCL, the language that says how a checkpoint is laid out."""
 
 from __future__ import annotations
 
