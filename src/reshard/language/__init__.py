@@ -1,4 +1,7 @@
-"""UCL, the language that says how a checkpoint is laid out."""
+"""UCL, the language that says how a checkpoint is laid out.
+
+Importing this package does not import lark; `parse` does, on its first call.
+"""
 
 from __future__ import annotations
 

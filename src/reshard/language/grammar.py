@@ -1,7 +1,8 @@
-"""The grammar file, and lark's parser of it, which the tables of `lalr` are taken from."""
+"""The grammar file and the parser that lark makes of it."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,3 +31,17 @@ def build(*, strict: bool = False) -> Lark:
         maybe_placeholders=True,
         strict=strict,
     )
+
+
+@lru_cache(maxsize=1)
+def parser() -> Lark:
+    """The parser, from the tables made beforehand where they are of the lark that is installed."""
+    import lark
+
+    from reshard.language import parse_tables
+
+    if lark.__version__ != parse_tables.LARK:
+        return build()
+    parser = lark.Lark.__new__(lark.Lark)
+    parser._load({"data": parse_tables.DATA, "memo": parse_tables.MEMO})
+    return parser

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Label, ReshardError, Source, Span, layout_error
 from reshard.language import expression as ex
 from reshard.language import tree
-from reshard.language.lalr import Node, Token
 from reshard.language.pattern import unescaped
+
+if TYPE_CHECKING:
+    from lark import Token, Tree
+
+    Node = Tree[Token]
 
 RESERVED = frozenset(
     {
@@ -203,8 +207,15 @@ class TermBuilder:
         return int(digits or "0")
 
     def _span(self, node: object) -> Span:
-        place = cast("Node | Token", node)
-        return Span(self._source, max(place.start, 0), max(place.end, 0))
+        place = cast("Token", node if self._is_token(node) else cast("Node", node).meta)
+        if not self._is_token(node) and cast("Node", node).meta.empty:
+            return Span.of(self._source, 0, 0)
+        start, end, line, column = place.start_pos, place.end_pos, place.line, place.column
+        assert start is not None
+        assert end is not None
+        assert line is not None
+        assert column is not None
+        return Span(self._source, start, end, line, column)
 
     @staticmethod
     def _is_token(node: object) -> bool:
@@ -212,7 +223,7 @@ class TermBuilder:
 
     @staticmethod
     def _trees(node: Node) -> list[Node]:
-        return [item for item in node.children if isinstance(item, Node)]
+        return [item for item in node.children if not isinstance(item, str)]
 
     def _check_depth(self, node: object, depth: int) -> None:
         if depth > MAX_DEPTH:

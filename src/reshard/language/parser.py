@@ -1,18 +1,22 @@
-"""From text to tree: `lalr` reads, this builds and normalizes. Meaning is checked later."""
+"""From text to tree: lark reads, this builds and normalizes. Meaning is checked later."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, Source, Span, layout_error
-from reshard.language import lalr, tree
+from reshard.language import grammar, tree
 from reshard.language.comments import with_comments
 from reshard.language.expression import Expression
-from reshard.language.lalr import Node
 from reshard.language.parse_terms import TermBuilder
 from reshard.language.recover import without_fault
 from reshard.language.syntax import syntax_fault
+
+if TYPE_CHECKING:
+    from lark import Token, Tree
+
+    Node = Tree[Token]
 
 MAX_LENGTH = 1 << 22
 """Characters of one text."""
@@ -32,14 +36,16 @@ def parse(text: str, name: str = "<text>") -> tree.Document:
     Args:  name: of the file, for messages.
     Raises: syntax.
     """
+    from lark.exceptions import UnexpectedInput
+
     source = Source(name, text)
     _refuse_large(source)
     found: list[Diagnostic] = []
     left: str | None = text
     while left is not None and len(found) < MAX_FAULTS:
         try:
-            document = _Builder(source).document(lalr.parse(left))
-        except lalr.Unexpected as error:
+            document = _Builder(source).document(grammar.parser().parse(left))
+        except UnexpectedInput as error:
             fault = syntax_fault(error, source, left)
         except ReshardError as error:
             fault = error.diagnostics[0]

@@ -1,12 +1,12 @@
-"""Syntax errors: what stands where reading stopped, and what could have stood there instead."""
+"""Syntax errors: lark's complaint in plain words, with what could have stood there instead."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from reshard.errors import Diagnostic, Label, Source, Span
 from reshard.language.faults import closest
-from reshard.language.lalr import Token, Unexpected, Value
 from reshard.language.slips import slip
 from reshard.language.statements import (
     BLOCKS,
@@ -22,6 +22,9 @@ from reshard.language.statements import (
 )
 from reshard.language.stop import Stop
 from reshard.language.words import joined, listed
+
+if TYPE_CHECKING:
+    from lark.exceptions import UnexpectedInput
 
 _MARKS = {
     "LBRACE": "`{`",
@@ -61,20 +64,26 @@ _TAIL = {"_AVERAGED", "_ON", "OPTIONAL", "_WHEN", "_WITH"}
 _AFTER_AXIS = {"_OVER", "_PADDED", "_TRUNCATED", "COLON"}
 
 
-def syntax_fault(error: Unexpected, source: Source, text: str) -> Diagnostic:
+def syntax_fault(error: UnexpectedInput, source: Source, text: str) -> Diagnostic:
     """What is wrong at the place where a text stops being UCL.
 
     Args:  text: the source's, statements with faults that are already known blanked.
     """
-    if error.is_end:
+    from lark.exceptions import UnexpectedToken
+
+    parser = getattr(error, "interactive_parser", None)
+    accepted = frozenset() if parser is None else frozenset(parser.accepts())
+    at = error.pos_in_stream or 0
+    if isinstance(error, UnexpectedToken) and error.token.type == "$END":
         return _unclosed(source, text)
-    at, word = error.at, _word_at(text, error.at)
-    if word == '"':
+    if isinstance(error, UnexpectedToken):
+        at = error.token.start_pos or 0
+    if text[at : at + 1] == '"' and not isinstance(error, UnexpectedToken):
         return _open_string(source, text, at)
-    before = _end_of_last(error.last)
-    statement = statement_at(text, at)
-    stop = Stop(text, at, word, error.accepted, statement, at if before < 0 else before)
-    return _of_blocks(stop, source) or _of_slip(stop, source) or _plain(stop, error.last, source)
+    word = _word_at(text, at)
+    before = _end_of_last(parser)
+    stop = Stop(text, at, word, accepted, statement_at(text, at), at if before is None else before)
+    return _of_blocks(stop, source) or _of_slip(stop, source) or _plain(stop, parser, source)
 
 
 def _unclosed(source: Source, text: str) -> Diagnostic:
@@ -218,13 +227,13 @@ def _of_slip(stop: Stop, source: Source) -> Diagnostic | None:
     return _fault(source, found.headline, found.label, begin, end, found.help)
 
 
-def _plain(stop: Stop, last: Value, source: Source) -> Diagnostic:
+def _plain(stop: Stop, parser: object, source: Source) -> Diagnostic:
     """What could have stood there."""
     wanted, found = _in_words(set(stop.accepted)), _shown(stop.word)
     starts = stop.word in KEYWORDS or stop.word[:1] in ('"', "}")
     if stop.is_first and starts and stop.before < stop.at:
         # the fault is what is missing there, not what comes on the next line
-        headline = f"expected {wanted} after {_last_shown(last)}, found {found}"
+        headline = f"expected {wanted} after {_last_shown(parser)}, found {found}"
         return _fault(source, headline, f"expected {wanted}", stop.before, stop.before)
     end = stop.at + len(stop.word)
     return _fault(source, f"expected {wanted}, found {found}", "not expected here", stop.at, end)
@@ -316,10 +325,24 @@ def _shown(text: str) -> str:
     return f"`{text}`" if text.isprintable() else ascii(text)
 
 
-def _end_of_last(last: Value) -> int:
-    """Where the last thing that was understood ends; -1 where there is none."""
-    return -1 if last is None else last.end
+def _last(parser: object) -> object:
+    stack = getattr(getattr(parser, "parser_state", None), "value_stack", None)
+    return stack[-1] if stack else None
 
 
-def _last_shown(last: Value) -> str:
-    return _shown(last) if isinstance(last, Token) else "this"
+def _end_of_last(parser: object) -> int | None:
+    """Where the last thing that was understood ends."""
+    last = _last(parser)
+    if isinstance(last, str):
+        return getattr(last, "end_pos", None)
+    if isinstance(last, list):  # lark's repetitions
+        last = last[-1] if last else None
+        if isinstance(last, str):
+            return getattr(last, "end_pos", None)
+    meta = getattr(last, "meta", None)
+    return None if meta is None or meta.empty else meta.end_pos
+
+
+def _last_shown(parser: object) -> str:
+    last = _last(parser)
+    return _shown(last) if isinstance(last, str) else "this"
