@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__all__ = ["dataclass", "field", "replace"]
+__all__ = ["dataclass", "field", "names_of", "replace"]
 
 if TYPE_CHECKING:
     from dataclasses import dataclass, field, replace
+
+    def names_of(record: object) -> tuple[str, ...]:
+        """The names of the fields of a dataclass; none of what is no dataclass."""
 else:
     _MISSING = object()
 
@@ -58,6 +61,9 @@ else:
             if item.init and item.name not in changes:
                 changes[item.name] = getattr(record, item.name)
         return type(record)(**changes)
+
+    def names_of(record):
+        return tuple(item.name for item in getattr(type(record), _FIELDS, ()))
 
     def dataclass(*, frozen=False, slots=False, eq=True, repr=True):  # noqa: A002
         return lambda cls: _made(cls, frozen, slots, eq, repr)

@@ -10,7 +10,7 @@ from reshard.api.junit import Case, Suite, junit
 from reshard.api.roundtrip_proof import RoundTrip
 from reshard.api.verification import Verification
 from reshard.errors import Exit, ReshardError, as_bug
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import show_count
 from reshard.records import dataclass
 
@@ -51,7 +51,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Report(Shown):
+class Report(Plain, Shown, json_keys={"title": None}):
     """The checks of one command.
 
     Args:  title: of the command, for the report of continuous integration.
@@ -67,10 +67,6 @@ class Report(Shown):
         if Exit.DIFFERENCE in codes:
             return Exit.DIFFERENCE
         return codes[0] if codes else Exit.OK
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {"checks": [check.to_json() for check in self.checks]}
 
     def to_text(self) -> str:
         """How many checks came to what, in a line."""

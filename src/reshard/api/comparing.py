@@ -17,6 +17,7 @@ from reshard.plan.bind import EXTRA
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.names import families, group_names
 from reshard.plan.plan import ArraySpec
+from reshard.plan.shown import Plain
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import WIDTH, table, wrap
 from reshard.records import dataclass, replace
@@ -30,7 +31,7 @@ What = Literal["only in A", "only in B", "shape", "dtype", "values"]
 
 
 @dataclass(frozen=True, slots=True)
-class Element:
+class Element(Plain):
     """One element as one side has it.
 
     Args:  value: with its bits, e.g. `0.05 (0x3d4ccccd)`.
@@ -54,10 +55,6 @@ class Element:
             return f"{self.value}, padding"
         at = "" if self.byte_offset is None else f", byte {self.byte_offset:,}"
         return f"{self.value} in {self.file}{at}"
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"value": self.value, "file": self.file, "byte_offset": self.byte_offset}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +126,8 @@ class Side:
     @staticmethod
     def of(source: OpenedSource, on_drift: OnDrift = "error") -> Side:
         """A side whose files are those of a source; close them."""
-        from reshard.store.source_files import SourceFiles
-
-        catalog = source.catalog
-        files = SourceFiles(catalog.root, catalog.files)
         padded = padded_names(source.arrangement)
-        return Side(Builder(source.arrangement, on_drift), files, padded)
+        return Side(Builder(source.arrangement, on_drift), source.files(), padded)
 
 
 def padded_names(arrangement: Arrangement) -> frozenset[str]:

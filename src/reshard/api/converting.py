@@ -10,7 +10,7 @@ from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.arguments import checked
 from reshard.api.converted import Converted, Resumed
-from reshard.api.drifting import settle
+from reshard.api.drifting import drift_warnings
 from reshard.api.memory import Resident, fit_memory, refuse_beforehand
 from reshard.api.promises import next_step, refuse_unfinished
 from reshard.api.request import PathLike, Request
@@ -135,8 +135,7 @@ def convert(
     start = perf_counter()
     request = Request.of(locals())
     target_path = Path(dst)
-    file = request.layout_file
-    check_apart(Path(src), target_path, files=() if file is None else (file,))
+    check_apart(Path(src), target_path, files=[Path(request.layout)] if request.layout else ())
     check_beforehand(target_path, force)
     prepared = _prepare(src, to, request)
     catalog = prepared.source.catalog
@@ -180,8 +179,8 @@ def _prepare(src: PathLike, to: str, request: Request) -> Prepared:
     source = open_for_target(src, target, request)
     refuse_beforehand(len(source.catalog.tensors), request.max_memory, before)
     if source.cut is not None:
-        warned = (*source.catalog.oddities, source.cut.warning())
-        source = replace(source, catalog=replace(source.catalog, oddities=warned))
+        with source.files() as files:
+            source = source.with_warnings([source.cut.warning(files)])
     prepared = prepare_source(source, target, request, before)
     refuse_unfinished(source, target, prepared.output)
     return prepared
@@ -196,8 +195,11 @@ def prepare_source(
     Raises: as for `convert`.
     """
     selected = select_states(source, request.states)
-    source, arrangement = settle(source, selected.arrangement, request.on_drift)
-    selected = replace(selected, arrangement=arrangement)
+    warnings = tuple(drift_warnings(source, selected.arrangement, request.on_drift))
+    if warnings:
+        source = source.with_warnings(warnings)
+        selected = select_states(source, request.states)
+    arrangement = selected.arrangement
     output = _output(source, selected, target, request.max_file_size)
     made = build_plan(arrangement, output.placed, on_drift=request.on_drift)
     work = fit_memory(made, threads=request.threads, max_nbytes=request.max_memory, before=before)
@@ -272,11 +274,10 @@ def _write(
     from reshard.storage.program import program
     from reshard.store.journal import Making
     from reshard.store.output import OutputFolder
-    from reshard.store.source_files import SourceFiles
 
-    catalog, made = prepared.source.catalog, prepared.plan
+    made = prepared.plan
     sizes = file_sizes(prepared.output)
-    with SourceFiles(catalog.root, catalog.files) as files:
+    with prepared.source.files() as files:
         digest = fingerprint(made, prepared.output.head, files)
         sources = identities(made, files)
         making = Making(program(), str(prepared.target), digest, sizes, sources)

@@ -24,40 +24,33 @@ class CutRows:
     """Whole tensors as the source stores them, of which the last rows are not used.
 
     Args:  arrangement: through the source's own layout.  boxes: what is cut of each tensor.
-           said: the settings that say so.
+           settings: those that say so.
     """
 
     arrangement: Arrangement
     boxes: tuple[tuple[Whole, Box], ...]
-    said: tuple[str, ...]
+    settings: tuple[str, ...]
 
-    def warning(self, files: SourceFiles | None = None) -> Diagnostic:
+    def warning(self, files: SourceFiles) -> Diagnostic:
         """How many rows are cut, and how many of them are not zero; reads them.
 
-        Args:  files: of the source; opened if not given.
+        Args:  files: of the source.
         """
-        if files is not None:
-            return self._warning(files)
-        from reshard.store.source_files import SourceFiles
-
-        catalog = self.arrangement.catalog
-        with SourceFiles(catalog.root, catalog.files) as opened:
-            return self._warning(opened)
-
-    def _warning(self, files: SourceFiles) -> Diagnostic:
         from reshard.engine.compare import read_array
 
-        notes = [f"`--set {' --set '.join(self.said)}` states that the rows after it are padding"]
+        notes = [
+            f"`--set {' --set '.join(self.settings)}` states that the rows after it are padding"
+        ]
         used = 0
         for whole, box in self.boxes:
             array = build_array(self.arrangement, slice_spec(whole, box))
             rows = read_array(array, files).tobytes()
             step = max(len(rows) // box.size[0], 1)
-            held = sum(any(rows[at : at + step]) for at in range(0, len(rows), step))
-            used += held > 0
-            if held:
+            count = sum(any(rows[at : at + step]) for at in range(0, len(rows), step))
+            used += count > 0
+            if count:
                 notes.append(
-                    f"{held:,} of the {box.size[0]:,} rows of `{whole.name}` ({whole.state}) "
+                    f"{count:,} of the {box.size[0]:,} rows of `{whole.name}` ({whole.state}) "
                     "are not zero"
                 )
         first, box = self.boxes[0]
@@ -79,27 +72,27 @@ def cut_rows(
 
     Args:  arrangement: as the source is read with the settings.
     """
-    said = _said(arrangement, settings)
-    if not said:
+    sizes = _sizes(arrangement, settings)
+    if not sizes:
         return None
     try:
-        own = bind(catalog.layout, catalog)
+        as_stored = bind(catalog.layout, catalog)
     except ReshardError:
         return None
-    stored = {(whole.name, whole.state): whole for whole in own.wholes}
+    wholes = {(whole.name, whole.state): whole for whole in as_stored.wholes}
     boxes = []
     for whole in arrangement.wholes:
-        found = stored.get((whole.name, whole.state))
-        if found is None or not whole.shape or found.shape[1:] != whole.shape[1:]:
+        other = wholes.get((whole.name, whole.state))
+        if other is None or not whole.shape or other.shape[1:] != whole.shape[1:]:
             continue
-        more = found.shape[0] - whole.shape[0]
+        more = other.shape[0] - whole.shape[0]
         if more > 0:
             lo = (whole.shape[0], *(0 for _ in whole.shape[1:]))
-            boxes.append((found, Box(lo, (more, *whole.shape[1:]))))
-    return CutRows(own, tuple(boxes), said) if boxes else None
+            boxes.append((other, Box(lo, (more, *whole.shape[1:]))))
+    return CutRows(as_stored, tuple(boxes), sizes) if boxes else None
 
 
-def _said(arrangement: Arrangement, settings: Mapping[str, float | None]) -> tuple[str, ...]:
+def _sizes(arrangement: Arrangement, settings: Mapping[str, float | None]) -> tuple[str, ...]:
     """Settings that give the size of an axis which has padding."""
     model = arrangement.layout.model
     if model is None:

@@ -23,13 +23,13 @@ from reshard.api.training_facts import FactChange, compare_facts
 from reshard.engine.progress import Meter, Progress
 from reshard.errors import MAX_SHOWN
 from reshard.plan.names import families
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown, plain
 from reshard.plan.text import WIDTH, show_count, show_nbytes, table, wrap
 from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Diff(Shown):
+class Diff(Plain, Shown, json_keys={"left": "a", "right": "b", "drifts": None}):
     """How two checkpoints differ, or the copies within one.
 
     Args:  left, right: what was compared; right is None for one checkpoint alone.
@@ -46,24 +46,16 @@ class Diff(Shown):
     facts: tuple[FactChange, ...] = ()
     drifts: Drifts | None = None
 
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        copied = None if self.drifts is None else self.drifts.copied
+        drifts = [] if self.drifts is None else plain(self.drifts.found)
+        return {**Plain.to_json(self), "copied": copied, "drift": drifts}
+
     @property
     def same(self) -> bool:
         """No tensor differs; of one checkpoint: no copies differ that no layout averages."""
         return not self.mismatches and not (self.drifts and self.drifts.undeclared)
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        drifts = self.drifts
-        return {
-            "a": self.left,
-            "b": self.right,
-            "tensors": self.tensors,
-            "nbytes": self.nbytes,
-            "mismatches": [item.to_json() for item in self.mismatches],
-            "facts": [item.to_json() for item in self.facts],
-            "copied": None if drifts is None else drifts.copied,
-            "drift": [] if drifts is None else [item.to_json() for item in drifts.found],
-        }
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
@@ -101,11 +93,9 @@ def diff(
 
 
 def _copies(source: OpenedSource, request: Request) -> Diff:
-    from reshard.store.source_files import SourceFiles
-
     arrangement = select_states(source, request.states).arrangement
     nbytes = sum(prod(whole.shape) * whole.dtype.itemsize for whole in arrangement.wholes)
-    with SourceFiles(source.catalog.root, source.catalog.files) as files:
+    with source.files() as files:
         drifts = find_drift(arrangement, files, Meter(request.on_progress, nbytes))
         files.check_unchanged()
     return Diff(str(source.path), None, len(arrangement.wholes), nbytes, drifts=drifts)

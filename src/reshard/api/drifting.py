@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -14,8 +14,9 @@ from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.names import families, quantity
 from reshard.plan.plan import Array
+from reshard.plan.shown import Plain
 from reshard.plan.slice import slice_spec
-from reshard.records import dataclass, replace
+from reshard.records import dataclass
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles
@@ -24,7 +25,15 @@ _SETTLED = {"average": "their mean is taken", "first": "the first of them is tak
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class Drift(
+    Plain,
+    json_keys={
+        "numel": "elements",
+        "numel_different": "elements_different",
+        "between": None,
+        "is_averaged": "averaged",
+    },
+):
     """A tensor whose copies are not the same.
 
     Args:  copies: how often it is stored.  numel: elements that have copies.
@@ -50,19 +59,12 @@ class Drift:
     is_averaged: bool
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
+        """As plain JSON values (docs/cli.md)."""
+        one, other = self.between
         return {
-            "name": self.name,
-            "state": self.state,
-            "copies": self.copies,
-            "elements": self.numel,
-            "elements_different": self.numel_different,
-            "max_abs": self.max_abs,
-            "max_ulp": self.max_ulp,
-            "index": list(self.index),
-            "a": {**self.a.to_json(), "where": self.between[0]},
-            "b": {**self.b.to_json(), "where": self.between[1]},
-            "averaged": self.is_averaged,
+            **Plain.to_json(self),
+            "a": {**self.a.to_json(), "where": one},
+            "b": {**self.b.to_json(), "where": other},
         }
 
 
@@ -122,36 +124,20 @@ def find_drift(arrangement: Arrangement, files: SourceFiles, meter: Meter) -> Dr
     return Drifts(copied, tuple(found))
 
 
-def settle(
+def drift_warnings(
     source: OpenedSource, arrangement: Arrangement, on_drift: OnDrift
-) -> tuple[OpenedSource, Arrangement]:
-    """A source that tells, beside its other oddities, which of its copies differ.
+) -> Iterator[Diagnostic]:
+    """Which copies of a source differ: one warning for each family of names and kind of state.
 
     Args:  arrangement: the part of it that is asked for.
            on_drift: what becomes of them; nothing is read where that is an error.
     """
-    from reshard.store.source_files import SourceFiles
-
     if on_drift == "error":
-        return source, arrangement
-    catalog = source.catalog
-    with SourceFiles(catalog.root, catalog.files) as files:
+        return
+    with source.files() as files:
         drifts = find_drift(arrangement, files, Meter(None, 0))
-    told = tuple(drift_warnings(drifts.undeclared, on_drift))
-    if not told:
-        return source, arrangement
-    catalog = replace(catalog, oddities=(*catalog.oddities, *told))
-    whole = replace(source.arrangement, catalog=catalog)
-    return (
-        replace(source, catalog=catalog, arrangement=whole),
-        replace(arrangement, catalog=catalog),
-    )
-
-
-def drift_warnings(drifts: Iterable[Drift], on_drift: OnDrift) -> Iterable[Diagnostic]:
-    """One warning for each family of names and kind of state."""
     states: dict[str, dict[str, Drift]] = {}
-    for item in drifts:
+    for item in drifts.undeclared:
         states.setdefault(item.state, {})[item.name] = item
     for state, members in states.items():
         for pattern, names in families(members):

@@ -22,7 +22,7 @@ from reshard.plan.left_text import left_lines
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
 from reshard.plan.report import proved, show_mesh
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import facts, show_count, show_nbytes, table
 from reshard.records import dataclass
 from reshard.run.run import Run
@@ -33,7 +33,7 @@ Role = Literal["parameter", "frozen", "buffer", "extra"]
 
 
 @dataclass(frozen=True, slots=True)
-class TensorFacts:
+class TensorFacts(Plain, json_keys={"lies": "mesh"}):
     """One whole tensor.
 
     Args:  shape: without padding.  axes: what each dimension is made of, as the layout writes it.
@@ -49,20 +49,9 @@ class TensorFacts:
     states: Mapping[str, DType]
     lies: Mapping[str, str]
 
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "name": self.name,
-            "role": self.role,
-            "shape": list(self.shape),
-            "axes": list(self.axes),
-            "states": {state: str(dtype) for state, dtype in self.states.items()},
-            "mesh": dict(self.lies),
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class StateFacts:
+class StateFacts(Plain):
     """All tensors of one kind of state.
 
     Args:  dtypes: every element type that occurs.  elements, nbytes: each counted once, unpadded.
@@ -74,19 +63,9 @@ class StateFacts:
     elements: int
     nbytes: int
 
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "state": self.state,
-            "dtypes": [str(dtype) for dtype in self.dtypes],
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "nbytes": self.nbytes,
-        }
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Inspection(Shown):
+class Inspection(Plain, Shown, json_keys={"title": None}):
     """What a checkpoint is.
 
     Args:  path: as it was given.  root: the folder of its files.  title: of the format.
@@ -117,39 +96,6 @@ class Inspection(Shown):
     nearby: Mapping[str, tuple[str, ...]]
     left: tuple[Left, ...]
     oddities: tuple[Diagnostic, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        training = self.training
-        return {
-            "path": self.path,
-            "root": self.root,
-            "format": self.format,
-            "version": self.version,
-            "mesh": dict(self.mesh),
-            "files": self.files,
-            "nbytes": self.nbytes,
-            "states": [item.to_json() for item in self.states],
-            "tensors": [item.to_json() for item in self.tensors],
-            "aliases": dict(self.aliases),
-            "training": {
-                "iteration": training.iteration,
-                "param_groups": [dict(group) for group in training.param_groups],
-                "state": dict(training.state or {}),
-                "framework": dict(training.framework or {}),
-            },
-            "layout": self.layout,
-            "proof": {
-                "stored": self.proof.atoms,
-                "elements": self.proof.elements,
-                "runs": self.proof.parts,
-                "copies": self.proof.copies,
-            },
-            "side_files": list(self.side_files),
-            "nearby": {what: list(names) for what, names in self.nearby.items()},
-            "left": [item.to_json() for item in self.left],
-            "oddities": [item.to_json() for item in self.oddities],
-        }
 
     def summary(self) -> str:
         """In a line."""
@@ -323,7 +269,7 @@ def inspection_text(found: Inspection) -> str:
 
 def _writer(found: Inspection) -> str:
     """The program, and what it was set to: the plain values that a framework says of itself."""
-    framework = dict(found.training.framework or {})
+    framework = dict(found.training.framework)
     writer = " ".join(str(framework.pop(key)) for key in ("name", "version") if framework.get(key))
     plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
     settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
@@ -339,9 +285,9 @@ def _training_facts(found: Inspection) -> list[tuple[str, str]]:
         out.append(("iteration", f"{training.iteration:,}"))
     groups = [_group_text(group) for group in training.param_groups]
     out.append(("param groups", "\n".join(groups)))
-    keys = [key for key, value in (training.state or {}).items() if value is not None]
+    keys = [key for key, value in training.state.items() if value is not None]
     out.append(("training state", ", ".join(keys)))
-    client = (training.framework or {}).get("client_state")
+    client = training.framework.get("client_state")
     if isinstance(client, Mapping):
         out.append(("client state", ", ".join(map(str, client))))
     return out

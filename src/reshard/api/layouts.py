@@ -26,7 +26,7 @@ from reshard.language.library import (
 from reshard.language.words import listed
 from reshard.models.megatron import argument_names
 from reshard.models.transformers import config_keys
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import WIDTH, show_count, wrap
 from reshard.records import dataclass
 
@@ -42,7 +42,7 @@ class LayoutSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedLayouts:
+class CheckedLayouts(Plain):
     """A UCL file without errors.
 
     Args:  models: that the file declares.  warnings: of what has no effect.
@@ -52,18 +52,6 @@ class CheckedLayouts:
     models: tuple[str, ...]
     layouts: tuple[LayoutSummary, ...]
     warnings: tuple[Diagnostic, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {
-            "path": self.path,
-            "models": list(self.models),
-            "layouts": [
-                {"name": x.name, "model": x.model, "mesh": list(x.mesh), "rules": x.rules}
-                for x in self.layouts
-            ],
-            "warnings": [item.to_json() for item in self.warnings],
-        }
 
     def to_text(self) -> str:
         """For people."""
@@ -179,33 +167,10 @@ class FamilyFacts:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Layouts(Shown):
+class Layouts(Plain, Shown):
     """Families of layouts."""
 
     families: tuple[FamilyFacts, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {
-            "families": [
-                {
-                    "name": family.name,
-                    "file": family.file,
-                    "covers": family.covers,
-                    "layouts": [
-                        {
-                            "name": item.name,
-                            "mesh": list(item.mesh),
-                            "rules": item.rules,
-                            "of": item.of,
-                            "comment": item.comment,
-                        }
-                        for item in family.layouts
-                    ],
-                }
-                for family in self.families
-            ]
-        }
 
     def summary(self) -> str:
         """In a line."""

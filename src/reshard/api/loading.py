@@ -189,12 +189,11 @@ def _read(
 ) -> list[Elements]:
     from reshard.engine.compare import read_array
     from reshard.engine.run import default_threads
-    from reshard.store.source_files import SourceFiles
 
     builder = Builder(arrangement, on_drift)
     arrays = [builder.array(spec) for spec in specs]
     with (
-        SourceFiles(source.catalog.root, source.catalog.files) as files,
+        source.files() as files,
         ThreadPoolExecutor(threads or default_threads()) as pool,
     ):
         return list(pool.map(lambda array: read_array(array, files), arrays))

@@ -25,35 +25,28 @@ LEAST = 16
 """Fewer elements of a file are no proof."""
 
 
-def settle_masters(
+def check_masters(
     source: OpenedSource, arrangement: Arrangement, on_drift: OnDrift, *, full: bool = False
-) -> OpenedSource:
-    """A source whose master weights round to its weights; else it tells so beside its oddities.
+) -> tuple[Diagnostic, ...]:
+    """A warning where master weights of a source do not round to its weights.
 
     Args:  arrangement: the part of it that is used.
            on_drift: an error, or a warning.
            full: as for `find_mismatch`.
     Raises: ReshardError[master-mismatch].
     """
-    from reshard.store.source_files import SourceFiles
-
     if not _pairs(arrangement):
-        return source
-    catalog = source.catalog
+        return ()
     # A mean of copies is the master of none of them.
     how: OnDrift = "error" if on_drift == "error" else "first"
-    with SourceFiles(catalog.root, catalog.files) as files:
-        found = find_mismatch(arrangement, files, on_drift=how, full=full)
-    if found is None or (found.level == "warning" and not full):
-        return source  # samples are no proof of little
-    if found.level == "error" and on_drift == "error":
+    with source.files() as files:
+        mismatch = find_mismatch(arrangement, files, on_drift=how, full=full)
+    if mismatch is None or (mismatch.level == "warning" and not full):
+        return ()  # samples are no proof of little
+    if mismatch.level == "error" and on_drift == "error":
         keep = "keep only the weights with `--states weights`, or both with `--on-drift first`"
-        found = replace(found, helps=(*found.helps, keep))
-        raise ReshardError(found, Exit.SOURCE)
-    found = replace(found, level="warning")
-    catalog = replace(catalog, oddities=(*catalog.oddities, found))
-    whole = replace(source.arrangement, catalog=catalog)
-    return replace(source, catalog=catalog, arrangement=whole)
+        raise ReshardError(replace(mismatch, helps=(*mismatch.helps, keep)), Exit.SOURCE)
+    return (replace(mismatch, level="warning"),)
 
 
 def find_mismatch(

@@ -29,11 +29,10 @@ def read_part(
     import numpy as np
 
     from reshard.engine.compare import read_array
-    from reshard.store.source_files import SourceFiles
 
     box, after = _box(whole, _chosen(whole, slices))
     array = build_array(source.arrangement, slice_spec(whole, box))
-    with SourceFiles(source.catalog.root, source.catalog.files) as files:
+    with source.files() as files:
         read = read_array(array, files).reshape(box.size)
     return np.ascontiguousarray(read[after]).reshape(read[after].shape)
 

@@ -64,11 +64,6 @@ class Request:
         given["settings"] = given.get("settings") or {}
         return cls(**given)  # type: ignore[arg-type]
 
-    @property
-    def layout_file(self) -> Path | None:
-        """The path of the user's layout."""
-        return None if self.layout is None else Path(self.layout)
-
     def verify_options(self) -> str:
         """The options of `reshard verify` that read a source in this way."""
         layout = None if self.layout is None else str(self.layout)

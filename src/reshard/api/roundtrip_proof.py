@@ -9,12 +9,12 @@ from reshard.api.junit import Case, Suite
 from reshard.api.training_facts import FactChange
 from reshard.errors import Diagnostic, Exit, ReshardError, render_all
 from reshard.plan.prove import Proof
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Held(Plain, json_keys={"proof": None}):
     """A checkpoint on the way, and what was proved of it without its data.
 
     Args:  title: path or target.  layout: its name.  rules: each uses every axis exactly once.
@@ -34,23 +34,12 @@ class Held:
     is_written: bool = True
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "title": self.title,
-            "layout": self.layout,
-            "rules": self.rules,
-            "placed": self.placed,
-            "is_read": self.is_read,
-            "is_written": self.is_written,
-            "stored": self.proof.atoms,
-            "elements": self.proof.elements,
-            "runs": self.proof.parts,
-            "copies": self.proof.copies,
-        }
+        """As plain JSON values (docs/cli.md)."""
+        return {**Plain.to_json(self), **self.proof.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(Plain, json_keys={"derived": "derived_from"}):
     """A tensor that a target does not hold.
 
     Args:  why: in the words of the target.
@@ -62,18 +51,9 @@ class Lost:
     why: str
     derived: str | None = None
 
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "name": self.name,
-            "state": self.state,
-            "why": self.why,
-            "derived_from": self.derived,
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class StateProof:
+class StateProof(Plain):
     """What was compared of one kind of state.
 
     Args:  tensors, elements, nbytes: that came back.
@@ -84,18 +64,9 @@ class StateProof:
     elements: int
     nbytes: int
 
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "state": self.state,
-            "tensors": self.tensors,
-            "elements": self.elements,
-            "nbytes": self.nbytes,
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class WayProof:
+class WayProof(Plain, json_keys=dict.fromkeys(("allow_loss", "strict", "error"))):
     """One way there and back.
 
     Args:  via: the targets, in order.
@@ -132,6 +103,16 @@ class WayProof:
     strict: bool = False
     error: ReshardError | None = None
     seconds: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {
+            **Plain.to_json(self),
+            "ok": self.ok,
+            "tensors": self.tensors,
+            "nbytes": self.nbytes,
+            **({} if self.error is None else {"error": self.error.to_json()}),
+        }
 
     @property
     def title(self) -> str:
@@ -174,31 +155,11 @@ class WayProof:
             found += [item for item in self.missing if item.state == state]
         return tuple(found)
 
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {
-            "via": list(self.via),
-            "ok": self.ok,
-            "held": [item.to_json() for item in self.held],
-            "states": [item.to_json() for item in self.states],
-            "tensors": self.tensors,
-            "nbytes": self.nbytes,
-            "mismatches": [item.to_json() for item in self.mismatches],
-            "places": self.places,
-            "places_nbytes": self.places_nbytes,
-            "settled": self.settled,
-            "back": [item.to_json() for item in self.back],
-            "lost": [item.to_json() for item in self.lost],
-            "facts": [item.to_json() for item in self.facts],
-            "faults": [item.to_json() for item in self.faults],
-            "warnings": [item.to_json() for item in self.warnings],
-            "seconds": round(self.seconds, 3),
-            **({} if self.error is None else {"error": self.error.to_json()}),
-        }
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RoundTrip(Shown):
+class RoundTrip(
+    Plain, Shown, json_keys=dict.fromkeys(("path", "title", "mesh")) | {"drift": "on_drift"}
+):
     """What `roundtrip` proved.
 
     Args:  path: of the source.  title: of its format.  mesh: of its ranks.
@@ -223,6 +184,11 @@ class RoundTrip(Shown):
     ways: tuple[WayProof, ...]
     seconds: float = 0.0
 
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        source = {"path": self.path, "format": self.title, "mesh": dict(self.mesh)}
+        return {**Plain.to_json(self), "source": source | self.source.to_json()}
+
     @property
     def ok(self) -> bool:
         """Every way leads back."""
@@ -234,25 +200,6 @@ class RoundTrip(Shown):
         if any(not way.ok and way.error is None for way in self.ways):
             return Exit.DIFFERENCE
         return next((way.error.exit_code for way in self.ways if way.error is not None), Exit.OK)
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        sample = self.sample
-        return {
-            "source": {
-                "path": self.path,
-                "format": self.title,
-                "mesh": dict(self.mesh),
-                **self.source.to_json(),
-            },
-            "states": None if self.states is None else list(self.states),
-            "left_out": list(self.left_out),
-            "sample": None if sample is None else [list(item) for item in sample],
-            "materialized": self.materialized,
-            "on_drift": self.drift,
-            "ways": [way.to_json() for way in self.ways],
-            "seconds": round(self.seconds, 3),
-        }
 
     def summary(self) -> str:
         """In a line."""

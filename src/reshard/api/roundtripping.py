@@ -14,7 +14,7 @@ from reshard import formats
 from reshard.api.arguments import checked
 from reshard.api.coming_back import WEIGHTS, Comparer, made_from, remake
 from reshard.api.comparing import Mismatch, Pair, pair_tensors, pairs_nbytes
-from reshard.api.masters import settle_masters
+from reshard.api.masters import check_masters
 from reshard.api.request import PathLike, Request
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof, case_names
 from reshard.api.source import open_source
@@ -101,7 +101,7 @@ def roundtrip(
     request = Request.of(locals())
     source = open_source(src, request)
     selected = select_states(source, states)
-    settle_masters(source, selected.arrangement, on_drift)
+    check_masters(source, selected.arrangement, on_drift)
     chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
     with _work_folder(work) as folder:
         how = Work(folder, materialize, request)

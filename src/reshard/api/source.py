@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from reshard import formats
@@ -10,7 +10,7 @@ from reshard.api.checking import check_source
 from reshard.api.cut_rows import CutRows, cut_rows
 from reshard.api.given_config import with_given_config
 from reshard.api.request import PathLike, Request
-from reshard.api.user_layouts import alternatives, one_layout, read_layouts
+from reshard.api.user_layouts import UserLayouts
 from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.language import Document, format_document
 from reshard.language.layout import Layout
@@ -36,6 +36,10 @@ from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
 from reshard.records import dataclass, field, replace
+from reshard.store.source_files import SourceFiles
+
+Settings = Mapping[str, float | None]
+"""Sizes and facts of a model, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class Naming:
     instead: str = ""
     into: Layout | None = None
     mesh: Mapping[str, int] = field(default_factory=dict)
-    facts: Mapping[str, float | None] = field(default_factory=dict)
+    facts: Settings = field(default_factory=dict)
     keep: Keep = "never"
     alike: Collection[str] = ()
 
@@ -66,7 +70,7 @@ class Naming:
 class OpenedSource:
     """A source and the proof that all of it is there.
 
-    Args:  own: the user's layouts through which it was read; None without them.
+    Args:  document: the user's layouts through which it was read; None without them.
            family: the layouts of its model, where that is known.
            named: what gave the names of the tensors: a layout of the model; the configuration that
                   goes with the source's own names; or the source, and nothing is known of them.
@@ -74,22 +78,49 @@ class OpenedSource:
     """
 
     path: Path
-    catalog: Catalog
     arrangement: Arrangement
     proof: Proof
-    own: Document | None = None
+    document: Document | None = None
     family: Family | None = None
     named: Named = "source"
     cut: CutRows | None = None
 
     @property
+    def catalog(self) -> Catalog:
+        """What it stores, and where."""
+        return self.arrangement.catalog
+
+    @property
     def layout_text(self) -> str:
         """UCL through which it was read: the user's, that of its model, or its own."""
-        if self.own is not None:
-            return self.own.source.text
+        if self.document is not None:
+            return self.document.source.text
         if self.family is not None:
             return format_document(self.family.document)
         return self.catalog.layout.text
+
+    def files(self) -> SourceFiles:
+        """Its files, open for reading; close them."""
+        return SourceFiles(self.catalog.root, self.catalog.files)
+
+    def with_warnings(self, warnings: Iterable[Diagnostic]) -> OpenedSource:
+        """The source with further warnings of what is unusual."""
+        return self.with_catalog(self.catalog.with_warnings(warnings))
+
+    def with_catalog(self, catalog: Catalog) -> OpenedSource:
+        """The source with another catalog of the same tensors."""
+        return replace(self, arrangement=replace(self.arrangement, catalog=catalog))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Through which layout a catalog is read; the other fields are those of `OpenedSource`."""
+
+    catalog: Catalog
+    layout: Layout
+    document: Document | None = None
+    family: Family | None = None
+    named: Named = "source"
 
 
 def open_source(
@@ -103,127 +134,118 @@ def open_source(
     """
     request = request or Request()
     naming = naming or Naming(request.names)
+    if naming.names == SOURCE:
+        naming = replace(naming, names=None)
+    if request.model is not None or request.layout is not None:
+        naming = replace(naming, keep="never")
     settings = {**naming.facts, **request.settings}
-    names, into, model = naming.names, naming.into, request.model
-    folder = Path(path)
     placements = {item.axis: item for item in map(parse_placement, request.places)}
     # The user's layout first: a slip in it should not wait for a big checkpoint to be read.
-    file = request.layout_file
-    own = None if file is None else read_layouts(file)
-    several = () if own is None or request.layout_name else alternatives(own, model)
-    chosen = None
-    if own is not None and not several:
-        chosen = one_layout(own, request.layout_name)
-    if chosen is not None and own is not None and chosen.files:
-        catalog = formats.read_described(chosen, folder, step=request.step)
-    else:
-        catalog = formats.read(
-            formats.recognize(folder),
-            folder,
-            step=request.step,
-            strict_layout=chosen is None and not several,
-        )
-    if request.check:
-        checked = check_source(catalog, request.on_progress)
-        catalog = replace(catalog, oddities=(*catalog.oddities, *checked))
-    if request.config is not None:
-        catalog = with_given_config(catalog, Path(request.config))
-    catalog = without_named(catalog, request.leave_out)
-    family, plain_catalog = None, catalog
-    named: Named = "source"
-    if names == SOURCE:
-        names = None
-    if several:
-        fitting = find_own(catalog, several, settings)
-        catalog, chosen, family = fitting.catalog, fitting.layout, fitting.family
-        named = "layout"
-    elif chosen is not None and chosen.model is not None and own is not None:
-        found = (*declared_families(own), *shipped())
-        family = next(item for item in found if item.name == chosen.model.name)
-        named = "layout"
-        catalog, chosen = fitted(catalog, chosen, settings)
-    elif model is not None or names is not None or into is not None:
-        extra = () if own is None else declared_families(own)
-        may_keep = naming.keep if model is None and own is None else "never"
-        if may_keep != "never" and catalog.layout.name in naming.alike:
-            may_keep = "always"
-        modelled = _modelled(catalog, model, extra, settings, names, may_keep)
-        if modelled is not None:
-            catalog, chosen, family = modelled.catalog, modelled.layout, modelled.family
-            own = None
-            named = "layout"
-        elif naming.keep == "established":
-            named = "config"
-            kept = kept_beside(catalog, shipped())
-            catalog = replace(catalog, oddities=(*catalog.oddities, *kept))
-    if chosen is None:
-        chosen = catalog.layout
-    catalog = without_left_out(catalog, chosen)
-    try:
-        arrangement = bind(chosen, catalog, settings=settings)
-    except ReshardError as error:
-        may_keep = naming.keep if model is None and file is None else "never"
-        joined = _joined(chosen, catalog, settings) if _is_cut_otherwise(error) else None
-        if joined is not None:
-            catalog, arrangement = joined.catalog, joined
-        elif may_keep == "never" or not is_named(chosen, names) or not _are_unsolved(error):
-            raise
-        else:
-            # Its names are those that are wanted, so that what they mean need not be known.
-            catalog = _without_model(plain_catalog, chosen, error)
-            chosen, family, own = catalog.layout, None, None
-            arrangement = bind(chosen, catalog, settings=settings)
+    user = UserLayouts.of(request)
+    catalog = _catalog(Path(path), request, user)
+    reading = _reading(catalog, user, request.model, naming, settings)
+    reading, arrangement = _bound(reading, catalog, naming, settings)
     proof = prove_sources(arrangement)
-    cut = cut_rows(catalog, arrangement, request.settings)
-    if family is not None:
-        if into is None and names is None and chosen.name not in family.layout_names:
-            into = chosen  # a layout of the user's own of a model that ships
-        if into is not None:
-            wanted = place(into, placements)
-            renamed = rename(arrangement, wanted, naming.mesh, settings=settings)
-        else:
-            renamed = rename_to(
-                arrangement,
-                family,
-                arrangement.layout.name if names is None else names,
-                naming.mesh,
-                instead=naming.instead,
-                settings=settings,
-                places=placements,
-            )
-        catalog, warnings = check_facts(arrangement, renamed, family)
-        catalog = renamed_catalog(replace(arrangement, catalog=catalog), renamed)
-        catalog = replace(catalog, oddities=(*catalog.oddities, *warnings))
-        arrangement = replace(renamed, catalog=catalog)
+    cut = cut_rows(reading.catalog, arrangement, request.settings)
+    if reading.family is not None:
+        arrangement = _renamed(arrangement, reading.family, naming, settings, placements)
     elif placements:
         raise _not_placed(placements)
-    return OpenedSource(folder, catalog, arrangement, proof, own, family, named, cut)
+    return OpenedSource(
+        Path(path), arrangement, proof, reading.document, reading.family, reading.named, cut
+    )
+
+
+def _catalog(path: Path, request: Request, user: UserLayouts) -> Catalog:
+    """What a folder stores, held to its own digests and with the user's configuration if asked."""
+    if user.layout is not None and user.layout.files:
+        catalog = formats.read_described(user.layout, path, step=request.step)
+    else:
+        name = formats.recognize(path)
+        has_layout = user.document is not None
+        catalog = formats.read(name, path, step=request.step, strict_layout=not has_layout)
+    if request.check:
+        catalog = catalog.with_warnings(check_source(catalog, request.on_progress))
+    if request.config is not None:
+        catalog = with_given_config(catalog, Path(request.config))
+    return without_named(catalog, request.leave_out)
+
+
+def _reading(
+    catalog: Catalog, user: UserLayouts, model: str | None, naming: Naming, settings: Settings
+) -> _Reading:
+    """Through which layout a catalog is read.
+
+    Raises: ReshardError where it is to be read through its model, and that is not found.
+    """
+    document, layout = user.document, user.layout
+    if user.families:
+        found = find_own(catalog, user.families, settings)
+        return _Reading(found.catalog, found.layout, document, found.family, "layout")
+    if document is not None and layout is not None and layout.model is not None:
+        families = (*declared_families(document), *shipped())
+        family = next(item for item in families if item.name == layout.model.name)
+        return _Reading(*fitted(catalog, layout, settings), document, family, "layout")
+    if model is None and naming.names is None and naming.into is None:
+        return _Reading(catalog, layout or catalog.layout, document)
+    modelled = _modelled(catalog, model, document, naming, settings)
+    if modelled is not None:
+        return _Reading(modelled.catalog, modelled.layout, None, modelled.family, "layout")
+    if naming.keep != "established":
+        return _Reading(catalog, catalog.layout)
+    catalog = catalog.with_warnings(kept_beside(catalog, shipped()))
+    return _Reading(catalog, catalog.layout, named="config")
 
 
 def _modelled(
     catalog: Catalog,
     model: str | None,
-    extra: Sequence[Family],
-    settings: Mapping[str, float | None] | None,
-    names: str | None,
-    keep: Keep,
+    document: Document | None,
+    naming: Naming,
+    settings: Settings,
 ) -> Modelled | None:
     """The model of a source; None where none is known and its own names will do.
 
     Raises: what `find_model` raises.
     """
+    extra = () if document is None else declared_families(document)
     try:
         return find_model(catalog, model=model, extra=extra, settings=settings)
     except ReshardError as error:
-        if keep == "never" or any(item.code not in UNFITTING for item in error.diagnostics):
+        if naming.keep == "never" or any(item.code not in UNFITTING for item in error.diagnostics):
             raise
-        if keep == "always" or are_own_names(catalog, names, shipped()):
+        if naming.keep == "always" or catalog.layout.name in naming.alike:
             return None
-        raise cannot_keep(error, names or "", catalog) from None
+        if are_own_names(catalog, naming.names, shipped()):
+            return None
+        raise cannot_keep(error, naming.names or "", catalog) from None
 
 
-def _are_unsolved(error: ReshardError) -> bool:
-    return all(item.code == "unsolvable-size" for item in error.diagnostics)
+def _bound(
+    reading: _Reading, catalog: Catalog, naming: Naming, settings: Settings
+) -> tuple[_Reading, Arrangement]:
+    """The segments of each tensor, and how it was read in the end.
+
+    Where the sizes of the model do not follow from the source, and its names are those that are
+    asked for, what they mean need not be known: it is then read through its own layout.
+
+    Args:  catalog: as it was before its model was found.
+    Raises: what `bind` raises.
+    """
+    layout = reading.layout
+    reading = replace(reading, catalog=without_left_out(reading.catalog, layout))
+    try:
+        return reading, bind(layout, reading.catalog, settings=settings)
+    except ReshardError as error:
+        joined = _joined(layout, reading.catalog, settings) if _is_cut_otherwise(error) else None
+        if joined is not None:
+            return replace(reading, catalog=joined.catalog), joined
+        can_keep = naming.keep != "never" and is_named(layout, naming.names)
+        if not can_keep or any(item.code != "unsolvable-size" for item in error.diagnostics):
+            raise
+        catalog = catalog.with_warnings([_unsolved(layout, error)])
+        reading = _Reading(catalog, catalog.layout, named=reading.named)
+        return reading, bind(catalog.layout, catalog, settings=settings)
 
 
 _CUT_OTHERWISE = frozenset(("uneven-split", "shape-mismatch", "unsolvable-size", "missing-block"))
@@ -234,37 +256,59 @@ def _is_cut_otherwise(error: ReshardError) -> bool:
     return {item.code for item in error.diagnostics} <= _CUT_OTHERWISE
 
 
-def _joined(
-    chosen: Layout, catalog: Catalog, settings: Mapping[str, float | None] | None
-) -> Arrangement | None:
+def _joined(layout: Layout, catalog: Catalog, settings: Settings) -> Arrangement | None:
     """The whole tensors that the checkpoint's own layout joins, read through that of the model;
     None where that does not say more.
     """
-    if chosen.model is None or not catalog.mesh:
-        return None
-    own = catalog.layout
-    if own.model is not None:
+    if layout.model is None or not catalog.mesh or catalog.layout.model is not None:
         return None
     try:
-        arrangement = bind(own, catalog)
+        arrangement = bind(catalog.layout, catalog)
         prove_sources(arrangement)
         whole = consolidated(arrangement)
-        return None if whole is None else bind(chosen, whole, settings=settings)
+        return None if whole is None else bind(layout, whole, settings=settings)
     except ReshardError:
-        return None  # what was wrong at first is told
+        return None  # the first error is the one that helps
 
 
-def _without_model(catalog: Catalog, layout: Layout, error: ReshardError) -> Catalog:
-    """The catalog, with what its model lacks as an oddity."""
+def _unsolved(layout: Layout, error: ReshardError) -> Diagnostic:
+    """The warning for a model whose sizes do not follow from the source."""
     model = "" if layout.model is None else layout.model.name
-    warning = Diagnostic(
+    return Diagnostic(
         "unsolved-model",
         f"this looks like model `{model}`, but not all of its sizes can be inferred",
         level="warning",
         notes=error.diagnostics[0].notes[:2],
         helps=("state them, e.g. `--set num_attention_heads=32 --set num_key_value_heads=8`",),
     )
-    return replace(catalog, oddities=(*catalog.oddities, warning))
+
+
+def _renamed(
+    arrangement: Arrangement,
+    family: Family,
+    naming: Naming,
+    settings: Settings,
+    placements: Mapping[str, Placement],
+) -> Arrangement:
+    """The same elements in the names that are asked for, on the target's mesh."""
+    layout, into = arrangement.layout, naming.into
+    if into is None and naming.names is None and layout.name not in family.layout_names:
+        into = layout  # a layout of the user's own of a model that ships
+    if into is not None:
+        renamed = rename(arrangement, place(into, placements), naming.mesh, settings=settings)
+    else:
+        renamed = rename_to(
+            arrangement,
+            family,
+            naming.names or layout.name,
+            naming.mesh,
+            instead=naming.instead,
+            settings=settings,
+            places=placements,
+        )
+    catalog, warnings = check_facts(arrangement, renamed, family)
+    catalog = renamed_catalog(replace(arrangement, catalog=catalog), renamed)
+    return replace(renamed, catalog=catalog.with_warnings(warnings))
 
 
 def _not_placed(placements: Mapping[str, Placement]) -> ReshardError:

@@ -87,10 +87,7 @@ class Stage:
 
 def first_stage(source: OpenedSource) -> Stage:
     """The source itself."""
-    from reshard.store.source_files import SourceFiles
-
-    files = SourceFiles(source.catalog.root, source.catalog.files)
-    return Stage(str(source.path), source, files)
+    return Stage(str(source.path), source, source.files())
 
 
 def next_stage(
@@ -138,15 +135,13 @@ def _in_names_for(before: Stage, target: Target, work: Work) -> OpenedSource:
 
 def _written(before: Stage, prepared: Prepared, path: Path, work: Work) -> Stage:
     from reshard.store.output import OutputFolder
-    from reshard.store.source_files import SourceFiles
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with OutputFolder.create(path) as folder:
         _, last = write_output(prepared, folder, before.files, work.request.on_progress)
         folder.commit(last)
     opened, is_read = _read_back(before, prepared, path, work)
-    files = SourceFiles(opened.catalog.root, opened.catalog.files)
-    return Stage(str(prepared.target), opened, files, prepared, is_read=is_read)
+    return Stage(str(prepared.target), opened, opened.files(), prepared, is_read=is_read)
 
 
 def _planned(
@@ -309,9 +304,8 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
         files=tuple(map(LocalSource(path).stat, dict(prepared.report.files))),
     )
     arrangement = replace(whole, catalog=catalog, parts=found, wholes=tuple(wholes), averaged={})
-    return OpenedSource(
-        path, catalog, arrangement, prove_sources(arrangement), source.own, source.family
-    )
+    proof = prove_sources(arrangement)
+    return OpenedSource(path, arrangement, proof, source.document, source.family)
 
 
 def _held(

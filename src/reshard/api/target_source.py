@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.masters import settle_masters
+from reshard.api.masters import check_masters
 from reshard.api.request import PathLike, Request
 from reshard.api.source import Naming, OpenedSource, open_source
 from reshard.api.states import parse_dtypes, select_states
@@ -27,11 +27,12 @@ def open_for_target(path: PathLike, target: Target, request: Request) -> OpenedS
     dtypes = parse_dtypes(request.dtype)
     source = open_source(path, request, _naming(target, request))
     if formats.TARGETS[target.format].weights_only:  # states without names are reported, not wanted
-        source = replace(source, catalog=replace(source.catalog, withheld=()))
+        source = source.with_catalog(replace(source.catalog, withheld=()))
     # Weights of another type are made of the master weights, whatever is asked for.
     makes = PARAM in dtypes
     used = source.arrangement if makes else select_states(source, request.states).arrangement
-    source = settle_masters(source, used, request.on_drift, full=request.check)
+    warnings = check_masters(source, used, request.on_drift, full=request.check)
+    source = source.with_warnings(warnings) if warnings else source
     if not dtypes:
         return source
     return replace(source, arrangement=recast(source.arrangement, dtypes))

@@ -8,6 +8,7 @@ from typing import Literal
 
 from reshard.models.config_json import CONFIG, stated_config
 from reshard.plan.catalog import Catalog
+from reshard.plan.shown import Plain
 from reshard.records import dataclass
 from reshard.store.digest import digest_file_range
 
@@ -15,7 +16,7 @@ Fate = Literal["changed", "not kept", "added"]
 
 
 @dataclass(frozen=True, slots=True)
-class FactChange:
+class FactChange(Plain):
     """One value that is not the same on both sides.
 
     Args:  path: e.g. `training.state.clip_grad`.  a, b: as JSON values; None where it is not.
@@ -25,10 +26,6 @@ class FactChange:
     fate: Fate
     a: object = None
     b: object = None
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"path": self.path, "fate": self.fate, "a": self.a, "b": self.b}
 
     def __str__(self) -> str:
         if self.fate == "changed":
@@ -65,7 +62,7 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         "training": {
             "iteration": training.iteration,
             "param_groups": [_group(group) for group in groups if group.get("params")],
-            "state": dict(training.state or {}),
+            "state": training.state,
         },
         "aliases": dict(catalog.aliases or {}),
         "buffers": dict.fromkeys(sorted(catalog.buffers), "in it"),

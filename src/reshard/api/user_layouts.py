@@ -5,12 +5,41 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from reshard.api.request import Request
 from reshard.errors import ReshardError, layout_error
 from reshard.language import Document, compile_layout, parse
 from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
 from reshard.language.library import Family, missing_models, own_families
 from reshard.language.parser import MAX_LENGTH
+from reshard.records import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class UserLayouts:
+    """What the user gives to read a source through.
+
+    Args:  document: the text; None where there is none.  layout: the one that is meant.
+           families: or those of a text with several, of which one is to be found that fits.
+    """
+
+    document: Document | None = None
+    layout: Layout | None = None
+    families: tuple[Family, ...] = ()
+
+    @classmethod
+    def of(cls, request: Request) -> UserLayouts:
+        """The layouts of a request.
+
+        Raises: ReshardError[layout-missing | unknown-layout], and what is wrong with the text.
+        """
+        if request.layout is None:
+            return cls()
+        document = read_layouts(Path(request.layout))
+        families = () if request.layout_name else _alternatives(document, request.model)
+        return cls(
+            document, None if families else one_layout(document, request.layout_name), families
+        )
 
 
 def read_layouts(path: Path) -> Document:
@@ -29,7 +58,7 @@ def one_layout(document: Document, name: str | None) -> Layout:
     return compile_layout(document, name, models=missing_models(document))
 
 
-def alternatives(document: Document, model: str | None) -> tuple[Family, ...]:
+def _alternatives(document: Document, model: str | None) -> tuple[Family, ...]:
     """The families of a user's text that has several layouts, all of models: one of them may fit.
 
     Raises: everything that is wrong with the text.
@@ -37,8 +66,8 @@ def alternatives(document: Document, model: str | None) -> tuple[Family, ...]:
     if len(document.layouts) < 2 or any(block.model is None for block in document.layouts):
         return ()
     compile_layouts(document, models=missing_models(document))
-    found = own_families(document)
-    return tuple(family for family in found if model is None or family.name == model)
+    families = own_families(document)
+    return tuple(family for family in families if model is None or family.name == model)
 
 
 def read_layout_file(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.algebra.box import Box
@@ -29,17 +28,18 @@ from reshard.errors import Diagnostic, Exit, ReshardError, render_all
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import Builder
 from reshard.plan.plan import ArraySpec
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import show_count, show_nbytes, show_pace
 from reshard.records import dataclass
 
-if TYPE_CHECKING:
-    from reshard.store.source_files import SourceFiles
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Verification(Shown):
+class Verification(
+    Plain,
+    Shown,
+    json_keys={"left": "a", "right": "b"} | dict.fromkeys(("holding", "is_whole", "padded")),
+):
     """What `verify` found.
 
     Args:  left, right: what was verified; right is None for one checkpoint alone.
@@ -67,6 +67,10 @@ class Verification(Shown):
     seconds: float = 0.0
     warnings: tuple[Diagnostic, ...] = ()
     padded: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {**Plain.to_json(self), "checksums": self.checksums}
 
     @property
     def checksums(self) -> bool:
@@ -97,22 +101,6 @@ class Verification(Shown):
         head, _, rest = self.to_text().partition("\n")
         failure = None if self.ok else (head, rest)
         return (Suite(self.title, self.left, (Case(name, failure),), seconds),)
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values (docs/cli.md)."""
-        return {
-            "a": self.left,
-            "b": self.right,
-            "tensors": self.tensors,
-            "nbytes": self.nbytes,
-            "files": self.files,
-            "mismatches": [item.to_json() for item in self.mismatches],
-            "faults": [item.to_json() for item in self.faults],
-            "checksums": self.checksums,
-            "unchecked": [*self.unchecked],
-            "seconds": round(self.seconds, 3),
-            "warnings": [item.to_json() for item in self.warnings],
-        }
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
@@ -169,7 +157,7 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
     meter = Meter(request.on_progress, stored + sum(array.spec.nbytes for array in copied))
     checked = formats.check_bytes(catalog.format, catalog, meter.add)
     faults, warnings = [*checked.faults], [*checked.warnings]
-    with _files(source) as files:
+    with source.files() as files:
         for array in copied:
             try:
                 digest_array(array, files)
@@ -225,12 +213,6 @@ def _verify_two(left: OpenedSource, right: OpenedSource, request: Request) -> Ve
 
 def _spec(whole: Whole) -> ArraySpec:
     return slice_spec(whole, Box.whole(whole.shape))
-
-
-def _files(source: OpenedSource) -> SourceFiles:
-    from reshard.store.source_files import SourceFiles
-
-    return SourceFiles(source.catalog.root, source.catalog.files)
 
 
 def verification_text(found: Verification) -> str:

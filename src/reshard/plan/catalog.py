@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.language.layout import Layout
-from reshard.records import dataclass, field
+from reshard.plan.shown import Plain
+from reshard.records import dataclass, field, replace
 from reshard.run.run import Run
 
 Coord = tuple[tuple[str, int], ...]
@@ -108,7 +109,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Left(Plain):
     """Something of the source that is neither read nor kept.
 
     Args:  file: path relative to the root; it may begin with `..`, for what lies above.
@@ -119,10 +120,6 @@ class Left:
     file: str
     key: str
     why: str
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {"file": self.file, "key": self.key, "why": self.why}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +168,7 @@ class Catalog:
     oddities: tuple[Diagnostic, ...] = ()
     names_of: str = ""
     withheld: tuple[Diagnostic, ...] = ()
+
+    def with_warnings(self, warnings: Iterable[Diagnostic]) -> Catalog:
+        """The catalog with further warnings."""
+        return replace(self, oddities=(*self.oddities, *warnings))

@@ -23,7 +23,7 @@ _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
 def kept_keys(training: Run) -> tuple[Left, ...]:
     """Keys of the source that are neither tensors nor facts that other frameworks have too."""
-    framework = training.framework or {}
+    framework = training.framework
     schedulers = _SCHEDULERS if training.scheduler else ()
     keys = (key for key in _named(training) if key.split(".")[0] not in schedulers)
     out = [Left("", key, _WHY) for key in keys]

@@ -17,12 +17,13 @@ from reshard.plan.arrangement import Arrangement, Atom, StoredPart, Whole
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.names import group_names
 from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_axis, of_state
+from reshard.plan.shown import Plain
 from reshard.records import dataclass
 from reshard.run.states import MASTER, PARAM
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Plain, json_keys={"atoms": "stored", "parts": "runs"}):
     """What was proved.
 
     Args:  atoms: (atom, state) pairs.  elements: of all of them, each counted once.

@@ -10,7 +10,7 @@ from reshard.plan.catalog import Catalog, Left
 from reshard.plan.fate import Fate
 from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
-from reshard.plan.shown import Shown
+from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
 from reshard.records import dataclass
 
@@ -56,13 +56,7 @@ class PlanReport(Shown):
             "nbytes_read": self.nbytes_read,
             "nbytes_written": self.nbytes_written,
             "peak_nbytes": self.peak_nbytes,
-            "proof": {
-                "stored": self.proof.atoms,
-                "elements": self.proof.elements,
-                "runs": self.proof.parts,
-                "copies": self.proof.copies,
-                "placed": self.covered,
-            },
+            "proof": {**self.proof.to_json(), "placed": self.covered},
             "left": [item.to_json() for item in self.left],
             "warnings": [item.to_json() for item in self.warnings],
         }
@@ -96,7 +90,7 @@ class PlanReport(Shown):
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFacts:
+class SourceFacts(Plain):
     """What is read, in a few words.
 
     Args:  path: as it was given.  title: e.g. `DeepSpeed checkpoint`.  version: of what wrote it.
@@ -117,15 +111,6 @@ class SourceFacts:
     def mesh_text(self) -> str:
         """`dp=4, tp=2`, or `1 rank`."""
         return show_mesh(self.mesh)
-
-    def to_json(self) -> dict[str, object]:
-        """As plain JSON values."""
-        return {
-            "path": self.path,
-            "title": self.title,
-            "version": self.version,
-            "root": self.root,
-        } | {"mesh": dict(self.mesh)}
 
 
 def show_mesh(mesh: Mapping[str, int]) -> str:

@@ -1,8 +1,54 @@
-"""How a public value shows itself in Python and in a notebook: in a line, and as its text."""
+"""How a public value shows itself: as JSON, in a line of Python, and as its text."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar
+
+from reshard.records import names_of
+
+
+def plain(value: object) -> object:
+    """A value as JSON has it: fields and mappings as objects, sequences as lists."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    names = names_of(value)
+    if names:
+        return {name: plain(getattr(value, name)) for name in names}
+    return str(value) if isinstance(value, StrEnum | Path) else value
+
+
+class Plain:
+    """A dataclass whose JSON form is its fields; `seconds` are rounded.
+
+    Args:  json_keys: what fields are called there, where that is another name; None for those that
+                      are not in it.
+    """
+
+    __slots__ = ()
+
+    json_keys: ClassVar[Mapping[str, str | None]] = {}
+
+    def __init_subclass__(cls, json_keys: Mapping[str, str | None] | None = None) -> None:
+        if json_keys is not None:
+            cls.json_keys = json_keys
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        out: dict[str, object] = {}
+        for name in names_of(self):
+            key = self.json_keys.get(name, name)
+            if key is not None:
+                value = getattr(self, name)
+                out[key] = round(value, 3) if name == "seconds" else plain(value)
+        return out
 
 
 class Shown(ABC):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from reshard.records import dataclass, replace
+from reshard.records import dataclass, field, replace
 
 _PARAMS = "params"
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow")
@@ -73,13 +73,13 @@ class Run:
 
     iteration: int | None = None
     param_groups: tuple[Group, ...] = ()
-    state: Mapping[str, object] | None = None
-    framework: Mapping[str, object] | None = None
+    state: Mapping[str, object] = field(default_factory=dict)
+    framework: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def scheduler(self) -> object:
         """The state of the learning rate's scheduler; None if there is none."""
-        return (self.state or {}).get("lr_scheduler")
+        return self.state.get("lr_scheduler")
 
     @property
     def has_settings(self) -> bool:
@@ -89,20 +89,19 @@ class Run:
     @property
     def writer(self) -> str:
         """The framework that it is of; empty if it is of none."""
-        return str((self.framework or {}).get("name") or "")
+        return str(self.framework.get("name") or "")
 
     def of(self, framework: str) -> Mapping[str, object]:
         """What a framework kept for itself; nothing where another one wrote the checkpoint."""
-        return (self.framework or {}) if self.writer == framework else {}
+        return self.framework if self.writer == framework else {}
 
     def scaling(self, *, same: bool) -> dict[str, object]:
         """Gradient clipping, and the loss scaler for a run of the same precision alone.
 
         Another run's scaler would scale what must not be, or not scale what must.
         """
-        state = self.state or {}
         keys = (*_SCALING, _CLIPPING) if same else (_CLIPPING,)
-        return {key: state[key] for key in keys if state.get(key) is not None}
+        return {key: self.state[key] for key in keys if self.state.get(key) is not None}
 
     def with_params(self, change: Callable[[tuple[str, ...]], Iterable[str]]) -> Run:
         """The run with other names of parameters in its groups.

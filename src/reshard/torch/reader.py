@@ -124,8 +124,7 @@ class ReshardReader(StorageReader):
 
         Raises: ReshardError[replica-mismatch], and what is wrong with the files.
         """
-        catalog = self._source.catalog
-        with SourceFiles(catalog.root, catalog.files) as files:
+        with self._source.files() as files:
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
                     self._read_object(item, planner)

@@ -138,7 +138,7 @@ def _sort_objects(out: Contents, own: Mapping[str, object]) -> None:
 
 def _left_behind(training: Run) -> list[Diagnostic]:
     """Warnings for what the source knows of its training that has no place here."""
-    framework = training.framework or {}
+    framework = training.framework
     if training.of("dcp"):
         ranks = framework.get("rank_objects")
         if not isinstance(ranks, dict) or not ranks:
@@ -155,7 +155,7 @@ def _left_behind(training: Run) -> list[Diagnostic]:
         ]
     facts = ("name", "version", "layout", "kept")
     left = {key: value for key, value in framework.items() if key not in facts}
-    left |= {k: v for k, v in (training.state or {}).items() if k != "lr_scheduler"}
+    left |= {k: v for k, v in training.state.items() if k != "lr_scheduler"}
     keys = [key for key, value in left.items() if value not in (None, "", [], {}, (), False)]
     described = "kept" in framework or "layout" in framework
     keys += [item.key for item in kept_keys(training)] if described else []

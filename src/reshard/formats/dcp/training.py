@@ -51,7 +51,7 @@ def read_training(folder: Folder, found: Collected, files: Told) -> Run:
     return Run(
         iteration=_iteration(folder, found, files),
         param_groups=_param_groups(found),
-        state=state or None,
+        state=state,
         framework=framework,
     )
 

@@ -42,7 +42,7 @@ def read_training(
     models = tuple(source.models.values())
     run = run_of(models, optimizer, _groups(source, found, keeper), keeper, stage=source.stage)
     framework = {
-        **(run.framework or {}),
+        **run.framework,
         "buffer_names": list(found.buffers),
         "other": {key: _kept(root, key, keeper) for key in OTHER if root.has(key)},
         "per_rank": ranks,

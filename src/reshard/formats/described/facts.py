@@ -71,7 +71,7 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
         framework["uncut"] = states.uncut
     if iteration is None:
         iteration = _steps_done(states.tensors, walked)
-    training = Run(iteration, tuple(param_groups), state or None, framework)
+    training = Run(iteration, tuple(param_groups), state, framework)
     return Facts(training, keeper.tensors)
 
 

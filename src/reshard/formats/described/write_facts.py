@@ -58,7 +58,7 @@ class Facts:
         if name == "config":
             config = self._config()
             return config is not None, config
-        state = training.state or {}
+        state = training.state
         return name in state, self._value(state[name]) if name in state else None
 
     def _groups(self) -> list[object]:
@@ -115,7 +115,7 @@ class Facts:
     def warnings(self) -> Iterator[Diagnostic]:
         """What of the run is not written."""
         training = self._arrangement.catalog.training
-        lost = [name for name in training.state or {} if name not in self._asked]
+        lost = [name for name in training.state if name not in self._asked]
         counts = {*self._states.kinds, *self._asked}
         if training.iteration is not None and not counts & {"iteration", "step"}:
             lost.append("iteration")

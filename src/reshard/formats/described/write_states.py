@@ -145,7 +145,7 @@ class WrittenStates:
             if holds and all(order.has(name) for group in groups for name in group):
                 self.names.sort(key=order.key)
                 return [sorted(group, key=order.key) for group in groups], False
-        framework = self._arrangement.catalog.training.framework or {}
+        framework = self._arrangement.catalog.training.framework
         return groups, not is_known or framework.get("layout") != self._layout.name
 
     def numbers(self) -> list[list[int]]:

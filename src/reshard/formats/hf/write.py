@@ -172,4 +172,4 @@ def _of_training(training: Run) -> Iterator[str]:
         more = f", and {len(shown) - _KEYS} more" if len(shown) > _KEYS else ""
         count = show_count(len(training.param_groups), "group")
         yield f"`param_groups` ({count}: {', '.join(shown[:_KEYS])}{more})"
-    yield from (f"`{key}`" for key in training.state or {})
+    yield from (f"`{key}`" for key in training.state)

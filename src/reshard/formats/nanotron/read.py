@@ -89,7 +89,7 @@ def _training(
     return Run(
         iteration=iteration if isinstance(iteration, int) else None,
         param_groups=tuple(map(Group.of, merged.groups)),
-        state=None if merged.scheduler is None else {"lr_scheduler": merged.scheduler},
+        state={} if merged.scheduler is None else {"lr_scheduler": merged.scheduler},
         framework=framework,
     )
 

@@ -78,7 +78,7 @@ def training_warnings(arrangement: Arrangement, *, has_states: bool) -> tuple[Di
     """What a run finds missing."""
     own = _own(arrangement)
     left = []
-    if has_states and not (arrangement.catalog.training.state or {}).get("lr_scheduler"):
+    if has_states and not arrangement.catalog.training.state.get("lr_scheduler"):
         left.append("the state of the learning rate scheduler")
     elif has_states and not own:
         left.append("the state of the learning rate scheduler, which is not one of nanotron's")

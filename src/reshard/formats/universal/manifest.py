@@ -97,7 +97,7 @@ def manifest_bytes(manifest: Manifest) -> bytes:
         "training": {
             "iteration": training.iteration,
             "param_groups": training.param_groups,
-            "state": training.state,
+            "state": training.state or None,
         },
         "tensors": tensors,
         "files": {item.path: _file(item) for item in manifest.files},

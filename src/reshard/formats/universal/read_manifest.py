@@ -137,7 +137,7 @@ def _manifest(node: Node) -> Manifest | None:
         training=Run(
             iteration=None if iteration.value is None else iteration.integer(),
             param_groups=tuple(map(Group.of, training["param_groups"].mappings())),
-            state=training["state"].mapping(),
+            state=training["state"].mapping() or {},
         ),
         provenance=top["provenance"].mappings(),
     )

@@ -179,7 +179,7 @@ def _small_files(
         small[stem_of(PARAM) + SUFFIX] = write_index(index, {"total_size": total})
     catalog = arrangement.catalog
     small.update(read_side_files(catalog))
-    if catalog.training.framework is not None:
+    if catalog.training.framework:
         small[FRAMEWORK] = json_bytes(catalog.training.framework)
     return tuple(state for state in WEIGHTS if state in used), small
 
