@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from reshard.errors import ReshardError, source_error
 
 Shape = tuple[int, ...]
 _MEAN, _VARIANCE = "running_mean", "running_var"
 _DIGITS = re.compile(r"[0-9]+")
-_Way = tuple[int | None, ...]
-"""For each parameter its number; None for one that the optimizer does not have."""
+_SHOWN = 4
+
+MAX_STATES = 20_000
+"""Positions that are followed at once before the search is given up."""
 
 
 def names_of_numbers(
@@ -47,26 +49,30 @@ def names_of_numbers(
         )
     if not is_ordered:
         return _by_shapes(numbers, shapes, parameters, where)
-    orders = _ways([tuple(group) for group in groups], shapes, parameters)
-    if not orders:
-        stored = {shape for _, shape in parameters}
-        alone = [number for number in numbers if shapes.get(number, ()) not in stored | {()}]
-        why = "no order of the model's parameters fits the shapes of the states"
-        if alone:
-            number = alone[0]
-            why = (
-                f"number {number} has a state of shape {list(shapes[number])}, and no parameter "
-                "has that shape; names are given by shapes, and factored states have others"
-            )
-        raise _unclear(where, why, helps=NAMES_ONLY if alone else _HELPS)
-    if len(orders) > 1:
-        why = "several orders of the model's parameters fit the shapes"
-        raise _unclear(where, why, _difference(orders, parameters))
-    return {
-        number: name
-        for number, (name, _) in zip(orders[0], parameters, strict=True)
-        if number is not None
-    }
+    by_name = dict(parameters)
+    spare = len(by_name) - len(numbers)
+
+    def step(group: int, position: int, name: str) -> int | None:
+        shape = by_name[name]
+        return position + 1 if shapes.get(groups[group][position], shape) == shape else None
+
+    try:
+        places = assign([len(group) for group in groups], list(by_name), step, spare=spare)
+    except NoOneWayError as error:
+        if error.candidates:
+            (group, position), names = next(iter(error.candidates.items()))
+            which = f"number {groups[group][position]} may be {either(names)}"
+            raise _unclear(where, error.why, which) from None
+        known = {*by_name.values(), ()}
+        alone = [number for number in numbers if shapes.get(number, ()) not in known]
+        if not alone:
+            raise _unclear(where, error.why) from None
+        why = (
+            f"number {alone[0]} has a state of shape {list(shapes[alone[0]])}, and no parameter "
+            "has that shape; names are given by shapes, and factored states have others"
+        )
+        raise _unclear(where, why, helps=NAMES_ONLY) from None
+    return {groups[group][position]: name for name, (group, position) in places.items()}
 
 
 def running_statistics(names: Collection[str]) -> set[str]:
@@ -107,13 +113,11 @@ def _by_shapes(
         shape = shapes.get(number)
         if shape not in by_shape:
             candidates = [name for name, other in parameters if shape in (None, other)]
-            names = ", ".join(f"`{name}`" for name in candidates[:4]) or "none"
-            more = f", or one of {len(candidates) - 4} more" if len(candidates) > 4 else ""
             size = "no shape" if shape is None else f"shape {list(shape)}"
             raise _unclear(
                 where,
                 "the file of the weights sorts their names, so the model's order is not known",
-                f"number {number} has {size}: it may be {names}{more}",
+                f"number {number} has {size}: it may be {either(candidates) or 'none'}",
             )
         out[number] = by_shape[shape]
     if len(set(out.values())) != len(out):
@@ -121,61 +125,93 @@ def _by_shapes(
     return out
 
 
-def _ways(
-    groups: list[tuple[int, ...]],
-    shapes: Mapping[int, Shape],
-    parameters: Sequence[tuple[str, Shape]],
-) -> list[_Way]:
-    """Give the parameters to the groups one after the other; at most two ways are looked for.
+Step = Callable[[int, int, str], int | None]
+"""(group, position, name) -> the next position if the name can stand there, else None."""
+At = tuple[int, ...]
+"""By group, how far it has come."""
+_Layer = Mapping[At, Sequence[tuple[At, int | None]]]
+"""How a name leads to positions: from which, and standing in which group; None if in none."""
+
+
+class NoOneWayError(Exception):
+    """Names have several places, or none.
+
+    Args:  why: for people.
+           candidates: by group and position, the names that can stand there, where there are
+           several.
+    """
+
+    def __init__(
+        self, why: str, candidates: Mapping[tuple[int, int], Sequence[str]] | None = None
+    ) -> None:
+        super().__init__(why)
+        self.why = why
+        self.candidates = candidates or {}
+
+
+def assign(
+    goal: Sequence[int], names: Sequence[str], step: Step, *, spare: int | None
+) -> dict[str, tuple[int, int]]:
+    """The group and the position of every name, in the order of the names within each group.
 
     A state of how far each group has come is visited once: from there the rest is the same.
+
+    Args:  goal: by group, the position behind its last parameter.  names: in the module's order.
+           spare: how many of them have no position, where a name takes one position; None for any.
+    Raises: NoOneWayError.
     """
-    start = tuple(0 for _ in groups)
-    spare = len(parameters) - sum(map(len, groups))
-    # For each parameter, from each state: the numbers that it may have, filled from the end.
-    layers: list[dict[tuple[int, ...], list[tuple[int | None, tuple[int, ...]]]]] = []
-    states = {start}
-    for position, (_, shape) in enumerate(parameters):
-        layer: dict[tuple[int, ...], list[tuple[int | None, tuple[int, ...]]]] = {}
-        after: set[tuple[int, ...]] = set()
-        for state in states:
-            steps: list[tuple[int | None, tuple[int, ...]]] = []
-            if position - sum(state) < spare:
-                steps.append((None, state))
-            for at, taken in enumerate(state):
-                if taken < len(groups[at]):
-                    number = groups[at][taken]
-                    if shapes.get(number, shape) == shape:
-                        steps.append((number, (*state[:at], taken + 1, *state[at + 1 :])))
-            after.update(new for _, new in steps)
-            layer[state] = steps
-        layers.append(layer)
-        states = after
-    alive = {state for state in states if sum(state) == len(parameters) - spare}
-    for layer in reversed(layers):
-        for state, steps in layer.items():
-            layer[state] = [step for step in steps if step[1] in alive]
-        alive = {state for state, steps in layer.items() if steps}
-    todo: list[tuple[tuple[int, ...], _Way]] = [(start, ())] if start in alive or not layers else []
-    orders: list[_Way] = []
-    while todo and len(orders) < 2:
-        state, order = todo.pop()
-        if len(order) == len(parameters):
-            orders.append(order)
-            continue
-        for index, new in layers[len(order)][state]:
-            todo.append((new, (*order, index)))
-    return orders
+    end = tuple(goal)
+    ways: dict[At, int] = {(0,) * len(goal): 1}  # 2 stands for several
+    layers: list[_Layer] = []
+    for index, name in enumerate(names):
+        reached: dict[At, list[tuple[At, int | None]]] = {}
+        for at in ways:
+            for group, position in enumerate(at):
+                after = step(group, position, name) if position < end[group] else None
+                if after is not None and after <= end[group]:
+                    to = (*at[:group], after, *at[group + 1 :])
+                    reached.setdefault(to, []).append((at, group))
+            if spare is None or index - sum(at) < spare:
+                reached.setdefault(at, []).append((at, None))
+        if len(reached) > MAX_STATES:
+            raise NoOneWayError("too many parameters of one shape are in several groups")
+        ways = {at: min(2, sum(ways[before] for before, _ in own)) for at, own in reached.items()}
+        layers.append(reached)
+    count = ways.get(end, 0)
+    if count != 1:
+        what = "several orders of the weights fit" if count else "no order of the weights fits"
+        candidates = _candidates(names, layers, end) if count else {}
+        raise NoOneWayError(f"{what} the shapes of the states", candidates)
+    out: dict[str, tuple[int, int]] = {}
+    at = end
+    for name, layer in zip(reversed(names), reversed(layers), strict=True):
+        at, standing = layer[at][0]
+        if standing is not None:
+            out[name] = (standing, at[standing])
+    return dict(reversed(out.items()))
 
 
-def _difference(orders: Sequence[_Way], parameters: Sequence[tuple[str, Shape]]) -> str:
-    """The first number that has two names."""
-    first, second = (
-        {number: name for number, (name, _) in zip(way, parameters, strict=True)} for way in orders
-    )
-    both = {number for number in (*first, *second) if number is not None}
-    number = min(item for item in both if first.get(item) != second.get(item))
-    return f"number {number} may be `{first.get(number)}` or `{second.get(number)}`"
+def _candidates(
+    names: Sequence[str], layers: Sequence[_Layer], end: At
+) -> dict[tuple[int, int], list[str]]:
+    """Which names can stand at each place, where there are several."""
+    found: dict[tuple[int, int], dict[str, None]] = {}
+    goals = {end}
+    for name, layer in zip(reversed(names), reversed(layers), strict=True):
+        edges = [edge for goal in goals for edge in layer.get(goal, ())]
+        for before, group in edges:
+            if group is not None:
+                found.setdefault((group, before[group]), {})[name] = None
+        goals = {before for before, _ in edges}
+    return {place: [*reversed(own)] for place, own in sorted(found.items()) if len(own) > 1}
+
+
+def either(names: Sequence[str]) -> str:
+    """``a`, `b`, or `c``, for messages."""
+    shown = [f"`{name}`" for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        shown.append(f"one of {len(names) - _SHOWN} more")
+    return f"{', '.join(shown[:-1])}, or {shown[-1]}" if len(shown) > 2 else " or ".join(shown)
 
 
 _SAVE = (

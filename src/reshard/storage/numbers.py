@@ -10,6 +10,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.plan.arrangement import Arrangement, StoredPart, Whole
 from reshard.records import dataclass
+from reshard.store.regular_file import pread_regular
 
 _FORMATS = {
     DType.F64: "<d",
@@ -49,6 +50,15 @@ def number_bytes(value: float | int) -> tuple[DType, bytes]:
     return DType.F64, struct.pack("<d", value)
 
 
+def plain_number(value: object) -> tuple[DType, bytes] | None:
+    """A number of Python's, in the types that are wide enough; None for anything else."""
+    if isinstance(value, bool):
+        return DType.BOOL, bytes([value])
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
+        return DType.I64, value.to_bytes(8, "little", signed=True)
+    return (DType.F64, struct.pack("<d", value)) if isinstance(value, float) else None
+
+
 def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str, Number]:
     """The numbers of tensors of shape (), by the name of their parameter.
 
@@ -82,9 +92,8 @@ def _value(
     at = fragment.byte_offset + (part.piece.offset - fragment.start) * part.dtype.itemsize
     place = (fragment.file, at, form)
     if place not in known:
-        with (root / fragment.file).open("rb") as stream:
-            stream.seek(at)
-            known[place] = _unpack(form, stream.read(part.dtype.itemsize), fragment.file)
+        data = pread_regular(root / fragment.file, at, part.dtype.itemsize)
+        known[place] = _unpack(form, data, fragment.file)
     return known[place]
 
 

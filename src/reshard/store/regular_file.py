@@ -8,7 +8,14 @@ import stat
 
 from reshard.errors import ReshardError, source_error
 
-__all__ = ["FileTooLargeError", "open_regular", "read_note", "read_regular", "unreadable"]
+__all__ = [
+    "FileTooLargeError",
+    "open_regular",
+    "pread_regular",
+    "read_note",
+    "read_regular",
+    "unreadable",
+]
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -64,6 +71,18 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
             pieces.append(piece)
             left -= len(piece)
         return b"".join(pieces)
+    finally:
+        os.close(fd)
+
+
+def pread_regular(path: str | os.PathLike[str], byte_offset: int, nbytes: int) -> bytes:
+    """Some bytes of an ordinary file; fewer where it ends.
+
+    Raises: OSError.
+    """
+    fd = open_regular(path)
+    try:
+        return os.pread(fd, nbytes, byte_offset)
     finally:
         os.close(fd)
 

@@ -16,7 +16,7 @@ from reshard.plan.catalog import SourceFile
 from reshard.store.links import refuse_outside
 from reshard.store.regular_file import (
     FileTooLargeError,
-    open_regular,
+    pread_regular,
     read_note,
     read_regular,
     unreadable,
@@ -92,11 +92,7 @@ class LocalSource:
 
         Raises: OSError; ReshardError[outside-link].
         """
-        fd = open_regular(self.path(name))
-        try:
-            return os.pread(fd, nbytes, byte_offset)
-        finally:
-            os.close(fd)
+        return pread_regular(self.path(name), byte_offset, nbytes)
 
     def path(self, name: str) -> Path:
         """The path of a file, for what reads a format of files.

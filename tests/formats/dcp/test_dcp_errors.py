@@ -254,8 +254,8 @@ def test_numbers_that_several_names_fit(tmp_path: Path) -> None:
         )
     assert _refused(forge.write()) == (
         "error[ambiguous-optimizer-ids]: the optimizer states in ckpt cannot be given names\n"
-        "  = note: several orders of the model's parameters fit the shapes\n"
-        "  = note: number 0 may be `a` or `b`\n"
+        "  = note: several orders of the weights fit the shapes of the states\n"
+        "  = note: number 0 may be `b` or `a`\n"
         "  = note: `Optimizer.state_dict()` numbers parameters and does not name them\n"
         "  = help: leave the states out with `--states weights`\n"
         "  = help: or load it where it was trained, and save it with "

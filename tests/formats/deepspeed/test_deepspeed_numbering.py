@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reshard.dtypes import DType
-from reshard.errors import ReshardError
 from reshard.formats.deepspeed.read import read
-from reshard.formats.deepspeed.states_zero0 import assign
+from reshard.run.numbering import NoOneWayError, assign
 from reshard.run.rounding import rounds_to
 
 
@@ -35,10 +34,10 @@ def test_an_assignment_is_found_where_it_is_the_only_one(
 
     goal = [len(group) for group in groups]
     if len(ways) != 1:
-        with pytest.raises(ReshardError):
-            assign(goal, names, step, "f", may_skip=True)
+        with pytest.raises(NoOneWayError):
+            assign(goal, names, step, spare=None)
         return
-    found = assign(goal, names, step, "f", may_skip=True)
+    found = assign(goal, names, step, spare=None)
     assert {names.index(name): place for name, place in found.items()} == ways[0]
 
 

@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_folder_is_told(fixture_checkpoint: Fixture, tmp_pa
     assert _said(form) == (
         "error[missing-rank-file]: FORM/global_step3_universal has no model file\n"
         "  = note: looked for `mp_rank_*_model_states.pt` and `zero_pp_rank_*_model_states.pt`\n"
-        "  = help: copy the whole folder; DeepSpeed cannot load it without them either\n"
+        "  = help: copy the files of all ranks; on several machines each one has only its own\n"
     )
     for model in models:
         model.with_suffix(".bak").rename(model)

@@ -5,18 +5,22 @@ Source: DeepSpeed 0.19.8, checkpoint/affine.py (format version 1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
+from typing import NamedTuple
 
 from reshard.algebra.box import Box
+from reshard.algebra.flat import cut
 from reshard.algebra.piece import Move, Piece, moves, row_major
 from reshard.errors import layout_error, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.ucl_text import COPIED, Section, cut_body
-from reshard.records import dataclass, replace
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.records import dataclass
 
 FORMAT_VERSION = 1
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +31,14 @@ class AffinePiece:
            shard, both in elements.  ranks: which hold this block.
     """
 
-    shape: tuple[int, ...]
-    source: tuple[int, tuple[int, ...]]
-    dest: tuple[int, tuple[int, ...]]
+    shape: Shape
+    source: tuple[int, Shape]
+    dest: tuple[int, Shape]
     ranks: frozenset[int]
 
     def move(self) -> Move:
         """The same elements with the fewest axes."""
-        box = Box((0,) * len(self.shape), self.shape)
+        box = Box.whole(self.shape)
         return moves(box, (Piece(box, *self.source),), Piece(box, *self.dest))[0]
 
 
@@ -42,48 +46,32 @@ class AffinePiece:
 class AffineMap:
     """How one parameter is spread over tp ranks.
 
-    Args:  shards: by rank, the shape of what it holds.  pieces: by rank.
+    Args:  file: that says so.  shards: by rank, the shape of what it holds.  pieces: by rank.
     """
 
-    shape: tuple[int, ...]
-    shards: Mapping[int, tuple[int, ...]]
+    name: str
+    file: str
+    shape: Shape
+    shards: Mapping[int, Shape]
     pieces: Mapping[int, tuple[AffinePiece, ...]]
 
-
-@dataclass(frozen=True, slots=True)
-class _Slab:
-    """A block `[start, start + width)` of one dimension, whole in the others.
-
-    Args:  at: where it starts in the shard's dimension.  is_shared: whether every rank has it.
-    """
-
-    start: int
-    width: int
-    at: int
-    is_shared: bool
-
-    def reaches(self, other: _Slab) -> bool:
-        """Whether the other one goes on where this one ends, in both places."""
-        return (
-            self.start + self.width == other.start
-            and self.at + self.width == other.at
-            and self.is_shared == other.is_shared
-        )
+    def filled(self, rank: int) -> Iterator[AffinePiece]:
+        """The pieces of a rank that have elements."""
+        return (piece for piece in self.pieces[rank] if prod(piece.shape))
 
 
 def read_affine_map(node: Node, name: str) -> AffineMap:
-    """One parameter's map.
+    """The map of a parameter.
 
-    Args:  name: of the parameter, for messages.
     Raises: ReshardError[scaled-parameter | missing-key | unexpected-content].
     """
-    shards: dict[int, tuple[int, ...]] = {}
-    pieces: dict[int, tuple[AffinePiece, ...]] = {}
-    for key, entry in node.at("ranks").entries():
-        rank = int(key)
-        shards[rank] = entry.at("shard_shape").shape()
-        pieces[rank] = tuple(_piece(item, name) for item in entry.at("pieces").items())
-    return AffineMap(node.at("logical_shape").shape(), shards, pieces)
+    ranks = {int(key): entry for key, entry in node.at("ranks").entries()}
+    shards = {rank: entry.at("shard_shape").shape() for rank, entry in ranks.items()}
+    pieces = {
+        rank: tuple(_piece(item, name) for item in entry.at("pieces").items())
+        for rank, entry in ranks.items()
+    }
+    return AffineMap(name, node.file, node.at("logical_shape").shape(), shards, pieces)
 
 
 def _piece(node: Node, name: str) -> AffinePiece:
@@ -98,161 +86,130 @@ def _piece(node: Node, name: str) -> AffinePiece:
                 "factor into the model and save again"
             ],
         )
-    return AffinePiece(
-        node.at("shape").shape(),
-        _address(node.at("source")),
-        _address(node.at("dest")),
-        frozenset(item.integer() for item in node.at("locations").items()),
+    source, dest = (
+        (address.item(0).integer(), address.item(1).shape())
+        for address in (node.at("source"), node.at("dest"))
     )
+    ranks = frozenset(node.at("locations").integers())
+    return AffinePiece(node.at("shape").shape(), source, dest, ranks)
 
 
-def _address(node: Node) -> tuple[int, tuple[int, ...]]:
-    return node.item(0).integer(), node.item(1).shape()
-
-
-def check_affine_map(
-    found: AffineMap, name: str, local: Sequence[tuple[int, ...]], file: str
-) -> None:
+def check_affine_map(affine: AffineMap, local: Sequence[Shape]) -> None:
     """Check that a map speaks of these shards.
 
     Args:  local: shape of the parameter on every tp rank.
     Raises: ReshardError[affine-mismatch].
     """
     for rank, shape in enumerate(local):
-        held = sum(prod(piece.shape) for piece in found.pieces.get(rank, ()))
-        if found.shards.get(rank) != shape or held != prod(shape):
+        mapped = affine.shards.get(rank, ())
+        numel = sum(prod(piece.shape) for piece in affine.pieces.get(rank, ()))
+        if rank not in affine.shards or mapped != shape or numel != prod(shape):
             raise source_error(
                 "affine-mismatch",
-                f"the `affine_map` of `{name}` is of another shard than the one on tp rank {rank}",
+                f"the `affine_map` of `{affine.name}` is of another shard than the one on tp rank "
+                f"{rank}",
                 notes=[
                     f"shape {list(shape)} by `param_shapes`",
-                    f"shape {list(found.shards.get(rank, ()))} with {held} elements in pieces "
-                    f"by `affine_map` in {file}",
+                    f"shape {list(mapped)} with {numel} elements in pieces by `affine_map` in "
+                    f"{affine.file}",
                 ],
                 helps=["the files may be of different runs; copy those of one"],
             )
 
 
-def affine_body(found: AffineMap) -> str | None:
+# As a rule.
+
+
+class _Slab(NamedTuple):
+    """A block `[start, start + width)` of one dimension, whole in the others.
+
+    Args:  at: where it starts in the shard's dimension.  is_shared: whether every rank has it.
+    """
+
+    start: int
+    width: int
+    at: int
+    is_shared: bool
+
+
+def affine_body(affine: AffineMap) -> str | None:
     """The map as a rule's right side; None if no rule can say it."""
-    if all(_is_whole(found, rank) for rank in found.pieces):
+    if all(_is_whole(affine, rank) for rank in affine.pieces):
         return COPIED
-    for dim in range(len(found.shape)):
-        sections = _sections(found, dim)
+    for dim in range(len(affine.shape)):
+        sections = _sections(affine, dim)
         if sections is not None:
-            return cut_body(dim, len(found.shape), sections)
+            return cut_body(dim, len(affine.shape), sections)
     return None
 
 
-def shard_boxes(found: AffineMap, rank: int) -> Iterator[tuple[Box, int, tuple[int, ...]]]:
-    """Every piece of a rank as a box of the whole parameter, with its address in the shard.
-
-    Raises: ValueError if a piece is no box.
-    """
-    for piece in found.pieces[rank]:
-        if prod(piece.shape):
-            yield from _boxes(found.shape, piece)
-
-
-def _boxes(
-    shape: tuple[int, ...], piece: AffinePiece
-) -> Iterator[tuple[Box, int, tuple[int, ...]]]:
-    """A piece whose axes each step along one dimension of the parameter."""
-    lo = []
-    left = piece.source[0]
-    for stride in row_major(shape):
-        lo.append(left // stride if stride else 0)
-        left -= lo[-1] * stride
-    size = [1] * len(shape)
-    strides = [0] * len(shape)
-    whole = row_major(shape)
-    for length, step, dest in zip(piece.shape, piece.source[1], piece.dest[1], strict=True):
-        if length == 1:
-            continue
-        dim = next((d for d, s in enumerate(whole) if s == step and shape[d] > 1), None)
-        if dim is None or size[dim] != 1:
-            raise ValueError("a piece that is no box")
-        size[dim] = length
-        strides[dim] = dest
-    if any(a + n > b for a, n, b in zip(lo, size, shape, strict=True)):
-        raise ValueError("a piece that runs out of the parameter")
-    yield Box(tuple(lo), tuple(size)), piece.dest[0], tuple(strides)
-
-
-def _is_whole(found: AffineMap, rank: int) -> bool:
-    pieces = found.pieces[rank]
-    if found.shards[rank] != found.shape or len(pieces) != 1:
+def _is_whole(affine: AffineMap, rank: int) -> bool:
+    pieces = affine.pieces[rank]
+    if affine.shards[rank] != affine.shape or len(pieces) != 1:
         return False
     move = pieces[0].move()
     return move.src_offset == move.dst_offset == 0 and move.src_strides == move.dst_strides
 
 
-def _sections(found: AffineMap, dim: int) -> list[Section] | None:
+def _sections(affine: AffineMap, dim: int) -> list[Section] | None:
     """The parts of a dimension, if every piece is a block of it and blocks lie in rank order."""
-    ranks = sorted(found.pieces)
-    rest = _without(found.shape, dim)
-    if any(_without(found.shards[rank], dim) != rest for rank in ranks):
-        return None
-    slabs = {rank: _slabs(found, rank, dim) for rank in ranks}
+    ranks = sorted(affine.pieces)
+    slabs = {rank: _slabs(affine, rank, dim) for rank in ranks}
     holders: dict[tuple[int, int, bool], list[int]] = {}
     for rank, own in slabs.items():
-        for slab in [] if own is None else own:
-            holders.setdefault((slab.start, slab.width, slab.is_shared), []).append(rank)
-    if None in slabs.values() or any(
-        len(own) != (len(ranks) if is_shared else 1) for (_, _, is_shared), own in holders.items()
-    ):
-        return None
-    out: list[Section] = []
-    at, last = 0, ranks[-1]
-    for (start, width, is_shared), (rank, *_) in sorted(holders.items()):
-        if start != at:
+        if own is None or _without(affine.shards[rank], dim) != _without(affine.shape, dim):
             return None
-        at += width
+        for slab in own:
+            holders.setdefault((slab.start, slab.width, slab.is_shared), []).append(rank)
+    out: list[Section] = []
+    end, last = 0, ranks[-1]
+    for (start, width, is_shared), (rank, *others) in sorted(holders.items()):
+        if start != end or len(others) != (len(ranks) - 1) * is_shared:
+            return None
+        end += width
         if is_shared:
             out.append(Section(width))
             last = ranks[-1]
             continue
         if rank <= last:
             out.append(Section(0, (0,) * len(ranks)))
-        widths = list(out[-1].widths)
-        widths[rank] = width
-        out[-1] = Section(out[-1].size + width, tuple(widths))
         last = rank
-    is_whole = at == found.shape[dim]
-    return out if is_whole and all(_in_order(out, rank, slabs[rank]) for rank in ranks) else None
+        widths = [size + width * (at == rank) for at, size in enumerate(out[-1].widths)]
+        out[-1] = Section(out[-1].size + width, tuple(widths))
+    in_order = all(_in_order(out, rank, slabs[rank] or ()) for rank in ranks)
+    return out if end == affine.shape[dim] and in_order else None
 
 
-def _in_order(sections: Sequence[Section], rank: int, slabs: Sequence[_Slab] | None) -> bool:
+def _in_order(sections: Sequence[Section], rank: int, slabs: Iterable[_Slab]) -> bool:
     """Whether a shard has its blocks in the order of the sections."""
     widths = [section.widths[rank] if section.widths else section.size for section in sections]
-    ends = list(accumulate(widths))
-    wanted = [(end - width, width) for end, width in zip(ends, widths, strict=True) if width]
-    return [(slab.at, slab.width) for slab in slabs or ()] == wanted
+    places = zip(accumulate(widths, initial=0), widths, strict=False)
+    return [(slab.at, slab.width) for slab in slabs] == [(at, n) for at, n in places if n]
 
 
-def _slabs(found: AffineMap, rank: int, dim: int) -> list[_Slab] | None:
+def _slabs(affine: AffineMap, rank: int, dim: int) -> list[_Slab] | None:
     """A rank's blocks of a dimension by start, neighbours joined; None if a piece is no block."""
-    everyone = frozenset(found.pieces)
     blocks = []
-    for piece in found.pieces[rank]:
-        if not prod(piece.shape):
-            continue
-        slab = _slab(found, rank, piece, dim)
-        if slab is None or piece.ranks not in ({rank}, everyone):
+    for piece in affine.filled(rank):
+        slab = _slab(affine, rank, piece, dim)
+        if slab is None or piece.ranks not in ({rank}, frozenset(affine.pieces)):
             return None  # or some ranks have a copy and others not
         blocks.append(slab)
     out: list[_Slab] = []
-    for slab in sorted(blocks, key=lambda slab: slab.start):
-        if out and out[-1].reaches(slab):
-            out[-1] = replace(out[-1], width=out[-1].width + slab.width)
+    for slab in sorted(blocks):
+        last = out[-1] if out else None
+        if last and slab._replace(width=0) == _Slab(
+            last.start + last.width, 0, last.at + last.width, last.is_shared
+        ):
+            out[-1] = last._replace(width=last.width + slab.width)
         else:
             out.append(slab)
     return out
 
 
-def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | None:
+def _slab(affine: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | None:
     """The block of a dimension that a piece is, or None."""
-    shape, shard = found.shape, found.shards[rank]
+    shape, shard = affine.shape, affine.shards[rank]
     width, odd = divmod(prod(piece.shape), prod(_without(shape, dim)))
     inner = prod(shape[dim + 1 :])
     if odd or piece.source[0] % inner or piece.dest[0] % inner:
@@ -269,5 +226,102 @@ def _slab(found: AffineMap, rank: int, piece: AffinePiece, dim: int) -> _Slab | 
     return slab if wanted.move() == piece.move() else None
 
 
-def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
+def _without(shape: Shape, dim: int) -> Shape:
     return (*shape[:dim], *shape[dim + 1 :])
+
+
+# Where no rule can say it: put together from boxes, as the map has them.
+
+
+def whole_tensors(
+    tensors: Iterable[LocalTensor], maps: Mapping[str, AffineMap], tp: int
+) -> list[LocalTensor]:
+    """The tensors, with those of `maps` replaced by one whole tensor on every tp rank.
+
+    The whole tensor of a rank has the blocks that this rank holds from its own shard, so that
+    blocks which several ranks hold are compared.
+
+    Args:  maps: by name.  tp: number of ranks.
+    Raises: ReshardError[unsupported-affine-map].
+    """
+    shards: dict[tuple[str, str, Coord], dict[int, LocalTensor]] = {}
+    out: list[LocalTensor] = []
+    for tensor in tensors:
+        if tensor.name not in maps or tensor.shape == ():
+            out.append(tensor)
+            continue
+        rest = tuple(item for item in tensor.coord if item[0] != "tp")
+        own = shards.setdefault((tensor.name, tensor.state, rest), {})
+        own[dict(tensor.coord).get("tp", 0)] = tensor
+        if len(own) == tp:
+            out += _wholes(maps[tensor.name], own)
+    return out
+
+
+def _wholes(affine: AffineMap, shards: Mapping[int, LocalTensor]) -> Iterator[LocalTensor]:
+    try:
+        boxes = {rank: [_box(affine.shape, p) for p in affine.filled(rank)] for rank in shards}
+    except ValueError as error:
+        raise layout_error(
+            "unsupported-affine-map",
+            f"the `affine_map` of `{affine.name}` is of a form that is not read",
+            notes=[f"it has {error}", f"in {affine.file}"],
+            helps=["give a layout of your own with `--layout FILE`"],
+        ) from None
+    holders: dict[Box, list[int]] = {}
+    for rank, own in boxes.items():
+        for piece in own:
+            holders.setdefault(piece.box, []).append(rank)
+    for rank, shard in sorted(shards.items()):
+        fragments: list[Fragment] = []
+        for box, ranks in holders.items():
+            source = rank if rank in ranks else ranks[0]
+            for piece in boxes[source]:
+                if piece.box == box:
+                    fragments += _of_shard(piece, shards[source])
+        name, state, coord = shard.name, shard.state, shard.coord
+        yield LocalTensor(name, state, coord, affine.shape, shard.dtype, tuple(fragments))
+
+
+def _box(shape: Shape, piece: AffinePiece) -> Piece:
+    """A piece whose axes each step along one dimension of the parameter, in the shard.
+
+    Raises: ValueError if it is no box.
+    """
+    whole = row_major(shape)
+    lo, rest = [], piece.source[0]
+    for stride in whole:
+        index, rest = divmod(rest, stride) if stride else (0, rest)
+        lo.append(index)
+    size, strides = [1] * len(shape), [0] * len(shape)
+    for length, step, dest in zip(piece.shape, piece.source[1], piece.dest[1], strict=True):
+        if length == 1:
+            continue
+        dim = next((d for d, s in enumerate(whole) if s == step and shape[d] > 1), None)
+        if dim is None or size[dim] != 1:
+            raise ValueError("a piece that is no box")
+        size[dim], strides[dim] = length, dest
+    if any(a + n > b for a, n, b in zip(lo, size, shape, strict=True)):
+        raise ValueError("a piece that runs out of the parameter")
+    return Piece(Box(tuple(lo), tuple(size)), piece.dest[0], tuple(strides))
+
+
+def _of_shard(piece: Piece, shard: LocalTensor) -> Iterator[Fragment]:
+    """What the runs of a shard hold of a block."""
+    itemsize = shard.dtype.itemsize
+    for run in shard.fragments:
+        if run.strides is None:
+            for part in cut(piece, run.start, run.start + run.numel):
+                at = run.byte_offset + (part.offset - run.start) * itemsize
+                numel = part.box.volume
+                yield Fragment(0, numel, run.file, at, part.strides, run.literal, part.box)
+            continue
+        # A shard that is not stored row-major: each step of the block is one of the shard's.
+        offset, rest, steps = 0, piece.offset, {}
+        for dense, stored in zip(row_major(shard.shape), run.strides, strict=True):
+            index, rest = divmod(rest, dense) if dense else (0, rest)
+            offset += index * stored
+            steps[dense] = stored
+        strides = tuple(steps.get(step, 0) for step in piece.strides)
+        at = run.byte_offset + offset * itemsize
+        yield Fragment(0, piece.box.volume, run.file, at, strides, None, piece.box)

@@ -18,14 +18,13 @@ from reshard.formats.deepspeed.experts import (
     sharing_ranks,
     stated_ranks,
 )
-from reshard.formats.deepspeed.grid import missing_files
 from reshard.formats.deepspeed.groups import StoredGroup
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.optimizer_file import Shard
-from reshard.formats.deepspeed.source import Source
+from reshard.formats.deepspeed.source import Source, missing_files
 from reshard.formats.deepspeed.states_zero0 import Naming
 from reshard.formats.deepspeed.weights import (
+    TIED,
     Pipeline,
     check_tied,
     find_aliases,
@@ -68,26 +67,21 @@ def collect(source: Source) -> Collected:
     Raises: ReshardError, see docs/formats/deepspeed.md.
     """
     out = Collected(aliases=find_aliases(source.models.values()))
-    pipeline = None
-    if source.folder.layers:
-        own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
-        pipeline = Pipeline(source.files, source.folder, source.grid, own)
-    weights: dict[int, list[LocalTensor]] = {}
-    for mp_rank in source.grid.mp_ranks:
-        weights[mp_rank] = list(_weights(source, mp_rank, out, pipeline))
-        out.tensors += weights[mp_rank]
+    models = {mp_rank: source.models[0, mp_rank] for mp_rank in source.grid.mp_ranks}
+    folder = source.folder
+    pipeline = Pipeline(source.files, folder, source.grid, models) if folder.layers else None
+    weights = {mp_rank: list(_weights(source, mp_rank, out, pipeline)) for mp_rank in models}
+    out.tensors += (tensor for own in weights.values() for tensor in own)
     if pipeline is not None:
         out.layer_keys = pipeline.keys
-        own = {mp: source.models[0, mp] for mp in source.grid.mp_ranks}
-        missing = missing_layers(out.tensors, own)
-        if missing:
-            raise missing_files(missing, len(source.folder.layers) + len(missing), "`param_shapes`")
+        if missing := missing_layers(out.tensors, models.values()):
+            raise missing_files(missing, len(folder.layers) + len(missing), "`param_shapes`")
     if source.shards:
-        for mp_rank in source.grid.mp_ranks:
+        for mp_rank in models:
             _zero_states(source, mp_rank, out)
     elif source.plain:
         _numbered_states(source, weights, out)
-    if source.folder.is_zero3:
+    if folder.is_zero3:
         out.tensors = _empty_shards(out.tensors)
     _name_kinds(source, out)
     out.groups = {index: experts_together(names) for index, names in out.groups.items()}
@@ -98,18 +92,18 @@ def _weights(
     source: Source, mp_rank: int, out: Collected, pipeline: Pipeline | None
 ) -> Iterator[LocalTensor]:
     coord = source.grid.coord(mp_rank)
-    models = source.stage_models(mp_rank)
     if source.folder.is_zero3:
-        yield from zero3_tensors(models, coord)
+        ranks = sorted(rank for rank in source.models if rank[1] == mp_rank)
+        yield from zero3_tensors([source.models[rank] for rank in ranks], coord)
         return
-    first = models[0]
-    check_tied(source.files.root, first.file, first.module or {}, out.aliases)
+    first = source.models[0, mp_rank]
+    check_tied(source.files.root, first, out.aliases)
     yield from module_tensors(first, coord, out.aliases)
     if pipeline is not None:
-        stage = source.grid.stage(mp_rank)
+        stage, tp_rank = divmod(mp_rank, source.grid.tp)
         yield from (
             tensor
-            for tensor in pipeline.tensors(source.grid.tp_rank(mp_rank))
+            for tensor in pipeline.tensors(tp_rank)
             if dict(tensor.coord).get("pp", 0) == stage and tensor.name not in out.aliases
         )
     experts = read_experts(source.files, source.folder, mp_rank, source.fused)
@@ -128,47 +122,37 @@ def _zero_states(source: Source, mp_rank: int, out: Collected) -> None:
     model = source.models[0, mp_rank]
     coord = source.grid.coord(mp_rank)
     numbers = source.group_numbers[source.grid.stage(mp_rank)]
+    flag = model.zero("round_robin_gradients")
+    is_round_robin = None if model.config is None else flag is not None and bool(flag.value)
     for index, shapes in enumerate(_shapes(source, model, mp_rank)):
         ep = source.group_ep(mp_rank, index)
         for ep_rank, dp_ranks in _sharing(source, mp_rank, index, ep):
             place = coord if ep_rank is None else (*coord, (source.ep_axis(ep), ep_rank))
-            own = [source.shards[dp, mp_rank].groups[index] for dp in dp_ranks]
-            found = StoredGroup(
-                index,
-                shapes,
-                own,
-                dp_ranks,
-                place,
-                source.stage,
-                model.file,
-                is_round_robin(model),
+            shards = [source.shards[dp, mp_rank].groups[index] for dp in dp_ranks]
+            group = StoredGroup(
+                index, shapes, shards, dp_ranks, place, source.stage, model.file, is_round_robin
             ).read()
-            out.tensors += found.tensors
-            for state, nodes in found.kept.items():
-                for shard, node in zip(own, nodes, strict=True):
+            out.tensors += group.tensors
+            for state, nodes in group.kept.items():
+                for shard, node in zip(shards, nodes, strict=True):
                     if node is not None and not node.is_none:
                         out.kept.setdefault(shard.file, {})[f"{index}.{state}"] = node
             names = out.groups.setdefault(numbers[index], {})
-            names.update(dict.fromkeys(global_names(found.order, ep_rank)))
+            names.update(dict.fromkeys(global_names(group.order, ep_rank)))
 
 
 def _shapes(source: Source, model: ModelFile, mp_rank: int) -> tuple[Shapes, ...]:
-    shard = source.shards[0, mp_rank]
-    if model.param_shapes is None or len(model.param_shapes) != len(shard.groups):
-        raise _no_shapes(model, shard)
-    return model.param_shapes
-
-
-def _no_shapes(model: ModelFile, shard: Shard) -> ReshardError:
-    """The error for a model file that does not name the parameters of the flat groups."""
-    found = model.param_shapes
-    said = "there are no `param_shapes`"
-    if found is not None:
-        said = f"groups in its `param_shapes`: {len(found)}"
-    return source_error(
+    """The parameters of the flat groups, as the model file names them."""
+    shard, shapes = source.shards[0, mp_rank], model.param_shapes
+    if shapes is not None and len(shapes) == len(shard.groups):
+        return shapes
+    known = "there are no `param_shapes`"
+    if shapes is not None:
+        known = f"groups in its `param_shapes`: {len(shapes)}"
+    raise source_error(
         "missing-param-shapes",
         f"{model.file} does not say which parameters {shard.file} holds",
-        notes=[said, f"groups in the optimizer file: {len(shard.groups)}"],
+        notes=[known, f"groups in the optimizer file: {len(shard.groups)}"],
         helps=["the files may be of different runs, or were written by DeepSpeed before 0.3.16"],
     )
 
@@ -177,15 +161,16 @@ def _sharing(
     source: Source, mp_rank: int, index: int, ep: int
 ) -> list[tuple[int | None, Sequence[int]]]:
     """Who shares the experts of each expert-parallel rank, or of all."""
+    dp_ranks = range(source.grid.dp)
     if ep == 1:
-        return [(None, range(source.grid.dp))]
+        return [(None, dp_ranks)]
     if source.stage != 3:
         flag = source.first.setting("use_data_before_expert_parallelism")
         data_first = flag is not None and bool(flag.value)
         return [*enumerate(sharing_ranks(source.grid.dp, ep, data_first=data_first))]
-    shards = [source.shards[dp, mp_rank] for dp in range(source.grid.dp)]
+    shards = [source.shards[dp, mp_rank] for dp in dp_ranks]
     ranks = [shard.groups[index].ranks or () for shard in shards]
-    layers = [fused_layers(source.models[dp, mp_rank].root) for dp in range(source.grid.dp)]
+    layers = [fused_layers(source.models[dp, mp_rank].root) for dp in dp_ranks]
     ep_ranks = [own[0].ep_rank if own else None for own in layers]
     return [*stated_ranks(ranks, ep_ranks, shards[0].file).items()]
 
@@ -215,9 +200,12 @@ def _plain_states(
 ) -> None:
     coord = source.grid.coord(mp_rank)
     numbers = source.group_numbers[source.grid.stage(mp_rank)]
-    model = source.models[0, mp_rank]
-    buffers = set(model.buffer_names)
-    params = _module_order([t for t in weights if t.name not in buffers])
+    buffers = set(source.models[0, mp_rank].buffer_names)
+    # A module lists a pipeline's tied modules before its layers.
+    params = sorted(
+        (tensor for tensor in weights if tensor.name not in buffers),
+        key=lambda tensor: not tensor.name.startswith(TIED),
+    )
     expert_files = {ep for ep, mp in source.folder.expert_optimizers if mp == mp_rank}
     for ep_rank in sorted(expert_files) or [0]:
         optimizer = source.plain.get((ep_rank, mp_rank))
@@ -225,14 +213,12 @@ def _plain_states(
             continue
         place: Coord = (*coord, ("ep", ep_rank)) if source.ep > 1 else coord
         own = [t for t in params if "ep" not in dict(t.coord) or t.coord == place]
-        param_groups = list(optimizer.inner.at("param_groups").items())
+        moe = [bool(g.mapping().get("moe")) for g in optimizer.inner.at("param_groups").items()]
         for experts in (False, True) if expert_files else (None,):
-            chosen = [
-                index
-                for index, group in enumerate(param_groups)
-                if experts is None or bool(group.mapping().get("moe")) == experts
+            chosen = [index for index, is_moe in enumerate(moe) if experts in (None, is_moe)]
+            fitting = [
+                t for t in own if experts in (None, group_is_expert((t.name,), source.fused))
             ]
-            fitting = [t for t in own if experts is None or _is_expert(t, source) == experts]
             if not chosen:
                 continue
             naming = Naming(optimizer, fitting, source.files.root, chosen)
@@ -243,15 +229,6 @@ def _plain_states(
             for index, names in naming.group_names().items():
                 named = global_names(names, ep_rank if source.ep > 1 else None)
                 out.groups.setdefault(numbers[index], {}).update(dict.fromkeys(named))
-
-
-def _is_expert(tensor: LocalTensor, source: Source) -> bool:
-    return group_is_expert((tensor.name,), source.fused)
-
-
-def _module_order(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
-    """Weights as a module lists them: a pipeline's tied modules come before its layers."""
-    return sorted(tensors, key=lambda tensor: not tensor.name.startswith("tied_modules."))
 
 
 def _empty_shards(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
@@ -268,28 +245,18 @@ def _empty_shards(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
     ]
 
 
-# Kinds of names.
-
-
 def _name_kinds(source: Source, out: Collected) -> None:
-    trained = {name for model in source.models.values() for name in model.trained}
-    for model in source.models.values():
-        out.buffers.update(dict.fromkeys(model.buffer_names))
-    have = {tensor.name for tensor in out.tensors if tensor.state == PARAM}
-    out.buffers = {name: None for name in out.buffers if name in have}
-    for model in source.models.values():
-        own = (name for name in model.frozen_shapes or () if name not in trained)
-        out.frozen.update(dict.fromkeys(own))
+    """Tell buffers and frozen parameters from those that are trained."""
+    models = source.models.values()
+    weights = dict.fromkeys(tensor.name for tensor in out.tensors if tensor.state == PARAM)
+    named = dict.fromkeys(name for model in models for name in model.buffer_names)
+    out.buffers = {name: None for name in named if name in weights}
+    trained = {name for model in models for name in model.trained}
+    frozen = (name for model in models for name in model.frozen_shapes)
+    out.frozen.update(dict.fromkeys(name for name in frozen if name not in trained))
     if source.plain:
         trained = {name for names in out.groups.values() for name in names}
-    if source.shards or source.plain:
-        weights = dict.fromkeys(t.name for t in out.tensors if t.state == PARAM)
-        resting = [name for name in weights if name not in trained and name not in out.buffers]
-        if (not source.plain or source.ep == 1) and not out.withheld:
-            out.frozen.update(dict.fromkeys(resting))
-
-
-def is_round_robin(model: ModelFile) -> bool | None:
-    """Whether gradients were reduced round robin; None where the configuration is not saved."""
-    flag = model.setting("zero_optimization", "round_robin_gradients")
-    return None if model.config is None else flag is not None and bool(flag.value)
+    is_known = bool(source.shards) or (bool(source.plain) and source.ep == 1)
+    if is_known and not out.withheld:
+        resting = (name for name in weights if name not in trained and name not in out.buffers)
+        out.frozen.update(dict.fromkeys(resting))

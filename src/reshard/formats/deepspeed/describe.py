@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from reshard.algebra.box import Box
-from reshard.algebra.flat import cut
-from reshard.algebra.piece import Piece, row_major
 from reshard.errors import Diagnostic, ReshardError, layout_error
-from reshard.formats.deepspeed.affine_map import AffineMap, shard_boxes
+from reshard.formats.deepspeed.affine_map import AffineMap, whole_tensors
 from reshard.formats.deepspeed.collect import Collected
-from reshard.formats.deepspeed.experts import native_index
-from reshard.formats.deepspeed.groups import ranks_disagree
+from reshard.formats.deepspeed.experts import expert_of
+from reshard.formats.deepspeed.faults import ranks_disagree
 from reshard.formats.deepspeed.source import Source
-from reshard.formats.deepspeed.tp_rules import KEY, UniversalInfo, is_default, same_rules, tp_body
+from reshard.formats.deepspeed.tp_rules import KEY, UniversalInfo, same_rules, tp_body
 from reshard.formats.deepspeed.ucl_text import COPIED, LocalIndex, layout_text
 from reshard.formats.deepspeed.weights import compare_copies
-from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.plan.catalog import LocalTensor
 from reshard.plan.names import group_names, quantity
 from reshard.records import dataclass, field
 
@@ -39,49 +36,48 @@ class Described:
 class _Rules:
     """The right side of every name's rule.
 
-    Args:  maps: names whose affine map no rule can say.  reasons: why others have no rule.
+    Args:  maps: of names whose affine map no rule can say.  reasons: why others have no rule.
            constant: names whose copies and cuts look the same.
     """
 
     bodies: dict[str, str] = field(default_factory=dict)
-    maps: dict[str, UniversalInfo] = field(default_factory=dict)
+    maps: dict[str, AffineMap] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     constant: list[str] = field(default_factory=list)
 
 
-def describe(source: Source, found: Collected, *, strict: bool) -> Described:
+def describe(source: Source, collected: Collected, *, strict: bool) -> Described:
     """The layout of all that was collected.
 
     Args:  strict: whether every parameter must have a rule.
     Raises: ReshardError[uncovered-parameter | ranks-disagree | ...].
     """
-    by_name = _by_name(found.tensors)
-    tensors = found.tensors
+    by_name = _by_name(collected.tensors)
+    tensors = collected.tensors
     if source.grid.tp == 1:
         experts = _expert_bodies(source)
         rules = _Rules({name: experts.get(name, COPIED) for name in by_name})
     else:
-        rules = _tp_rules(source, found, by_name, strict=strict)
+        rules = _tp_rules(source, collected, by_name, strict=strict)
         tensors = whole_tensors(tensors, rules.maps, source.grid.tp)
     text = layout_text(
         ("pp", "tp", *source.expert_axes, "dp"),
         rules.bodies,
-        local=_local(source, found),
+        local=_local(source, by_name),
         undescribed=[name for name in by_name if name not in rules.bodies],
     )
-    return Described(text, tensors, (_constant(rules.constant),) if rules.constant else ())
+    return Described(text, tensors, _constant(rules.constant))
 
 
-def _local(source: Source, found: Collected) -> dict[str, LocalIndex]:
+def _local(source: Source, names: Iterable[str]) -> dict[str, LocalIndex]:
+    """The numbers of experts in names, which count from 0 on every rank."""
     out = {}
     sizes = {*source.expert_sizes.values()}
-    for tensor in found.tensors if source.ep > 1 else ():
-        size = source.expert_size(tensor.name)
-        axis = source.ep_axis(size) if size > 1 else None
-        index = native_index(tensor.name)
-        if index is not None:
-            slot = "expert" if axis is None else f"local expert over {axis}"
-            out[tensor.name] = LocalIndex(index, slot, len(sizes) > 1)
+    for name in names if source.ep > 1 else ():
+        size, place = source.expert_size(name), expert_of(name)
+        if place is not None:
+            slot = f"local expert over {source.ep_axis(size)}" if size > 1 else "expert"
+            out[name] = LocalIndex(place[0].count(".") + 1, slot, len(sizes) > 1)
     return out
 
 
@@ -95,23 +91,26 @@ def _expert_bodies(source: Source) -> dict[str, str]:
     return out
 
 
-def _by_name(tensors: Sequence[LocalTensor]) -> dict[str, list[LocalTensor]]:
+def _by_name(tensors: Iterable[LocalTensor]) -> dict[str, list[LocalTensor]]:
     """One local tensor for every coordinate, by name: the weight, or what has its shape."""
-    found: dict[str, dict[object, LocalTensor]] = {}
+    out: dict[str, dict[object, LocalTensor]] = {}
     for tensor in tensors:
-        own = found.setdefault(tensor.name, {})
+        own = out.setdefault(tensor.name, {})
         known = own.get(tensor.coord)
         if known is None or (known.shape == () and tensor.shape != ()):
             own[tensor.coord] = tensor
-    return {name: list(own.values()) for name, own in found.items()}
+    return {name: list(own.values()) for name, own in out.items()}
+
+
+# Tensor-parallel checkpoints.
 
 
 def _infos(source: Source) -> dict[int, UniversalInfo]:
     """By pipeline stage, what its files say; a stage that says nothing is left out."""
     out: dict[int, UniversalInfo] = {}
-    for mp_rank in source.grid.mp_ranks:
-        node = source.models[0, mp_rank].root.get(KEY)
-        if node is None and source.shards:
+    for (_, mp_rank), model in source.models.items():
+        node = model.root.get(KEY)
+        if node is None and (0, mp_rank) in source.shards:
             node = source.shards[0, mp_rank].optimizer.get(KEY)
         if node is None:
             continue
@@ -122,13 +121,17 @@ def _infos(source: Source) -> dict[int, UniversalInfo]:
 
 
 def _tp_rules(
-    source: Source, found: Collected, by_name: Mapping[str, list[LocalTensor]], *, strict: bool
+    source: Source,
+    collected: Collected,
+    by_name: Mapping[str, list[LocalTensor]],
+    *,
+    strict: bool,
 ) -> _Rules:
     """The rules of a tensor-parallel checkpoint."""
     out = _Rules()
     infos = _infos(source)
     for name, tensors in by_name.items():
-        if name in found.buffers:
+        if name in collected.buffers:
             out.bodies[name] = COPIED
             continue
         info = infos.get(dict(tensors[0].coord).get("pp", 0))
@@ -154,24 +157,26 @@ def _add_rule(
     by_rank = {dict(tensor.coord).get("tp", 0): tensor for tensor in tensors}
     missing = [rank for rank in range(source.grid.tp) if rank not in by_rank]
     if missing:
-        have, held = next(iter(by_rank.items()))
+        rank, tensor = next(iter(by_rank.items()))
         raise ranks_disagree(
             f"`{name}`",
-            f"tp rank {have} has it",
-            held.fragments[0].file if held.fragments else info.file,
+            f"tp rank {rank} has it",
+            tensor.fragments[0].file if tensor.fragments else info.file,
             f"tp rank {missing[0]} has not",
             f"the files of tp rank {missing[0]}",
         )
     ordered = [by_rank[rank] for rank in range(source.grid.tp)]
-    body = tp_body(info, name, [tensor.shape for tensor in ordered])
+    body, affine = tp_body(info, name, [tensor.shape for tensor in ordered]), None
     if body is None:
-        out.maps[name] = info
-    elif is_default(info, name) and len(ordered[0].shape) == 1:
+        affine = info.affine_map(name)
+    elif len(ordered[0].shape) == 1 and info.is_default(name):
         verdict = compare_copies(source.files.root, ordered)
         if verdict == "copies":
             return "no list has it, and all ranks hold the same values"
         if verdict == "constant":
             out.constant.append(name)
+    if affine is not None:
+        out.maps[name] = affine
     out.bodies[name] = COPIED if body is None else body
     return ""
 
@@ -191,7 +196,7 @@ def _uncovered(source: Source, reasons: Mapping[str, Sequence[str]]) -> ReshardE
         "uncovered-parameter",
         f"nothing says how {count} {what} over {source.grid.tp} tensor-parallel ranks",
         notes=[
-            *(f"{why}: {_listed(own)}" for why, own in reasons.items()),
+            *(f"{why}: {_listed(names)}" for why, names in reasons.items()),
             f"looked for in {source.first.file}",
         ],
         helps=[
@@ -201,119 +206,20 @@ def _uncovered(source: Source, reasons: Mapping[str, Sequence[str]]) -> ReshardE
     )
 
 
-def _constant(names: Sequence[str]) -> Diagnostic:
+def _constant(names: Sequence[str]) -> tuple[Diagnostic, ...]:
+    if not names:
+        return ()
     what = "1 parameter is" if len(names) == 1 else f"{len(names)} parameters are"
-    return Diagnostic(
-        "undecided-parameter",
-        f"{what} in no list of `{KEY}`, and equal everywhere",
-        level="warning",
-        notes=(
-            _listed(names),
-            "one number fills the shards of all ranks, so that a copy and a cut look the same",
-            "joined along dimension 0, as DeepSpeed does",
+    return (
+        Diagnostic(
+            "undecided-parameter",
+            f"{what} in no list of `{KEY}`, and equal everywhere",
+            level="warning",
+            notes=(
+                _listed(names),
+                "one number fills the shards of all ranks, so that a copy and a cut look the same",
+                "joined along dimension 0, as DeepSpeed does",
+            ),
+            helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
         ),
-        helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
-    )
-
-
-# Parameters whose affine map no rule can say: put together from boxes, as the map has them.
-
-
-def whole_tensors(
-    tensors: Iterable[LocalTensor], infos: Mapping[str, UniversalInfo], tp: int
-) -> list[LocalTensor]:
-    """The tensors, with those of `infos` replaced by one whole tensor on every tp rank.
-
-    The whole tensor of a rank has the blocks that this rank holds from its own shard, so that
-    blocks which several ranks hold are compared.
-
-    Args:  infos: by name, where the affine map stands.  tp: number of ranks.
-    Raises: ReshardError[unsupported-affine-map].
-    """
-    maps = {name: info.affine_map(name) for name, info in infos.items()}
-    shards: dict[tuple[str, str, Coord], dict[int, LocalTensor]] = {}
-    out: list[LocalTensor] = []
-    for tensor in tensors:
-        if tensor.name not in maps or tensor.shape == ():
-            out.append(tensor)
-            continue
-        rest = tuple(item for item in tensor.coord if item[0] != "tp")
-        own = shards.setdefault((tensor.name, tensor.state, rest), {})
-        own[dict(tensor.coord).get("tp", 0)] = tensor
-        found = maps[tensor.name]
-        if len(own) == tp and found is not None:
-            out += _wholes(found, own, infos[tensor.name])
-    return out
-
-
-def _wholes(
-    found: AffineMap, shards: Mapping[int, LocalTensor], info: UniversalInfo
-) -> list[LocalTensor]:
-    name = next(iter(shards.values())).name
-    try:
-        boxes = {rank: list(shard_boxes(found, rank)) for rank in shards}
-    except ValueError as error:
-        raise _unsupported(name, info, f"it has {error}") from None
-    holders: dict[Box, list[int]] = {}
-    for rank, own in boxes.items():
-        for box, _, _ in own:
-            holders.setdefault(box, []).append(rank)
-    out = []
-    for rank, shard in sorted(shards.items()):
-        fragments: list[Fragment] = []
-        for box, ranks in holders.items():
-            source = rank if rank in ranks else ranks[0]
-            for other, offset, strides in boxes[source]:
-                if other == box:
-                    fragments += _held(Piece(other, offset, strides), shards[source])
-        out.append(
-            LocalTensor(
-                shard.name, shard.state, shard.coord, found.shape, shard.dtype, tuple(fragments)
-            )
-        )
-    return out
-
-
-def _held(piece: Piece, shard: LocalTensor) -> Sequence[Fragment]:
-    """What the runs of a shard hold of a block."""
-    out = []
-    for run in shard.fragments:
-        if run.strides is not None:
-            strides = _through(piece, shard, run)
-            out.append(strides)
-            continue
-        for held in cut(piece, run.start, run.start + run.numel):
-            offset = run.byte_offset + (held.offset - run.start) * shard.dtype.itemsize
-            out.append(
-                Fragment(0, held.box.volume, run.file, offset, held.strides, run.literal, held.box)
-            )
-    return out
-
-
-def _through(piece: Piece, shard: LocalTensor, run: Fragment) -> Fragment:
-    """A block of a shard that is not stored row-major: each of its steps is one of the shard's."""
-    steps = dict(zip(row_major(shard.shape), run.strides or (), strict=True))
-    offset, left = 0, piece.offset
-    for dense, stored in zip(row_major(shard.shape), run.strides or (), strict=True):
-        index = left // dense if dense else 0
-        left -= index * dense
-        offset += index * stored
-    strides = tuple(steps.get(step, 0) for step in piece.strides)
-    return Fragment(
-        0,
-        piece.box.volume,
-        run.file,
-        run.byte_offset + offset * shard.dtype.itemsize,
-        strides,
-        None,
-        piece.box,
-    )
-
-
-def _unsupported(name: str, info: UniversalInfo, why: str) -> ReshardError:
-    return layout_error(
-        "unsupported-affine-map",
-        f"the `affine_map` of `{name}` is of a form that is not read",
-        notes=[why, f"in {info.file}"],
-        helps=["give a layout of your own with `--layout FILE`"],
     )

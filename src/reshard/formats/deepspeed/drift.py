@@ -77,7 +77,7 @@ def differing_buffers(source: Source) -> tuple[Diagnostic, ...]:
     for rank, model in source.models.items():
         first = source.models[0, rank[1]]
         for name in model.buffer_names:
-            one, other = (first.module or {}).get(name), (model.module or {}).get(name)
+            one, other = first.module.get(name), model.module.get(name)
             if one is None or other is None or name in names:
                 continue
             if one.nbytes <= _MOST_COMPARED and fingerprint(one) != fingerprint(other):

@@ -5,11 +5,12 @@ Source: DeepSpeed 0.19.8, runtime/engine.py `_save_moe_checkpoint` and utils/gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
-from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import Folder
+from reshard.errors import source_error
+from reshard.formats.deepspeed.faults import unsupported_experts
+from reshard.formats.deepspeed.files import Files, Folder
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.records import dataclass, replace
@@ -17,37 +18,26 @@ from reshard.run.states import PARAM
 from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
 
-NATIVE = "deepspeed_experts"
-"""The part of a name behind which the number of an expert of DeepSpeed's own MoE stands."""
 FUSED = ("ds_autoep_layers", "autoep_layers")
 """Keys of a model file that describe the layers of AutoEP."""
+
+_NATIVE = re.compile(r"((?:.*?\.)?deepspeed_experts)\.(\d+)(?=\.|$)", re.ASCII | re.DOTALL)
+"""The name of an expert of DeepSpeed's own MoE: its module, and its number there."""
+
+_FILES = "copy the files `layer_*_expert_*` of all ranks"
 
 # Names.
 
 
-def native_index(name: str) -> int | None:
-    """Where the number of an expert stands among the parts of a name, for DeepSpeed's own MoE."""
-    parts = name.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if part == NATIVE and parts[index + 1].isdecimal():
-            return index + 1
-    return None
-
-
 def expert_of(name: str) -> tuple[str, int] | None:
     """The module that holds the experts of a layer and the number, for a name of one of them."""
-    index = native_index(name)
-    parts = name.split(".")
-    return None if index is None else (".".join(parts[:index]), int(parts[index]))
+    match = _NATIVE.match(name)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def with_expert(name: str, expert: int) -> str:
     """The name of an expert with another number."""
-    parts = name.split(".")
-    index = native_index(name)
-    assert index is not None
-    parts[index] = str(expert)
-    return ".".join(parts)
+    return _NATIVE.sub(rf"\g<1>.{expert}", name, count=1)
 
 
 def global_names(names: Sequence[str], ep_rank: int | None) -> list[str]:
@@ -57,16 +47,12 @@ def global_names(names: Sequence[str], ep_rank: int | None) -> list[str]:
     """
     if ep_rank is None:
         return list(names)
+    places = {name: place for name in names if (place := expert_of(name)) is not None}
     counts: dict[str, int] = {}
-    for found in map(expert_of, names):
-        if found is not None:
-            counts[found[0]] = max(counts.get(found[0], 0), found[1] + 1)
-    return [
-        name
-        if (found := expert_of(name)) is None
-        else with_expert(name, ep_rank * counts[found[0]] + found[1])
-        for name in names
-    ]
+    for module, expert in places.values():
+        counts[module] = max(counts.get(module, 0), expert + 1)
+    out = {n: with_expert(n, ep_rank * counts[m] + expert) for n, (m, expert) in places.items()}
+    return [out.get(name, name) for name in names]
 
 
 def experts_together(names: Iterable[str]) -> dict[str, None]:
@@ -76,14 +62,14 @@ def experts_together(names: Iterable[str]) -> dict[str, None]:
         module, expert = expert_of(name) or (name, 0)
         layers.setdefault(module, {}).setdefault(expert, []).append(name)
     return dict.fromkeys(
-        name for own in layers.values() for expert in sorted(own) for name in own[expert]
+        name for layer in layers.values() for expert in sorted(layer) for name in layer[expert]
     )
 
 
 def group_is_expert(names: Iterable[str], fused: Iterable[FusedLayer]) -> bool:
     """Whether the parameters of a group are experts."""
-    own = {name for layer in fused for name in layer.names}
-    return any(native_index(name) is not None or name in own for name in names)
+    known = {name for layer in fused for name in layer.names}
+    return any(name in known or expert_of(name) is not None for name in names)
 
 
 # Layers of AutoEP.
@@ -95,7 +81,7 @@ class FusedLayer:
 
     Args:  prefix: of the tensors' names.  experts: global numbers, by ep rank, in stored order.
            ep_rank: of the rank that wrote it.  files: whether each expert has a file of its own.
-           number: in the names of these files.  told: all that is said of it.
+           number: in the names of these files.  description: all that the file says of it.
     """
 
     prefix: str
@@ -103,7 +89,7 @@ class FusedLayer:
     ep_rank: int
     files: bool
     number: int | None
-    told: Mapping[str, object]
+    description: Mapping[str, object]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,28 +102,27 @@ def fused_layers(model: Node) -> tuple[FusedLayer, ...]:
 
     Raises: ReshardError[unsupported-experts | missing-key].
     """
-    found = next((node for key in FUSED if (node := model.get(key)) is not None), None)
-    return () if found is None else tuple(_fused_layer(item) for item in found.items())
+    layers = next((node for key in FUSED if (node := model.get(key)) is not None), None)
+    return () if layers is None else tuple(_fused_layer(item) for item in layers.items())
 
 
 def _fused_layer(node: Node) -> FusedLayer:
     prefix = node.at("expert_key_prefix").text()
     size, local = node.at("ep_size").integer(), node.at("num_local_experts").integer()
-    total = node.at("num_experts").integer()
     placement = node.get("expert_placement")
     if placement is None:
         experts = [tuple(range(rank * local, (rank + 1) * local)) for rank in range(size)]
     else:
-        found = {
-            item.at("rank").integer(): tuple(e.integer() for e in item.at("experts").items())
-            for item in placement.at("ranks").items()
-        }
-        experts = [found.get(rank, ()) for rank in range(size)]
-    if [expert for own in experts for expert in own] != list(range(total)):
+        ranks = placement.at("ranks").items()
+        known = {item.at("rank").integer(): item.at("experts").integers() for item in ranks}
+        experts = [known.get(rank, ()) for rank in range(size)]
+    numbers = [expert for own in experts for expert in own]
+    if numbers != list(range(node.at("num_experts").integer())):
         listed = ", then ".join(" ".join(map(str, own)) or "none" for own in experts)
         raise unsupported_experts(
             f"the experts of `{prefix}` do not lie in order over the ranks",
-            [f"ranks hold {listed}", f"`{FUSED[0]}` in {node.file}"],
+            f"ranks hold {listed}",
+            f"`{FUSED[0]}` in {node.file}",
         )
     form, number = node.get("checkpoint_format"), node.get("moe_layer_id")
     return FusedLayer(
@@ -146,7 +131,7 @@ def _fused_layer(node: Node) -> FusedLayer:
         node.at("ep_rank").integer(),
         form is None or form.value == "per_expert_files",
         None if number is None else number.integer(),
-        dict(zip(map(str, node.mapping()), node.mapping().values(), strict=True)),
+        {key: item.value for key, item in node.entries()},
     )
 
 
@@ -177,7 +162,8 @@ def stated_ranks(
         if ep_rank is None or dp_rank not in own or out.setdefault(ep_rank, own) != own:
             raise unsupported_experts(
                 f"dp rank {dp_rank} shares its experts with ranks that do not say the same",
-                [f"ranks {list(own)} by `ds_zero_partition_groups`", f"first read from {file}"],
+                f"ranks {list(own)} by `ds_zero_partition_groups`",
+                f"first read from {file}",
             )
     return dict(sorted(out.items()))
 
@@ -192,19 +178,9 @@ def largest_size(sizes: Mapping[str, int]) -> int:
     if any(largest % size for size in sizes.values()):
         raise unsupported_experts(
             "experts of one model have expert-parallel sizes that do not divide each other",
-            [f"{size} by {what}" for what, size in sizes.items()],
+            *(f"{size} by {what}" for what, size in sizes.items()),
         )
     return largest
-
-
-def unsupported_experts(headline: str, notes: Sequence[str]) -> ReshardError:
-    """The error for a placement of experts that is not read."""
-    return source_error(
-        "unsupported-experts",
-        headline,
-        notes=notes,
-        helps=["load the checkpoint and save it with experts in order, as many on every rank"],
-    )
 
 
 # Weights, each expert in a file of its own (stages 0 to 2).
@@ -219,26 +195,22 @@ def read_experts(
     files: Files, folder: Folder, mp_rank: int, fused: Sequence[FusedLayer]
 ) -> Experts:
     """Every expert file of one mp rank."""
-    names = {
-        f"{name}.{expert}"
-        for layer in fused
-        for name in layer.names
-        for own in layer.experts
-        for expert in own
+    known = {
+        f"{n}.{e}" for layer in fused for n in layer.names for own in layer.experts for e in own
     }
     out: dict[int | None, dict[int, Weights]] = {}
-    for (layer, expert, mp), name in folder.experts.items():
+    for (layer, expert, mp), file in folder.experts.items():
         if mp != mp_rank:
             continue
-        held: dict[str, tuple[TensorRef, str]] = {}
-        for key, item in files.root_of(name).entries():
+        weights: dict[str, tuple[TensorRef, str]] = {}
+        out.setdefault(layer, {})[expert] = weights
+        for key, item in files.root_of(file).entries():
             if not isinstance(item.value, TensorRef):
                 files.leave(item, "it is no tensor")
-            elif key in names if fused else native_index(key) is not None:
-                held[key] = (item.value, name)
+            elif key in known if fused else expert_of(key) is not None:
+                weights[key] = (item.value, file)
             else:
                 files.leave(item, "it is a weight of no expert")
-        out.setdefault(layer, {})[expert] = held
     return out
 
 
@@ -250,30 +222,28 @@ def check_expert_files(folder: Folder, model: Node, mp_rank: int) -> None:
     Args:  model: the root of the model file of the mp rank.
     Raises: ReshardError[missing-rank-file].
     """
-    found: dict[int | None, set[int]] = {}
+    present: dict[int | None, set[int]] = {}
     for layer, expert, mp in folder.experts:
         if mp == mp_rank:
-            found.setdefault(layer, set()).add(expert)
-    wanted = {layer: max(members) + 1 for layer, members in found.items()}
+            present.setdefault(layer, set()).add(expert)
+    wanted = {layer: max(members) + 1 for layer, members in present.items()}
     node = model.get("num_experts")
-    listed = node is not None and isinstance(node.value, (list, tuple)) and None not in found
-    stated = [item.integer() for item in node.items()] if node is not None and listed else []
-    for layer, count in enumerate(stated):
+    is_listed = node is not None and isinstance(node.value, (list, tuple)) and None not in present
+    stated = dict(enumerate(node.integers() if node is not None and is_listed else ()))
+    for layer, count in stated.items():
         wanted[layer] = max(wanted.get(layer, 0), count)
-    for layer, count in wanted.items():
-        members = found.get(layer, set())
+    for number, count in wanted.items():
+        members = present.get(number, set())
         missing = next((expert for expert in range(count) if expert not in members), None)
         if missing is not None:
-            known = isinstance(layer, int) and layer < len(stated)
+            told = f"the highest number is {max(members, default=0)}"
+            if number in stated:
+                told = f"`num_experts` in {model.file} says {count}"
             raise source_error(
                 "missing-rank-file",
-                f"expert {missing} of MoE layer {layer} has no file",
-                notes=[
-                    f"{len(members)} experts have one, `num_experts` in {model.file} says {count}"
-                    if known
-                    else f"{len(members)} experts have one, the highest number is {max(members)}"
-                ],
-                helps=["copy the files `layer_*_expert_*` of all ranks"],
+                f"expert {missing} of MoE layer {number} has no file",
+                notes=[f"{len(members)} experts have one, {told}"],
+                helps=[_FILES],
             )
 
 
@@ -300,7 +270,7 @@ def native_weights(
         if len(members) % ep:
             raise unsupported_experts(
                 f"{len(members)} experts of MoE layer {layer} do not divide by {ep} ranks",
-                [f"files of experts 0 to {len(members) - 1}"],
+                f"files of experts 0 to {len(members) - 1}",
             )
         each = len(members) // ep
         for expert, weights in sorted(members.items()):
@@ -316,28 +286,32 @@ def fused_weights(
 
     Raises: ReshardError[missing-rank-file | unsupported-experts].
     """
-    held = [weights for members in experts.values() for weights in members.values()]
-    found = {key: item for weights in held for key, item in weights.items()}
+    stored = {
+        key: item
+        for members in experts.values()
+        for weights in members.values()
+        for key, item in weights.items()
+    }
     for layer in layers:
         for name in layer.names if layer.files else ():
-            for ep_rank, own in enumerate(layer.experts):
+            for ep_rank, numbers in enumerate(layer.experts):
                 place = (*coord, ("ep", ep_rank)) if len(layer.experts) > 1 else coord
-                if own:
-                    yield _joined(name, own, found, place)
+                if numbers:
+                    yield _joined(name, numbers, stored, place)
 
 
-def _joined(name: str, experts: Sequence[int], found: Weights, coord: Coord) -> LocalTensor:
+def _joined(name: str, experts: Collection[int], stored: Weights, coord: Coord) -> LocalTensor:
     pieces = []
     for expert in experts:
-        held = found.get(f"{name}.{expert}")
-        if held is None:
+        if f"{name}.{expert}" not in stored:
             raise source_error(
                 "missing-rank-file",
                 f"no file holds expert {expert} of `{name}`",
                 notes=[f"`{FUSED[0]}` tells which experts there are"],
-                helps=["copy the files `layer_*_expert_*` of all ranks"],
+                helps=[_FILES],
             )
-        pieces.append(local_tensor(held[0], name, PARAM, coord, held[1]))
+        ref, file = stored[f"{name}.{expert}"]
+        pieces.append(local_tensor(ref, name, PARAM, coord, file))
     first = pieces[0]
     fragments = []
     for index, piece in enumerate(pieces):
@@ -345,7 +319,7 @@ def _joined(name: str, experts: Sequence[int], found: Weights, coord: Coord) -> 
         if (piece.shape, piece.dtype) != (first.shape, first.dtype) or not dense:
             raise unsupported_experts(
                 f"experts of `{name}` have different shapes or element types",
-                [f"{list(first.shape)} of {first.dtype}, and {list(piece.shape)} of {piece.dtype}"],
+                f"{list(first.shape)} of {first.dtype}, and {list(piece.shape)} of {piece.dtype}",
             )
         fragments += [
             replace(item, start=item.start + index * first.numel) for item in piece.fragments

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 
 from reshard.algebra.partition import Buffer, Each, Partition, Share, round_robin, spread
-from reshard.errors import ReshardError, source_error
+from reshard.errors import ReshardError
+from reshard.formats.deepspeed.faults import mixed_runs, partition_mismatch, ranks_disagree
 from reshard.formats.deepspeed.model_file import Shapes
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import GroupShard, sort_states
@@ -33,7 +34,7 @@ class FlatGroup:
     @property
     def used(self) -> int:
         """Elements of a buffer without the padding at its end."""
-        return _used(self.shapes, self.gaps)
+        return sum(map(prod, self.shapes.values())) + sum(self.gaps[:-1])
 
     def partition(self, dp_rank: int) -> int:
         """Which partition a data-parallel rank has."""
@@ -70,10 +71,6 @@ def flat_group(
     return FlatGroup(index, shapes, members, gaps or (0,) * len(shapes), partition)
 
 
-def _used(shapes: Shapes, gaps: Sequence[int]) -> int:
-    return sum(prod(shape) for shape in shapes.values()) + sum(gaps[:-1])
-
-
 # Reading.
 
 
@@ -96,7 +93,7 @@ class StoredGroup:
 
     Args:  index: of the group, for messages.  shapes: of its parameters, in buffer order.
            shards: by partition.  members: by partition, whose it is.  stage: ZeRO stage.
-           told_by: the file that names the parameters.
+           named_by: the file that names the parameters.
            round_robin: whether gradients were reduced round robin, where the writer misnotes its
                  own slices; None where the files do not tell.
     """
@@ -107,7 +104,7 @@ class StoredGroup:
     members: Sequence[int]
     coord: Coord
     stage: int
-    told_by: str
+    named_by: str
     round_robin: bool | None = False
 
     def read(self) -> ReadGroup:
@@ -115,14 +112,18 @@ class StoredGroup:
 
         Raises: ReshardError[partition-mismatch | ranks-disagree | mixed-runs].
         """
-        group = self._group()
+        group = self._zero3_group() if self.stage == 3 else self._buffer()
         order = tuple(self.shapes) if self.stage == 3 else self._order(group)
-        self._check_count()
+        for shard in self.shards:
+            if shard.count not in (None, len(self.shards)):
+                raise mixed_runs(
+                    f"{shard.file} is one of {shard.count} partitions of group {self.index}, "
+                    f"and {len(self.shards)} are here",
+                    "`partition_count` in its optimizer state",
+                )
         numels = [prod(shape) for shape in self.shapes.values()]
-        touched = [
-            sum(numels[tensor] for tensor in group.touched(partition))
-            for partition in range(len(self.shards))
-        ]
+        partitions = range(len(self.shards))
+        touched = [sum(numels[tensor] for tensor in group.touched(p)) for p in partitions]
         states = sort_states(self.shards, self._numel, touched, self._disagree)
         places = group.cut.by_tensor(len(numels))
         tensors = [
@@ -145,13 +146,12 @@ class StoredGroup:
         self, states: Mapping[str, Sequence[TensorRef]], places: Sequence[Sequence[Share]]
     ) -> Iterator[LocalTensor]:
         """States of which every rank holds what belongs to its own elements."""
+        files = [shard.file for shard in self.shards]
         for state, refs in states.items():
             self._check_alike(state, refs)
-            dtype = refs[0].dtype
-            files = [shard.file for shard in self.shards]
             for (name, shape), shares in zip(self.shapes.items(), places, strict=True):
                 fragments = tuple(share_of(share, refs, files) for share in shares)
-                yield LocalTensor(name, state, self.coord, shape, dtype, fragments)
+                yield LocalTensor(name, state, self.coord, shape, refs[0].dtype, fragments)
 
     def _wholes(
         self, states: Mapping[str, Sequence[TensorRef | None]], places: Sequence[Sequence[Share]]
@@ -161,7 +161,7 @@ class StoredGroup:
         Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `_muon_momentum_buffer`.
         """
         for state, refs in states.items():
-            self._check_alike(state, [ref for ref in refs if ref is not None])
+            self._check_alike(state, refs)
             offsets = [0] * len(self.shards)
             for (name, shape), shares in zip(self.shapes.items(), places, strict=True):
                 holders = sorted({share.rank for share in shares})
@@ -170,51 +170,58 @@ class StoredGroup:
                     assert ref is not None
                     at = ref.byte_offset + offsets[partition] * ref.dtype.itemsize
                     offsets[partition] += prod(shape)
-                    coord = self.coord
-                    if len(holders) > 1:  # copies, which must agree
-                        coord = (*coord, ("dp", self.members[partition]))
+                    copy = (("dp", self.members[partition]),) * (len(holders) > 1)  # must agree
                     whole = Fragment(0, prod(shape), self.shards[partition].file, at)
+                    coord = (*self.coord, *copy)
                     yield LocalTensor(name, state, coord, shape, ref.dtype, (whole,))
+
+    def _check_alike(self, state: str, refs: Sequence[TensorRef | None]) -> None:
+        """All ranks must hold a state as dense tensors of one element type."""
+        held = [(ref, shard.file) for ref, shard in zip(refs, self.shards, strict=True) if ref]
+        for ref, file in held:
+            if ref.dtype != held[0][0].dtype:
+                raise self._disagree(f"`{state}`", held[0][0].dtype, ref.dtype, file)
+            if not ref.is_contiguous:
+                raise self._mismatch(f"a `{state}` that is not dense", file)
 
     # Where the elements are.
 
-    def _group(self) -> FlatGroup:
-        """The group, whose partitions must have the lengths that are stored."""
-        if self.stage == 3:
-            group = flat_group(3, self.index, self.shapes, self.members)
-            held = group.cut.lengths[0]
-            for shard in self.shards:
-                if shard.partition_numel != held:
-                    raise self._mismatch(
-                        f"{held} elements for each of {len(self.shards)} ranks, "
-                        f"and {shard.partition_numel} there",
-                        shard.file,
-                    )
-            return group
-        gaps = self.shards[0].gaps
-        if gaps is not None and len(gaps) != len(self.shapes):
-            raise self._mismatch(
-                f"{len(gaps)} gaps between {len(self.shapes)} parameters", self.shards[0].file
-            )
-        own = self._numel
+    def _zero3_group(self) -> FlatGroup:
+        group = flat_group(3, self.index, self.shapes, self.members)
+        numel = group.cut.lengths[0]
         for shard in self.shards:
-            if not shard.fits(own) or shard.gaps != gaps:
+            if shard.partition_numel != numel:
+                raise self._mismatch(
+                    f"{numel} elements for each of {len(self.shards)} ranks, "
+                    f"and {shard.partition_numel} there",
+                    shard.file,
+                )
+        return group
+
+    def _buffer(self) -> FlatGroup:
+        """The buffer of stages 1 and 2, whose partitions must have the lengths that are stored."""
+        gaps, numel = self.shards[0].gaps, self._numel
+        if gaps is not None and len(gaps) != len(self.shapes):
+            what = f"{len(gaps)} gaps between {len(self.shapes)} parameters"
+            raise self._mismatch(what, self.shards[0].file)
+        for shard in self.shards:
+            if not shard.fits(numel) or shard.gaps != gaps:
                 raise self._disagree(
                     "the partition of a param group",
-                    f"{own} elements",
+                    f"{numel} elements",
                     f"{shard.partition_numel} elements",
                     shard.file,
                 )
-        room, used = own * len(self.shards), _used(self.shapes, gaps or ())
-        padding = sum(shard.padding for shard in self.shards)
-        if room - used != padding or room < used:
+        # The last gap is padding like any other.
+        group = self._flat(self.shapes, (*gaps[:-1], 0) if gaps else ())
+        room, padding = numel * len(self.shards), sum(shard.padding for shard in self.shards)
+        if room - group.used != padding or room < group.used:
             raise self._mismatch(
-                f"{used} elements of parameters and {padding} of padding, where "
+                f"{group.used} elements of parameters and {padding} of padding, where "
                 f"{len(self.shards)} partitions hold {room}",
                 self.shards[-1].file,
             )
-        # The last gap is padding like any other.
-        return self._flat(self.shapes, (*gaps[:-1], 0) if gaps else ())
+        return group
 
     def _flat(self, names: Iterable[str], gaps: tuple[int, ...] = ()) -> FlatGroup:
         """The buffer of the stored length that has parameters in such an order."""
@@ -247,75 +254,44 @@ class StoredGroup:
 
     def _check_slices(self, group: FlatGroup) -> None:
         """Compare with the addresses that the writer noted of its own partition."""
-        stored = [(p, shard, shard.slices) for p, shard in enumerate(self.shards) if shard.slices]
-        for partition, shard, slices in stored:
+        stated = f"by `param_shapes` in {self.named_by}"
+        stored = [
+            (p, shard.file, shard.slices) for p, shard in enumerate(self.shards) if shard.slices
+        ]
+        for partition, file, slices in stored:
             for name, (start, numel) in group.slices(partition).items():
                 at, count = slices.get(name, (start, numel))
                 if (at, count) != (start, numel):
-                    raise source_error(
-                        "partition-mismatch",
+                    raise partition_mismatch(
                         f"`{name}` does not lie where its writer says",
-                        notes=[
-                            f"elements {start} to {start + numel} of its partition "
-                            f"of group {self.index}, by `param_shapes` in {self.told_by}",
-                            f"elements {at} to {at + count}, by `param_slice_mappings` "
-                            f"in {shard.file}",
-                        ],
-                        helps=["the model file and the optimizer files may be of different runs"],
+                        f"elements {start} to {start + numel} of its partition "
+                        f"of group {self.index}, {stated}",
+                        f"elements {at} to {at + count}, by `param_slice_mappings` in {file}",
                     )
-        for partition, shard, slices in stored:
-            held = set(group.slices(partition))
-            said = {name for name, (_, numel) in slices.items() if numel}
-            if held == said:
+        for partition, file, slices in stored:
+            names = set(group.slices(partition))
+            noted = {name for name, (_, numel) in slices.items() if numel}
+            if names == noted:
                 continue
             # The file was written by another rank: it holds other parameters.
-            foreign, missing = sorted(said - held), sorted(held - said)
-            own = f"{shard.file} holds" if foreign else f"{shard.file} does not hold"
-            other = "does not" if foreign else "does"
-            raise source_error(
-                "partition-mismatch",
-                f"{own} `{(foreign or missing)[0]}`, "
+            foreign = sorted(noted - names)
+            holds, other = ("holds", "does not") if foreign else ("does not hold", "does")
+            raise partition_mismatch(
+                f"{file} {holds} `{(foreign or sorted(names - noted))[0]}`, "
                 f"and partition {partition} of group {self.index} {other}",
-                notes=[f"by its `param_slice_mappings`, and by `param_shapes` in {self.told_by}"],
-                helps=["the file may be that of another rank or run; copy it again"],
+                f"by its `param_slice_mappings`, and {stated}",
             )
 
-    # What is stored.
-
-    def _check_alike(self, state: str, refs: Sequence[TensorRef]) -> None:
-        """All ranks must hold a state as dense tensors of one element type."""
-        for ref, shard in zip(refs, self.shards, strict=False):
-            if ref.dtype != refs[0].dtype:
-                raise self._disagree(f"`{state}`", refs[0].dtype, ref.dtype, shard.file)
-            if not ref.is_contiguous:
-                raise self._mismatch(f"a `{state}` that is not dense", shard.file)
-
-    def _check_count(self) -> None:
-        for shard in self.shards:
-            if shard.count is not None and shard.count != len(self.shards):
-                raise source_error(
-                    "mixed-runs",
-                    f"{shard.file} is one of {shard.count} partitions of group {self.index}, "
-                    f"and {len(self.shards)} are here",
-                    notes=["`partition_count` in its optimizer state"],
-                    helps=["copy the files of one run into a folder of their own"],
-                )
-
     def _mismatch(self, what: str, file: str) -> ReshardError:
-        return source_error(
-            "partition-mismatch",
+        return partition_mismatch(
             f"group {self.index} does not add up: {what}",
-            notes=[
-                f"{len(self.shapes)} parameters, by `param_shapes` in {self.told_by}",
-                f"partition read from {file}",
-            ],
-            helps=["the model file and the optimizer files may be of different runs"],
+            f"{len(self.shapes)} parameters, by `param_shapes` in {self.named_by}",
+            f"partition read from {file}",
         )
 
     def _disagree(self, what: str, first: str, second: str, file: str) -> ReshardError:
-        return ranks_disagree(
-            f"{what} of group {self.index}", first, self.shards[0].file, second, file
-        )
+        what = f"{what} of group {self.index}"
+        return ranks_disagree(what, first, self.shards[0].file, second, file)
 
 
 def share_of(share: Share, refs: Sequence[TensorRef], files: Sequence[str]) -> Fragment:
@@ -326,13 +302,3 @@ def share_of(share: Share, refs: Sequence[TensorRef], files: Sequence[str]) -> F
     ref = refs[share.rank]
     at = ref.byte_offset + share.offset * ref.dtype.itemsize
     return Fragment(share.start, share.numel, files[share.rank], at)
-
-
-def ranks_disagree(what: str, first: str, file: str, second: str, other: str) -> ReshardError:
-    """The error for what all ranks must say alike."""
-    return source_error(
-        "ranks-disagree",
-        f"ranks disagree about {what}: {first}, and {second}",
-        notes=[f"{first} in {file}", f"{second} in {other}"],
-        helps=["the files may be of different runs or steps; copy those of one"],
-    )

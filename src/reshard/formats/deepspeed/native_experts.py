@@ -200,7 +200,7 @@ class Experts:
         ep = options.ep_rank(dp_rank)
         own = [
             {
-                **layer.told,
+                **layer.description,
                 "num_local_experts": len(experts),
                 "checkpoint_format": "zero3_partitioned"
                 if options.zero == 3

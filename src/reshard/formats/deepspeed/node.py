@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
+from reshard.formats.deepspeed.faults import unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass
+from reshard.records import dataclass, replace
 from reshard.storage.inert import Record
+from reshard.storage.numbers import plain_number
 from reshard.storage.torch_file import TensorRef, read_small
-
-_HELP = "the file was written by another program, or by a version that is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,26 @@ class Node:
         return Node(value, self.file, f"{self.path}.{key}" if self.path else f"{key}")
 
     def mapping(self) -> dict[object, object]:
-        """The value as a dict.  Raises: ReshardError[unexpected-content]."""
+        """The value as a dict."""
         if not isinstance(self.value, dict):
             raise self._unlike("a dict")
         return self.value
 
+    def fields(self) -> Node:
+        """The attributes of an object as a dict; anything else as it is."""
+        value = self.value
+        return replace(self, value=value.attributes) if isinstance(value, Record) else self
+
     def sequence(self) -> list[object] | tuple[object, ...]:
-        """The value as a list or tuple.  Raises: ReshardError[unexpected-content]."""
+        """The value as a list or tuple."""
         if not isinstance(self.value, list | tuple):
             raise self._unlike("a list")
         return self.value
+
+    @property
+    def is_dict(self) -> bool:
+        """Whether the value is a dict."""
+        return isinstance(self.value, dict)
 
     def has(self, key: object) -> bool:
         """Whether the value is a dict with this key."""
@@ -57,10 +67,10 @@ class Node:
 
     def at(self, key: object) -> Node:
         """The value of a key.  Raises: ReshardError[missing-key]."""
-        found = self.get(key)
-        if found is None:
+        node = self.get(key)
+        if node is None:
             raise self.lacks(key)
-        return found
+        return node
 
     def find(self, *keys: str) -> Node | None:
         """What lies behind several keys, or None where one of them is missing or None."""
@@ -75,18 +85,14 @@ class Node:
             "missing-key",
             f"{self._name()} has no `{key}`",
             notes=[f"it has {_some(self.mapping())}"],
-            helps=[_HELP],
+            helps=["the file was written by another program, or by a version that is not known"],
         )
 
     def item(self, index: int) -> Node:
-        """One item of a list.  Raises: ReshardError[unexpected-content]."""
+        """One item of a list."""
         items = self.sequence()
         if index >= len(items):
-            raise source_error(
-                "unexpected-content",
-                f"{self._name()} has {len(items)} items, not {index + 1}",
-                helps=[_HELP],
-            )
+            raise unexpected(f"{self._name()} has {len(items)} items, not {index + 1}")
         return self._child(index, items[index])
 
     def entries(self) -> Iterator[tuple[str, Node]]:
@@ -107,6 +113,10 @@ class Node:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._unlike("an integer")
         return value
+
+    def integers(self) -> tuple[int, ...]:
+        """The value as a list of integers."""
+        return tuple(item.integer() for item in self.items())
 
     def text(self) -> str:
         """The value as a string."""
@@ -133,11 +143,7 @@ class Node:
         return f"`{self.path}` of {self.file}" if self.path else self.file
 
     def _unlike(self, wanted: str) -> ReshardError:
-        return source_error(
-            "unexpected-content",
-            f"{self._name()} is {_kind(self.value)}, not {wanted}",
-            helps=[_HELP],
-        )
+        return unexpected(f"{self._name()} is {_kind(self.value)}, not {wanted}")
 
 
 def _kind(value: object) -> str:
@@ -179,18 +185,13 @@ class Scalar:
         return f"0x{self.data[::-1].hex()}"
 
 
-def scalar_of(value: object, file: str) -> Scalar | None:
+def scalar_of(node: Node | None) -> Scalar | None:
     """The number that a value is; None when it is not one."""
+    if node is None:
+        return None
+    value, file = node.value, node.file
     if isinstance(value, TensorRef):
-        if value.shape != ():
-            return None
-        return Scalar(value.dtype, read_small(value), file, value.byte_offset)
-    if isinstance(value, bool):
-        return Scalar(DType.BOOL, bytes([value]), file, None)
-    if isinstance(value, int):
-        if not -(1 << 63) <= value < 1 << 63:
-            return None
-        return Scalar(DType.I64, value.to_bytes(8, "little", signed=True), file, None)
-    if isinstance(value, float):
-        return Scalar(DType.F64, struct.pack("<d", value), file, None)
-    return None
+        is_one = value.shape == ()
+        return Scalar(value.dtype, read_small(value), file, value.byte_offset) if is_one else None
+    number = plain_number(value)
+    return None if number is None else Scalar(*number, file, None)

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import Folder, Rank, not_one_run
-from reshard.formats.deepspeed.grid import Grid
+from reshard.formats.deepspeed.faults import partition_mismatch
 from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
 from reshard.records import dataclass, field
 from reshard.run.states import MASTER, STEP
-from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef
 
 MASTERS = "single_partition_of_fp32_groups"
@@ -30,9 +27,9 @@ class GroupShard:
 
     Args:  master: the master weights; with the padding at their end, or without.
            entries: what the optimizer keeps of the group, by state.
-           padding: elements at the end of the buffer that belong to no parameter, as the rank says.
-           partition_numel: elements of the partition, padding included, as the rank says.
            count: ranks that the group is partitioned over, None if the file does not tell.
+           padding: elements at the end of the buffer that belong to no parameter, as the rank says.
+           is_stripped: whether the master weights are without them.
            gaps: elements between the parameters, one number for each, behind it.
            slices: name -> (start in the partition, elements), as the writer saw it; wrong for
                    round-robin gradients.
@@ -42,12 +39,17 @@ class GroupShard:
     file: str
     master: TensorRef
     entries: Mapping[str, Node]
-    padding: int
-    partition_numel: int
     count: int | None
+    padding: int = 0
+    is_stripped: bool = False
     gaps: tuple[int, ...] | None = None
     slices: Mapping[str, tuple[int, int]] | None = None
     ranks: tuple[int, ...] | None = None
+
+    @property
+    def partition_numel(self) -> int:
+        """Elements of the partition, padding included, as the rank says."""
+        return self.master.numel + (self.padding if self.is_stripped else 0)
 
     def fits(self, numel: int) -> bool:
         """Whether the partition is one of so many elements.
@@ -57,9 +59,8 @@ class GroupShard:
         """
         if self.partition_numel == numel:
             return True
-        return self.padding > numel and self.master.numel == len(
-            range(numel)[: numel - self.padding]
-        )
+        rest = len(range(numel)[: numel - self.padding])
+        return self.padding > numel and self.master.numel == rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +91,22 @@ class Shard:
 def base_of(optimizer: Node) -> Node | None:
     """The state dict of torch's optimizer within that of DeepSpeed's; None where it is a list."""
     base = optimizer.get(BASE) or optimizer.get(BASE_ZERO3)
-    return base if base is not None and isinstance(base.value, dict) else None
+    return base if base is not None and base.is_dict else None
 
 
-def read_shards(files: Files, folder: Folder, grid: Grid) -> dict[Rank, Shard]:
-    """Every rank's optimizer file.
+def read_shard(root: Node) -> Shard:
+    """One rank's optimizer file.
 
-    Raises: ReshardError[unknown-zero-stage | mixed-runs | missing-key | unexpected-content].
+    Raises: ReshardError[unknown-zero-stage | missing-key | unexpected-content].
     """
-    out: dict[Rank, Shard] = {}
-    for rank, name in folder.optimizers.items():
-        shard = _read_shard(files.root_of(name))
-        stage = grid.stage(rank[1])  # each has an optimizer of its own, and groups
-        first = next((out[known] for known in out if grid.stage(known[1]) == stage), shard)
-        if shard.stage != first.stage or len(shard.groups) != len(first.groups):
-            raise not_one_run(
-                first.file,
-                shard.file,
-                f"ZeRO stage {first.stage} and {len(first.groups)} groups in the one, "
-                f"stage {shard.stage} and {len(shard.groups)} groups in the other",
-            )
-        out[rank] = shard
-    return out
-
-
-def _read_shard(root: Node) -> Shard:
     optimizer = root.at("optimizer_state_dict")
     stated = optimizer.get("zero_stage")
     unstated = 3 if optimizer.has(MASTERS_ZERO3) else 1  # BF16_Optimizer does not say
     stage = unstated if stated is None else stated.integer()
-    if stage == 3 and optimizer.has(MASTERS_ZERO3):
-        return Shard(root, optimizer, stage, tuple(_zero3_groups(optimizer)))
-    if stage in (1, 2) and optimizer.has(MASTERS):
-        return Shard(root, optimizer, stage, tuple(_zero12_groups(optimizer)))
+    for masters, stages, read in ((MASTERS_ZERO3, {3}, _zero3), (MASTERS, {1, 2}, _zero12)):
+        if stage in stages and optimizer.has(masters):
+            nodes = list(enumerate(optimizer.at(masters).items()))
+            return Shard(root, optimizer, stage, tuple(read(optimizer, nodes)))
     keys = ", ".join(f"`{key}`" for key in list(optimizer.mapping())[:12])
     raise source_error(
         "unknown-zero-stage",
@@ -135,110 +119,97 @@ def _read_shard(root: Node) -> Shard:
     )
 
 
-def _zero12_groups(optimizer: Node) -> list[GroupShard]:
+def _zero12(optimizer: Node, masters: Sequence[tuple[int, Node]]) -> list[GroupShard]:
     """One rank's partition of every param group."""
-    masters = [item.tensor() for item in optimizer.at(MASTERS).items()]
     paddings = _numbers(optimizer, "group_paddings", len(masters))
     counts = _numbers(optimizer, "partition_count", len(masters))
     gaps = optimizer.get("param_alignment_paddings")
     slices = optimizer.get("param_slice_mappings")
-    # BF16_Optimizer, which states no stage, keeps the padding behind its master weights.
-    stripped = optimizer.get("zero_stage") is not None
-    groups = []
-    for index, master in enumerate(masters):
-        padding = 0 if paddings is None else paddings[index]
-        groups.append(
-            GroupShard(
-                optimizer.file,
-                master,
-                _zero12_states(optimizer, index),
-                padding,
-                master.numel + (padding if stripped else 0),
-                None if counts is None else counts[index],
-                None if gaps is None else tuple(n.integer() for n in gaps.item(index).items()),
-                None if slices is None else _slices(slices.item(index)),
-            )
+    return [
+        GroupShard(
+            optimizer.file,
+            master.tensor(),
+            _zero12_states(optimizer, index),
+            counts[index] if counts else None,
+            paddings[index] if paddings else 0,
+            # BF16_Optimizer, which states no stage, keeps the padding behind its master weights.
+            optimizer.get("zero_stage") is not None,
+            None if gaps is None else gaps.item(index).integers(),
+            None if slices is None else _slices(slices.item(index)),
         )
-    return groups
+        for index, master in masters
+    ]
 
 
-def _numbers(optimizer: Node, key: str, length: int) -> tuple[int, ...] | None:
+def _numbers(optimizer: Node, key: str, length: int) -> tuple[int, ...]:
     node = optimizer.get(key)
-    if node is None:
-        return None
-    if isinstance(node.value, int):
-        return (node.integer(),) * length
-    found = tuple(item.integer() for item in node.items())
-    if len(found) != length:
-        raise source_error(
-            "partition-mismatch",
-            f"`{key}` of {node.file} has {len(found)} numbers for {length} param groups",
+    if node is None or isinstance(node.value, int):
+        return () if node is None else (node.integer(),) * length
+    numbers = node.integers()
+    if len(numbers) != length:
+        raise partition_mismatch(
+            f"`{key}` of {node.file} has {len(numbers)} numbers for {length} param groups"
         )
-    return found
+    return numbers
 
 
 def _zero12_states(optimizer: Node, index: int) -> dict[str, Node]:
     """The optimizer's states of one group, and its step where the group itself has that."""
     base = optimizer.at(BASE)
-    if isinstance(base.value, list):  # elastic: one entry per group, without hyper-parameters
+    if not base.is_dict:  # elastic: one entry per group, without hyper-parameters
         return _with_step(base.item(index), optimizer.get("base_optimizer_state_step"))
     group = base.at("param_groups").item(index)
-    params = list(group.at("params").items())
-    key = params[0].integer() if params else index
-    return _with_step(base.at("state").get(key), group.get(STEP))
+    params = group.at("params").integers()
+    return _with_step(base.at("state").get(params[0] if params else index), group.get(STEP))
 
 
 def _with_step(state: Node | None, step: Node | None) -> dict[str, Node]:
     entries = {} if state is None else dict(state.entries())
-    if step is not None and scalar_of(step.value, step.file) is not None:
+    if step is not None and scalar_of(step) is not None:
         entries.setdefault(STEP, step)
     return entries
 
 
 def _slices(node: Node) -> dict[str, tuple[int, int]]:
-    out = {}
-    for name, item in node.entries():
-        if isinstance(item.value, Record):
-            fields = Node(item.value.attributes, item.file, item.path)
-            out[name] = (fields.at("start").integer(), fields.at("numel").integer())
-    return out
+    fields = {name: item.fields() for name, item in node.entries()}
+    return {
+        name: (item.at("start").integer(), item.at("numel").integer())
+        for name, item in fields.items()
+        if item.is_dict
+    }
 
 
-def _zero3_groups(optimizer: Node) -> list[GroupShard]:
+def _zero3(optimizer: Node, masters: Sequence[tuple[int, Node]]) -> list[GroupShard]:
     """One rank's partition of every sub-group."""
-    count = optimizer.get("partition_count")
-    base = optimizer.at(BASE_ZERO3)
-    described = optimizer.get("ds_zero_partition_groups")
-    partitions = (
-        {}
-        if described is None
-        else {item.at("sub_group").integer(): item for item in described.items()}
-    )
-    groups = base.get("param_groups")
+    count, base = optimizer.get("partition_count"), optimizer.at(BASE_ZERO3)
+    described, groups = optimizer.get("ds_zero_partition_groups"), base.get("param_groups")
+    partitions = {
+        item.at("sub_group").integer(): item
+        for item in ([] if described is None else described.items())
+    }
     steps = {
-        item.integer(): step
+        number: step
         for group in ([] if groups is None else groups.items())
         if (step := group.get(STEP)) is not None
-        for item in group.at("params").items()
+        for number in group.at("params").integers()
     }
     out = []
-    for index, master in enumerate(optimizer.at(MASTERS_ZERO3).items()):
-        ref = master.tensor()
+    for index, master in masters:
         own = partitions.get(index)
         counted = count if own is None else own.at("partition_count")
-        ranks = None if own is None else own.at("partition_ranks").items()
         out.append(
             GroupShard(
                 optimizer.file,
-                ref,
+                master.tensor(),
                 _with_step(base.at("state").get(index), steps.get(index)),
-                0,
-                ref.numel,
                 None if counted is None else counted.integer(),
-                ranks=None if ranks is None else tuple(item.integer() for item in ranks),
+                ranks=None if own is None else own.at("partition_ranks").integers(),
             )
         )
     return out
+
+
+# States.
 
 
 @dataclass(slots=True)
@@ -270,6 +241,7 @@ def sort_states(
     Raises: ReshardError[ranks-disagree].
     """
     out = SortedStates({MASTER: [shard.master for shard in shards]})
+    files = [shard.file for shard in shards]
     for state in dict.fromkeys(state for shard in shards for state in shard.entries):
         nodes = [shard.entries.get(state) for shard in shards]
         if all(node is None or node.is_none for node in nodes):
@@ -283,11 +255,13 @@ def sort_states(
             out.elements[state] = [ref for ref in flat if ref is not None]
         elif all((ref.numel if ref else 0) == n for ref, n in zip(flat, touched, strict=True)):
             out.wholes[state] = flat
-        elif (number := _number(state, shards, nodes, disagree)) is not None:
+        elif (number := _number(state, files, nodes, disagree)) is not None:
             out.numbers[state] = number
         else:
-            if any(of_elements):
-                _refuse_lack(state, shards, nodes, disagree)
+            shown = ["a tensor" if node is not None else "nothing" for node in nodes]
+            for own, file in zip(shown, files, strict=True):
+                if own != shown[0] and any(of_elements):
+                    raise disagree(f"`{state}`", shown[0], own, file)
             out.kept[state] = nodes
     return out
 
@@ -298,26 +272,16 @@ def _flat(node: Node | None) -> TensorRef | None:
 
 
 def _number(
-    state: str, shards: Sequence[GroupShard], nodes: Sequence[Node | None], disagree: Disagree
+    state: str, files: Sequence[str], nodes: Sequence[Node | None], disagree: Disagree
 ) -> Scalar | None:
     """The number that a state is on all ranks; None where it is none, or differs between them."""
-    found = [None if node is None else scalar_of(node.value, node.file) for node in nodes]
-    first = found[0]
-    for number, shard in zip(found, shards, strict=True):
+    numbers = [scalar_of(node) for node in nodes]
+    first = numbers[0]
+    for number, file in zip(numbers, files, strict=True):
         same = number and first and (number.dtype, number.data) == (first.dtype, first.data)
-        if not same and state == STEP and any(found):
+        if not same and state == STEP and any(numbers):
             one, other = (f"{item}" if item else "nothing" for item in (first, number))
-            raise disagree(f"`{state}`", one, other, shard.file)
+            raise disagree(f"`{state}`", one, other, file)
         if not same:
             return None
     return first
-
-
-def _refuse_lack(
-    state: str, shards: Sequence[GroupShard], nodes: Sequence[Node | None], disagree: Disagree
-) -> None:
-    """Refuse a state that some ranks have and others have not."""
-    shown = ["a tensor" if node is not None else "nothing" for node in nodes]
-    for own, shard in zip(shown, shards, strict=True):
-        if own != shown[0]:
-            raise disagree(f"`{state}`", shown[0], own, shard.file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
-from reshard.formats.deepspeed.detect import find_step
+from reshard.formats.deepspeed.files import find_step
 from reshard.formats.deepspeed.model_file import ModelFile, differing, without
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import base_of
@@ -108,7 +108,7 @@ def _of_model(model: ModelFile) -> Iterator[Left]:
         yield from _others(sizes, _DIMENSIONS, _UNKNOWN)
     frozen = model.root.get("frozen_param_fragments")
     if frozen is not None and isinstance(frozen.value, dict):
-        shapes = tuple(model.frozen_shapes or ())
+        shapes = tuple(model.frozen_shapes)
         yield from _others(frozen, shapes, "`frozen_param_shapes` does not name it")
 
 

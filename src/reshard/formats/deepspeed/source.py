@@ -1,4 +1,4 @@
-"""Everything that was read of a checkpoint's files, before it is put together."""
+"""What all files of a step say: the mesh, the model files, and the optimizers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,67 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from reshard.errors import source_error
+from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.experts import (
     FusedLayer,
     expert_of,
     fused_layers,
     group_is_expert,
     largest_size,
-    native_index,
+)
+from reshard.formats.deepspeed.faults import (
+    missing_rank_file,
+    mixed_runs,
+    not_one_run,
     unsupported_experts,
 )
-from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import Folder, Rank, not_one_run, read_folder
-from reshard.formats.deepspeed.grid import Grid, by_data_rank, find_grid, has_sequence_ranks
+from reshard.formats.deepspeed.files import (
+    MODEL,
+    MODEL_ZERO3,
+    OPTIMIZERS,
+    Files,
+    Folder,
+    Rank,
+    no_model_file,
+    read_folder,
+)
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.optimizer_file import Shard, read_shards
+from reshard.formats.deepspeed.optimizer_file import Shard, read_shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
-from reshard.records import dataclass
+from reshard.language.place import Pattern
+from reshard.plan.catalog import Coord
+from reshard.records import dataclass, replace
 from reshard.storage.kept import fingerprint
+
+MAX_RANKS = 1 << 20
+"""Ranks of a run; more are a damaged number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Sizes of the mesh: pipeline stages, tensor-parallel ranks, data-parallel ranks.
+
+    An mp rank, as file names number it, is `pp * tp size + tp`.
+    """
+
+    pp: int
+    tp: int
+    dp: int
+
+    @property
+    def mp_ranks(self) -> range:
+        """Every mp rank."""
+        return range(self.pp * self.tp)
+
+    def stage(self, mp_rank: int) -> int:
+        """The pipeline stage of an mp rank."""
+        return mp_rank // self.tp
+
+    def coord(self, mp_rank: int) -> Coord:
+        """Its position on the axes that are longer than one."""
+        axes = (("pp", self.pp, mp_rank // self.tp), ("tp", self.tp, mp_rank % self.tp))
+        return tuple((axis, index) for axis, size, index in axes if size > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +128,12 @@ class Source:
     @property
     def stage(self) -> int:
         """ZeRO stage."""
-        if self.shards:
-            return next(iter(self.shards.values())).stage
-        return 3 if self.folder.is_zero3 else 0
+        shard = next(iter(self.shards.values()), None)
+        return (3 if self.folder.is_zero3 else 0) if shard is None else shard.stage
 
-    def stage_models(self, mp_rank: int) -> list[ModelFile]:
-        """The model files of one mp rank, by dp rank."""
-        return [self.models[rank] for rank in sorted(self.models) if rank[1] == mp_rank]
+    def param_groups(self, mp_rank: int) -> list[Node] | None:
+        """Param groups of one mp rank's optimizer; None where it does not tell them."""
+        return _param_groups(self.shards, self.plain, mp_rank)
 
 
 def read_source(root: Path) -> Source:
@@ -102,94 +143,180 @@ def read_source(root: Path) -> Source:
     """
     folder = read_folder(root)
     files = Files(root)
-    names = {**{(0, mp): name for mp, name in folder.models.items()}, **folder.zero3_models}
-    if not names:
-        raise source_error(
-            "missing-rank-file",
-            f"{root} has no model file",
-            notes=["looked for `mp_rank_*_model_states.pt` and `zero_pp_rank_*_model_states.pt`"],
-            helps=["copy the files of all ranks; on several machines each one has only its own"],
-        )
-    models = {rank: read_model_file(files.root_of(name)) for rank, name in names.items()}
+    if not folder.models:
+        raise no_model_file(root)
+    models = {rank: read_model_file(files.root_of(name)) for rank, name in folder.models.items()}
     first = next(iter(models.values()))
-    if has_sequence_ranks(folder, first):
-        folder = by_data_rank(folder)
+    if _has_sequence_ranks(folder, first):
+        folder = replace(
+            folder,
+            optimizers={(dp, 0): name for (dp, _), name in folder.optimizers.items()},
+            models={(dp, 0): name for (dp, _), name in folder.models.items()}
+            if folder.is_zero3
+            else folder.models,
+        )
         models = {(dp, 0): model for (dp, _), model in models.items()}
-    grid = find_grid(folder, first)
-    _check_counters(models)
-    shards = read_shards(files, folder, grid)
-    _check_needed(folder, first, shards)
+    grid = _find_grid(folder, first)
+    _check_models(models)
+    shards = _read_shards(files, folder, grid)
+    _check_stages(folder, first, shards)
     fused = fused_layers(first.root)
     if first.root.has("folding") or (fused and grid.tp > 1):
         raise unsupported_experts(
             "experts are folded over tensor-parallel ranks",
-            [f"AutoEP with {grid.tp} tp ranks, by {first.file}"],
+            f"AutoEP with {grid.tp} tp ranks, by {first.file}",
         )
-    plain = _plain(files, folder, models, shards)
+    plain = {} if shards else _plain(files, folder, models)
     ep, sizes = _expert_sizes(first, grid, shards, plain, fused)
-    numbers = number_groups(shards, plain, grid)
+    numbers = _number_groups(shards, plain, grid)
     return Source(files, folder, grid, models, shards, plain, fused, ep, sizes, numbers)
 
 
-def _plain(
-    files: Files, folder: Folder, models: Mapping[Rank, ModelFile], shards: Mapping[Rank, Shard]
-) -> dict[Rank, PlainOptimizer]:
-    if shards:
-        return {}
-    out: dict[Rank, PlainOptimizer] = {}
-    for (_, mp_rank), model in models.items():
-        node = model.root.get("optimizer")
-        if node is not None:
-            out[0, mp_rank] = read_optimizer(node)
-    for rank, name in folder.expert_optimizers.items():
-        node = files.root_of(name).get("optimizer")
-        if node is not None:
-            out[rank] = read_optimizer(node)
-    return out
+# The mesh, on which the names of the files and the first model file must agree.
 
 
-def _check_counters(models: Mapping[Rank, ModelFile]) -> None:
-    """All model files must be of one step of one run."""
+def _has_sequence_ranks(folder: Folder, first: ModelFile) -> bool:
+    """Whether the mp rank in files' names is a rank of the sequence (Ulysses), before 0.19.
+
+    Such a run partitions over all ranks, data and sequence; the rank of the sequence is the
+    remainder of the other, so that it tells nothing more.
+
+    Source: DeepSpeed 0.18.3 runtime/engine.py `_get_zero_ckpt_name`; runtime/sequence_parallel/
+    parallel_state_sp.py `get_model_parallel_rank`.
+    """
+    stated = first.root.get("mp_world_size")
+    ranks = folder.optimizers or (folder.models if folder.is_zero3 else {})
+    size = max((mp for _, mp in ranks), default=0) + 1
+    wanted = {(dp, dp % size) for dp, _ in ranks}
+    return stated is not None and stated.value == 1 and size > 1 and wanted == set(ranks)
+
+
+def _find_grid(folder: Folder, first: ModelFile) -> Grid:
+    """The grid; the files of all its ranks are there, and no others.
+
+    Raises: ReshardError[missing-rank-file | mixed-runs].
+    """
+    mp_size = _stated(first, "mp_world_size", len({mp for _, mp in folder.models}))
+    pp, tp = _degrees(folder, first, mp_size)
+    ranks = {dp for dp, _ in (*folder.optimizers, *folder.models)}
+    grid = Grid(pp, tp, _stated(first, "dp_world_size", max(ranks, default=0) + 1))
+    model_ranks, kind = (grid.dp, MODEL_ZERO3) if folder.is_zero3 else (1, MODEL)
+    _check_complete(folder.models, model_ranks, grid, kind, first)
+    if folder.optimizers or folder.is_zero3:
+        _check_complete(folder.optimizers, grid.dp, grid, OPTIMIZERS[folder.prefix], first)
+    return grid
+
+
+def _stated(first: ModelFile, key: str, default: int) -> int:
+    node = first.root.get(key)
+    return default if node is None else node.integer()
+
+
+def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
+    """Pipeline stages and tensor-parallel ranks."""
+    stated = first.root.get("checkpoint_parallel_dimensions")
+    if stated is not None:
+        pp, tp = stated.at("pp_degree").integer(), stated.at("tp_degree").integer()
+        if pp * tp == mp_size:
+            return pp, tp
+        raise mixed_runs(
+            f"{first.file} speaks of {pp} pipeline stages and {tp} tensor-parallel ranks, "
+            f"and of {mp_size} model-parallel ranks",
+            "`checkpoint_parallel_dimensions` and `mp_world_size` disagree",
+        )
+    tp = len({tp_rank for _, tp_rank in folder.layers}) if folder.layers else mp_size
+    if mp_size % tp:
+        raise mixed_runs(
+            f"{mp_size} model-parallel ranks cannot be stages of {tp} tensor-parallel ranks each",
+            f"layer files name {tp} tensor-parallel ranks",
+            f"`mp_world_size` in {first.file}",
+        )
+    return mp_size // tp, tp
+
+
+def _check_complete(
+    files: Mapping[Rank, str], dp: int, grid: Grid, kind: Pattern, first: ModelFile
+) -> None:
+    count = dp * len(grid.mp_ranks)
+    if count > MAX_RANKS:
+        raise source_error(
+            "missing-rank-file",
+            f"{count} ranks have not written {len(files)} files",
+            notes=[f"the sizes are read from {first.file}"],
+            helps=["the file is damaged; copy it again"],
+        )
+    wanted = dict.fromkeys((rank, mp) for rank in range(dp) for mp in grid.mp_ranks)
+    extra = [name for rank, name in files.items() if rank not in wanted]
+    if extra:
+        raise mixed_runs(
+            f"{extra[0]} is of a rank that this run does not have",
+            f"{first.file} is of a run with dp={grid.dp}, tp={grid.tp}, and pp={grid.pp}",
+            *([f"{len(extra)} files too many: {_listed(extra)}"] if len(extra) > 1 else []),
+        )
+    missing = [kind.fill({"dp": rank, "mp": mp}) for rank, mp in wanted if (rank, mp) not in files]
+    if missing:
+        raise missing_files(missing, count, first.file)
+
+
+def missing_files(names: Sequence[str], wanted: int, named_by: str) -> ReshardError:
+    """The error for files that are not there."""
+    headline = f"{len(names)} of {wanted} files are missing: {_listed(names)}"
+    return missing_rank_file(headline, f"{named_by} says which files there must be")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= 4 else (names[0], names[1], "...", names[-1]))
+
+
+# The files of one run.
+
+
+def _check_models(models: Mapping[Rank, ModelFile]) -> None:
+    """All model files must be of one step of one run; those of one mp rank, of equal parameters."""
     first = next(iter(models.values()))
     for key in ("global_steps", "dp_world_size", "mp_world_size", "ds_version"):
         wanted = first.root.mapping().get(key)
         for model in models.values():
-            found = model.root.mapping().get(key)
-            if found != wanted:
-                raise source_error(
-                    "mixed-runs",
-                    f"{first.file} and {model.file} are not of one step of one run",
-                    notes=[f"`{key}` is {wanted} in the one and {found} in the other"],
-                    helps=["copy the files of one step into a folder of their own"],
+            value = model.root.mapping().get(key)
+            if value != wanted:
+                note = f"`{key}` is {wanted} in the one and {value} in the other"
+                raise mixed_runs(
+                    f"{first.file} and {model.file} are not of one step of one run", note
                 )
     for (_, mp_rank), model in models.items():
-        _check_shapes(models[0, mp_rank], model)
+        one = models[0, mp_rank]
+        listed = ([*item.trained_shapes()] for item in (one, model))
+        pairs = zip_longest(*listed, fillvalue=("no parameter", ()))
+        for (name, shape), (other, its) in ((a, b) for a, b in pairs if a != b):
+            raise not_one_run(
+                one.file,
+                model.file,
+                f"`param_shapes` of the one has `{name}` {list(shape)} where that of the other "
+                f"has `{other}` {list(its)}",
+            )
 
 
-def _check_shapes(first: ModelFile, model: ModelFile) -> None:
-    """The data-parallel ranks of stage 3 must state the same parameters, in one order."""
-    stated, others = (
-        [(name, shape) for own in item.param_shapes or () for name, shape in own.items()]
-        for item in (first, model)
-    )
-    if stated == others:
-        return
-    pairs = zip_longest(stated, others, fillvalue=("no parameter", ()))
-    one, other = next((a, b) for a, b in pairs if a != b)
-    raise source_error(
-        "mixed-runs",
-        f"{first.file} and {model.file} are not of one run",
-        notes=[
-            f"`param_shapes` of the one has `{one[0]}` {list(one[1])} where that of the other has "
-            f"`{other[0]}` {list(other[1])}"
-        ],
-        helps=["copy the files of one run into a folder of their own"],
-    )
+def _read_shards(files: Files, folder: Folder, grid: Grid) -> dict[Rank, Shard]:
+    """Every rank's optimizer file."""
+    out: dict[Rank, Shard] = {}
+    firsts: dict[int, Shard] = {}
+    for rank, name in folder.optimizers.items():
+        shard = out[rank] = read_shard(files.root_of(name))
+        # Each pipeline stage has an optimizer of its own, and groups.
+        first = firsts.setdefault(grid.stage(rank[1]), shard)
+        if shard.stage != first.stage or len(shard.groups) != len(first.groups):
+            raise not_one_run(
+                first.file,
+                shard.file,
+                f"ZeRO stage {first.stage} and {len(first.groups)} groups in the one, "
+                f"stage {shard.stage} and {len(shard.groups)} groups in the other",
+            )
+    return out
 
 
-def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
+def _check_stages(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]) -> None:
     """Refuse files that do not belong together, and what keeps its states elsewhere."""
-    stage = first.setting("zero_optimization", "stage")
+    stage = first.zero("stage")
     if not shards:
         # DeepSpeed before 0.19 saves no optimizer of bf16 at stage 0 with gradients in bf16: 0.18.3
         # runtime/engine.py `_do_optimizer_sanity_check`, `save_checkpoint`.
@@ -213,8 +340,7 @@ def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]
     if (shard.stage == 3) != folder.is_zero3:
         note = f"the optimizer file is of ZeRO stage {shard.stage}"
         raise not_one_run(first.file, shard.file, note)
-    offload = first.setting("zero_optimization", "offload_optimizer")
-    device = offload.get("device") if offload is not None and offload.mapping() else None
+    device = first.zero("offload_optimizer", "device")
     if device is not None and str(device.value) == "nvme":
         raise source_error(
             "unsupported-offload",
@@ -222,7 +348,7 @@ def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]
             notes=[f"`offload_optimizer.device` is nvme in {first.file}"],
             helps=["load it with DeepSpeed and save it with the states on the cpu"],
         )
-    mics = first.setting("zero_optimization", "mics_shard_size")
+    mics = first.zero("mics_shard_size")
     if mics is not None and mics.integer() > 0:
         raise source_error(
             "unsupported-partitioning",
@@ -230,6 +356,19 @@ def _check_needed(folder: Folder, first: ModelFile, shards: Mapping[Rank, Shard]
             notes=[f"`mics_shard_size` is {mics.integer()} in {first.file}"],
             helps=["load it with DeepSpeed and save it without MiCS"],
         )
+
+
+def _plain(
+    files: Files, folder: Folder, models: Mapping[Rank, ModelFile]
+) -> dict[Rank, PlainOptimizer]:
+    """The optimizers of a run without ZeRO."""
+    roots = {(0, mp): model.root for (_, mp), model in models.items()}
+    roots |= {rank: files.root_of(name) for rank, name in folder.expert_optimizers.items()}
+    nodes = {rank: root.get("optimizer") for rank, root in roots.items()}
+    return {rank: read_optimizer(node) for rank, node in nodes.items() if node is not None}
+
+
+# Experts and param groups.
 
 
 def _expert_sizes(
@@ -246,21 +385,21 @@ def _expert_sizes(
     for index, shapes in enumerate(first.param_shapes or ()):
         if shard is None or not group_is_expert(shapes, fused):
             continue
+        experts = {name: place[0] for name in shapes if (place := expert_of(name)) is not None}
         if shard.stage == 3 and not fused:
-            name = next(name for name in shapes if native_index(name) is not None)
             raise unsupported_experts(
-                f"`{name}` is an expert at ZeRO stage 3",
-                [f"{shard.file} does not tell which ranks share it"],
+                f"`{next(iter(experts))}` is an expert at ZeRO stage 3",
+                f"{shard.file} does not tell which ranks share it",
             )
         count = shard.groups[index].count
         size = grid.dp // count if count else _named_size(shard, index)
         if size is None:
             raise unsupported_experts(
                 f"group {index} has experts, and nothing tells which ranks share them",
-                [f"{shard.file} has no `partition_count`"],
+                f"{shard.file} has no `partition_count`",
             )
         sizes[f"group {index} of {shard.file}"] = size
-        modules.update((found[0], size) for name in shapes if (found := expert_of(name)))
+        modules.update(dict.fromkeys(experts.values(), size))
     expert_ranks = {ep_rank for ep_rank, _ in plain}
     if len(expert_ranks) > 1:
         sizes["files `expp_rank_*`"] = len(expert_ranks)
@@ -271,23 +410,22 @@ def _named_size(shard: Shard, index: int) -> int | None:
     """The expert-parallel size in a param group's name, `ep_size_4`."""
     group = (shard.param_groups or ())[index:]
     name = group[0].get("name") if group else None
-    found = None if name is None else re.search(r"ep_size_(\d+)", str(name.value))
-    return None if found is None else int(found[1])
+    match = None if name is None else re.search(r"ep_size_(\d+)", str(name.value))
+    return None if match is None else int(match[1])
 
 
-def group_nodes(
+def _param_groups(
     shards: Mapping[Rank, Shard], plain: Mapping[Rank, PlainOptimizer], mp_rank: int
 ) -> list[Node] | None:
-    """Param groups of one mp rank's optimizer; None where it does not tell them."""
     shard, optimizer = shards.get((0, mp_rank)), plain.get((0, mp_rank))
     if shard is not None:
         return shard.param_groups
     return [] if optimizer is None else list(optimizer.inner.at("param_groups").items())
 
 
-def number_groups(
+def _number_groups(
     shards: Mapping[Rank, Shard], plain: Mapping[Rank, PlainOptimizer], grid: Grid
-) -> dict[int, tuple[int, ...]]:
+) -> dict[int, Sequence[int]]:
     """By pipeline stage, which of the run's groups each of its groups is.
 
     Every stage has an optimizer of its own, which has no group without parameters.  Groups of two
@@ -297,7 +435,7 @@ def number_groups(
     stages: list[list[object]] = []
     for stage in range(grid.pp):
         shard = shards.get((0, stage * grid.tp))
-        nodes = group_nodes(shards, plain, stage * grid.tp)
+        nodes = _param_groups(shards, plain, stage * grid.tp)
         if nodes is None or (shard is not None and shard.stage == 3):  # there, of sub-groups
             stages.append(list(range(len(shard.groups) if shard is not None else 0)))
             continue
@@ -307,21 +445,19 @@ def number_groups(
                 for group in nodes
             ]
         )
-    if all(own == stages[0] for own in stages):
-        return {stage: tuple(range(len(own))) for stage, own in enumerate(stages)}
+    if all(groups == stages[0] for groups in stages):
+        return {stage: range(len(groups)) for stage, groups in enumerate(stages)}
     merged: list[object] = []
-    for own in stages:
+    for groups in stages:
         position = 0
-        for group in own:
-            if group in merged[position:]:
-                position = merged.index(group, position) + 1
-            else:
+        for group in groups:
+            if group not in merged[position:]:
                 merged.insert(position, group)
-                position += 1
-    out: dict[int, tuple[int, ...]] = {}
-    for stage, own in enumerate(stages):
+            position = merged.index(group, position) + 1
+    out: dict[int, Sequence[int]] = {}
+    for stage, groups in enumerate(stages):
         places: list[int] = []
-        for group in own:
+        for group in groups:
             places.append(merged.index(group, places[-1] + 1 if places else 0))
-        out[stage] = tuple(places)
+        out[stage] = places
     return out

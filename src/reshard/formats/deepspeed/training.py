@@ -17,7 +17,7 @@ from reshard.formats.deepspeed.model_file import (
     without,
 )
 from reshard.formats.deepspeed.node import Node, scalar_of
-from reshard.formats.deepspeed.source import Source, group_nodes
+from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.weights import compute_dtype
 from reshard.plan.names import group_names, quantity
 from reshard.run.run import Group, Run
@@ -142,7 +142,7 @@ def _groups(source: Source, found: Collected, keeper: Keeper) -> list[Group]:
     """The groups of the run, each with the settings of the first pipeline stage that has it."""
     groups: dict[int, Node] = {}
     for stage, numbers in reversed(tuple(source.group_numbers.items())):
-        nodes = group_nodes(source.shards, source.plain, stage * source.grid.tp)
+        nodes = source.param_groups(stage * source.grid.tp)
         if nodes is None:  # elastic checkpoints have no hyper-parameters
             return [Group({}, own) for _, own in sorted(found.groups.items())]
         groups.update(enumerate(nodes) if source.stage == 3 else zip(numbers, nodes, strict=True))
@@ -192,7 +192,7 @@ def _other_states(
 
 def _why(state: str, values: Sequence[object]) -> str:
     """Why a state is not cut anew, as its values show."""
-    numbers = [scalar_of(value, "") for value in values]
+    numbers = [scalar_of(Node(value, "")) for value in values]
     if all(numbers):
         shown = ", ".join(list(dict.fromkeys(str(number) for number in numbers))[:4])
         return f"`{state}` is one number, and ranks have different ones: {shown}"
@@ -208,7 +208,7 @@ def _unstored(source: Source, found: Collected) -> list[str]:
     if source.stage != 3:
         return []
     known = {tensor.name for tensor in found.tensors} | set(found.aliases)
-    return [name for name in source.first.module or {} if name not in known]
+    return [name for name in source.first.module if name not in known]
 
 
 def _lacking(source: Source, names: Sequence[str]) -> tuple[Diagnostic, ...]:

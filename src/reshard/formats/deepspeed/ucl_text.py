@@ -8,9 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from reshard.plan.names import group_names, quantity
 from reshard.records import dataclass
 
-LAYOUT_NAME = "deepspeed"
 _INDEX = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")
 _SLOTS = "ijklmnpqrstuvwxyz"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+COPIED = "[...]"
+"""Every rank has the whole tensor."""
+AVERAGED = "[...] averaged over tp"
+"""Every rank has a copy, and their mean counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ def layout_text(
     mesh: Sequence[str],
     bodies: Mapping[str, str],
     *,
-    local: Mapping[str, LocalIndex] | None = None,
+    local: Mapping[str, LocalIndex],
     undescribed: Iterable[str] = (),
 ) -> str:
     """A layout in canonical form.
@@ -40,12 +45,11 @@ def layout_text(
            undescribed: names that have no rule; they are listed in comments.
     """
     missing = group_names(undescribed)
-    if not missing and not local and set(bodies.values()) <= {"[...]"}:
-        rules = [('"**"', "[...]")]
-    else:
-        rules = _rules(bodies, local or {})
+    rules = [('"**"', COPIED)]
+    if missing or local or not set(bodies.values()) <= {COPIED}:
+        rules = _rules(bodies, local)
     width = max((len(pattern) for pattern, _ in rules), default=0)
-    lines = [f"layout {LAYOUT_NAME} {{", f"    mesh {', '.join(mesh)}", ""]
+    lines = ["layout deepspeed {", f"    mesh {', '.join(mesh)}", ""]
     lines += [f"    {pattern:<{width}} = {body}" for pattern, body in rules]
     if missing:
         if rules:
@@ -61,29 +65,26 @@ def _rules(bodies: Mapping[str, str], local: Mapping[str, LocalIndex]) -> list[t
         groups.setdefault(_skeleton(name, local.get(name)), []).append(name)
     out: list[tuple[str, str]] = []
     for names in groups.values():
-        if len({bodies[name] for name in names}) == 1:
-            out.append((_pattern(names, local.get(names[0])), bodies[names[0]]))
-        else:
-            out += [(_pattern([name], local.get(name)), bodies[name]) for name in names]
+        alike = len({bodies[name] for name in names}) == 1
+        for group in [names] if alike else [[name] for name in names]:
+            out.append((_pattern(group, local.get(group[0])), bodies[group[0]]))
     return list(dict.fromkeys(out))
 
 
 def _skeleton(name: str, local: LocalIndex | None) -> str:
-    parts = name.split(".")
     if local is None:
         return _INDEX.sub("\0", name)
-    parts[local.component] = f"\1{local.slot}"
+    parts = name.split(".")
     before = ".".join(parts[: local.component])
-    after = _INDEX.sub("\0", ".".join(parts[local.component :]))
+    after = _INDEX.sub("\0", ".".join([f"\1{local.slot}", *parts[local.component + 1 :]]))
     return f"{before if local.fixed else _INDEX.sub(chr(0), before)}.{after}"
 
 
 def _pattern(names: Sequence[str], local: LocalIndex | None) -> str:
     """One pattern over names of one skeleton; an index that never differs stays as it is."""
-    columns = list(zip(*(name.split(".") for name in names), strict=True))
     out = []
     slots = iter(_SLOTS)
-    for position, column in enumerate(columns):
+    for position, column in enumerate(zip(*(name.split(".") for name in names), strict=True)):
         if local is not None and position == local.component:
             out.append("{" + local.slot + "}")
         elif _INDEX.fullmatch(column[0]) and len(set(column)) > 1:
@@ -104,27 +105,16 @@ class Section:
     size: int
     widths: tuple[int, ...] = ()
 
-    @property
-    def is_even(self) -> bool:
-        """Whether all ranks hold the same share."""
-        return len(set(self.widths)) <= 1
-
     def text(self, name: str, sized: bool) -> str:
         """The axis as UCL."""
         size = f":{self.size}" if sized else ""
-        if not self.widths:
-            return f"{name}{size}"
-        listed = "" if self.is_even else f" as ({', '.join(map(str, self.widths))})"
-        return f"{name}{size} over tp{listed}"
+        over = " over tp" if self.widths else ""
+        is_even = len(set(self.widths)) <= 1
+        return f"{name}{size}{over}{'' if is_even else f' as ({_listed(self.widths)})'}"
 
 
-COPIED = "[...]"
-"""Every rank has the whole tensor."""
-
-
-def averaged_over_tp() -> str:
-    """Every rank has a copy, and their mean counts."""
-    return "[...] averaged over tp"
+def _listed(sizes: Iterable[int]) -> str:
+    return ", ".join(map(str, sizes))
 
 
 def cut_body(
@@ -142,23 +132,18 @@ def cut_body(
            outer, inner: sizes of the axes around them in the same dimension.
            truncated_to: logical elements along dimension 0.
     """
-    name = "rows" if dim == 0 else "columns" if dim == 1 else "planes"
     if len(sections) == 1:
+        name = "rows" if dim == 0 else "columns" if dim == 1 else "planes"
         term = sections[0].text(name, sized=outer * inner > 1)
     else:
-        letters = [_letter(index) for index in range(len(sections))]
-        term = " + ".join(s.text(n, sized=True) for s, n in zip(sections, letters, strict=True))
+        letters = [*_LETTERS, *(f"part{index}" for index in range(26, len(sections)))]
+        term = " + ".join(s.text(n, sized=True) for s, n in zip(sections, letters, strict=False))
         term = f"({term})"
-    if outer > 1:
-        term = f"outer:{outer} {term}"
-    if inner > 1:
-        term = f"{term} inner:{inner}"
+    term = f"{f'outer:{outer} ' if outer > 1 else ''}{term}{f' inner:{inner}' if inner > 1 else ''}"
     dims = ["_"] * dim + [term]
     if truncated_to is not None:
         dims[0] = f"{term if dim == 0 else 'rows'} truncated to {truncated_to}"
-    if ndim > dim + 1:
-        dims.append("...")
-    return f"[{', '.join(dims)}]"
+    return f"[{', '.join([*dims, '...'] if ndim > dim + 1 else dims)}]"
 
 
 def copied_body(ndim: int, truncated_to: int | None) -> str:
@@ -166,8 +151,3 @@ def copied_body(ndim: int, truncated_to: int | None) -> str:
     if truncated_to is None or ndim == 0:
         return COPIED
     return f"[rows truncated to {truncated_to}{', ...' if ndim > 1 else ''}]"
-
-
-def _letter(index: int) -> str:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return letters[index] if index < len(letters) else f"part{index}"

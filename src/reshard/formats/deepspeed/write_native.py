@@ -13,10 +13,10 @@ from math import prod
 from reshard.algebra.partition import Each, spread
 from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.deepspeed.detect import LATEST
 from reshard.formats.deepspeed.experts import FUSED
-from reshard.formats.deepspeed.folder import (
+from reshard.formats.deepspeed.files import (
     EXPERT,
+    LATEST,
     LAYER,
     LAYER_TP,
     MODEL,
@@ -128,16 +128,16 @@ class _Run:
         for dp in range(options.dp):
             ep = options.ep_rank(dp)
             if options.zero == 3 or dp == 0:
-                name = (MODEL_ZERO3 if options.zero == 3 else MODEL).make(dp=dp, mp=mp_rank)
+                name = (MODEL_ZERO3 if options.zero == 3 else MODEL).fill({"dp": dp, "mp": mp_rank})
                 dense = {n: t for n, t in held[ep].items() if not self._experts.owns(n)}
                 own = {**self._own(name), **self._experts.described(dp)}
                 self._add(name, with_own(self._model(dense, groups[ep], dp), own))
-            name = OPTIMIZERS[options.prefix].make(dp=dp, mp=mp_rank)
+            name = OPTIMIZERS[options.prefix].fill({"dp": dp, "mp": mp_rank})
             own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
             kept = self._resume.kept_in(name)
             self._add(name, self._optimizers.root(groups[ep], dp, own, kept))
         for layer, expert, content in self._experts.files(held, self._output):
-            self._add(EXPERT.make(layer=layer, expert=expert, mp=mp_rank), content)
+            self._add(EXPERT.fill({"layer": layer, "expert": expert, "mp": mp_rank}), content)
 
     def _own(self, name: str) -> dict[str, object]:
         """What the source's file of the same rank says for itself, if there is that rank."""
@@ -248,4 +248,4 @@ class _Run:
                     helps=["the tensors may have been renamed; convert with their own names"],
                 )
             content = {key: self._weights(held[name]) for key, name in keys.items()}
-            yield kind.make(layer=int(layer), tp=tp_rank), content
+            yield kind.fill({"layer": int(layer), "tp": tp_rank}), content

@@ -11,8 +11,13 @@ from collections.abc import Mapping
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
-from reshard.formats.deepspeed.detect import LATEST_UNIVERSAL, OPTIMIZER_STATE, ZERO
-from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3
+from reshard.formats.deepspeed.files import (
+    LATEST_UNIVERSAL,
+    MODEL,
+    MODEL_ZERO3,
+    OPTIMIZER_STATE,
+    ZERO,
+)
 from reshard.formats.deepspeed.inventory import (
     FP32,
     Inventory,
@@ -75,8 +80,8 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         for whole in inventory.unmanaged
     }
     dp_size = arrangement.mesh.get("dp", 1)
-    output.add(f"{tag}/{MODEL.make(mp=0)}", _model_states(resume, module, dp_size))
-    output.add(f"{tag}/{MODEL_ZERO3.make(dp=0, mp=0)}", _model_states(resume, {}, dp_size))
+    output.add(f"{tag}/{MODEL.fill({'mp': 0})}", _model_states(resume, module, dp_size))
+    output.add(f"{tag}/{MODEL_ZERO3.fill({'dp': 0, 'mp': 0})}", _model_states(resume, {}, dp_size))
     warnings = (
         _not_restored(inventory, tag),
         _differing(resume),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 from reshard.dtypes import DType
 from reshard.formats.described.walk import Leaf
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record
+from reshard.storage.numbers import plain_number
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -42,12 +42,9 @@ def local_tensor(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor
 
 
 def _number(value: object) -> tuple[DType, bytes]:
-    if isinstance(value, bool):
-        return DType.BOOL, bytes([value])
-    if isinstance(value, int):
-        return DType.I64, value.to_bytes(8, "little", signed=True)
-    assert isinstance(value, float)
-    return DType.F64, struct.pack("<d", value)
+    number = plain_number(value)
+    assert number is not None
+    return number
 
 
 def integer(value: object) -> int:

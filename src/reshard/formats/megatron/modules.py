@@ -9,7 +9,6 @@ hold copies.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -25,7 +24,7 @@ from reshard.language.layout import Layout, Rule, Split
 from reshard.language.pattern import NamePattern
 from reshard.plan.environment import flatten
 from reshard.storage.torch_file import TensorRef
-from reshard.store.regular_file import open_regular
+from reshard.store.regular_file import pread_regular
 
 _BIAS = re.compile(r"\.bias(\d*)$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -306,5 +305,4 @@ def _value(expression: Expression, env: Mapping[str, object]) -> Value | None:
 
 def _read(ref: TensorRef, start: int, count: int) -> bytes:
     size = ref.dtype.itemsize
-    with open(open_regular(ref.file), "rb", buffering=0) as stream:
-        return os.pread(stream.fileno(), count * size, ref.byte_offset + start * size)
+    return pread_regular(ref.file, ref.byte_offset + start * size, count * size)

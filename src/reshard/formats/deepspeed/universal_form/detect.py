@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reshard.formats.deepspeed.detect import is_universal
+from reshard.formats.deepspeed.files import is_universal
 
 
 def detect(path: Path) -> bool:

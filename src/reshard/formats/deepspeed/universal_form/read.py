@@ -12,10 +12,17 @@ from math import prod
 from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
-from reshard.formats.deepspeed.detect import OPTIMIZER_STATE, ZERO, find_universal
-from reshard.formats.deepspeed.experts import native_index
-from reshard.formats.deepspeed.files import Files
-from reshard.formats.deepspeed.folder import MODEL, MODEL_ZERO3
+from reshard.formats.deepspeed.experts import expert_of
+from reshard.formats.deepspeed.faults import unexpected
+from reshard.formats.deepspeed.files import (
+    MODEL,
+    MODEL_ZERO3,
+    OPTIMIZER_STATE,
+    ZERO,
+    Files,
+    find_universal,
+    no_model_file,
+)
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.formats.deepspeed.training import group_of, run_of
@@ -108,16 +115,11 @@ def _models(root: Path, files: Files) -> list[ModelFile]:
     A folder for all stages has both.
     """
     listed = sorted(os.listdir(root))
-    names = [name for name in listed if MODEL.numbers(name)] or [
-        name for name in listed if (MODEL_ZERO3.numbers(name) or (1,))[0] == 0
+    names = [name for name in listed if MODEL.match(name)] or [
+        name for name in listed if (MODEL_ZERO3.match(name) or {}).get("dp") == 0
     ]
     if not names:
-        raise source_error(
-            "missing-rank-file",
-            f"{root} has no model file",
-            notes=["looked for `mp_rank_*_model_states.pt` and `zero_pp_rank_*_model_states.pt`"],
-            helps=["copy the whole folder; DeepSpeed cannot load it without them either"],
-        )
+        raise no_model_file(root)
     return [read_model_file(files.root_of(name)) for name in names]
 
 
@@ -126,7 +128,7 @@ def _states(stored: States, models: Sequence[ModelFile]) -> list[LocalTensor]:
     out: list[LocalTensor] = []
     shapes = {name: shape for model in models for name, shape in model.trained.items()}
     for name, files in stored.items():
-        if native_index(name) is not None:
+        if expert_of(name) is not None:
             raise source_error(
                 "unsupported-experts",
                 f"`{name}` holds the experts of several ranks, joined",
@@ -145,15 +147,11 @@ def _state(name: str, state: str, node: Node, shape: tuple[int, ...] | None) -> 
     Args:  shape: of the parameter, where a model file tells it.
     """
     value = node.at("param").value if isinstance(node.value, dict) else node.value
-    number = scalar_of(value, node.file)
+    number = scalar_of(Node(value, node.file))
     if number is not None and (state == STEP or not isinstance(value, TensorRef)):
         return number.local(name, state, ())
     if not isinstance(value, TensorRef):
-        raise source_error(
-            "unexpected-content",
-            f"{node.file} holds neither a tensor nor a number",
-            helps=["the file was written by another program, or by a version that is not known"],
-        )
+        raise unexpected(f"{node.file} holds neither a tensor nor a number")
     if isinstance(node.value, dict) or shape in (None, value.shape):
         return local_tensor(value, name, state, (), node.file)
     assert shape is not None  # ZeRO-3 merges partitions without giving them their shape back
@@ -181,7 +179,7 @@ def _weights(
     aliases = find_aliases(models)
     for rank, model in enumerate(models):
         coord = () if len(models) == 1 else (("tp", rank),)
-        for name, ref in (model.module or {}).items():
+        for name, ref in model.module.items():
             if name in aliases and name not in stored:
                 continue
             is_whole = len(models) == 1 and ref.shape == shapes.get(name, ref.shape)
