@@ -8,10 +8,9 @@ them; `str(error)` is the same text that the command line prints, without colour
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
-
-from reshard.records import dataclass, field
 
 Level = Literal["error", "warning", "note"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from reshard.algebra.term import Extent, Term, segments, term_axes
-from reshard.records import dataclass
 
 AxisFaultKind = Literal["missing", "twice", "foreign", "mesh"]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
-
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from reshard.algebra.box import Box
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

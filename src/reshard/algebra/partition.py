@@ -6,12 +6,12 @@ A rule says it, and `spread` obeys it: the one function that reading and writing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import lcm, prod
 from typing import Literal
 
 from reshard.algebra.split import round_up, split_sizes
-from reshard.records import dataclass
 
 Shape = tuple[int, ...]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from operator import mul
 
 from reshard.algebra.box import Box
-from reshard.records import dataclass
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece, row_major
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
 from reshard.algebra.piece import Piece, row_major
 from reshard.algebra.term import Extent, Segment, Term, term_segments
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

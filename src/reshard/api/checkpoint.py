@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,6 @@ from reshard.api.source import OpenedSource, open_source
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Whole
-from reshard.records import dataclass
 from reshard.run.run import Run
 from reshard.run.states import EXTRA, PARAM
 

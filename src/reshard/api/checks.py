@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from reshard.api.junit import Case, Suite, junit
 from reshard.api.roundtrip_proof import RoundTrip
@@ -12,7 +13,6 @@ from reshard.api.verification import Verification
 from reshard.errors import Exit, ReshardError, as_bug
 from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import show_count
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

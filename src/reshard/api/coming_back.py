@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from reshard.plan.arrangement import SCALAR, Arrangement, AtomState, StoredPart,
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import slice_spec
-from reshard.records import dataclass, replace
 from reshard.run.states import MASTER, PARAM
 
 Digests = dict[tuple[str, str], str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +21,6 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Plain
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import WIDTH, table, wrap
-from reshard.records import dataclass, replace
 from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:

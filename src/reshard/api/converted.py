@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard import formats
@@ -10,7 +11,6 @@ from reshard.plan.report import PlanReport, not_written_lines
 from reshard.plan.shown import Shown
 from reshard.plan.target import parse_target
 from reshard.plan.text import show_count, show_nbytes, show_pace
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -13,7 +14,6 @@ from reshard.plan.bind import bind
 from reshard.plan.build import build_array
 from reshard.plan.catalog import Catalog
 from reshard.plan.slice import slice_spec
-from reshard.records import dataclass
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.api.arguments import checked
@@ -25,7 +26,6 @@ from reshard.errors import MAX_SHOWN
 from reshard.plan.names import families
 from reshard.plan.shown import Plain, Shown, plain
 from reshard.plan.text import WIDTH, show_count, show_nbytes, table, wrap
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -16,7 +17,6 @@ from reshard.plan.names import families, quantity
 from reshard.plan.plan import Array
 from reshard.plan.shown import Plain
 from reshard.plan.slice import slice_spec
-from reshard.records import dataclass
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

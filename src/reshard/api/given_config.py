@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.run_files import is_of_model
 from reshard.plan.catalog import Catalog, SourceFile
-from reshard.records import replace
 from reshard.storage.kept import encode
 from reshard.store.regular_file import FileTooLargeError, read_regular
 from reshard.store.source import LocalSource

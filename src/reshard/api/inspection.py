@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,6 @@ from reshard.plan.prove import Proof
 from reshard.plan.report import proved, show_mesh
 from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import facts, show_count, show_nbytes, table
-from reshard.records import dataclass
 from reshard.run.run import Run
 from reshard.run.states import EXTRA
 from reshard.storage.kept import plain

@@ -7,11 +7,11 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.api.request import PathLike
 from reshard.errors import ReshardError, output_error, render_all
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

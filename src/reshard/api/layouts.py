@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from reshard.models.megatron import argument_names
 from reshard.models.transformers import config_keys
 from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import WIDTH, show_count, wrap
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +23,6 @@ from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Shown
 from reshard.plan.text import show_count
-from reshard.records import dataclass
 from reshard.run.run import Run
 from reshard.run.states import EXTRA
 

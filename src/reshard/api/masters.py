@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from reshard.algebra.box import Box
@@ -13,7 +14,6 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
 from reshard.plan.slice import slice_spec
-from reshard.records import replace
 from reshard.run.states import MASTER, PARAM
 
 if TYPE_CHECKING:

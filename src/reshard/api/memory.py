@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from reshard.errors import target_error
 from reshard.plan.plan import Plan
 from reshard.plan.text import show_nbytes
-from reshard.records import dataclass
 
 LEAST_BUFFER_NBYTES = 1 << 16
 """Smaller buffers than this cost much time and save nothing."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from reshard.api.request import PathLike, Request
 from reshard.api.source import OpenedSource, open_source
 from reshard.api.states import parse_dtypes
 from reshard.errors import ReshardError
 from reshard.models.find import find_model
 from reshard.plan.recast import recast
-from reshard.records import replace
 
 
 def open_pair(a: PathLike, b: PathLike, request: Request) -> tuple[OpenedSource, OpenedSource]:

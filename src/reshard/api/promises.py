@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
@@ -19,7 +20,6 @@ from reshard.models.source_names import SOURCE, Named
 from reshard.plan.fate import Fate
 from reshard.plan.output import Output
 from reshard.plan.target import Target
-from reshard.records import replace
 
 _VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard.engine.progress import Progress
 from reshard.plan.build import OnDrift
-from reshard.records import dataclass, field
 
 PathLike = str | Path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from reshard.api.comparing import Mismatch, mismatch_lines
 from reshard.api.junit import Case, Suite
@@ -10,7 +11,6 @@ from reshard.api.training_facts import FactChange
 from reshard.errors import Diagnostic, Exit, ReshardError, render_all
 from reshard.plan.prove import Proof
 from reshard.plan.shown import Plain, Shown
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -27,7 +28,6 @@ from reshard.errors import Diagnostic, Exit, ReshardError, output_error
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import OnDrift
 from reshard.plan.target import Target
-from reshard.records import dataclass, replace
 from reshard.run.states import MASTER
 
 UNIVERSAL = "universal"

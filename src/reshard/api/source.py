@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reshard import formats
@@ -35,7 +36,6 @@ from reshard.plan.consolidate import consolidated
 from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
-from reshard.records import dataclass, field, replace
 from reshard.store.source_files import SourceFiles
 
 Settings = Mapping[str, float | None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,6 @@ from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import Placed, Plan
 from reshard.plan.prove import prove_sources
 from reshard.plan.target import Target
-from reshard.records import dataclass, field, replace
 from reshard.store.source import LocalSource
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from reshard.api.source import OpenedSource
@@ -10,7 +11,6 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_states import without_kept_states
-from reshard.records import dataclass, replace
 from reshard.run.states import EXTRA, MASTER, PARAM
 
 NAMES: Mapping[str, DType] = {

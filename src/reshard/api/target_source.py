@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
@@ -14,7 +15,6 @@ from reshard.errors import target_error
 from reshard.language.layout import Layout
 from reshard.plan.recast import recast
 from reshard.plan.target import DESCRIBED, Target, parse_target
-from reshard.records import replace
 from reshard.run.states import PARAM
 
 

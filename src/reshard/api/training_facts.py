@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from reshard.models.config_json import CONFIG, stated_config
 from reshard.plan.catalog import Catalog
 from reshard.plan.shown import Plain
-from reshard.records import dataclass
 from reshard.store.digest import digest_file_range
 
 Fate = Literal["changed", "not kept", "added"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
 from reshard.language.library import Family, missing_models, own_families
 from reshard.language.parser import MAX_LENGTH
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

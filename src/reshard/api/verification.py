@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from reshard import formats
 from reshard.algebra.box import Box
@@ -31,7 +32,6 @@ from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Plain, Shown
 from reshard.plan.slice import slice_spec
 from reshard.plan.text import show_count, show_nbytes, show_pace
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, repr=False)

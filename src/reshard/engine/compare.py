@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,6 @@ from reshard.engine.gather import Gatherer
 from reshard.engine.locate import Place, locate
 from reshard.engine.units import window_numel
 from reshard.plan.plan import Array, ArraySpec
-from reshard.records import dataclass
 from reshard.store.digest import new_digest
 from reshard.store.source_files import SourceFiles
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -18,7 +19,6 @@ from reshard.engine.elements import (
 from reshard.engine.gather import Gatherer, blocks
 from reshard.engine.locate import Place
 from reshard.plan.plan import Array, Origin
-from reshard.records import dataclass
 from reshard.store.source_files import SourceFiles
 
 

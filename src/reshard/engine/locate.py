@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from reshard.algebra.piece import Move
 from reshard.plan.plan import Array
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

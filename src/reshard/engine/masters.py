@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,6 @@ from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
 from reshard.engine.locate import locate
 from reshard.plan.plan import Array
-from reshard.records import dataclass
 from reshard.store.source_files import SourceFiles
 
 MASTERS = frozenset((DType.F32, DType.F64))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 from reshard.engine.fill import Filler
 from reshard.plan.plan import Placed, Plan
-from reshard.records import dataclass, field
 from reshard.store.digest import Digest, new_digest
 from reshard.store.source_files import SourceFiles
 

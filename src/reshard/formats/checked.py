@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import Diagnostic
 from reshard.plan.catalog import Catalog
-from reshard.records import dataclass
 from reshard.storage.checksums import check_blobs
 from reshard.storage.safetensors_library import library_faults
 from reshard.store.source import LocalSource

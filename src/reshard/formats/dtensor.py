@@ -7,13 +7,13 @@ torch/distributed/device_mesh.py, torch/distributed/_mesh_layout.py (2.13).
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from math import prod
 from typing import cast
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
-from reshard.records import dataclass
 from reshard.storage.inert import Global, Record, Size
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small

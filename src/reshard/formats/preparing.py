@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.formats.registry import TARGETS, module_of
@@ -12,7 +13,6 @@ from reshard.plan.catalog import Catalog, Left
 from reshard.plan.kept_keys import kept_keys
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
-from reshard.records import replace
 from reshard.store.side_files import read_side_files
 from reshard.store.source_error import as_source_error
 

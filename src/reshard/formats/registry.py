@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, resources
 from importlib.util import find_spec
@@ -17,7 +18,6 @@ from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
-from reshard.records import dataclass, field
 from reshard.store.source_error import as_source_error
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from reshard.errors import ReshardError
 from reshard.models.config_json import model_config_of
 from reshard.plan.catalog import Catalog, Left, SourceFile
-from reshard.records import dataclass, field, replace
 from reshard.store.links import refuse_outside
 from reshard.store.owned import RECEIPT
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.errors import target_error
 from reshard.plan.arrangement import Whole
-from reshard.records import dataclass
 from reshard.run.states import EXTRA, MOMENTS, PARAM, STEP, WEIGHTS
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.safetensors import layout_header

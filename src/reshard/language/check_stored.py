@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from reshard.language import tree
@@ -12,7 +13,6 @@ from reshard.language.implied import implied
 from reshard.language.layout import Model, ModelTensor
 from reshard.language.scope import Scope
 from reshard.language.words import listed
-from reshard.records import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from reshard.language import tree
-from reshard.records import dataclass, replace
 
 _COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
 _BLANK = re.compile(r"\n[ \t\r\f\ufeff]*\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from types import MappingProxyType
 
@@ -31,7 +32,6 @@ from reshard.language.models import NO_MODELS, compile_model
 from reshard.language.pattern import NamePattern, unescaped
 from reshard.language.place import FileName, Place
 from reshard.language.words import listed
-from reshard.records import replace
 
 
 def compile_layout(

@@ -5,6 +5,7 @@ reads a document knows of `like`, `whole`, `stack`, `under`, `use`, `fix`, `let`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from reshard.errors import Exit, ReshardError
 from reshard.language import tree
@@ -36,7 +37,6 @@ from reshard.language.faults import Faults, near
 from reshard.language.inherit import applying, inherited, spaced
 from reshard.language.joined import joined
 from reshard.language.words import listed
-from reshard.records import dataclass, field, replace
 
 SHORT = (
     *(tree.TensorsStatement, tree.LetStatement, tree.TowerStatement, tree.ConfigsStatement),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from reshard.language import tree
@@ -10,7 +11,6 @@ from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression, Variable, names
 from reshard.language.faults import Faults, near
 from reshard.language.substitute import renamed
-from reshard.records import dataclass, replace
 
 Statement = TypeVar("Statement", bound=tree.Statement)
 

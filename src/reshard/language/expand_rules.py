@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from reshard.language import tree
@@ -11,7 +12,6 @@ from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression, Value, Variable, names
 from reshard.language.joined import replaced
 from reshard.language.substitute import renamed, with_values
-from reshard.records import replace
 
 Rename = Callable[[str], str]
 Statement = TypeVar("Statement", bound=tree.LayoutStatement)

@@ -7,11 +7,11 @@ A list of a configuration can be asked for an item, and whether it has one.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypeGuard
 
 from reshard.errors import Label, ReshardError, Span, layout_error
-from reshard.records import dataclass, field
 
 Value = int | bool | str | float
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from reshard.errors import Diagnostic, Label, Level, ReshardError, Span
 from reshard.language import tree
-from reshard.records import replace
 
 
 class Faults:

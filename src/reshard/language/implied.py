@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from reshard.language import tree
 from reshard.language.expression import Binary, Expression, Integer, Truth, Unary, Variable
 from reshard.language.layout import Model
-from reshard.records import replace
 
 Monomial = tuple[Fraction, tuple[tuple[str, int], ...]]
 

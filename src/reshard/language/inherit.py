@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.language import tree
 from reshard.language.conditions import conjuncts, constant
 from reshard.language.expand_rules import atoms, simplified
 from reshard.language.expression import Expression, Value
-from reshard.records import replace
 
 _ORDER: Mapping[type, int] = {
     tree.MeshStatement: 0,

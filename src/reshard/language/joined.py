@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from reshard.errors import Source, Span
 from reshard.language.tree import Word
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

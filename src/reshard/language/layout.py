@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from reshard.algebra.split import SplitRule
@@ -13,7 +14,6 @@ from reshard.language.pattern import Match, NamePattern
 from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
 from reshard.language.tree import Document, ModelBlock
-from reshard.records import dataclass, field
 
 Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
 

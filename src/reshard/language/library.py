@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,6 @@ from reshard.language.expand import expand
 from reshard.language.expand_models import Known
 from reshard.language.layout import Layout, Model
 from reshard.language.tree import Document, ModelBlock
-from reshard.records import dataclass, field, replace
 
 _MODEL = re.compile(r"^model\s+(\w+)", re.M)
 

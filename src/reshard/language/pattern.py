@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Label, ReshardError, Span, layout_error
 from reshard.language.matching import MAX_WILD, Part, match_runs, simple_length
-from reshard.records import dataclass, field, replace
 
 MAX_LENGTH = 10_000
 """Characters of a pattern, and of a name that is matched."""

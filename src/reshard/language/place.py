@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from reshard.errors import Label, ReshardError, Span, layout_error
-from reshard.records import dataclass, field
 
 NAME, NUMBER, GROUP, STATE = "name", "number", "group", "state"
 HOLES = (NAME, NUMBER, GROUP, STATE)

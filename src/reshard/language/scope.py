@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.split import SplitRule, split_sizes
@@ -13,7 +14,6 @@ from reshard.language.conditions import constant
 from reshard.language.expression import Expression
 from reshard.language.faults import Faults, near
 from reshard.language.words import listed
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

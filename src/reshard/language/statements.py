@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-
-from reshard.records import dataclass
+from dataclasses import dataclass
 
 BLOCKS = ("model", "layout")
 OF_MODEL = ("axis", "tensor", "let", "include")

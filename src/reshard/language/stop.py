@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from reshard.language.statements import Statement
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from reshard.errors import ReshardError
 from reshard.language.expression import (
@@ -21,7 +22,6 @@ from reshard.language.expression import (
     names,
     operands,
 )
-from reshard.records import replace
 
 
 def renamed(expression: Expression, change: Callable[[Variable], Expression]) -> Expression:

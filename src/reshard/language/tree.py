@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
 
 from reshard.errors import Source, Span
@@ -19,7 +20,6 @@ from reshard.language.tree_terms import (
     axis_terms,
     sum_terms,
 )
-from reshard.records import dataclass, field
 
 __all__ = [
     "NO_TRIVIA",

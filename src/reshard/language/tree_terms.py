@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Span
 from reshard.language.expression import Expression
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ Source: peft/utils/constants.py, peft/peft_model.py `save_pretrained`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.plan.catalog import Catalog
-from reshard.records import dataclass
 
 SAFETENSORS = "adapter_model.safetensors"
 TORCH = "adapter_model.bin"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
@@ -25,7 +26,6 @@ from reshard.plan.environment import flatten
 from reshard.plan.fit import holds
 from reshard.plan.framework_config import assign, framework_config
 from reshard.plan.model_values import model_names
-from reshard.records import dataclass
 from reshard.storage.kept import decode
 
 NAMES = "hf"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from reshard.errors import Diagnostic, ReshardError, layout_error
 from reshard.language.conditions import constant
@@ -27,7 +28,6 @@ from reshard.plan.catalog import Catalog
 from reshard.plan.fit import facts
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
-from reshard.records import replace
 
 _MEGATRON, _OLD_MEGATRON, _NANOTRON, _META = (
     "Megatron",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, layout_error
 from reshard.language.layout import Layout
@@ -29,7 +30,6 @@ from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 from reshard.plan.stored_names import StoredNames
-from reshard.records import dataclass, replace
 
 _NAMES = "hf"
 """What the layouts in transformers' names are called; models of many types share such names."""

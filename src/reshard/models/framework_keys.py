@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
 from reshard.models.transformers import ROPE, WINDOW, rope_of, window_of
-from reshard.records import dataclass, field
 
 _OFF: tuple[object, ...] = (None, False, 0)
 _VALUE = "$"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 
@@ -24,7 +25,6 @@ from reshard.models.transformers import (
     rope_of,
     window_of,
 )
-from reshard.records import replace
 
 _LLAMA3 = {
     "low_freq_factor": 1.0,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor
 from reshard.plan.environment import environment
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 _FREQUENCIES = "rotary frequencies, which the model computes from its configuration"

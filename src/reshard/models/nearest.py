@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.errors import ReshardError, layout_error, target_error
 from reshard.language.expression import names, to_text
@@ -13,7 +14,6 @@ from reshard.plan.environment import environment
 from reshard.plan.fit import Fit, holds, ruled_out, unmatched, unused_rules
 from reshard.plan.names import group_names, quantity
 from reshard.plan.stored_names import StoredNames
-from reshard.records import dataclass
 from reshard.run.states import EXTRA, PARAM
 
 _ENDS = ("_scale_inv", "_scale")

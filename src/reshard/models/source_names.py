@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from reshard.errors import Diagnostic, ReshardError, target_error
@@ -15,7 +16,6 @@ from reshard.models.nearest import Near, block_scales, nearest, stated_layouts
 from reshard.plan.catalog import Catalog
 from reshard.plan.names import group_names
 from reshard.plan.stored_names import StoredNames
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 Keep = Literal["never", "established", "always"]

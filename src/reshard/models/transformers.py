@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-
-from reshard.records import dataclass
 
 FACTS = "transformers"
 """The key of a source's configuration under which facts of the model are in transformers' words."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeGuard
 
 from reshard.errors import source_error
-from reshard.records import dataclass
 
 _SHOWN = 3
 _LENGTH = 60

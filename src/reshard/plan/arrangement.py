@@ -6,6 +6,7 @@ Atoms, their stored parts, and the whole tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from reshard.algebra.piece import Piece
 from reshard.algebra.term import Extent, Term, stored_shape
@@ -13,7 +14,6 @@ from reshard.dtypes import DType
 from reshard.language.layout import Layout
 from reshard.plan.axes import AxisCut
 from reshard.plan.catalog import Catalog, Coord, Fragment
-from reshard.records import dataclass, field
 
 AtomState = tuple[str, str]
 """(atom key, state kind)."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.algebra.split import split_sizes
 from reshard.algebra.term import Extent
 from reshard.language.layout import Split
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

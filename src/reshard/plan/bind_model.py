@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.algebra.term import Term
 from reshard.errors import Exit, Label, ReshardError, layout_error
@@ -20,7 +21,6 @@ from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.solve import Solver, integer, stated_cut
 from reshard.plan.solve_faults import Observation, listed
 from reshard.plan.whole_names import NamedGroup, whole_names
-from reshard.records import replace
 
 
 def bind_model(

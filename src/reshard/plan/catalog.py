@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from reshard.algebra.box import Box
@@ -10,7 +11,6 @@ from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.language.layout import Layout
 from reshard.plan.shown import Plain
-from reshard.records import dataclass, field, replace
 from reshard.run.run import Run
 
 Coord = tuple[tuple[str, int], ...]

@@ -8,6 +8,7 @@ the layout of the model as if one rank had written them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Move, Piece, row_major
@@ -15,7 +16,6 @@ from reshard.language import load_layout
 from reshard.plan.arrangement import SCALAR, Arrangement, StoredPart, Whole
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor, Upper
 from reshard.plan.runs import FragmentRuns
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 COPY = "dp"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from reshard.dtypes import DType
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.plan import Plan
-from reshard.records import dataclass
 
 Kind = Literal["written", "averaged", "folded", "dropped", "left out"]
 

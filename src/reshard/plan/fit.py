@@ -9,6 +9,7 @@ claims least: a head that is stored is a head, and not a copy of the embedding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 from reshard.errors import ReshardError
@@ -20,7 +21,6 @@ from reshard.plan.fit_indices import solve_indices
 from reshard.plan.offsets import has_offsets, with_offsets
 from reshard.plan.stored_names import StoredNames
 from reshard.plan.ties import hold_one_atom, tie_groups
-from reshard.records import dataclass, replace
 
 MAX_FACTS = 10
 """Facts that are tried both ways; a layout that asks for more does not fit."""

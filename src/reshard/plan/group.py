@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.algebra.term import Extent, stored_shape
 from reshard.errors import layout_error
 from reshard.plan.arrangement import Bound
 from reshard.plan.catalog import LocalTensor
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

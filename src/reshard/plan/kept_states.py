@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from reshard.plan.arrangement import Arrangement
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 KEY = "optimizer_states"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 
 from reshard.algebra.piece import Piece
@@ -18,7 +19,6 @@ from reshard.plan.matching import STAGE_AXES, on_stage
 from reshard.plan.numbers import number_segments
 from reshard.plan.slots import slot_split
 from reshard.plan.solve import padded_size
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

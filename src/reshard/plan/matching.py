@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, source_error
 from reshard.language.expression import evaluate
@@ -11,7 +12,6 @@ from reshard.language.layout import Layout, Rule
 from reshard.language.pattern import MAX_LENGTH, Match
 from reshard.plan.catalog import Catalog, Coord, LocalTensor
 from reshard.plan.names import families, group_names, quantity
-from reshard.records import dataclass
 from reshard.run.states import EXTRA
 
 """State kind of tensors that belong to no parameter (RNG states and the like); no rule applies."""

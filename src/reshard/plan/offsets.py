@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from reshard.errors import ReshardError
 from reshard.language.expression import Variable, evaluate, known_value
 from reshard.language.layout import Layout
 from reshard.language.pattern import IndexSlot
 from reshard.plan.solve import integer
-from reshard.records import replace
 
 
 def has_offsets(layout: Layout) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
 from reshard.plan.plan import ArraySpec, Placed
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from reshard.algebra.term import term_axes
 from reshard.language.layout import Layout, Rule, Split
 from reshard.language.pattern import NamePattern
-from reshard.records import replace
 
 _SLOT = re.compile(r"\{[^}]*\}|\*+")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import cast
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import ReshardError, target_error
 from reshard.language.layout import Layout, Split
-from reshard.records import dataclass, replace
 
 _RULES = ("chunk", "balanced", "even")
 

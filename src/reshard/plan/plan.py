@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from reshard.algebra.piece import Move, Piece
 from reshard.dtypes import DType
 from reshard.plan.catalog import Upper
-from reshard.records import dataclass
 
 Mode = Literal["agree", "first", "mean"]
 """What becomes of several places that hold the same elements."""

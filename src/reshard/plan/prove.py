@@ -8,6 +8,7 @@ atom.  That a local tensor's elements are those of its atoms one to one is what 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.algebra.cover import find_fault
@@ -18,7 +19,6 @@ from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.names import group_names
 from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_axis, of_state
 from reshard.plan.shown import Plain
-from reshard.records import dataclass
 from reshard.run.states import MASTER, PARAM
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.algebra.cover import Fault
@@ -10,7 +11,6 @@ from reshard.errors import Diagnostic
 from reshard.plan.arrangement import Atom
 from reshard.plan.catalog import Coord, show_coord
 from reshard.plan.names import families, quantity
-from reshard.records import dataclass
 
 _LOST = "look for a missing rank file; the layout may also be wrong"
 _MIXED = "the layout may cut an axis that is copied, or the folder mixes two runs"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.records import replace
 from reshard.run.states import EXTRA, MASTER, PARAM
 
 FLOATS = frozenset(

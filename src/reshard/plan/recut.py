@@ -6,6 +6,7 @@ Nothing is moved: a rank's tensor is some boxes of the whole one, and what those
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import product
 
 from reshard.algebra.box import Box
@@ -16,7 +17,6 @@ from reshard.plan.bind import bind
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.plan.lay_out import lay_out
 from reshard.plan.slice import boxed
-from reshard.records import dataclass, replace
 from reshard.run.states import PARAM
 
 Segments = tuple[tuple[str, Piece], ...]

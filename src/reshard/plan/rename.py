@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, product
 from math import prod
 
@@ -30,7 +31,6 @@ from reshard.plan.numbers import number_segments
 from reshard.plan.offsets import with_offsets
 from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.show import show_term
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 

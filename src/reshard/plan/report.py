@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.errors import Diagnostic
 from reshard.plan.catalog import Catalog, Left
@@ -12,7 +13,6 @@ from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
 from reshard.plan.shown import Plain, Shown
 from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, wrap
-from reshard.records import dataclass
 
 _MAX_PATTERNS = 12
 _NOT_SELECTED = "not selected"

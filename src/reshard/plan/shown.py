@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
-
-from reshard.records import names_of
 
 
 def plain(value: object) -> object:
@@ -19,9 +18,8 @@ def plain(value: object) -> object:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    names = names_of(value)
-    if names:
-        return {name: plain(getattr(value, name)) for name in names}
+    if is_dataclass(value):
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     return str(value) if isinstance(value, StrEnum | Path) else value
 
 
@@ -43,7 +41,7 @@ class Plain:
     def to_json(self) -> dict[str, object]:
         """As plain JSON values (docs/cli.md)."""
         out: dict[str, object] = {}
-        for name in names_of(self):
+        for name in (item.name for item in fields(self)):  # type: ignore[arg-type]
             key = self.json_keys.get(name, name)
             if key is not None:
                 value = getattr(self, name)

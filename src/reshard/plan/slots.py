@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.errors import Label, ReshardError, layout_error
 from reshard.language.layout import Layout, Split
@@ -10,7 +11,6 @@ from reshard.language.pattern import IndexSlot
 from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.matching import Matched
 from reshard.plan.solve_faults import listed
-from reshard.records import dataclass
 
 
 def slot_split(layout: Layout, slot: IndexSlot) -> Split:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.algebra.term import Leaf, Product, Sum, Term
 from reshard.errors import ReshardError, layout_error
 from reshard.language.layout import Split
 from reshard.plan.catalog import Coord
 from reshard.plan.names import group_names
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

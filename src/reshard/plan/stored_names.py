@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog
-from reshard.records import dataclass
 from reshard.run.states import EXTRA
 
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,17})(?![^.])")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.errors import ReshardError, target_error
 from reshard.language.layout import Layout
-from reshard.records import dataclass, field
 
 MAX_RANKS = 1 << 17
 """Of a run, and so of an axis of its mesh."""

@@ -8,10 +8,10 @@ one tensor are one tensor: together they follow rules of one atom.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, LocalTensor
-from reshard.records import replace
 from reshard.run.states import EXTRA
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from reshard.errors import Diagnostic, Exit, Label, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Coord
 from reshard.plan.matching import Matched
 from reshard.plan.names import group_names, quantity
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ Values are JSON; what JSON does not have is tagged (`storage.kept` makes it and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-
-from reshard.records import dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 _PARAMS = "params"
 _SCALING = ("loss_scaler", "dynamic_loss_scale", "overflow")

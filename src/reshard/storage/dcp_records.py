@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.records import dataclass
 
 Offsets = tuple[int, ...]
 

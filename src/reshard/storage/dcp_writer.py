@@ -8,13 +8,13 @@ Source: torch/distributed/checkpoint/metadata.py and filesystem.py (torch 2.13).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 from reshard.algebra.flat import cut
 from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass, replace
 from reshard.storage.inert import Record, Size
 from reshard.storage.pickle_writer import write_pickle
 from reshard.storage.torch_output import TorchOutput

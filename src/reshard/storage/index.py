@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.records import dataclass
 from reshard.storage.bounded_json import load_bounded
 from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
 

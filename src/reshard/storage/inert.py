@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Literal
-
-from reshard.records import dataclass, field
 
 How = Literal["reduce", "newobj", "newobj_ex", "inst"]
 

@@ -10,11 +10,11 @@ Source: torch/serialization.py (`_legacy_save`, `_legacy_load`), torch 2.13.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
 from reshard.dtypes import DType
 from reshard.errors import source_error
-from reshard.records import dataclass
 from reshard.storage.pickle_reader import read_first_pickle
 from reshard.storage.pickle_values import storage_dtype
 from reshard.storage.window import Window

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.plan.arrangement import Arrangement, StoredPart, Whole
-from reshard.records import dataclass
 from reshard.store.regular_file import pread_regular
 
 _FORMATS = {

@@ -7,9 +7,9 @@ refused before anyone does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.records import dataclass
 from reshard.storage.inert import Global, Record
 from reshard.storage.tensor_ref import TensorRef
 

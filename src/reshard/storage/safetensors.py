@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import NoReturn
 
 from reshard.dtypes import DType
 from reshard.errors import source_error
-from reshard.records import dataclass
 from reshard.storage.bounded_json import load_bounded
 from reshard.store.regular_file import open_regular, unreadable
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.errors import ReshardError
-from reshard.records import dataclass, replace
 from reshard.storage.inert import Record, Size
 from reshard.storage.torch_file import TensorRef, open_torch_file
 from reshard.storage.window import Window

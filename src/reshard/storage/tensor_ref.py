@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

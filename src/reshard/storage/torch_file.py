@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeGuard
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.records import dataclass, replace
 from reshard.storage.inert import Global, Record
 from reshard.storage.legacy_torch_file import is_legacy, read_legacy
 from reshard.storage.pickle_limits import PickleLimits

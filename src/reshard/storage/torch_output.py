@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import PurePosixPath
 from zlib import crc32
@@ -11,7 +12,6 @@ from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass, replace
 from reshard.storage.torch_writer import NewStorage, NewTensor, TorchImage, plan_torch_file
 
 

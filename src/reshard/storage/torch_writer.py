@@ -11,9 +11,9 @@ import hashlib
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.records import dataclass
 from reshard.storage.inert import Global, Record
 from reshard.storage.pickle_writer import Persistent, Reduced, write_pickle
 

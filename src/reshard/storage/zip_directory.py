@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import struct
+from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
-from reshard.records import dataclass
 from reshard.storage.window import NBYTES, Window
 from reshard.store.regular_file import open_regular
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, output_error
-from reshard.records import dataclass
 from reshard.store.journal import Notes, read_journal
 from reshard.store.output_error import as_output_error
 from reshard.store.owned import changed_files, foreign_entries, written_names

@@ -15,9 +15,8 @@ import stat
 import threading
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from reshard.records import dataclass, field
 
 FORMAT = 1
 NEW = "journal.new"

@@ -8,8 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-
-from reshard.records import dataclass
+from dataclasses import dataclass
 
 MAX_OPEN = 256
 """Files that are kept open; one more closes the one that was not used for the longest time."""

@@ -7,11 +7,11 @@ import errno
 import resource
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import ReshardError, output_error
 from reshard.plan.text import show_nbytes
-from reshard.records import replace
 
 
 @contextlib.contextmanager

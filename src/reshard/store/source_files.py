@@ -8,12 +8,12 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import SourceFile
-from reshard.records import dataclass
 from reshard.store.regular_file import open_regular
 from reshard.store.source_error import unreadable
 

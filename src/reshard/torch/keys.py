@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,6 @@ from reshard.engine.torch_tensors import torch_dtype
 from reshard.formats.dcp.contents import Contents, contents_of
 from reshard.formats.dcp.form import Form, joined
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.records import dataclass, field
 from reshard.run.states import PARAM
 from reshard.storage.kept import Decoder
 

@@ -8,9 +8,9 @@ Source: torch/distributed/tensor/placement_types.py `Shard.local_shard_size_and_
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from reshard.algebra.box import Box
-from reshard.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from reshard.dtypes import DType
@@ -16,7 +17,6 @@ from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
 from reshard.plan.catalog import Catalog, Coord, Left, LocalTensor
-from reshard.records import dataclass, field, replace
 from reshard.run.numbering import looks_sorted, names_of_numbers, running_statistics
 from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.names import Path
 from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_keys import kept_keys
-from reshard.records import dataclass, field
 from reshard.run.run import Run
 from reshard.run.states import EXTRA, MASTER, PARAM, WEIGHTS
 

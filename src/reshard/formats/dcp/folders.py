@@ -7,6 +7,7 @@ utils/fsdp_utils.py `save_fsdp_model` (1.15); ByteCheckpoint checkpointer/base_c
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,6 @@ from reshard.formats.steps import (
     several_models,
     step_number,
 )
-from reshard.records import dataclass, replace
 from reshard.storage.dcp_metadata import metadata_files
 from reshard.store.source import LocalSource
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 from reshard.formats.dcp.names import Path
-from reshard.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

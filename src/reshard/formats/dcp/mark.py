@@ -9,11 +9,11 @@ the weights have, where that is known.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from reshard.formats.dcp.contents import Contents
 from reshard.formats.dcp.form import Form
 from reshard.formats.dcp.names import Role
-from reshard.records import dataclass, field, replace
 from reshard.run.states import MASTER, PARAM
 
 _KEY = "reshard"

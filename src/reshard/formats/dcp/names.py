@@ -19,10 +19,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.dcp.wrappers import unwrapped
-from reshard.records import dataclass
 from reshard.run.states import EXTRA, MASTER, PARAM
 
 Path = tuple[str | int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.formats.dcp.collect import Collected, collect
@@ -14,7 +15,6 @@ from reshard.formats.run_files import HF_CONFIG
 from reshard.language import load_layout
 from reshard.models.config_json import CONFIG, model_config_of
 from reshard.plan.catalog import Catalog
-from reshard.records import replace
 from reshard.storage.dcp_chunks import ChunkReader
 
 _CONSOLIDATED = "consolidated/config.json"

@@ -8,9 +8,9 @@ Source: torch/optim/adamw.py, torch/optim/adam.py `Adam.__init__` (2.13).
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.errors import Diagnostic
-from reshard.records import dataclass
 from reshard.run.run import Group, Run
 from reshard.run.states import MOMENTS
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder, Part
 from reshard.plan.text import show_count
-from reshard.records import dataclass
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.kept import encode
 from reshard.storage.torch_file import open_torch_file

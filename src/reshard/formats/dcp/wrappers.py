@@ -9,8 +9,8 @@ Source: torch/distributed/checkpoint/state_dict.py `_get_fqns`; torch/_dynamo/ev
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from reshard.records import dataclass, field
 from reshard.run.states import PARAM
 
 _LEVELS = frozenset(

@@ -6,6 +6,7 @@ Source: OLMo-core train/checkpoint.py `Checkpointer`, distributed/checkpoint/__i
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import Diagnostic
@@ -19,7 +20,6 @@ from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
-from reshard.records import replace
 from reshard.store.side_files import read_side_files
 
 OPTIONS = ("dp", "tp", "flatten")

@@ -6,6 +6,7 @@ Source: DeepSpeed 0.19.8, checkpoint/affine.py (format version 1).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from typing import NamedTuple
@@ -17,7 +18,6 @@ from reshard.errors import layout_error, source_error
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.ucl_text import COPIED, Section, cut_body
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass
 
 FORMAT_VERSION = 1
 Shape = tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.deepspeed.experts import (
@@ -33,7 +34,6 @@ from reshard.formats.deepspeed.weights import (
     zero3_tensors,
 )
 from reshard.plan.catalog import Coord, LocalTensor
-from reshard.records import dataclass, field, replace
 from reshard.run.states import MASTER, PARAM
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, ReshardError, layout_error
 from reshard.formats.deepspeed.affine_map import AffineMap, whole_tensors
@@ -15,7 +16,6 @@ from reshard.formats.deepspeed.ucl_text import COPIED, LocalIndex, layout_text
 from reshard.formats.deepspeed.weights import compare_copies
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.names import group_names, quantity
-from reshard.records import dataclass, field
 
 MAX_GROUPS = 20
 

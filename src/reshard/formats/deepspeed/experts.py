@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from reshard.errors import source_error
 from reshard.formats.deepspeed.faults import unsupported_experts
 from reshard.formats.deepspeed.files import Files, Folder
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.catalog import Coord, LocalTensor
-from reshard.records import dataclass, replace
 from reshard.run.states import PARAM
 from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
@@ -17,7 +18,6 @@ from reshard.formats.deepspeed.node import Node
 from reshard.formats.steps import refuse_another
 from reshard.language.place import FileName, Pattern
 from reshard.plan.catalog import Left, SourceFile
-from reshard.records import dataclass
 from reshard.storage.sibling_files import Siblings
 from reshard.storage.zip_directory import archive_name
 from reshard.store.source import LocalSource

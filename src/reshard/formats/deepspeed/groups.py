@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.partition import Buffer, Each, Partition, Share, round_robin, spread
@@ -12,7 +13,6 @@ from reshard.formats.deepspeed.model_file import Shapes
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import GroupShard, sort_states
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass
 from reshard.storage.torch_file import TensorRef
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.dtypes import DType
@@ -12,7 +13,6 @@ from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
-from reshard.records import dataclass, field
 from reshard.run.run import Group
 from reshard.run.states import EXTRA, STEP
 from reshard.storage.numbers import Number, read_numbers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 from reshard.formats.deepspeed.node import Node
-from reshard.records import dataclass
 from reshard.storage.kept import fingerprint
 from reshard.storage.torch_file import TensorRef
 

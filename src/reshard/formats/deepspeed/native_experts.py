@@ -6,6 +6,7 @@ Source: DeepSpeed 0.19.8 runtime/engine.py `_save_moe_checkpoint` and `load_moe_
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.flat import cut
@@ -19,7 +20,6 @@ from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass
 from reshard.storage.torch_output import TorchOutput
 
 

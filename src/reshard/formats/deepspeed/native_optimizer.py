@@ -7,6 +7,7 @@ Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `state_dict`, runtime/zer
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import gcd, prod
 
 from reshard.algebra.flat import cut
@@ -21,7 +22,6 @@ from reshard.formats.deepspeed.optimizer_file import BASE, BASE_ZERO3, MASTERS, 
 from reshard.formats.deepspeed.resume import Resume, loss_scaler, with_own
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass
 from reshard.storage.inert import Record
 from reshard.storage.torch_output import TorchOutput
 

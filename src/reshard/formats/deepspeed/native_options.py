@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import target_error
@@ -11,7 +12,6 @@ from reshard.formats.deepspeed.inventory import Inventory, find_tag
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.target import Target
-from reshard.records import dataclass
 
 OPTIONS = (
     "zero",

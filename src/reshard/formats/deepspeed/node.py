@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.faults import unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass, replace
 from reshard.storage.inert import Record
 from reshard.storage.numbers import plain_number
 from reshard.storage.torch_file import TensorRef, read_small

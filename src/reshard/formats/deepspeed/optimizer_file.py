@@ -7,11 +7,11 @@ runtime/zero/stage3.py `state_dict`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.faults import partition_mismatch
 from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
-from reshard.records import dataclass, field
 from reshard.run.states import MASTER, STEP
 from reshard.storage.torch_file import TensorRef
 

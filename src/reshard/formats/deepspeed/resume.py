@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
@@ -10,7 +11,6 @@ from reshard.formats.deepspeed.experts import FusedLayer, fused_layers
 from reshard.formats.deepspeed.model_file import COUNTERS, SCALING
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.arrangement import Arrangement
-from reshard.records import dataclass
 from reshard.run.run import Group
 from reshard.storage.inert import Record
 from reshard.storage.kept import MISSING, Decoder

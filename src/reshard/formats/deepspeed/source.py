@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -37,7 +38,6 @@ from reshard.formats.deepspeed.optimizer_file import Shard, read_shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
 from reshard.language.place import Pattern
 from reshard.plan.catalog import Coord
-from reshard.records import dataclass, replace
 from reshard.storage.kept import fingerprint
 
 MAX_RANKS = 1 << 20

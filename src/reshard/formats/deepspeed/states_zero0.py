@@ -10,6 +10,7 @@ torch.optim.Optimizer.state_dict.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
@@ -17,7 +18,6 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.faults import unexpected
 from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass
 from reshard.run.numbering import NoOneWayError, assign, either
 from reshard.run.rounding import PROBED, rounds_to
 from reshard.run.states import MASTER

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -21,7 +22,6 @@ from reshard.formats.deepspeed.affine_map import (
 )
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.ucl_text import AVERAGED, Section, copied_body, cut_body
-from reshard.records import dataclass
 
 Shape = tuple[int, ...]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.plan.names import group_names, quantity
-from reshard.records import dataclass
 
 _INDEX = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")
 _SLOTS = "ijklmnpqrstuvwxyz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.dtypes import DType
 from reshard.errors import Label, ReshardError, source_error
@@ -16,7 +17,6 @@ from reshard.language.expression import evaluate, to_text
 from reshard.language.layout import Layout
 from reshard.language.place import STATE
 from reshard.plan.catalog import LocalTensor
-from reshard.records import dataclass, field
 from reshard.run.run import Group, Run
 from reshard.storage.inert import Record
 from reshard.storage.kept import Keeper, encode, fingerprint

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from reshard.errors import Diagnostic, Label, ReshardError, Span, source_error
 from reshard.formats.described.walk import Leaf
 from reshard.language.layout import PartitionRule
-from reshard.records import replace
 from reshard.run.numbering import NAMES_ONLY
 
 Shape = tuple[int, ...]

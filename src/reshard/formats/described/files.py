@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from reshard.errors import Label, ReshardError, source_error
 from reshard.language.layout import FileRule, Layout
 from reshard.language.place import HOLES, Bindings, FileName
-from reshard.records import dataclass
 
 _MOST_FILES = 1_000_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import Diagnostic, ReshardError, source_error
@@ -15,7 +16,6 @@ from reshard.formats.described.walk import Walked, walk_files
 from reshard.language.layout import Layout
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
-from reshard.records import replace
 
 
 def read_described(

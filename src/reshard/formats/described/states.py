@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.algebra.partition import spread
 from reshard.errors import Diagnostic, ReshardError, source_error
@@ -26,7 +27,6 @@ from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
-from reshard.records import dataclass, field
 from reshard.run.numbering import looks_sorted, names_of_numbers
 from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.language.place import Bindings, Hole, Item, Key, Place, Rest, key_text
-from reshard.records import dataclass
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.inert import Record
 from reshard.storage.pickle_limits import PickleLimits

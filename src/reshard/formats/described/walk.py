@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import Bindings, Key, Place
 from reshard.plan.catalog import Left, SourceFile
 from reshard.plan.text import show_count
-from reshard.records import dataclass, field
 from reshard.store.links import refuse_outside
 
 _UNNAMED = "the layout does not name it"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.formats.hf.links import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
-from reshard.records import dataclass
 from reshard.run.states import PARAM
 from reshard.storage.safetensors import SafetensorsHeader, StoredTensor, read_header
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from reshard.formats import checked
 from reshard.formats.checked import Checked
 from reshard.formats.hf.second_set import differing_bytes
 from reshard.plan.catalog import Catalog
-from reshard.records import replace
 
 
 def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NoReturn
 
 from reshard.errors import source_error
 from reshard.models import adapters
-from reshard.records import dataclass
 from reshard.storage.index import SUFFIX, read_index
 from reshard.store.source import LocalSource
 

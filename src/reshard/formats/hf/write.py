@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
@@ -18,7 +19,6 @@ from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.plan.text import show_count
-from reshard.records import replace
 from reshard.run.run import Run
 from reshard.run.states import MASTER, PARAM, WEIGHTS
 from reshard.store.side_files import read_side_files

@@ -6,9 +6,9 @@ Source: Megatron-LM, megatron/training/arguments.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
-from reshard.records import dataclass
 from reshard.storage.inert import Global, Record
 from reshard.storage.torch_file import TorchFile
 

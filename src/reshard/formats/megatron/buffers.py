@@ -9,6 +9,7 @@ optimizer/distrib_optimizer.py `get_parameter_state_dp_zero` (core 0.6 to 0.20).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, product
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,6 @@ from reshard.dtypes import DType
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.self_check import Sampler, are_remainders, rounds_to, samples, spread
 from reshard.plan.catalog import Fragment, Upper
-from reshard.records import dataclass
 from reshard.run.states import MASTER
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.torch_file import TensorRef

@@ -8,13 +8,13 @@ Source: megatron/core/dist_checkpointing/serialization.py, strategies/common.py 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
 from reshard.formats.megatron.described import arguments_beside, step_beside
 from reshard.plan.catalog import Left
-from reshard.records import dataclass
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
 from reshard.storage.kept import encode

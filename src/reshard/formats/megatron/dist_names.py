@@ -7,9 +7,9 @@ Source: megatron/core/optimizer/distrib_optimizer.py and optimizer.py `sharded_s
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from reshard.formats.megatron.buffers import MASTERS
-from reshard.records import dataclass
 from reshard.run.states import EXTRA, MASTER, PARAM
 
 _CHAINED = re.compile(r"^chained_(\d+)\.")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.formats.megatron.dist_names import stacked_axes
 from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
 from reshard.plan.catalog import Fragment, Left, LocalTensor
-from reshard.records import dataclass
 from reshard.run.states import EXP_AVG, EXTRA, PARAM, STEP
 from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, read_small

@@ -8,6 +8,7 @@ distributed/distributed_data_parallel.py (core 0.6 to 0.20; written as by core 0
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from reshard.plan.build import REMAINDER
 from reshard.plan.catalog import Fragment, Left, LocalTensor, Upper
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass, replace
 from reshard.run.states import MASTER
 from reshard.storage.torch_writer import torch_dtype
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.algebra.box import Box
@@ -22,7 +23,6 @@ from reshard.formats.megatron.dist_names import FlatKey
 from reshard.formats.megatron.flat_members import Members, Place
 from reshard.formats.megatron.self_check import Sampler
 from reshard.plan.catalog import Fragment, LocalTensor
-from reshard.records import dataclass
 from reshard.run.states import MASTER
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import StoredTensor

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
@@ -20,7 +21,6 @@ from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
 from reshard.formats.megatron.stacks import layer_of
 from reshard.plan.catalog import Fragment, LocalTensor
-from reshard.records import dataclass
 from reshard.run.states import PARAM
 
 _STACKED = re.compile(r"^(?!mtp\.)(.*?layers\.)(?!\d)")

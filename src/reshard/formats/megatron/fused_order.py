@@ -9,6 +9,7 @@ Source: Megatron-LM, megatron/training/checkpointing.py `fix_query_key_value_ord
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -17,7 +18,6 @@ from reshard.algebra.piece import row_major
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments
 from reshard.plan.catalog import Fragment, LocalTensor
-from reshard.records import replace
 
 _FUSED = {
     re.compile(r".*\.query_key_value\.(weight|bias)"): 3,

@@ -10,10 +10,10 @@ over several ranks; with overlapping gathers of parameters, one more for the fir
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.modules import is_expert
-from reshard.records import dataclass, field
 from reshard.run.run import Group
 from reshard.storage.kept import encode
 from reshard.storage.torch_file import TensorRef

@@ -6,13 +6,13 @@ Source: Megatron-LM, megatron/training/checkpointing.py `generate_state_dict`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 
 from reshard.errors import source_error
 from reshard.formats.megatron.modules import is_buffer, is_expert, tied_names
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
-from reshard.records import dataclass
 from reshard.storage.inert import Record
 from reshard.storage.torch_file import TensorRef
 

@@ -7,13 +7,13 @@ Source: Megatron-LM, megatron/training/checkpointing.py `get_checkpoint_name`,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.errors import source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_of
 from reshard.formats.megatron.groups import RUNTIME, optimizers_in
 from reshard.formats.megatron.modules import description
-from reshard.records import dataclass, replace
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")

@@ -6,6 +6,7 @@ Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
@@ -22,7 +23,6 @@ from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
 from reshard.plan.catalog import Catalog, LocalTensor
-from reshard.records import dataclass
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader

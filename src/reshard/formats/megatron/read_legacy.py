@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reshard.dtypes import DType
@@ -27,7 +28,6 @@ from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.formats.megatron.self_check import Sampler
 from reshard.formats.megatron.stacks import Stack, shifted, stacks_of
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
-from reshard.records import dataclass, field, replace
 from reshard.run.states import EXTRA, PARAM, STEP
 from reshard.storage.torch_file import TensorRef, open_torch_file
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-
-from reshard.records import dataclass
+from dataclasses import dataclass
 
 LAYER = re.compile(r"((?:^|\.)layers\.)\d+(?=\.)")
 """The first number of a layer in a name."""

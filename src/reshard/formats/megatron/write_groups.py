@@ -7,11 +7,11 @@ Source: megatron/core/optimizer/__init__.py `_get_param_groups`, `get_megatron_o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.megatron.groups import RUNTIME, belongs, is_decayed
 from reshard.formats.megatron.modules import is_expert
-from reshard.records import dataclass, field
 from reshard.run.run import Group
 
 Settings = dict[str, object]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import has_remainders
-from reshard.records import dataclass, field
 from reshard.run.states import EXTRA, MASTER, PARAM, STEP, WEIGHTS
 from reshard.storage.numbers import Number, read_numbers
 

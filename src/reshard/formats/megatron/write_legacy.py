@@ -7,6 +7,7 @@ Source: Megatron-LM, megatron/training/checkpointing.py `save_checkpoint`, `load
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from reshard.errors import ReshardError, target_error
 from reshard.formats.megatron.distrib_optim import Buffers
@@ -25,7 +26,6 @@ from reshard.plan.axes import AxisCut
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.output import Output
 from reshard.plan.target import Target
-from reshard.records import replace
 from reshard.storage.inert import Record
 
 _STATEFUL = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from reshard.dtypes import DType
 from reshard.formats.megatron.dist_names import STATE, stacked_axes
@@ -19,7 +20,6 @@ from reshard.formats.megatron.write_job import Job
 from reshard.plan.arrangement import Whole
 from reshard.plan.build import REMAINDER
 from reshard.plan.lay_out import LaidTensor
-from reshard.records import replace
 from reshard.run.states import MASTER
 from reshard.storage.torch_writer import NewTensor
 

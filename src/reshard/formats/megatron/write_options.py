@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import gcd
 
 from reshard.errors import target_error
@@ -9,7 +10,6 @@ from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.write_inventory import Inventory
 from reshard.formats.megatron.write_resume import Resume
 from reshard.plan.target import Target
-from reshard.records import dataclass
 from reshard.run.states import MASTER
 
 LEGACY = (

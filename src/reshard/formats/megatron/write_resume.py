@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.write_groups import is_fused
 from reshard.plan.catalog import Catalog
-from reshard.records import dataclass
 from reshard.run.run import Group
 from reshard.storage.inert import Record
 from reshard.storage.kept import Constant, Decoder

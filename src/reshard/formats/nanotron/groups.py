@@ -9,9 +9,9 @@ lists with an entry for each group of its stage.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from reshard.plan.agreement import agreed
-from reshard.records import dataclass, field
 
 ONE_EACH, SHARED = "one each", "shared"
 """How a checkpoint groups parameters: what `groups` of the kept facts says."""

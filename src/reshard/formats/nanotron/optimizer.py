@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import cast
@@ -20,7 +21,6 @@ from reshard.formats.nanotron.slices import data_ranges
 from reshard.formats.nanotron.weights import Shard, Weight, boxed
 from reshard.plan.agreement import agreed
 from reshard.plan.catalog import Fragment, Left, LocalTensor, SourceFile
-from reshard.records import dataclass, field
 from reshard.storage.kept import encode
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file

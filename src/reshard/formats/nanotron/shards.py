@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.box import Box
@@ -11,7 +12,6 @@ from reshard.errors import target_error
 from reshard.formats.nanotron.slices import show_pairs
 from reshard.plan.arrangement import Whole
 from reshard.plan.lay_out import LaidTensor
-from reshard.records import dataclass
 
 VERSION = "1.5"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.nanotron.slices import SlicesError, parse_pairs, parse_shape
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
-from reshard.records import dataclass
 from reshard.storage.safetensors import read_header
 from reshard.store.links import refuse_outside
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from reshard.algebra.flat import cut
@@ -14,7 +15,6 @@ from reshard.formats.nanotron.write_training import shares_groups
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
-from reshard.records import dataclass
 from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
 

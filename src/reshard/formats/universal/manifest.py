@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.records import dataclass
 from reshard.run.run import Run
 from reshard.store.digest import PREFIX, digest_bytes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from reshard.errors import source_error
@@ -13,7 +14,6 @@ from reshard.formats.universal.strict_json import bad_manifest, load_json
 from reshard.formats.universal.tensors import local_tensors
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
-from reshard.records import replace
 from reshard.store.source import LocalSource
 
 

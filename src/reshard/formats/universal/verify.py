@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import Diagnostic
@@ -12,7 +13,6 @@ from reshard.formats.universal.check_files import AGAIN, file_problems
 from reshard.formats.universal.manifest import Manifest
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.plan.catalog import Catalog
-from reshard.records import dataclass
 from reshard.storage.safetensors_library import library_faults
 from reshard.store.digest import digest_file_range
 

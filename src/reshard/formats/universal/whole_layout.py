@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 
 from reshard.language import tree
 from reshard.language.expression import Integer
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import Arrangement, Bound
-from reshard.records import replace
 
 Sizes = Mapping[str, int | None]
 """The logical size of each axis; None where tensors differ in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from reshard.formats.sharded_set import (
     MAX_FILE_NBYTES,
@@ -29,7 +30,6 @@ from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.rename import atom_sizes
 from reshard.plan.target import Target
-from reshard.records import replace
 from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.index import SUFFIX, write_index
 from reshard.storage.program import program
