@@ -30,7 +30,7 @@ from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
 from reshard.plan.report import PlanReport, SourceFacts
 from reshard.plan.target import Target
-from reshard.store.source_error import as_source_error
+from reshard.store.regular_file import as_source_error
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles

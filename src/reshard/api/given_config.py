@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from reshard.errors import ReshardError, source_error
 from reshard.formats.run_files import is_of_model
+from reshard.models.config_json import CONFIG, bad_config, load_config
 from reshard.plan.catalog import Catalog, SourceFile
-from reshard.storage.kept import encode
-from reshard.store.regular_file import FileTooLargeError, read_regular
 from reshard.store.source import LocalSource
 
-CONFIG = "config.json"
-_MAX_NBYTES = 64 << 20
+_HELP = "give the `config.json` that transformers wrote for the model"
 
 
 def with_given_config(catalog: Catalog, path: Path) -> Catalog:
@@ -51,24 +47,9 @@ def _file(path: Path, root: Path) -> SourceFile:
 
 
 def _read(file: Path) -> Mapping[str, object]:
-    LocalSource(file.parent).need(
-        file.name, "`--config`", "give a `config.json`, or the folder that contains it"
-    )
-    try:
-        value = json.loads(read_regular(file, _MAX_NBYTES))
-    except (OSError, ValueError, RecursionError, FileTooLargeError) as error:
-        raise _bad(file, str(error)) from None
-    if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
-        raise _bad(file, "it states no `model_type`")
-    tagged = encode(value, lambda ref: ref)
-    assert isinstance(tagged, dict)
-    return tagged
-
-
-def _bad(file: Path, why: str) -> ReshardError:
-    return source_error(
-        "bad-config",
-        f"{file} is not the configuration of a model",
-        notes=[why],
-        helps=["give the `config.json` that transformers wrote for the model"],
-    )
+    source = LocalSource(file.parent)
+    source.need(file.name, "`--config`", "give a `config.json`, or the folder that contains it")
+    config = load_config(source, file.name, _HELP)
+    if not isinstance(config.get("model_type"), str):
+        raise bad_config(file, "it states no `model_type`", _HELP)
+    return config

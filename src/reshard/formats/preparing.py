@@ -13,8 +13,8 @@ from reshard.plan.catalog import Catalog, Left
 from reshard.plan.kept_keys import kept_keys
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.target import Target
+from reshard.store.regular_file import as_source_error
 from reshard.store.side_files import read_side_files
-from reshard.store.source_error import as_source_error
 
 _OF_A_RUN = ("deepspeed", "megatron", "nanotron")
 """Families of targets that hold a run, and nothing of what another program kept for itself."""

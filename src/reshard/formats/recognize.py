@@ -8,7 +8,7 @@ from pathlib import Path
 from reshard.errors import ReshardError, source_error
 from reshard.formats.registry import SOURCES, formats_of, is_source
 from reshard.store.destination import Places, is_unfinished
-from reshard.store.source_error import as_source_error
+from reshard.store.regular_file import as_source_error
 
 SINGLE_FILE = "single-file"
 _TORCH = frozenset((".pt", ".pth", ".ckpt", ".bin", ".tar"))

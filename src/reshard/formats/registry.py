@@ -18,7 +18,7 @@ from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
-from reshard.store.source_error import as_source_error
+from reshard.store.regular_file import as_source_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from reshard.errors import ReshardError, source_error
 from reshard.models.transformers import FACTS
 from reshard.plan.catalog import Catalog
 from reshard.storage.kept import encode
-from reshard.store.regular_file import FileTooLargeError, read_regular
+from reshard.store.regular_file import read_regular
 from reshard.store.side_files import read_side_files
+from reshard.store.source import LocalSource
 
 CONFIG = "config.json"
 _MAX_NBYTES = 64 << 20
@@ -32,8 +34,38 @@ def model_config_of(path: Path) -> Mapping[str, object] | None:
     """The configuration as tagged JSON; None if the file is something else."""
     try:
         return parse_config(read_regular(path, _MAX_NBYTES))
-    except (OSError, FileTooLargeError):
+    except OSError:
         return None
+
+
+def load_config(source: LocalSource, name: str, help_text: str) -> dict[str, object]:
+    """The object that a file of the configuration holds, as tagged JSON.
+
+    Args:  help_text: what to do where it is none.
+    Raises: ReshardError[bad-config].
+    """
+    try:
+        value = json.loads(source.read(name, _MAX_NBYTES))
+        why = "" if isinstance(value, dict) else "it is no JSON object"
+    except RecursionError:
+        why = "it is nested too deep"
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+    if why:
+        raise bad_config(source.root / name, why, help_text)
+    tagged = encode(value, lambda ref: ref)
+    assert isinstance(tagged, dict)
+    return tagged
+
+
+def bad_config(path: Path, why: str, help_text: str) -> ReshardError:
+    """The error for a file that is not what its name says."""
+    return source_error(
+        "bad-config",
+        f"{path} is not the configuration of a model",
+        notes=[why],
+        helps=[help_text],
+    )
 
 
 def parse_config(data: bytes) -> Mapping[str, object] | None:

@@ -17,7 +17,7 @@ from reshard.storage.inert import Record
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
-from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import read_file
 
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63 - 1
@@ -67,11 +67,7 @@ def read_metadata(folder: Path, *, shown: str = "") -> Metadata:
 
 
 def _read_file(path: Path, shown: str) -> Metadata:
-    try:
-        data = read_regular(path, PickleLimits().nbytes)
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
-    root = read_pickle(data, str(path))
+    root = read_pickle(read_file(path, PickleLimits().nbytes), str(path))
     if not isinstance(root, Record) or root.name != "Metadata":
         raise _bad(path, f"its root is a {_kind(root)}")
     try:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-
-__all__ = [
-    "FileTooLargeError",
-    "open_regular",
-    "pread_regular",
-    "read_note",
-    "read_regular",
-    "unreadable",
-]
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -29,14 +23,14 @@ _PIECE_NBYTES = 1 << 30
 """One call reads at most so much; systems stop at 2 GiB."""
 
 
-class FileTooLargeError(Exception):
+class FileTooLargeError(OSError):
     """A file has more bytes than may be read whole.
 
     Args:  nbytes: of the file.  limit: at most so many are read.
     """
 
     def __init__(self, nbytes: int, limit: int) -> None:
-        super().__init__(f"{nbytes} bytes, more than the {limit} that may be read")
+        super().__init__(errno.EFBIG, f"it has {nbytes} bytes, and at most {limit} are read")
         self.nbytes = nbytes
         self.limit = limit
 
@@ -59,7 +53,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """All bytes of an ordinary file.
 
     Args:  limit: of bytes.
-    Raises: OSError; FileTooLargeError.
+    Raises: OSError; of a larger file, FileTooLargeError.
     """
     fd = open_regular(path)
     try:
@@ -87,23 +81,48 @@ def pread_regular(path: str | os.PathLike[str], byte_offset: int, nbytes: int) -
         os.close(fd)
 
 
+def read_file(path: str | os.PathLike[str], limit: int) -> bytes:
+    """All bytes of a file that is to be there.
+
+    Args:  limit: of bytes.
+    Raises: ReshardError[source-unreadable].
+    """
+    try:
+        return read_regular(path, limit)
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
 def read_note(path: str | os.PathLike[str]) -> str:
     """The text of a file of one word, such as the one that names the last step.
 
     Raises: ReshardError[source-unreadable].
     """
+    return read_file(path, _NOTE_NBYTES).decode("utf-8", "replace").strip()
+
+
+@contextlib.contextmanager
+def as_source_error(path: Path) -> Iterator[None]:
+    """Turn what the system says into an error of ours.
+
+    Args:  path: what is read, where the system does not say of which file it speaks.
+    """
     try:
-        return read_regular(path, _NOTE_NBYTES).decode("utf-8", "replace").strip()
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else str(path)
+        raise unreadable(named, error) from None
 
 
-def unreadable(path: str | os.PathLike[str], error: OSError | FileTooLargeError) -> ReshardError:
+def unreadable(path: str | os.PathLike[str], error: OSError) -> ReshardError:
     """The error for a file that cannot be read."""
-    why = str(error) if isinstance(error, FileTooLargeError) else error.strerror or str(error)
+    is_another = error.errno in (errno.EFBIG, errno.EINVAL)  # too large, or a pipe, a folder, ...
     return source_error(
         "source-unreadable",
-        f"{os.fspath(path)} cannot be read",
-        notes=[why],
-        helps=["check its name and its permissions"],
+        f"`{os.fspath(path)}` cannot be read: {(error.strerror or str(error)).lower()}",
+        helps=[
+            "replace it with the file that the framework wrote"
+            if is_another
+            else "check that the file exists, that you may read it, and that its disk has no errors"
+        ],
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reshard.plan.catalog import Catalog
-from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import read_file
 
 MAX_NBYTES = 1 << 28
 """Of each."""
@@ -18,11 +18,7 @@ def read_side_files(catalog: Catalog, names: Iterable[str] | None = None) -> dic
     Args:  names: which; all by default.
     Raises: ReshardError[source-unreadable].
     """
-    out: dict[str, bytes] = {}
-    for name in catalog.side_files if names is None else names:
-        path = Path(catalog.root) / catalog.side_files[name]
-        try:
-            out[name] = read_regular(path, MAX_NBYTES)
-        except (OSError, FileTooLargeError) as error:
-            raise unreadable(path, error) from None
-    return out
+    return {
+        name: read_file(Path(catalog.root) / catalog.side_files[name], MAX_NBYTES)
+        for name in (catalog.side_files if names is None else names)
+    }

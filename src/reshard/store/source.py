@@ -14,13 +14,7 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.plan.catalog import SourceFile
 from reshard.store.links import refuse_outside
-from reshard.store.regular_file import (
-    FileTooLargeError,
-    pread_regular,
-    read_note,
-    read_regular,
-    unreadable,
-)
+from reshard.store.regular_file import pread_regular, read_file, read_note, read_regular
 
 
 class LocalSource:
@@ -83,7 +77,7 @@ class LocalSource:
         """All bytes of a file.
 
         Args:  limit: of bytes.
-        Raises: OSError; FileTooLargeError; ReshardError[outside-link].
+        Raises: OSError; ReshardError[outside-link].
         """
         return read_regular(self.path(name), limit)
 
@@ -124,10 +118,7 @@ class LocalSource:
 
         Raises: ReshardError[source-unreadable | outside-link].
         """
-        try:
-            return self.read(name, limit)
-        except (OSError, FileTooLargeError) as error:
-            raise unreadable(self._at(name), error) from None
+        return read_file(self.path(name), limit)
 
     def _at(self, name: str) -> Path:
         return self.root / name

@@ -14,8 +14,7 @@ from types import TracebackType
 
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.catalog import SourceFile
-from reshard.store.regular_file import open_regular
-from reshard.store.source_error import unreadable
+from reshard.store.regular_file import open_regular, unreadable
 
 MAX_OPEN = 256
 """Files that are kept open; one more closes the one that was not read for the longest time."""

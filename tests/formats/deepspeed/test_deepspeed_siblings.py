@@ -49,7 +49,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ReshardError) as caught:
         Siblings().root_of(tmp_path / "none.pt")
     assert str(caught.value).replace(str(tmp_path), "CKPT") == (
-        "error[source-unreadable]: CKPT/none.pt cannot be read\n"
-        "  = note: No such file or directory\n"
-        "  = help: check its name and its permissions"
+        "error[source-unreadable]: `CKPT/none.pt` cannot be read: no such file or directory\n"
+        "  = help: check that the file exists, that you may read it, and that its disk has no "
+        "errors"
     )

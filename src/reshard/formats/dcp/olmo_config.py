@@ -10,7 +10,7 @@ from pathlib import Path
 
 from reshard.models.transformers import FACTS
 from reshard.storage.bounded_json import load_bounded
-from reshard.store.regular_file import FileTooLargeError, read_regular
+from reshard.store.regular_file import read_regular
 
 NAME = "config.json"
 _MAX_NBYTES = 16 << 20
@@ -51,7 +51,7 @@ def read_olmo_config(folder: Path) -> Mapping[str, object] | None:
     """The configuration of the model of a step's folder; None where there is none of OLMo-core."""
     try:
         root = load_bounded(read_regular(folder / NAME, _MAX_NBYTES))
-    except (OSError, ValueError, FileTooLargeError):
+    except (OSError, ValueError):
         return None
     if not isinstance(root, dict):
         return None

@@ -15,7 +15,7 @@ from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.safetensors import read_header
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file
-from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import read_file
 
 _TEXT_NBYTES = 1 << 26
 
@@ -86,18 +86,11 @@ def open_tree(path: Path) -> object:
 
 def _pickle(path: Path) -> object:
     """A plain pickle, whose classes are only named."""
-    try:
-        data = read_regular(path, PickleLimits().nbytes)
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
-    return read_pickle(data, str(path))
+    return read_pickle(read_file(path, PickleLimits().nbytes), str(path))
 
 
 def _text(path: Path) -> object:
-    try:
-        data = read_regular(path, _TEXT_NBYTES)
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(path, error) from None
+    data = read_file(path, _TEXT_NBYTES)
     if path.suffix != ".json":
         return data.decode("utf-8", "replace").strip()
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reshard.store.regular_file import FileTooLargeError
 from reshard.store.source import LocalSource
 
 _REVISION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
@@ -19,7 +18,7 @@ def snapshot_of(path: Path) -> Path:
     """The snapshot that the root of a cached model means; else the folder itself."""
     try:
         revision = LocalSource(path).read("refs/main", _MAX_NBYTES).decode("ascii").strip()
-    except (OSError, UnicodeDecodeError, FileTooLargeError):
+    except (OSError, UnicodeDecodeError):
         return path
     if _REVISION.fullmatch(revision) is None:
         return path

@@ -10,15 +10,16 @@ from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
 from reshard.formats.hf.hub_cache import snapshot_of
 from reshard.formats.hf.links import known_file
-from reshard.formats.hf.model_config import read_config
 from reshard.formats.hf.safetensors_set import read_set
 from reshard.formats.hf.second_set import second_set
 from reshard.formats.hf.torch_set import read_torch_set
 from reshard.formats.hf.weight_files import find_weights
 from reshard.language import load_layout
 from reshard.models import adapters
+from reshard.models.config_json import load_config
 from reshard.plan.catalog import Catalog, LocalTensor, SourceFile
 from reshard.run.run import Run
+from reshard.store.source import LocalSource
 
 LAYOUT = """\
 # Every tensor is whole, or the files say which box of it they hold: nothing is cut by rank.
@@ -47,11 +48,9 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     path = snapshot_of(path)
     weights = find_weights(path)
     if weights.files in ((adapters.SAFETENSORS,), (adapters.TORCH,)):
-        config: Mapping[str, object] | None = adapters.of_adapter(
-            read_config(path, adapters.CONFIG)
-        )
+        config: Mapping[str, object] | None = adapters.of_adapter(_config(path, adapters.CONFIG))
     else:
-        config = read_config(path)
+        config = _config(path, CONFIG)
     aliases: dict[str, str] = {}
     oddities: tuple[Diagnostic, ...] = ()
     tensors: tuple[LocalTensor, ...]
@@ -79,6 +78,15 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         oddities=(*oddities, *second),
         names_of=NAME,
     )
+
+
+def _config(path: Path, name: str) -> Mapping[str, object] | None:
+    """The configuration in a folder; None where there is none."""
+    source = LocalSource(path)
+    if name not in source.files():
+        return None
+    known_file(path, name, "the folder")
+    return load_config(source, name, "copy it again from where the model came from")
 
 
 def _version(config: object) -> str:

@@ -17,7 +17,7 @@ from reshard.formats.megatron.arguments import Arguments
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.yaml_file import load_yaml
-from reshard.store.regular_file import FileTooLargeError, read_regular
+from reshard.store.regular_file import read_regular
 
 _MAX_NBYTES = 16 << 20
 _FILES = (
@@ -71,7 +71,7 @@ def _section(path: Path, section: str) -> Mapping[str, object] | None:
     try:
         data = read_regular(path, _MAX_NBYTES)
         value = load_bounded(data) if path.suffix == ".json" else load_yaml(data)
-    except (OSError, ValueError, FileTooLargeError):
+    except (OSError, ValueError):
         return None
     if path.name == _OBJECTS:
         return _fiddled(value, section)

@@ -28,7 +28,7 @@ from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
-from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import read_file
 
 _MAX_NBYTES = 1 << 20  # of `metadata.json`
 
@@ -201,10 +201,8 @@ def backend_of(folder: Path) -> str:
     Raises: ReshardError[unsupported-backend | source-unreadable].
     """
     try:
-        content = load_bounded(read_regular(folder / "metadata.json", _MAX_NBYTES))
+        content = load_bounded(read_file(folder / "metadata.json", _MAX_NBYTES))
         backend = content.get("sharded_backend") if isinstance(content, dict) else None
-    except (OSError, FileTooLargeError) as error:
-        raise unreadable(folder / "metadata.json", error) from None
     except ValueError:
         backend = None
     if backend not in ("torch_dist", "zarr"):

@@ -20,7 +20,7 @@ from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.torch_file import open_torch_file
-from reshard.store.regular_file import FileTooLargeError, read_regular, unreadable
+from reshard.store.regular_file import read_file
 
 _MAX_NBYTES = 1 << 20
 _TYPES = {
@@ -48,9 +48,7 @@ class ZarrArray:
         self._folder, self._root = folder, root
         path = folder / ".zarray"
         try:
-            header = load_bounded(read_regular(path, _MAX_NBYTES))
-        except (OSError, FileTooLargeError) as error:
-            raise unreadable(path, error) from None
+            header = load_bounded(read_file(path, _MAX_NBYTES))
         except ValueError as error:
             raise self._bad(f"{path} is no JSON: {error}") from None
         if not isinstance(header, dict):

@@ -19,7 +19,7 @@ from reshard.formats.universal.manifest import (
 )
 from reshard.formats.universal.strict_json import Node, bad_manifest, load_json
 from reshard.run.run import Group, Run
-from reshard.store.regular_file import FileTooLargeError
+from reshard.store.regular_file import FileTooLargeError, unreadable
 from reshard.store.source import LocalSource
 
 MAX_NBYTES = 1 << 28
@@ -78,7 +78,6 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _bytes(path: Path) -> bytes:
-    file = path / MANIFEST
     try:
         return LocalSource(path).read(MANIFEST, MAX_NBYTES)
     except FileTooLargeError as error:
@@ -93,9 +92,7 @@ def _bytes(path: Path) -> bytes:
             helps=["copy the folder again, or convert its source again"],
         ) from None
     except OSError as error:
-        raise source_error(
-            "source-unreadable", f"{file} cannot be read: {error.strerror}"
-        ) from None
+        raise unreadable(path / MANIFEST, error) from None
 
 
 def _check_version(version: object, written_by: object, path: Path) -> None:

@@ -15,6 +15,7 @@ from reshard.formats.universal.read_manifest import read_manifest
 from reshard.plan.catalog import Catalog
 from reshard.storage.safetensors_library import library_faults
 from reshard.store.digest import digest_file_range
+from reshard.store.regular_file import unreadable
 
 THREADS = 4
 
@@ -91,12 +92,7 @@ def _check(path: Path, wanted: DigestedRange) -> Diagnostic | None:
     try:
         found = digest_file_range(path / wanted.file, wanted.byte_offset, wanted.nbytes)
     except OSError as error:
-        return Diagnostic(
-            "source-unreadable",
-            f"{path / wanted.file} cannot be read",
-            notes=(error.strerror or str(error),),
-            helps=("check its name and its permissions",),
-        )
+        return unreadable(path / wanted.file, error).diagnostics[0]
     if found == wanted.digest:
         return None
     stop = wanted.byte_offset + wanted.nbytes
