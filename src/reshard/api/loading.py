@@ -137,15 +137,11 @@ def rank_specs(
     Raises: ReshardError[bad-rank], and what `lay_out` raises.
     """
     _check_rank(mesh, rank, target)
-    held = {
-        laid.whole: laid
-        for laid in lay_out(arrangement, mesh)
-        if all(rank.get(axis, 0) == index for axis, index in laid.coord)
-    }
+    local = {laid.whole: laid for laid in lay_out(arrangement, mesh, rank=rank)}
     return tuple(
-        _spec(held[whole.name], whole.state, whole.dtype, is_number=whole.rule < 0)
+        _spec(local[whole.name], whole.state, whole.dtype, is_number=whole.rule < 0)
         for whole in arrangement.wholes
-        if whole.state != EXTRA and whole.name in held
+        if whole.state != EXTRA and whole.name in local
     )
 
 

@@ -172,6 +172,9 @@ LEAVES = ("weight", "bias")
 """The parameters that a module registers, in this order, unless an order says otherwise."""
 
 
+_Numbers = tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterOrder:
     """The order in which a module registers its parameters: keys at each level of their names, as
@@ -182,37 +185,59 @@ class ParameterOrder:
 
     names: tuple[str, ...]
     when: Expression | None
+    _known: dict[
+        tuple[bool, tuple[int, ...], int, str], tuple[tuple[int, ...], tuple[int, ...]]
+    ] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def key(self, name: str) -> tuple[int, ...]:
         """What a name is sorted by; names that are not listed come last."""
         out: list[int] = []
-        listed = [item.split(".") for item in self.names]
+        listed = tuple(range(len(self.names)))
         for depth, part in enumerate(name.split(".")):
-            level = list(dict.fromkeys(item[depth] for item in listed if len(item) > depth))
-            slot = next((item for item in level if "{" in item and _is(part, item)), "")
-            if slot:  # an index, perhaps behind a word: `weight{e}`
-                first = next(at for at, item in enumerate(level) if "{" in item)
-                stem = slot.partition("{")[0]
-                out += (
-                    [first, int(part.removeprefix(stem)), level.index(slot)]
-                    if stem
-                    else [int(part)]
-                )
-                listed = [item for item in listed if len(item) > depth and item[depth] == slot]
-                continue
-            known = [*level, *(x for x in LEAVES if x not in level)]
-            out.append(known.index(part) if part in known else len(known))
-            listed = [item for item in listed if len(item) > depth and item[depth] == part]
+            step = self._known.get((False, listed, depth, part))
+            if step is None:
+                step = self._known[False, listed, depth, part] = self._step(listed, depth, part)
+            out += step[0]
+            listed = step[1]
         return tuple(out)
+
+    def _step(self, listed: _Numbers, depth: int, part: str) -> tuple[_Numbers, _Numbers]:
+        """What one part of a name adds to its key, and the names that are like it up to there.
+
+        Args:  listed: the names, by number, that are like those before it.
+        """
+        parts = {number: self.names[number].split(".") for number in listed}
+        parts = {number: of for number, of in parts.items() if len(of) > depth}
+        level = list(dict.fromkeys(of[depth] for of in parts.values()))
+        slot = next((item for item in level if "{" in item and _is(part, item)), "")
+        alike = tuple(number for number, of in parts.items() if of[depth] == (slot or part))
+        if slot:  # an index, perhaps behind a word: `weight{e}`
+            first = next(at for at, item in enumerate(level) if "{" in item)
+            stem = slot.partition("{")[0]
+            if not stem:
+                return (int(part),), alike
+            return (first, int(part.removeprefix(stem)), level.index(slot)), alike
+        ordered = [*level, *(x for x in LEAVES if x not in level)]
+        return (ordered.index(part) if part in ordered else len(ordered),), alike
 
     def has(self, name: str) -> bool:
         """Whether a name is of a parameter that is listed, or of the weight or bias of one."""
         parts = name.split(".")
-        return any(
-            all(map(_is, parts, known)) and (*parts[len(known) :],) in ((), *((x,) for x in LEAVES))
-            for known in (item.split(".") for item in self.names)
-            if len(parts) >= len(known)
-        )
+        listed = tuple(range(len(self.names)))
+        for depth, part in enumerate(parts):
+            step = self._known.get((True, listed, depth, part))
+            if step is None:
+                step = self._known[True, listed, depth, part] = self._like(listed, depth, part)
+            whole, listed = step
+            if whole and (*parts[depth + 1 :],) in ((), *((x,) for x in LEAVES)):
+                return True
+        return False
+
+    def _like(self, listed: _Numbers, depth: int, part: str) -> tuple[_Numbers, _Numbers]:
+        """The names that end with one part of a name, and those that are like it up to there."""
+        parts = {number: self.names[number].split(".") for number in listed}
+        alike = tuple(n for n, of in parts.items() if len(of) > depth and _is(part, of[depth]))
+        return tuple(n for n in alike if len(parts[n]) == depth + 1), alike
 
 
 def _is(part: str, known: str) -> bool:

@@ -68,6 +68,7 @@ class NamePattern:
     """A pattern over whole names.
 
     Args:  text: as written between the quotes.  pieces: literal text, index slots, and wildcards.
+           slots: the index slots of these, in order.
 
     An index is written without leading zeros, and beside a wildcard it takes all the digits there
     are, so `layer_01` has no index that `{layer}` could be.
@@ -77,6 +78,11 @@ class NamePattern:
     pieces: tuple[Piece, ...]
     _regex: re.Pattern[str] = field(compare=False, repr=False)
     _simple_length: int = field(compare=False, repr=False)
+    slots: tuple[IndexSlot, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        slots = tuple(piece for piece in self.pieces if isinstance(piece, IndexSlot))
+        object.__setattr__(self, "slots", slots)
 
     @staticmethod
     def parse(text: str, span: Span | None = None) -> NamePattern:
@@ -111,11 +117,6 @@ class NamePattern:
         """The pattern with other slots of the same form."""
         pieces = tuple(change(x) if isinstance(x, IndexSlot) else x for x in self.pieces)
         return replace(self, pieces=pieces)
-
-    @property
-    def slots(self) -> tuple[IndexSlot, ...]:
-        """The index slots, in order."""
-        return tuple(piece for piece in self.pieces if isinstance(piece, IndexSlot))
 
     @property
     def wildcards(self) -> int:

@@ -7,22 +7,23 @@ from collections.abc import Iterator, Mapping
 from reshard.algebra.bijection import find_axis_fault
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece, row_major
-from reshard.algebra.term import Extent, Leaf, Term, segment_piece, segments
+from reshard.algebra.term import Extent, Leaf
 from reshard.algebra.window import window_parts
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.expression import evaluate
 from reshard.language.layout import Layout
 from reshard.plan.arrangement import SCALAR, Arrangement, Atom, AtomState, Bound, StoredPart, Whole
+from reshard.plan.axes import AxisCut
 from reshard.plan.bind_free import bind_free
 from reshard.plan.bind_model import bind_model
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
 from reshard.plan.environment import environment
-from reshard.plan.group import Group
+from reshard.plan.form import Form, ShapeError
+from reshard.plan.group import Group, shape_mismatch
 from reshard.plan.matching import active_rules, match_tensors
 from reshard.plan.numbers import number_segments
 from reshard.plan.offsets import with_offsets
-from reshard.plan.show import show_term
 from reshard.plan.solve import integer
 from reshard.plan.ties import settle
 from reshard.run.states import EXTRA
@@ -93,21 +94,28 @@ class _Builder:
         self._wholes: dict[tuple[str, str], Whole] = {}
         self._dtypes: dict[tuple[str, str], tuple[DType, LocalTensor]] = {}
         self._problems: list[Diagnostic] = []
+        self._checked: set[Form] = set()
 
     def add(self, group: Group) -> None:
         """One whole tensor with all of its stored local tensors, of every state."""
-        bound = group.bound
+        bound, form = group.bound, group.form
         rule = self._layout.rules[bound.rule]
-        _check_bijection(self._layout, group)
+        if form not in self._checked:
+            _check_bijection(self._layout, group)
+            self._checked.add(form)
         self._bound[bound.name] = bound
         for labels, key in bound.atoms.items():
-            axes = group.atom_axes[labels]
-            self._atoms[key] = Atom(key, axes, tuple(group.axis_size(axis) for axis in axes))
+            axes = form.atom_axes[labels]
+            known = self._atoms.get(key)
+            shape = tuple(map(bound.axis_size, axes))
+            if known is None or known.shape != shape or known.axes != axes:
+                self._atoms[key] = Atom(key, axes, shape)
             if rule.averaged_over:
                 self._averaged[key] = rule.averaged_over
+        positions = bound.positions
         for tensor in group.shaped:
-            self._store_shaped(group, tensor)
-        self._add_wholes(group)
+            self._store_shaped(group, tensor, positions)
+        self._add_wholes(group, positions)
         for tensor in group.scalars:
             self._add_scalar(group, tensor)
 
@@ -117,8 +125,10 @@ class _Builder:
         axes = tuple(f"_{i}" for i in range(len(tensor.shape)))
         self._atoms[key] = Atom(key, axes, tensor.shape)
         dims = tuple(Leaf(axis) for axis in axes)
-        extents = {axis: Extent.whole(size) for axis, size in zip(axes, tensor.shape, strict=True)}
-        for _, part in stored_parts(tensor, dims, extents, {(): axes}):
+        cuts = {
+            axis: AxisCut((), (size,), size) for axis, size in zip(axes, tensor.shape, strict=True)
+        }
+        for _, part in stored_parts(tensor, Form(dims, cuts, {(): axes}, (), {}), {}):
             self._part(key, tensor, part, (), tensor.name, -1)
         self._parts.setdefault((key, EXTRA), [])
         whole = Piece(Box.whole(tensor.shape), 0, row_major(tensor.shape))
@@ -126,19 +136,18 @@ class _Builder:
             tensor.name, EXTRA, tensor.shape, tensor.dtype, ((key, whole),), axes, -1
         )
 
-    def _store_shaped(self, group: Group, tensor: LocalTensor) -> None:
-        bound = group.bound
-        extents = group.extents(tensor, self._mesh)
-        named = {
-            mesh for axis in bound.indices if axis in bound.cuts for mesh in bound.cuts[axis].over
-        }
+    def _store_shaped(
+        self, group: Group, tensor: LocalTensor, positions: Mapping[str, int]
+    ) -> None:
+        bound, form = group.bound, group.form
         for key in bound.atoms.values():
             self._parts.setdefault((key, tensor.state), [])
-        for labels, part in stored_parts(tensor, bound.dims, extents, group.atom_axes):
-            axes = group.atom_axes[labels]
-            cut = named.union(*(bound.cuts[axis].over for axis in axes))
-            replica = tuple((axis, index) for axis, index in tensor.coord if axis not in cut)
-            self._part(bound.atoms[labels], tensor, part, replica, bound.name, bound.rule)
+        try:
+            for labels, part in stored_parts(tensor, form, positions):
+                replica = form.replica(tensor.coord, labels)
+                self._part(bound.atoms[labels], tensor, part, replica, bound.name, bound.rule)
+        except ShapeError as error:
+            raise shape_mismatch(tensor, error.shape) from None
         self._check_dtype(bound.name, tensor)
 
     def _part(
@@ -155,18 +164,15 @@ class _Builder:
             StoredPart(piece, tensor.dtype, fragments, tensor.coord, replica, whole, rule)
         )
 
-    def _add_wholes(self, group: Group) -> None:
-        bound = group.bound
-        extents = bound.whole_extents()
+    def _add_wholes(self, group: Group, positions: Mapping[str, int]) -> None:
+        bound, form = group.bound, group.form
         pieces = tuple(
-            (bound.atoms[s.labels], segment_piece(s, group.atom_axes[s.labels], extents))
-            for s in segments(bound.dims, extents)
+            (bound.atoms[labels], piece.at(positions)) for labels, piece in form.whole_pieces()
         )
-        axes = tuple(show_term(term) for term in bound.dims)
         for state in dict.fromkeys(tensor.state for tensor in group.shaped):
             dtype, _ = self._dtypes[bound.name, state]
             self._wholes[bound.name, state] = Whole(
-                bound.name, state, bound.shape, dtype, pieces, axes, bound.rule
+                bound.name, state, form.shape, dtype, pieces, form.axes, bound.rule
             )
 
     def _add_scalar(self, group: Group, tensor: LocalTensor) -> None:
@@ -175,7 +181,7 @@ class _Builder:
         slots = tuple(bound.indices) if self._layout.model is not None else ()
         for key in dict.fromkeys(bound.atoms.values()):
             number = f"{key}{SCALAR}"
-            shape = tuple(group.axis_size(axis) for axis in slots)
+            shape = tuple(map(bound.axis_size, slots))
             self._atoms[number] = Atom(number, slots, shape)
         found = number_segments(bound.atoms.values(), bound.positions, self._atoms)
         for number, piece in found:
@@ -208,30 +214,37 @@ class _Builder:
 
 
 def stored_parts(
-    tensor: LocalTensor,
-    dims: tuple[Term, ...],
-    extents: Mapping[str, Extent],
-    atom_axes: Mapping[tuple[str, ...], tuple[str, ...]],
+    tensor: LocalTensor, form: Form, positions: Mapping[str, int]
 ) -> Iterator[tuple[tuple[str, ...], tuple[Piece, tuple[Fragment, ...]]]]:
     """What a local tensor holds of each atom, by the labels of its segments; nothing that is empty.
 
     Runs share one piece, addressed in the local tensor; a box, or what is not stored row-major, has
     pieces of its own.
+
+    Args:  positions: per slot of the name, the index in the atoms.
+    Raises: ShapeError.
     """
+    pieces = form.pieces(tensor.coord, tensor.shape)
     runs = tuple(f for f in tensor.fragments if f.strides is None and f.box is None)
+    if len(runs) == len(tensor.fragments):
+        runs = tensor.fragments
     if runs:
-        for segment in segments(dims, extents):
-            piece = segment_piece(segment, atom_axes[segment.labels], extents)
-            if piece.box.volume:
-                yield segment.labels, (piece, runs)
+        for labels, piece in pieces:
+            yield labels, (piece.at(positions), runs)
+    if len(runs) == len(tensor.fragments):
+        return
+    extents = {
+        **form.extents(tensor.coord, tensor.shape),
+        **{axis: Extent(index, 1, 1) for axis, index in positions.items()},
+    }
     for fragment in tensor.fragments:
         if fragment.strides is None and fragment.box is None:
             continue
         window = fragment.box or Box.whole(tensor.shape)
-        for part in window_parts(dims, extents, window, fragment.strides):
-            piece = part.piece(atom_axes[part.labels], extents)
-            if piece.box.volume:
-                yield part.labels, (piece, (fragment,))
+        for part in window_parts(form.dims, extents, window, fragment.strides):
+            made = part.piece(form.atom_axes[part.labels], extents)
+            if made.box.volume:
+                yield part.labels, (made, (fragment,))
 
 
 def _check_bijection(layout: Layout, group: Group) -> None:
@@ -239,7 +252,7 @@ def _check_bijection(layout: Layout, group: Group) -> None:
     bound = group.bound
     named = () if layout.model is None else tuple(bound.indices)
     over = {axis: cut.over for axis, cut in bound.cuts.items()}
-    fault = find_axis_fault(bound.dims, named, group.atom_axes, over)
+    fault = find_axis_fault(bound.dims, named, group.form.atom_axes, over)
     if fault is not None:
         text = layout.rules[bound.rule].pattern.text
         raise ValueError(f'rule "{text}" does not map elements one to one: {fault}')

@@ -13,6 +13,7 @@ from reshard.plan.arrangement import Bound
 from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.environment import is_known
+from reshard.plan.form import Form
 from reshard.plan.group import Group
 from reshard.plan.held import Held, wrong_index
 from reshard.plan.matching import Matched, active_rules, unused
@@ -21,6 +22,8 @@ from reshard.plan.rule_atoms import rule_atoms
 from reshard.plan.solve import Solver, integer, stated_cut
 from reshard.plan.solve_faults import Observation, listed
 from reshard.plan.whole_names import NamedGroup, whole_names
+
+_Atoms = Mapping[tuple[str, ...], str]
 
 
 def bind_model(
@@ -53,8 +56,12 @@ def bind_model(
     equations = _equations(layout, ((named, shaped) for named, shaped, _ in groups))
     cuts = {**cuts, **solver.solve(equations)}
     held = Held(layout, {axis: cut.size for axis, cut in cuts.items()}, env)
+    forms: dict[int, tuple[Form, _Atoms]] = {}
     for named, shaped, numbers in groups:
-        yield _group(layout, named, shaped, numbers, cuts, held)
+        form = forms.get(named.rule)
+        if form is None:
+            form = forms[named.rule] = _form(layout, named, cuts, mesh)
+        yield _group(layout, named, shaped, numbers, form, held)
     _check_indexed(layout, {named.rule for named, _, _ in groups}, held, env)
 
 
@@ -117,29 +124,37 @@ def _equations(
     return list(out.values())
 
 
+def _form(
+    layout: Layout, named: NamedGroup, cuts: Mapping[str, AxisCut], mesh: Mapping[str, int]
+) -> tuple[Form, _Atoms]:
+    """What the tensors of a rule share, and by the labels of every segment the atom."""
+    rule = layout.rules[named.rule]
+    atoms, atom_axes = rule_atoms(layout, rule)
+    used = dict.fromkeys((*named.indices, *(a for axes in atom_axes.values() for a in axes)))
+    form = Form(rule.dims, {axis: cuts[axis] for axis in used}, atom_axes, named.indices, mesh)
+    return form, atoms
+
+
 def _group(
     layout: Layout,
     named: NamedGroup,
     shaped: tuple[LocalTensor, ...],
     numbers: tuple[LocalTensor, ...],
-    cuts: Mapping[str, AxisCut],
+    form: tuple[Form, _Atoms],
     held: Held,
 ) -> Group:
-    rule = layout.rules[named.rule]
-    atoms, atom_axes = rule_atoms(layout, rule)
-    used = dict.fromkeys((*named.indices, *(a for axes in atom_axes.values() for a in axes)))
     bound = Bound(
         named.name,
         named.rule,
         named.indices,
         named.items[0].match.captures,
-        rule.dims,
-        {axis: cuts[axis] for axis in used},
-        atoms,
+        form[0].dims,
+        form[0].cuts,
+        form[1],
         named.coords,
-        held.by_axis(rule),
+        held.by_axis(layout.rules[named.rule]),
     )
-    return Group(bound, shaped, numbers, atom_axes)
+    return Group(bound, shaped, numbers, form[0])
 
 
 def named_cuts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,32 +102,35 @@ def fates(
     reasons: dict[tuple[str, str], tuple[Kind, str]] = {}
     reasons |= {(name, state): ("folded", how) for name, state, how in folded}
     reasons |= {(name, state): ("dropped", why) for name, state, why in dropped}
-    out = [_fate(whole, uses, reasons) for whole in arrangement.wholes]
+    counts: dict[tuple[object, ...], _Counts] = {}
+    out = []
+    for whole in arrangement.wholes:
+        head = (whole.name, whole.state, whole.shape, whole.dtype)
+        reason = reasons.get((whole.name, whole.state))
+        if reason is not None:
+            out.append(Fate(*head, *reason))
+            continue
+        keys = tuple(dict.fromkeys(key for key, _ in whole.segments))
+        count = counts.get((whole.state, keys))
+        if count is None:
+            known = [uses[key, whole.state] for key in keys if (key, whole.state) in uses]
+            count = counts[whole.state, keys] = _counts(known)
+        kind, runs, src_files, pieces, dst_files = count
+        out.append(Fate(*head, kind, "", runs, src_files, pieces, dst_files))
     out += [Fate(w.name, w.state, w.shape, w.dtype, "left out") for w in left_out]
     return tuple(out)
 
 
-def _fate(
-    whole: Whole,
-    uses: dict[tuple[str, str], _Use],
-    reasons: Mapping[tuple[str, str], tuple[Kind, str]],
-) -> Fate:
-    head = (whole.name, whole.state, whole.shape, whole.dtype)
-    reason = reasons.get((whole.name, whole.state))
-    if reason is not None:
-        return Fate(*head, *reason)
-    found = [
-        use
-        for key in dict.fromkeys(key for key, _ in whole.segments)
-        if (use := uses.get((key, whole.state))) is not None
-    ]
-    origins = set[tuple[str, int]]().union(*(use.origins for use in found))
-    sources = set[str]().union(*(use.src_files for use in found))
-    targets = set[tuple[str, int]]().union(*(use.targets for use in found))
-    return Fate(
-        *head,
-        "averaged" if any(use.averaged for use in found) else "written",
-        "",
+_Counts = tuple[Kind, int, int, int, int]
+"""What a `Fate` says besides its head and the reason."""
+
+
+def _counts(uses: Sequence[_Use]) -> _Counts:
+    origins = set[tuple[str, int]]().union(*(use.origins for use in uses))
+    sources = set[str]().union(*(use.src_files for use in uses))
+    targets = set[tuple[str, int]]().union(*(use.targets for use in uses))
+    return (
+        "averaged" if any(use.averaged for use in uses) else "written",
         len(origins),
         len(sources),
         len(targets),

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from reshard.algebra.piece import Piece
 from reshard.algebra.split import round_up
-from reshard.algebra.term import Extent, segment_piece, segments, stored_shape
+from reshard.algebra.term import Extent, stored_shape
 from reshard.errors import ReshardError, target_error
 from reshard.language.layout import Rule, Split
-from reshard.plan.arrangement import Arrangement, Bound
+from reshard.plan.arrangement import SCALAR, Arrangement, Bound
 from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import Coord
 from reshard.plan.environment import environment
+from reshard.plan.form import PieceForm, piece_forms
 from reshard.plan.matching import STAGE_AXES, on_stage
 from reshard.plan.numbers import number_segments
 from reshard.plan.slots import slot_split
@@ -45,6 +46,7 @@ def lay_out(
     *,
     copied: Collection[str] = ("pp", "tp"),
     settings: Mapping[str, float | None] | None = None,
+    rank: Mapping[str, int] | None = None,
 ) -> tuple[LaidTensor, ...]:
     """Every local tensor of every coordinate, in the order of the source's tensors.
 
@@ -53,12 +55,13 @@ def lay_out(
                    has no coordinate. On `pp` a tensor stays on the stages that its rule says, or,
                    in a layout without a model, on those that hold it in the source.
            settings: sizes that the user states.
+           rank: only what this position has; it is 0 on axes that are left out.
     Raises: ReshardError[target-stages | uneven-target], and what evaluating a padding raises.
     """
     whole_mesh = {
         axis: mesh.get(axis, 1) for axis in (*arrangement.layout.mesh, *arrangement.mesh, *mesh)
     }
-    job = _Layer(arrangement, whole_mesh, copied, settings or {})
+    job = _Layer(arrangement, whole_mesh, copied, settings or {}, rank)
     return tuple(laid for bound in arrangement.bound.values() for laid in job.tensors(bound))
 
 
@@ -74,8 +77,11 @@ class _Layer:
         mesh: Mapping[str, int],
         copied: Collection[str],
         settings: Mapping[str, float | None],
+        rank: Mapping[str, int] | None = None,
     ) -> None:
         self._arrangement = arrangement
+        self._rank = rank
+        self._forms: dict[object, _Form] = {}
         self._layout = arrangement.layout
         self._mesh = mesh
         self._copied = copied
@@ -86,28 +92,63 @@ class _Layer:
     def tensors(self, bound: Bound) -> Iterator[LaidTensor]:
         """Every local tensor of one whole tensor."""
         rule = self._layout.rules[bound.rule]
-        cuts = self._cuts(bound, rule)
-        local = [slot.axis for slot in rule.pattern.slots if slot.local]
-        numbers = number_segments(bound.atoms.values(), bound.positions, self._arrangement.atoms)
-        for coord in self._coords(bound, rule, cuts):
-            extents = {axis: cut.extent(coord, self._mesh) for axis, cut in cuts.items()}
-            if not all(_has(extents[a], index) for a, index in bound.indices.items() if a in cuts):
-                continue
-            indices = {**bound.indices, **{a: bound.indices[a] - extents[a].lo for a in local}}
-            extents.update({axis: Extent(i, 1, 1) for axis, i in bound.positions.items()})
+        form = self._form(bound, rule)
+        positions = bound.positions
+        numbers = form.numbers
+        if numbers is None or self._layout.model is None:
+            atoms = self._arrangement.atoms
+            numbers = number_segments(bound.atoms.values(), positions, atoms)
+        for place in form.holding(bound.indices):
+            indices = bound.indices
+            if form.local:
+                indices = {**indices, **{a: indices[a] - place.first[a] for a in form.local}}
             yield LaidTensor(
                 bound.name,
                 rule.pattern.fill(indices, bound.captures),
-                tuple(coord.items()),
-                stored_shape(bound.dims, extents),
-                tuple(self._pieces(bound, extents)),
+                place.coord,
+                place.shape,
+                tuple((bound.atoms[labels], piece.at(positions)) for labels, piece in place.pieces),
                 numbers,
             )
 
-    def _pieces(self, bound: Bound, extents: Mapping[str, Extent]) -> Iterator[tuple[str, Piece]]:
-        for segment in segments(bound.dims, extents):
-            key = bound.atoms[segment.labels]
-            yield key, segment_piece(segment, self._arrangement.atoms[key].axes, extents)
+    def _form(self, bound: Bound, rule: Rule) -> _Form:
+        """What all whole tensors have in common that are cut as this one is."""
+        axes = self._arrangement.atoms
+        kind = bound.rule, id(bound.cuts), len(bound.dims), self._stages_of(bound)
+        form = self._forms.get(kind)
+        if form is None:
+            cuts = self._cuts(bound, rule)
+            atom_axes = {labels: axes[key].axes for labels, key in bound.atoms.items()}
+            places = [
+                self._place(dict(coord), bound, cuts, atom_axes)
+                for coord in self._coords(bound, rule, cuts)
+            ]
+            has_numbers = any(f"{key}{SCALAR}" in axes for key in bound.atoms.values())
+            form = self._forms[kind] = _Form(
+                [axis for axis in bound.indices if axis in cuts],
+                tuple(slot.axis for slot in rule.pattern.slots if slot.local),
+                places,
+                None if has_numbers else (),
+            )
+        return form
+
+    def _place(
+        self,
+        coord: Mapping[str, int],
+        bound: Bound,
+        cuts: Mapping[str, AxisCut],
+        atom_axes: Mapping[tuple[str, ...], tuple[str, ...]],
+    ) -> _Place:
+        extents = {axis: cut.extent(coord, self._mesh) for axis, cut in cuts.items()}
+        named = {axis: extents[axis] for axis in bound.indices if axis in cuts}
+        shaped = {**extents, **{axis: Extent(0, 1, 1) for axis in bound.indices}}
+        return _Place(
+            tuple(coord.items()),
+            stored_shape(bound.dims, shaped),
+            piece_forms(bound.dims, shaped, atom_axes, bound.indices),
+            {axis: extent.lo for axis, extent in extents.items()},
+            tuple((extent.lo, extent.lo + extent.size) for extent in named.values()),
+        )
 
     def _coords(
         self, bound: Bound, rule: Rule, cuts: Mapping[str, AxisCut]
@@ -125,12 +166,25 @@ class _Layer:
             for axis, size in self._mesh.items()
             if size > 1 and (axis in used or axis in self._copied)
         ]
-        for position in product(*(range(self._mesh[axis]) for axis in axes)):
+        for position in product(*map(self._positions, axes)):
             coord = dict(zip(axes, position, strict=True))
             if stages is not None and coord.get("pp", 0) not in stages:
                 continue
             if on_stage(rule, coord, self._mesh):
                 yield coord
+
+    def _positions(self, axis: str) -> range:
+        """The positions on a mesh axis that are wanted."""
+        if self._rank is None:
+            return range(self._mesh[axis])
+        position = self._rank.get(axis, 0)
+        return range(position, min(position + 1, self._mesh[axis]))
+
+    def _stages_of(self, bound: Bound) -> object:
+        """What of the coordinates of a source the stages of a target follow from."""
+        if self._layout.model is not None or self._mesh.get("pp", 1) == 1:
+            return None
+        return frozenset(index for coord in bound.coords for axis, index in coord if axis == "pp")
 
     def _cuts(self, bound: Bound, rule: Rule) -> dict[str, AxisCut]:
         slots = {slot.axis: slot_split(self._layout, slot) for slot in rule.pattern.slots}
@@ -191,5 +245,55 @@ class _Layer:
         return held or range(wanted)
 
 
-def _has(extent: Extent, index: int) -> bool:
-    return extent.lo <= index < extent.lo + extent.size
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What one coordinate has of the whole tensors of a form.
+
+    Args:  shape: local.  pieces: by labels.  first: by axis, the first index that it has.
+           ranges: of each axis that names have an index of, the indices that it has.
+    """
+
+    coord: Coord
+    shape: tuple[int, ...]
+    pieces: tuple[tuple[tuple[str, ...], PieceForm], ...]
+    first: Mapping[str, int]
+    ranges: tuple[tuple[int, int], ...]
+
+
+class _Form:
+    """Whole tensors of one rule that are cut alike.
+
+    Args:  named: axes that names have an index of, of those that are cut.
+           local: those that names count on each rank.  places: in the order of the mesh.
+           numbers: of each of them, as in `LaidTensor`, where that is the same; None if not.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[str],
+        local: tuple[str, ...],
+        places: Sequence[_Place],
+        numbers: tuple[tuple[str, Piece], ...] | None,
+    ) -> None:
+        self.local = local
+        self.numbers = numbers
+        self._named = named
+        self._places: dict[tuple[tuple[int, int], ...], list[_Place]] = {}
+        for place in places:
+            self._places.setdefault(place.ranges, []).append(place)
+        self._ranges = [list(dict.fromkeys(of_axis)) for of_axis in zip(*self._places, strict=True)]
+        self._known: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
+    def holding(self, indices: Mapping[str, int]) -> Iterator[_Place]:
+        """The places that have a tensor with these indices in its name."""
+        if self._places:
+            choices = [self._having(at, indices[axis]) for at, axis in enumerate(self._named)]
+            for ranges in product(*choices):
+                yield from self._places.get(ranges, ())
+
+    def _having(self, at: int, index: int) -> list[tuple[int, int]]:
+        known = self._known.get((at, index))
+        if known is None:
+            known = [item for item in self._ranges[at] if item[0] <= index < item[1]]
+            self._known[at, index] = known
+        return known

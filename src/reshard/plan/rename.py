@@ -9,7 +9,6 @@ from math import prod
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import Piece
-from reshard.algebra.term import segment_piece, segments
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
@@ -20,6 +19,7 @@ from reshard.plan.axes import AxisCut
 from reshard.plan.catalog import Catalog
 from reshard.plan.environment import environment
 from reshard.plan.fit import facts
+from reshard.plan.form import Form
 from reshard.plan.framework_config import can_be
 from reshard.plan.held import Held
 from reshard.plan.holders import Holders
@@ -30,7 +30,6 @@ from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
 from reshard.plan.offsets import with_offsets
 from reshard.plan.rule_atoms import rule_atoms
-from reshard.plan.show import show_term
 from reshard.run.states import EXTRA
 
 
@@ -128,6 +127,7 @@ class _Renamer:
         self._layout = layout = with_offsets(layout, env)
         self._held = Held(layout, self._sizes, env)
         self._refuse_other_facts()
+        self._forms: dict[int, Form] = {}
         self._holders: dict[str, dict[str, Holders]] = {}
         for (key, state), parts in arrangement.parts.items():
             self._holders.setdefault(key, {})[state] = Holders(key, parts, ())
@@ -239,20 +239,20 @@ class _Renamer:
         return AxisCut(self._layout.places.get(axis, Split()).over, (size,), size)
 
     def _wholes(self, bound: Bound) -> Iterator[Whole]:
-        extents = bound.whole_extents()
+        form = self._forms.get(bound.rule)
+        if form is None:
+            axes = {labels: self._source.atoms[key].axes for labels, key in bound.atoms.items()}
+            form = Form(bound.dims, bound.cuts, axes, bound.indices, {})
+            self._forms[bound.rule] = form
+        positions = bound.positions
         pieces = tuple(
-            (
-                bound.atoms[s.labels],
-                segment_piece(s, self._source.atoms[bound.atoms[s.labels]].axes, extents),
-            )
-            for s in segments(bound.dims, extents)
+            (bound.atoms[labels], piece.at(positions)) for labels, piece in form.whole_pieces()
         )
-        axes = tuple(show_term(term) for term in bound.dims)
         for state in self._states(key for key, _ in pieces):
             dtype = self._dtype(bound, state, pieces)
             if dtype is not None:
-                yield Whole(bound.name, state, bound.shape, dtype, pieces, axes, bound.rule)
-        numbers = number_segments(bound.atoms.values(), bound.positions, self._source.atoms)
+                yield Whole(bound.name, state, form.shape, dtype, pieces, form.axes, bound.rule)
+        numbers = number_segments(bound.atoms.values(), positions, self._source.atoms)
         for state in self._states(key for key, _ in numbers):
             dtype = self._dtype(bound, state, numbers)
             if dtype is not None:
@@ -267,18 +267,26 @@ class _Renamer:
         A layer that is not trained has no optimizer states; a tensor of several layers cannot be
         made of some that have.
         """
-        found: dict[str, set[DType | None]] = {}
+        by_atom: dict[str, set[DType | None]] = {}
         for key, piece in pieces:
+            dtypes = by_atom.setdefault(key, set())
+            volume = piece.box.volume
             holders = self._holders.get(key, {}).get(state)
-            held = [] if holders is None else holders.find(piece.box, first=True)
-            dtypes = found.setdefault(key, set())
-            dtypes.update(part.dtype for _, parts in held for part in parts)
-            if sum(box.volume for box, _ in held) != piece.box.volume or not piece.box.volume:
+            if holders is None or not volume:
                 dtypes.add(None)
-        stored = set().union(*found.values())
-        if len(stored) > 1:
-            raise self._split(bound, state, found)
-        return stored.pop()
+                continue
+            numel, only = holders.of_first
+            if only is not None and numel == prod(self._source.atoms[key].shape):
+                dtypes.add(only)
+                continue
+            stored = holders.find(piece.box, first=True)
+            dtypes.update(part.dtype for _, parts in stored for part in parts)
+            if sum(box.volume for box, _ in stored) != volume:
+                dtypes.add(None)
+        kinds = set().union(*by_atom.values())
+        if len(kinds) > 1:
+            raise self._split(bound, state, by_atom)
+        return kinds.pop()
 
     def _refuse_unplaced(self, bound: Mapping[str, Bound]) -> None:
         placed = {key for item in bound.values() for key in item.atoms.values()}

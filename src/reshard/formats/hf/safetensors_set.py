@@ -52,17 +52,18 @@ def check_index(root: Path, weights: WeightFiles, held: Mapping[str, tuple[str, 
     if weights.weight_map is None:
         _refuse_twice(root, held)
         return
+    names_of = {file: frozenset(names) for file, names in held.items()}
     faults = [
         f"`{name}` is not in `{file}`, where the index has it"
         for name, file in weights.weight_map.items()
-        if name not in held[file]
+        if name not in names_of[file]
     ]
     for file, names in held.items():
         for name in names:
             listed = weights.weight_map.get(name)
             if listed is None:
                 faults.append(f"`{name}` in `{file}` is not in the index")
-            elif listed != file and name in held[listed]:
+            elif listed != file and name in names_of[listed]:
                 faults.append(f"`{name}` is in `{file}` too, and the index has it in `{listed}`")
     if faults:
         raise _mismatch(root, weights, faults)

@@ -38,15 +38,21 @@ _HUGGING_FACE = {
 """What other configurations call the arguments that no tensor shows."""
 
 
+def known_arguments(arrangement: Arrangement, resume: Resume, dtype: DType) -> Mapping[str, object]:
+    """The arguments of the source's run, or what its names, shapes, and configuration tell of them.
+
+    Args:  dtype: of the weights.
+    """
+    return resume.args if resume.is_megatron else _described(arrangement, dtype)
+
+
 def namespace(
-    arrangement: Arrangement,
-    resume: Resume,
+    known: Mapping[str, object],
     options: WriteOptions,
     *,
     form: str,
     stages: Sequence[int],
     padded_vocabulary: int | None,
-    dtype: DType,
     has_optimizer: bool,
     has_rng: bool,
     has_remainders: bool,
@@ -54,12 +60,13 @@ def namespace(
 ) -> Record:
     """The arguments as an object.
 
-    Args:  form: `torch` or `torch_dist`.  rank: the one that writes them, of all.
+    Args:  known: as `known_arguments` made them.
+           form: `torch` or `torch_dist`.  rank: the one that writes them, of all.
            stages: layers of every virtual stage, chunk major; () where they are even.
            padded_vocabulary: rows of the embedding; None where it is not padded for the run.
-           dtype: of the weights.  has_remainders: masters are written as their lower halves.
+           has_remainders: masters are written as their lower halves.
     """
-    args = dict(resume.args) if resume.is_megatron else _described(arrangement, dtype)
+    args = dict(known)
     said: dict[str, object] = {
         "tensor_model_parallel_size": options.tp,
         "pipeline_model_parallel_size": options.pp,

@@ -7,11 +7,12 @@ megatron/core/optimizer_param_scheduler.py `load_state_dict` (core 0.16.1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
-from reshard.formats.megatron.write_arguments import namespace
+from reshard.formats.megatron.write_arguments import known_arguments, namespace
 from reshard.formats.megatron.write_groups import GroupBuilder
 from reshard.formats.megatron.write_inventory import take_inventory
 from reshard.formats.megatron.write_options import LEGACY, write_options
@@ -87,18 +88,20 @@ class Job:
     ) -> object:
         """The arguments of the run; see `namespace`."""
         return namespace(
-            self.arrangement,
-            self.resume,
+            self._known_arguments,
             self.options,
             form="torch" if self.is_legacy else "torch_dist",
             stages=stages,
             padded_vocabulary=padded_vocabulary,
-            dtype=self.inventory.main_dtype(),
             has_optimizer=self.has_optimizer,
             has_rng=self.has_rng,
             has_remainders=self.has_remainders,
             rank=rank,
         )
+
+    @cached_property
+    def _known_arguments(self) -> Mapping[str, object]:
+        return known_arguments(self.arrangement, self.resume, self.inventory.main_dtype())
 
     def _scheduler(self) -> object:
         """The source's schedule; without one, a constant rate that
