@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -95,22 +95,36 @@ class Target:
         limit = _limit(key)
         digits = text.lstrip("0") or "0"
         is_integer = text.isascii() and text.isdigit()
+        helps = [f"write it as `{self.head}:{key}={max(least, 2)}`"]
         if is_integer and (len(digits) > _MOST_DIGITS or int(digits) > limit):
-            raise target_error(
-                "bad-option",
-                f"option `{key}` of target `{self.head}` is {_shown(text)}, and the maximum is "
-                f"{limit:,}",
-                notes=[_WHY_RANKS] if limit == MAX_RANKS else [],
-                helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
-            )
+            fault = f"is {_shown(text)}, and the maximum is {limit:,}"
+            raise self.refusal(key, fault, [_WHY_RANKS] if limit == MAX_RANKS else [], helps)
         if not is_integer or int(digits) < least:
-            raise target_error(
-                "bad-option",
-                f"option `{key}` of target `{self.head}` is `{_shown(text)}`, "
-                f"not an integer of at least {least}",
-                helps=[f"write it as `{self.head}:{key}={max(least, 2)}`"],
-            )
+            fault = f"is `{_shown(text)}`, not an integer of at least {least}"
+            raise self.refusal(key, fault, [], helps)
         return int(digits)
+
+    def choice(self, key: str, choices: Sequence[str]) -> str | None:
+        """An option as one of several words; None where it is not given.
+
+        Raises: ReshardError[bad-option].
+        """
+        text = self.options.get(key)
+        if text is not None and text not in choices:
+            listed = " or ".join(f"`{item}`" for item in choices)
+            helps = [f"write it as `{self.head}:{key}={choices[-1]}`"]
+            raise self.refusal(key, f"is `{text}`, not {listed}", [], helps)
+        return text
+
+    def refusal(
+        self, key: str, fault: str, notes: Sequence[str], helps: Sequence[str]
+    ) -> ReshardError:
+        """The error for an option that cannot be so.
+
+        Args:  fault: what it is, behind its name.
+        """
+        headline = f"option `{key}` of target `{self.head}` {fault}"
+        return target_error("bad-option", headline, notes=notes, helps=helps)
 
     def check_ranks(self) -> None:
         """Refuse more ranks than any run has.

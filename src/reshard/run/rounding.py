@@ -8,14 +8,29 @@ from reshard.dtypes import DType
 
 PROBED = 64
 """Elements that are looked at."""
+SAMPLE = 16
+"""Elements of one sample of several."""
+
+
+def samples(numel: int, places: int = 3) -> tuple[tuple[int, int], ...]:
+    """Short runs (start, count) at the beginning of a tensor, at its end, and between; none if it
+    is empty.
+    """
+    count = min(SAMPLE, numel)
+    starts = (part * (numel - count) // (places - 1) for part in range(places))
+    return tuple(dict.fromkeys((start, count) for start in starts)) if numel else ()
 
 
 def rounds_to(master: bytes, weight: bytes, dtype: DType, *, ties_up: bool = False) -> bool:
     """Whether fp32 numbers round to these weights, to nearest and ties to even.
 
-    Args:  master: fp32, little-endian.  weight: as many elements of `dtype` (F32, BF16, or F16).
+    True for weights of other types, which are not checked.
+
+    Args:  master: fp32, little-endian.  weight: as many elements of `dtype`.
            ties_up: a tie of bf16 may go up, as optimizers round that keep the halves apart.
     """
+    if dtype not in (DType.F32, DType.BF16, DType.F16):
+        return True
     if dtype == DType.F32:
         return master == weight
     count = len(master) // 4

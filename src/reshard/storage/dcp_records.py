@@ -72,3 +72,10 @@ class Metadata:
     extra: Mapping[str, object]
     files: tuple[str, ...] = ()
     copies: int = 1
+
+    def blobs(self) -> list[tuple[str, int, int]]:
+        """The files of `torch.save` within files: each file, where it begins, and its bytes."""
+        chunks = (chunk for tensor in self.tensors for chunk in tensor.chunks)
+        items: list[Chunk | StoredObject] = [item for item in chunks if item.tensor is None]
+        items += self.objects
+        return sorted((item.file, item.byte_offset, item.nbytes) for item in items)

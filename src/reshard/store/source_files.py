@@ -98,6 +98,15 @@ class SourceFiles:
             with self._lock:
                 item.users -= 1
 
+    def pread(self, file: str, byte_offset: int, nbytes: int) -> bytes:
+        """Some bytes of a file.
+
+        Raises: as `pread_into`.
+        """
+        out = bytearray(nbytes)
+        self.pread_into(file, byte_offset, memoryview(out))
+        return bytes(out)
+
     def hold(self, file: str) -> tuple[int, int]:
         """Hold a file to what it is now, or was when it was catalogued, to the end of the run.
 

@@ -398,28 +398,19 @@ def setting_of_one(tree: dict[str, Any]) -> None:
     tree["optimizer"]["param_groups"][0]["max_lr"] = 0.75
 
 
+GROUP = "settings of the param group with wd_mult=1.0, is_expert_parallel=False"
+
+
 @pytest.mark.parametrize(
-    ("change", "here", "there"),
+    ("change", "what", "key", "first", "other"),
     [
-        (argument_of_one, "rotary_base=500000", "nothing of rotary_base"),
-        (argument_of_others, "nothing of num_attention_heads", "num_attention_heads=2"),
-        (
-            schedule_of_others,
-            "nothing of opt_param_scheduler.num_steps",
-            "opt_param_scheduler.num_steps=12",
-        ),
-        (
-            setting_of_one,
-            "max_lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.75",
-            "nothing of max_lr of the param group with wd_mult=1.0, is_expert_parallel=False",
-        ),
-        (argument, "num_attention_heads=4", "num_attention_heads=2"),
-        (schedule, "opt_param_scheduler.num_steps=13", "opt_param_scheduler.num_steps=12"),
-        (
-            rate,
-            "lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.25",
-            "lr of the param group with wd_mult=1.0, is_expert_parallel=False=0.5",
-        ),
+        (argument_of_one, "settings of the run", "rotary_base", "not there", "500000"),
+        (argument_of_others, "settings of the run", "num_attention_heads", "2", "not there"),
+        (schedule_of_others, "settings of `opt_param_scheduler`", "num_steps", "12", "not there"),
+        (setting_of_one, GROUP, "max_lr", "not there", "0.75"),
+        (argument, "settings of the run", "num_attention_heads", "2", "4"),
+        (schedule, "settings of `opt_param_scheduler`", "num_steps", "12", "13"),
+        (rate, GROUP, "lr", "0.5", "0.25"),
     ],
     ids=[
         "argument of one",
@@ -429,13 +420,16 @@ def setting_of_one(tree: dict[str, Any]) -> None:
         *("argument", "schedule", "rate"),
     ],
 )
-def test_ranks_that_say_other_things(change: Any, here: str, there: str, tmp_path: Path) -> None:
+def test_ranks_that_say_other_things(
+    change: Any, what: str, key: str, first: str, other: str, tmp_path: Path
+) -> None:
     otherwise(change).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
-        "error[mixed-runs]: .../iter_0000003 holds files of two runs, or of two iterations of one",
-        f"  = note: mp_rank_01_001/model_optim_rng.pt says {here}",
-        f"  = note: mp_rank_00_000/model_optim_rng.pt says {there}",
-        "  = help: remove what does not belong to the checkpoint",
+        f"error[mixed-runs]: the {what} differ between ranks",
+        f"  = note: `{key}` is {first} in mp_rank_00_000/model_optim_rng.pt, "
+        f"and {other} in mp_rank_01_001/model_optim_rng.pt",
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step",
     ]
 
 

@@ -93,10 +93,11 @@ def test_files_of_two_iterations(tmp_path: Path) -> None:
 
     changed(GRID, later).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
-        "error[mixed-runs]: .../iter_0000003 holds files of two runs, or of two iterations of one",
-        "  = note: mp_rank_01_001/model_optim_rng.pt says iteration=4",
-        "  = note: mp_rank_00_000/model_optim_rng.pt says iteration=3",
-        "  = help: remove what does not belong to the checkpoint",
+        "error[mixed-runs]: the settings of the run differ between ranks",
+        "  = note: `iteration` is 3 in mp_rank_00_000/model_optim_rng.pt, "
+        "and 4 in mp_rank_01_001/model_optim_rng.pt",
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step",
     ]
 
 

@@ -14,10 +14,10 @@ from megatron_targets import LLAMA
 from reshard import api
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
-from reshard.formats.megatron.distrib_optim import check_states, mixed_masters
+from reshard.formats.megatron.groups import GroupBuilder
 from reshard.formats.megatron.modules import description
-from reshard.formats.megatron.write_groups import GroupBuilder
-from reshard.formats.megatron.write_inventory import Inventory
+from reshard.formats.megatron.write_inventory import no_weights, one_step
+from reshard.formats.megatron.write_optimizer import check_states, mixed_masters
 from reshard.plan.arrangement import Whole
 from reshard.run.run import Group
 from reshard.storage.numbers import Number
@@ -29,19 +29,6 @@ def _refused(call: Callable[[], object]) -> str:
     with pytest.raises(ReshardError) as caught:
         call()
     return str(caught.value)
-
-
-def _inventory(
-    states: dict[str, dict[str, DType]], steps: dict[str, float] | None = None
-) -> Inventory:
-    def whole(name: str, state: str, dtype: DType) -> Whole:
-        return Whole(name, state, (2, 2), dtype, (), (), 0)
-
-    return Inventory(
-        {n: {s: whole(n, s, d) for s, d in kinds.items()} for n, kinds in states.items()},
-        frozenset(),
-        {n: Number(whole(n, "step", DType.F32), value) for n, value in (steps or {}).items()},
-    )
 
 
 @pytest.mark.parametrize(
@@ -105,17 +92,15 @@ def test_an_impossible_target(to: str, message: str, fixture_checkpoint: Fixture
 
 
 def test_no_weights() -> None:
-    inventory = _inventory({"decoder.final_layernorm.weight": {"master": DType.F32}})
     assert (
-        _refused(lambda: inventory.weights("decoder.final_layernorm.weight"))
+        str(no_weights("decoder.final_layernorm.weight", ["master"]))
         == """\
 error[megatron-weights]: there are no weights of `decoder.final_layernorm.weight`
   = note: the source has `master` of it
   = help: say in which type the model computes, e.g. `--dtype bf16`"""
     )
-    inventory = _inventory({"w": {"exp_avg": DType.F32}})
     assert (
-        _refused(lambda: inventory.weights("w"))
+        str(no_weights("w", ["exp_avg"]))
         == """\
 error[megatron-weights]: there are no weights of `w`
   = note: the source has `exp_avg` of it
@@ -124,9 +109,11 @@ error[megatron-weights]: there are no weights of `w`
 
 
 def test_several_steps() -> None:
-    steps = {"decoder.final_layernorm.weight": 3.0, "output_layer.weight": 4.0}
+    whole = Whole("w", "step", (), DType.F32, (), (), -1)
+    values = {"decoder.final_layernorm.weight": 3.0, "output_layer.weight": 4.0}
+    steps = {name: Number(whole, value) for name, value in values.items()}
     assert (
-        _refused(lambda: _inventory({}, steps).step(steps))
+        _refused(lambda: one_step(steps, steps))
         == """\
 error[megatron-steps]: parameters are at different steps
   = note: `decoder.final_layernorm.weight` is at step 3

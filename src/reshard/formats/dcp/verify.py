@@ -22,10 +22,8 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
     raw: set[str] = set()
     for part in find_step(root, None).parts:
         metadata = read_metadata(part.path, shown=part.shown)
-        chunks = [chunk for stored in metadata.tensors for chunk in stored.chunks]
+        chunks = (chunk for stored in metadata.tensors for chunk in stored.chunks)
         raw |= {chunk.file for chunk in chunks if chunk.tensor is not None}
-        found = [(c.file, c.byte_offset, c.nbytes) for c in chunks if c.tensor is None]
-        found += [(item.file, item.byte_offset, item.nbytes) for item in metadata.objects]
-        blobs += sorted(found)
+        blobs += metadata.blobs()
     faults, covered = check_blobs(root, blobs, on_bytes)
     return checked(catalog, faults, covered - raw)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
+from reshard.formats import inventory
 from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.output import FileBytes, Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.run.run import Group
-from reshard.run.states import EXTRA, STEP
-from reshard.storage.numbers import Number, read_numbers
+from reshard.run.states import EXTRA, MASTER, PARAM, STEP
+from reshard.storage.numbers import Number
 from reshard.storage.torch_output import TorchOutput
 
 FP32 = "fp32"
@@ -31,28 +31,31 @@ _DISCRETE = frozenset(
 _TAG = re.compile(r"[A-Za-z0-9._-]+")
 
 
-@dataclass(slots=True)
-class Inventory:
-    """The tensors of a source, sorted.
+class Inventory(inventory.Inventory):
+    """The tensors of a source, sorted for DeepSpeed.
 
-    Args:  states: by name, the shaped states of a tensor, by kind.
-           trained: names of parameters that the optimizer has, in the order of the source.
-           unmanaged: frozen parameters and buffers.
-           numbers: by state (`step` and its kind) and name of a parameter.
-           extras: tensors of no parameter, by name.
-           lost: by name and state, why it has no place.
-           folded: by name and state, as part of what it is written.
-           used_extras: those that an object of the target refers to; empty ones are not placed.
+    Attributes:
+        trained: names of parameters that the optimizer has, in the order of the source.
+        unmanaged: frozen parameters and buffers.
+        used_extras: those that an object of the target refers to; empty ones are not placed.
+    Raises: ReshardError[numbers-disagree | unreadable-number].
     """
 
-    states: Mapping[str, Mapping[str, Whole]]
-    trained: tuple[str, ...]
-    unmanaged: tuple[Whole, ...]
-    numbers: Mapping[str, Mapping[str, Number]]
-    extras: Mapping[str, Whole]
-    lost: dict[tuple[str, str], str] = field(default_factory=dict)
-    folded: dict[tuple[str, str], str] = field(default_factory=dict)
-    used_extras: set[str] = field(default_factory=set)
+    def __init__(self, arrangement: Arrangement) -> None:
+        super().__init__(arrangement)
+        catalog, states = arrangement.catalog, self.states
+        untrainable = {
+            name
+            for name, kinds in states.items()
+            if all(whole.dtype in _DISCRETE for whole in kinds.values())
+        }
+        resting = {*catalog.buffers, *catalog.frozen, *untrainable}
+        optimized = {name for name, kinds in states.items() if set(kinds) != {PARAM}}
+        self.trained = tuple(name for name in states if name in optimized or name not in resting)
+        self.unmanaged = tuple(
+            states[name][PARAM] for name in states if name not in optimized and name in resting
+        )
+        self.used_extras: set[str] = set()
 
     def whole(self, name: str, state: str) -> Whole:
         """One state of one tensor."""
@@ -62,16 +65,12 @@ class Inventory:
         """The shape that all states of a tensor have."""
         return next(iter(self.states[name].values())).shape
 
-    def master(self, name: str) -> str:
-        """The state that holds the weights of most bits: `master`, or `param`."""
-        return "master" if "master" in self.states[name] else "param"
-
     def weights_dtype(self) -> DType | None:
         """The element type of most parameters' weights; None where none are stored."""
         counts: dict[DType, int] = {}
         for name in self.trained:
-            if "param" in self.states[name]:
-                dtype = self.states[name]["param"].dtype
+            if PARAM in self.states[name]:
+                dtype = self.states[name][PARAM].dtype
                 counts[dtype] = counts.get(dtype, 0) + 1
         return max(counts, key=lambda dtype: counts[dtype], default=None)
 
@@ -84,49 +83,27 @@ class Inventory:
         Args:  stored: what the source computes with.  dtype: what the target computes with.
         """
         kinds = self.states[name]
-        if "param" not in kinds:
-            return "master", dtype
-        own = kinds["param"].dtype
+        if PARAM not in kinds:
+            return MASTER, dtype
+        own = kinds[PARAM].dtype
         if own is not stored or own is dtype:
-            return "param", own
-        if "master" in kinds:
-            self.lose(name, "param", f"rounded to {dtype} from the master weights instead")
+            return PARAM, own
+        if MASTER in kinds:
+            self.lose(name, PARAM, f"rounded to {dtype} from the master weights instead")
         return self.master(name), dtype
 
     def shaped_states(self, name: str) -> dict[str, str]:
         """By DeepSpeed's name of a state, the source's."""
         source = self.master(name)
-        others = [state for state in self.states[name] if state not in ("master", "param")]
+        others = [state for state in self.states[name] if state not in (MASTER, PARAM)]
         return {FP32: source, **{state: state for state in others}}
-
-    def lose(self, name: str, state: str, why: str) -> None:
-        """Say that a tensor has no place in the target."""
-        self.lost.setdefault((name, state), why)
-
-    def fold(self, name: str, state: str, how: str) -> None:
-        """Say that a tensor is in the target, but not as an array of its own."""
-        self.folded.setdefault((name, state), how)
 
     def derive_weights(self, name: str) -> None:
         """Say that weights are not written, because the loader makes them of the master weights."""
-        if self.master(name) != "param" and "param" in self.states[name]:
-            self.lose(name, "param", "DeepSpeed makes it of the master weights when it loads")
+        if self.master(name) != PARAM and PARAM in self.states[name]:
+            self.lose(name, PARAM, "DeepSpeed makes it of the master weights when it loads")
 
-    def _dropped(self, output: TorchOutput) -> tuple[tuple[str, str, str], ...]:
-        """Everything that has no place in the target.
-
-        Args:  output: to which all files were added.
-        """
-        placed = {item.spec.label for item in output.placed if item.spec.state == EXTRA}
-        for name, whole in self.extras.items():
-            if name not in placed and not (0 in whole.shape and name in self.used_extras):
-                of_rank = name.startswith(("rank.", "optimizer.rank."))
-                own = "what one rank has for itself; the target has other ranks"
-                rest = "no part of the state that DeepSpeed resumes with"
-                self.lose(name, EXTRA, own if of_rank else rest)
-        return tuple((name, state, why) for (name, state), why in self.lost.items())
-
-    def output(
+    def planned(
         self,
         files: TorchOutput,
         latest: tuple[str, str],
@@ -138,20 +115,15 @@ class Inventory:
 
         Args:  files: all of them were added.  latest: the file that is written last, and its text.
         """
-
-        def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-            return (*files.finish(written), FileBytes(latest[0], 0, latest[1].encode()))
-
-        return Output(
-            tuple(files.placed),
-            files.files,
-            tuple(files.head),
-            finish,
-            tuple(item for item in warnings if item is not None),
-            self._dropped(files),
-            tuple((name, state, how) for (name, state), how in self.folded.items()),
-            beside,
-        )
+        placed = {item.spec.label for item in files.placed if item.spec.state == EXTRA}
+        for name, whole in self.extras.items():
+            if name not in placed and not (0 in whole.shape and name in self.used_extras):
+                of_rank = name.startswith(("rank.", "optimizer.rank."))
+                own = "what one rank has for itself; the target has other ranks"
+                rest = "no part of the state that DeepSpeed resumes with"
+                self.lose(name, EXTRA, own if of_rank else rest)
+        last = FileBytes(latest[0], 0, latest[1].encode())
+        return self.output(files, [last], warnings, beside=beside)
 
     def extra_tensor(self, output: TorchOutput) -> Callable[[str], object]:
         """A function from a tensor's name to the tensor in the output."""
@@ -199,35 +171,6 @@ class Inventory:
                     notes=[*notes, f"DeepSpeed keeps one {kept} per param group"],
                     helps=["convert to `universal`, which keeps one per parameter"],
                 )
-
-
-def take_inventory(arrangement: Arrangement) -> Inventory:
-    """Sort the tensors of a source.
-
-    Raises: ReshardError[numbers-disagree | unreadable-number].
-    """
-    catalog = arrangement.catalog
-    states: dict[str, dict[str, Whole]] = {}
-    numbers: dict[str, list[Whole]] = {}
-    extras: dict[str, Whole] = {}
-    for whole in arrangement.wholes:
-        if whole.state == EXTRA:
-            extras[whole.name] = whole
-        elif whole.rule < 0:
-            numbers.setdefault(whole.state, []).append(whole)
-        else:
-            states.setdefault(whole.name, {})[whole.state] = whole
-    untrainable = {
-        name for name, kinds in states.items() if all(w.dtype in _DISCRETE for w in kinds.values())
-    }
-    resting = {*catalog.buffers, *catalog.frozen, *untrainable}
-    optimized = {name for name, kinds in states.items() if set(kinds) != {"param"}}
-    trained = tuple(name for name in states if name in optimized or name not in resting)
-    unmanaged = tuple(
-        states[name]["param"] for name in states if name not in optimized and name in resting
-    )
-    read = {state: read_numbers(arrangement, wholes) for state, wholes in numbers.items()}
-    return Inventory(states, trained, unmanaged, read, extras)
 
 
 def whole_spec(whole: Whole, dtype: DType, label: str) -> ArraySpec:

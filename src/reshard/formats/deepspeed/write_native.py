@@ -24,7 +24,7 @@ from reshard.formats.deepspeed.files import (
     OPTIMIZERS,
 )
 from reshard.formats.deepspeed.groups import FlatGroup
-from reshard.formats.deepspeed.inventory import take_inventory
+from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_checks import (
     check_native,
     needed_settings,
@@ -71,7 +71,7 @@ class _Run:
 
     def __init__(self, arrangement: Arrangement, target: Target) -> None:
         output = TorchOutput()
-        inventory = take_inventory(arrangement)
+        inventory = Inventory(arrangement)
         resume = resume_of(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
         refuse_several_sizes(arrangement)
         options = native_options(arrangement, target, inventory, resume)
@@ -110,7 +110,7 @@ class _Run:
             unstored_names(resume, options),
             rank_state(resume, unused),
         )
-        return inventory.output(self._output, (LATEST, options.tag), warnings, beside="")
+        return inventory.planned(self._output, (LATEST, options.tag), warnings, beside="")
 
     def _held(self, coord: Mapping[str, int]) -> dict[str, LaidTensor]:
         return {

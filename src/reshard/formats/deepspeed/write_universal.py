@@ -22,7 +22,6 @@ from reshard.formats.deepspeed.inventory import (
     FP32,
     Inventory,
     find_tag,
-    take_inventory,
     whole_spec,
 )
 from reshard.formats.deepspeed.native_checks import (
@@ -63,7 +62,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     """
     target.reject_unknown(OPTIONS)
     output = TorchOutput()
-    inventory = take_inventory(arrangement)
+    inventory = Inventory(arrangement)
     resume = resume_of(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
     refuse_several_sizes(arrangement)
     inventory.check_numbers(resume.groups)
@@ -92,7 +91,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         rank_state(resume, tuple(resume.ranks)),
         resume.warning(),
     )
-    return inventory.output(output, (LATEST_UNIVERSAL, tag), warnings)
+    return inventory.planned(output, (LATEST_UNIVERSAL, tag), warnings)
 
 
 def _parameter(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from reshard.errors import ReshardError, source_error
 from reshard.storage.inert import Global, Record
-from reshard.storage.torch_file import TorchFile
 
 _SIZES = {
     "tp": ("tensor_model_parallel_size", "model_parallel_size"),
@@ -45,11 +44,8 @@ class Arguments:
 
     def size(self, axis: str) -> int:
         """The size of a mesh axis; 1 when the run did not have it."""
-        for name in _SIZES[axis]:
-            value = self.integer(name)
-            if value is not None:
-                return value
-        return 1
+        sizes = map(self.integer, _SIZES[axis])
+        return next((size for size in sizes if size is not None), 1)
 
     @property
     def expert_tp(self) -> int:
@@ -63,37 +59,34 @@ class Arguments:
 
     def mesh(self) -> str:
         """The axes of the run that have several ranks, for people."""
-        sizes = {"pp": self.size("pp"), "tp": self.size("tp"), "ep": self.size("ep")}
-        sizes["dp"] = self.size("dp")
+        sizes = {axis: self.size(axis) for axis in ("pp", "tp", "ep", "dp")}
         return ", ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+
+    @property
+    def _multiple(self) -> int:
+        """Rows of the vocabulary are a multiple of it."""
+        return (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
 
     def true_vocabulary(self, padded: int | None = None) -> int | None:
         """Entries of the vocabulary without padding; None where that is not known.
 
+        Tokenizers that stand in for one add an end of document to `vocab_size`.
+
         Args:  padded: rows that are stored, if not as the arguments say. A size from which they
                        do not follow is none.
         """
-        entries = self._entries()
-        rows = padded or self.integer("padded_vocab_size")
-        multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
-        if entries is None or rows is None or not 0 < entries <= rows or rows - entries >= multiple:
+        entries, rows = self.integer("vocab_size"), padded or self.integer("padded_vocab_size")
+        if entries is not None and self.get("tokenizer_type") in _WITH_AN_ENTRY_MORE:
+            entries += 1
+        if entries is None or rows is None or not 0 < entries <= rows < entries + self._multiple:
             return None
         return entries
-
-    def _entries(self) -> int | None:
-        """Entries that the tokenizer has: those that stand in for one add an end of document to
-        `vocab_size` of their own.
-        """
-        entries = self.integer("vocab_size")
-        adds_one = self.get("tokenizer_type") in _WITH_AN_ENTRY_MORE
-        return entries + 1 if entries is not None and adds_one else entries
 
     def checked_rows(self, rows: int) -> int:
         """Rows of a stored vocabulary that are no padding for certain: Megatron may leave other
         numbers in the padding of the optimizer than in that of the weights.
         """
-        multiple = (self.integer("make_vocab_size_divisible_by") or 128) * self.size("tp")
-        return self.true_vocabulary(rows) or max(0, rows - multiple + 1)
+        return self.true_vocabulary(rows) or max(0, rows - self._multiple + 1)
 
     def config(self, rows: int | None = None) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`).
@@ -110,36 +103,22 @@ class Arguments:
             plain.setdefault("padded_vocab_size", rows)
         if "window_size" in self.values and self.get("window_size") is None:
             plain["window_size"] = [-1, -1]  # None says that every token is seen
-        heads = self.integer("num_attention_heads")
+        heads, hidden = self.integer("num_attention_heads"), self.integer("hidden_size")
         if heads and not self.get("group_query_attention"):
             plain["num_query_groups"] = heads  # the argument is 1 where it is not used
         if self.values and self.get("num_experts") is None:
             plain["num_experts"] = 0  # None says that there are none
-        hidden = self.integer("hidden_size")
-        if heads and hidden and "kv_channels" not in plain:
-            plain["kv_channels"] = hidden // heads
+        if heads and hidden:
+            plain.setdefault("kv_channels", hidden // heads)
         return {"args": plain}
 
 
 def arguments_in(value: object, file: str) -> Arguments | None:
     """The arguments that an object is; None if it is none."""
-    if isinstance(value, Record):
-        return Arguments({str(k): _plain(v) for k, v in value.attributes.items()}, file)
-    if isinstance(value, dict):
-        return Arguments({str(k): _plain(v) for k, v in value.items()}, file)
-    return None
-
-
-def arguments_of(opened: TorchFile) -> Arguments:
-    """The arguments in a file's root.
-
-    Raises: ReshardError[no-arguments].
-    """
-    root = opened.root
-    arguments = arguments_in(root.get("args") if isinstance(root, dict) else None, opened.path)
-    if arguments is not None:
-        return arguments
-    raise no_arguments(opened.path)
+    entries = value.attributes if isinstance(value, Record) else value
+    if not isinstance(entries, Mapping):
+        return None
+    return Arguments({str(key): _plain(item) for key, item in entries.items()}, file)
 
 
 def no_arguments(path: str) -> ReshardError:
@@ -154,12 +133,12 @@ def no_arguments(path: str) -> ReshardError:
 
 def _is_value(value: object) -> bool:
     if isinstance(value, (list, tuple)):
-        return len(value) <= _MAX_LISTED and all(_is_value(item) for item in value)
+        return len(value) <= _MAX_LISTED and all(map(_is_value, value))
     return isinstance(value, (int, str, float, bool))
 
 
 def _listed(value: object) -> object:
-    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return [*map(_listed, value)] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: object) -> object:

@@ -8,9 +8,9 @@ optimizer/distrib_optimizer.py `get_parameter_state_dp_zero` (core 0.6 to 0.20).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, product
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain, product
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +18,16 @@ from reshard.algebra.box import Box
 from reshard.algebra.flat import flat_to_boxes
 from reshard.algebra.partition import Buckets, buckets_of
 from reshard.dtypes import DType
+from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.self_check import Sampler, are_remainders, rounds_to, samples, spread
-from reshard.plan.catalog import Fragment, Upper
+from reshard.formats.megatron.masters import are_lower, box_of, joined_halves
+from reshard.formats.megatron.names import MASTERS
+from reshard.plan.catalog import Fragment, LocalTensor
+from reshard.run.rounding import rounds_to, samples
 from reshard.run.states import MASTER
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.storage.torch_file import TensorRef
-
-MASTERS = ("param", "fp32_param")
-"""What masters are called beside the optimizer's own states."""
+from reshard.store.source_files import SourceFiles
 
 COALESCED, UNPADDED = "buckets_coalesced", "numel_unpadded"
 """Entries beside the buffers, and beside the tensors of one; the tensors show the same."""
@@ -40,34 +41,25 @@ Places = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A run of a flat tensor as it lies in a file."""
-
-    start: int
-    numel: int
-    file: str
-    byte_offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
-    """A box of a stored weight.
+    """A fragment of a stored weight.
 
-    Args:  byte_offset: of its first element; None where it is not dense.
-           checked: elements that a master must round to: those that are no padding.
+    Args:  checked: elements that a master must round to: those that are no padding.
     """
 
-    name: str
-    box: Box
-    dtype: DType
-    file: str
-    byte_offset: int | None
+    weight: LocalTensor = field(compare=False)
+    fragment: Fragment
     checked: int
+
+    @property
+    def box(self) -> Box:
+        """What it is of its weight."""
+        return box_of(self.weight, self.fragment)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A parameter of one rank: boxes of stored weights, one behind the other."""
+    """A parameter of one rank: parts of stored weights, one behind the other."""
 
     name: str
     parts: tuple[Part, ...]
@@ -78,50 +70,8 @@ class Member:
         return sum(part.box.volume for part in self.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Flat:
-    """One state's elements of a bucket.
-
-    Args:  runs: in order; between them may be gaps that belong to no parameter.
-    """
-
-    dtype: DType
-    runs: tuple[Run, ...]
-
-    def fragments(self, start: int, part: Part, *, is_lower: bool) -> Iterator[Fragment]:
-        """The elements of a part as boxes.
-
-        Args:  start: where they begin.
-               is_lower: they are the lower halves of masters, the upper ones are the weight.
-        """
-        box, size = part.box, self.dtype.itemsize
-        for run in self.runs:
-            lo, hi = max(run.start, start), min(run.start + run.numel, start + box.volume)
-            at = lo
-            for inner in flat_to_boxes(lo - start, hi - lo, box.size) if lo < hi else ():
-                corner = tuple(a + b for a, b in zip(box.lo, inner.lo, strict=True))
-                upper = None
-                if is_lower and part.byte_offset is not None:
-                    weight = part.byte_offset + DType.BF16.itemsize * (at - start)
-                    upper = Upper(part.file, weight, self.dtype)
-                yield Fragment(
-                    0,
-                    inner.volume,
-                    run.file,
-                    run.byte_offset + size * (at - run.start),
-                    box=Box(corner, inner.size),
-                    upper=upper,
-                )
-                at += inner.volume
-
-    def sample(self, sampler: Sampler, start: int, count: int) -> bytes | None:
-        """A few elements, where one run holds all of them."""
-        for run in self.runs:
-            if run.start <= start and start + count <= run.start + run.numel:
-                size = self.dtype.itemsize
-                at = run.byte_offset + size * (start - run.start)
-                return sampler.read(run.file, at, size * count)
-        return None
+Way = tuple[tuple[Member, tuple[int, int]], ...]
+"""Every parameter of a buffer in the order of `named_parameters`, with its place."""
 
 
 @dataclass(frozen=True)
@@ -130,45 +80,53 @@ class Buffer:
 
     Args:  dtype: of its parameters; None where that is not said.
            lengths: of what is stored: one tensor, or one for each bucket.
-           states: for each state its tensors.
+           states: for each state its tensors, of one dimension; what is no part of a fragment
+                   belongs to no parameter.
            form: all buckets in one tensor, without padding; a tensor for each, with padding; or one
                  for each, of which the lengths without padding are said.
     """
 
     dtype: DType | None
     lengths: tuple[int, ...]
-    states: Mapping[str, tuple[Flat, ...]]
+    states: Mapping[str, tuple[LocalTensor, ...]]
     form: Literal["joined", "padded", "stated"]
 
-    def places(
+    def ways(
         self,
-        members: Sequence[Member],
+        orders: Iterable[Sequence[Member]],
         args: Arguments,
         shared: Collection[str],
-        sampler: Sampler,
+        files: SourceFiles,
         *,
         bucketed: bool,
-    ) -> list[Places]:
+    ) -> list[Way]:
         """Every way in which parameters may lie so that samples of their masters round.
 
-        Args:  members: in the order of `named_parameters`.
+        Args:  orders: the parameters in each order that `named_parameters` may have.
                shared: embeddings that two stages share; each has a bucket of its own.
                bucketed: later pipeline stages, and later chunks, have one bucket.
         """
-        ways = dict.fromkeys(self._ways(members, args, shared, bucketed))
-        lower = self.has_lower(members, args, sampler)
-        return [way for way in ways if lower or self._rounds(members, way, sampler)]
+        out: dict[Way, None] = {}
+        for members in orders:
+            numels = [member.numel for member in members]
+            if sum(numels) > sum(self.lengths):
+                continue
+            apart = [index for index, member in enumerate(members) if member.name in shared]
+            lower = self._has_lower(members, args, files)
+            for places in dict.fromkeys(self._places(numels, args, apart, bucketed)):
+                way = tuple(zip(members, places, strict=True))
+                if lower or self._rounds(way, files):
+                    out[way] = None
+        return list(out)
 
-    def _ways(
-        self, members: Sequence[Member], args: Arguments, shared: Collection[str], bucketed: bool
+    def _places(
+        self, numels: Sequence[int], args: Arguments, apart: Collection[int], bucketed: bool
     ) -> Iterator[Places]:
-        numels = [member.numel for member in members]
         if self.form == "stated":
-            way = _fill(numels, self.lengths)
-            if way is not None:
-                yield way
+            places = _fill(numels, self.lengths)
+            if places is not None:
+                yield places
             return
-        apart = [index for index, member in enumerate(members) if member.name in shared]
         for size, align in product(_sizes(args, bucketed, sum(numels)), (ALIGNMENT, 1)):
             places, lengths = lay(numels, size, apart, align)
             if self.form == "joined":
@@ -180,42 +138,70 @@ class Buffer:
             ):
                 yield places
 
-    def has_lower(self, members: Sequence[Member], args: Arguments, sampler: Sampler) -> bool:
-        """Whether masters are their lower halves: as int16, or as these numbers in fp32."""
-        masters = self.states.get(MASTER, ())
-        parts = [part for member in members for part in member.parts]
-        if not masters or any(p.dtype != DType.BF16 or p.byte_offset is None for p in parts):
-            return False
-        kinds = {flat.dtype for flat in masters}
-        return kinds == {DType.I16} or (
-            args.is_precise
-            and kinds == {DType.F32}
-            and all(
-                are_remainders(sampler.read(run.file, run.byte_offset + 4 * at, 4 * count))
-                for flat in masters
-                for run in flat.runs
-                for at, count in spread(run.numel)
-            )
-        )
+    def _has_lower(self, members: Sequence[Member], args: Arguments, files: SourceFiles) -> bool:
+        """Whether masters are their lower halves."""
+        return all(
+            part.weight.dtype == DType.BF16 and part.fragment.strides is None
+            for member in members
+            for part in member.parts
+        ) and are_lower(self.states.get(MASTER, ()), args, files)
 
-    def _rounds(self, members: Sequence[Member], places: Places, sampler: Sampler) -> bool:
-        masters = self.states.get(MASTER)
-        if masters is None:
-            return True
+    def _rounds(self, way: Way, files: SourceFiles) -> bool:
+        masters = self.states.get(MASTER, ())
         if any(flat.dtype != DType.F32 for flat in masters):
             return False
-        for member, (bucket, start) in zip(members, places, strict=True):
+        for member, (bucket, start) in way if masters else ():
             at = start
             for part in member.parts:
-                size = part.dtype.itemsize
-                for first, count in samples(part.checked) if part.byte_offset is not None else ():
-                    master = masters[bucket].sample(sampler, at + first, count)
-                    offset = (part.byte_offset or 0) + size * first
-                    weight = sampler.read(part.file, offset, size * count)
-                    if master is not None and not rounds_to(master, weight, part.dtype):
+                dense, dtype = part.fragment.strides is None, part.weight.dtype
+                for first, count in samples(part.checked) if dense else ():
+                    master = _sample(masters[bucket], files, at + first, count)
+                    offset = part.fragment.byte_offset + dtype.itemsize * first
+                    weight = files.pread(part.fragment.file, offset, dtype.itemsize * count)
+                    if master is not None and not rounds_to(master, weight, dtype, ties_up=True):
                         return False
                 at += part.box.volume
         return True
+
+    def states_of(
+        self, way: Way, args: Arguments, files: SourceFiles
+    ) -> Iterator[tuple[Member, Part, LocalTensor]]:
+        """The states of every part, as fragments of its weight; the last parameter first."""
+        lower = self._has_lower([member for member, _ in way], args, files)
+        for state, flats in self.states.items():
+            for member, (bucket, at) in reversed(way):
+                for part in member.parts:
+                    weight, flat = part.weight, flats[bucket]
+                    fragments, dtype = [*_fragments(flat, at, part)], flat.dtype
+                    if lower and state == MASTER:
+                        halves = (joined_halves(flat, f, weight, part.fragment) for f in fragments)
+                        fragments, dtype = [*chain(*halves)], DType.F32
+                    if [f.box for f in fragments] == [Box.whole(weight.shape)]:
+                        fragments = [replace(fragments[0], box=None)]
+                    tensor = LocalTensor(weight.name, state, (), weight.shape, dtype, (*fragments,))
+                    yield member, part, tensor
+                    at += part.box.volume
+
+
+def _fragments(flat: LocalTensor, start: int, part: Part) -> Iterator[Fragment]:
+    """The elements of a part, from `start` on, as boxes of its weight."""
+    box, size = part.box, flat.dtype.itemsize
+    for run in flat.fragments:
+        lo, hi = max(run.start, start), min(run.start + run.numel, start + box.volume)
+        at = run.byte_offset + size * (lo - run.start)
+        for inner in flat_to_boxes(lo - start, hi - lo, box.size) if lo < hi else ():
+            corner = tuple(a + b for a, b in zip(box.lo, inner.lo, strict=True))
+            yield Fragment(0, inner.volume, run.file, at, box=Box(corner, inner.size))
+            at += size * inner.volume
+
+
+def _sample(flat: LocalTensor, files: SourceFiles, start: int, count: int) -> bytes | None:
+    """A few elements, where one fragment holds all of them."""
+    size = flat.dtype.itemsize
+    for run in flat.fragments:
+        if run.start <= start and start + count <= run.start + run.numel:
+            return files.pread(run.file, run.byte_offset + size * (start - run.start), size * count)
+    return None
 
 
 def lay(
@@ -257,7 +243,7 @@ def stored_buffers(root: object, folder: Path) -> list[tuple[int, Buffer | None]
 
 
 def _buffer(kinds: object, tensors: object, folder: Path) -> Buffer | None:
-    states: dict[str, tuple[Flat, ...]] = {}
+    states: dict[str, tuple[LocalTensor, ...]] = {}
     lengths, is_list = set(), set()
     for name, value in tensors.items() if isinstance(tensors, dict) else ():
         if name == UNPADDED:
@@ -267,8 +253,8 @@ def _buffer(kinds: object, tensors: object, folder: Path) -> Buffer | None:
         for ref in refs:
             if not isinstance(ref, TensorRef):
                 return None
-            file = str(Path(ref.file).relative_to(folder))
-            flats.append(Flat(ref.dtype, (Run(0, ref.numel, file, ref.byte_offset),)))
+            run = Fragment(0, ref.numel, str(Path(ref.file).relative_to(folder)), ref.byte_offset)
+            flats.append(LocalTensor(str(name), "", (), (ref.numel,), ref.dtype, (run,)))
         states[MASTER if name in MASTERS else str(name)] = tuple(flats)
         lengths.add(tuple(ref.numel for ref in refs))
         is_list.add(isinstance(value, list))
@@ -310,3 +296,13 @@ def default_size(ranks: int) -> int:
     Args:  ranks: that share a buffer; those of context parallelism do, too.
     """
     return max(40_000_000, 1_000_000 * ranks)
+
+
+def no_way(where: str, why: str) -> ReshardError:
+    """The error for flat buffers in which the parameters lie in no known way, or in several."""
+    return source_error(
+        "buffer-mismatch",
+        f"how the parameters lie in {where} could not be found",
+        notes=[why, "the flat buffers are checked against the weights, which they must round to"],
+        helps=["keep the weights with `--states weights`"],
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reshard.errors import Diagnostic, ReshardError
@@ -14,8 +14,9 @@ from reshard.formats.steps import TRACKER
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor, SourceFile
 from reshard.run.run import Run
+from reshard.run.states import PARAM
 from reshard.storage.kept import encode
-from reshard.store.regular_file import read_note
+from reshard.store.source import LocalSource
 
 _ELSEWHERE = ("model", "optimizer", "iteration", "args", "rng_state", "opt_param_scheduler")
 _STATES = ("state", "param_groups", "fp32_from_fp16_params", "fp32_from_fp16")
@@ -23,89 +24,147 @@ _CHUNK = re.compile(r"model\d+")
 _ITERATION = re.compile(r"iter_(\d{7,})$")
 
 
-def catalog_of(
-    folder: Path,
-    root: Mapping[object, object],
-    args: Arguments,
-    weights: Sequence[LocalTensor],
-    states: Sequence[LocalTensor],
-    groups: Groups,
-    *,
-    layout: str,
-    framework: Mapping[str, object],
-    mesh: Mapping[str, int],
-    files: Sequence[SourceFile],
-    names: Iterable[str],
-    rows: int | None = None,
-    vocabulary: int | None = None,
-    rng: Sequence[object] = (),
-    version: str | None = None,
-    aliases: Mapping[str, str] | None = None,
-    withheld: tuple[Diagnostic, ...] = (),
-    left: Sequence[Left] = (),
-) -> Catalog:
-    """The catalog of an iteration's folder.
+class Contents:
+    """What is read of an iteration's folder, in any form.
 
-    Args:  root: what its files have in common, beside tensors.
-           framework: more of what only Megatron understands, as JSON.
-           names: of the weights, over all ranks.
-           rows: of the embedding.  vocabulary: its true size, where rows behind it are left out.
-           rng: random states, by rank.  withheld: what is wrong with the states.
+    Args:  form: how it is stored.  root: what its files have in common, besides tensors.
+           rows: of the embedding.  names: of the weights, over all ranks.
+
+    Attributes:  vocabulary: its true size, where rows behind it are left out.
+                 withheld: what is wrong with the states.
     """
-    names = list(dict.fromkeys(names))
-    return Catalog(
-        format="megatron",
-        version=str(root.get("checkpoint_version", "")) if version is None else version,
-        root=str(folder.resolve()),
-        mesh=mesh,
-        tensors=(*weights, *states),
-        layout=load_layout(layout, "megatron layout"),
-        training=_run(root, groups, rng, framework),
-        config=args.config(rows),
-        aliases=aliases,
-        buffers=tuple(name for name in names if is_buffer(name)),
-        padded=tuple(name for name in names if is_vocabulary(name)),
-        files=tuple(files),
-        oddities=tuple(
-            _oddities(folder, root, args, vocabulary, has_optimizer=bool(states or withheld))
-        ),
-        withheld=withheld,
-        left=tuple(left),
-    )
 
+    def __init__(
+        self,
+        folder: Path,
+        form: str,
+        root: Mapping[object, object],
+        args: Arguments,
+        weights: Sequence[LocalTensor],
+        *,
+        rows: int | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.folder, self.form, self.root, self.args = folder, form, root, args
+        self.weights = weights
+        if names is None:
+            names = [tensor.name for tensor in weights if tensor.state == PARAM]
+        self.names = list(dict.fromkeys(names))
+        embeddings = (t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight"))
+        self.rows = next(embeddings, None) if rows is None else rows
+        true = args.true_vocabulary(self.rows)
+        self.vocabulary = true if true != self.rows else None
+        self.states: list[LocalTensor] = []
+        self.groups = Groups()
+        self.withheld: tuple[Diagnostic, ...] = ()
 
-def _run(
-    root: Mapping[object, object],
-    groups: Groups,
-    rng: Sequence[object],
-    framework: Mapping[str, object],
-) -> Run:
-    """Iteration, scheduler, random states, arguments; nothing is left behind."""
-    iteration = root.get("iteration")
-    state = {}
-    if "opt_param_scheduler" in root:
-        state["lr_scheduler"] = encode(root["opt_param_scheduler"])
-    other = {
-        str(key): encode(value)
-        for key, value in root.items()
-        if str(key) not in _ELSEWHERE and not _CHUNK.fullmatch(str(key))
-    }
-    scaler = _scaler(root.get("optimizer"))
-    if scaler is not None:
-        state["loss_scaler"] = scaler
-    return Run(
-        iteration=iteration if isinstance(iteration, int) else None,
-        param_groups=groups.all(),
-        state=state,
-        framework={
+    def read_optimizer(
+        self,
+        read: Callable[[], tuple[list[LocalTensor], Groups]],
+        faults: Collection[str] | None = None,
+    ) -> None:
+        """Read the states and the param groups; what is wrong with these alone is remembered.
+
+        Args:  faults: codes of errors that leave the weights as they are; None for all.
+        """
+        try:
+            self.states, self.groups = read()
+        except ReshardError as error:
+            if faults is not None and not {item.code for item in error.diagnostics} <= {*faults}:
+                raise
+            self.withheld = error.diagnostics
+
+    def catalog(
+        self,
+        layout: str,
+        files: Sequence[SourceFile],
+        *,
+        mesh: Mapping[str, int] | None = None,
+        objects: Mapping[str, object] | None = None,
+        rng: Sequence[object] = (),
+        version: str | None = None,
+        aliases: Mapping[str, str] | None = None,
+        left: Sequence[Left] = (),
+    ) -> Catalog:
+        """The catalog.
+
+        Args:  objects: of a distributed checkpoint, by key.  rng: random states, by rank.
+        """
+        known = str(self.root.get("checkpoint_version", ""))
+        return Catalog(
+            format="megatron",
+            version=known if version is None else version,
+            root=str(self.folder.resolve()),
+            mesh=mesh or {},
+            tensors=(*self.weights, *self.states),
+            layout=load_layout(layout, "megatron layout"),
+            training=self._run(objects, rng),
+            config=self.args.config(self.rows),
+            aliases=aliases,
+            buffers=tuple(name for name in self.names if is_buffer(name)),
+            padded=tuple(name for name in self.names if is_vocabulary(name)),
+            files=tuple(files),
+            oddities=tuple(self._oddities()),
+            withheld=self.withheld,
+            left=tuple(left),
+        )
+
+    def _run(self, objects: Mapping[str, object] | None, rng: Sequence[object]) -> Run:
+        """Iteration, scheduler, random states, arguments; nothing is left behind."""
+        root = self.root
+        iteration, optimizer = root.get("iteration"), root.get("optimizer")
+        state = {}
+        if "opt_param_scheduler" in root:
+            state["lr_scheduler"] = encode(root["opt_param_scheduler"])
+        other = {
+            str(key): encode(value)
+            for key, value in root.items()
+            if str(key) not in _ELSEWHERE and not _CHUNK.fullmatch(str(key))
+        }
+        scaler = _scaler(optimizer)
+        if scaler is not None:
+            state["loss_scaler"] = scaler
+        framework: dict[str, object] = {
             "name": "megatron",
             "args": encode(root.get("args")),
             "other": other,
             "rng_state": [encode(item) for item in rng],
-            "optimizer": encode(_settings(root.get("optimizer"))),
-            **framework,
-        },
-    )
+            "optimizer": encode(_settings(optimizer)),
+            "form": self.form,
+        }
+        if objects is not None:
+            kept = {name: encode(value) for name, value in objects.items()}
+            framework |= {"saved_over": self.args.mesh(), "objects": kept}
+        number = iteration if isinstance(iteration, int) else None
+        return Run(number, self.groups.all(), state, framework)
+
+    def _oddities(self) -> Iterator[Diagnostic]:
+        """What the names of folders say otherwise than their contents, or than the tracker; and
+        what is not there.
+        """
+        folder, args = self.folder, self.args
+        yield from _of_folder(folder, self.root.get("iteration"))
+        if not self.states and not self.withheld:
+            yield Diagnostic(
+                "no-optimizer",
+                f"`{folder.name}` holds weights and no optimizer",
+                "warning",
+                notes=("a release, or a run with `--no-save-optim`, keeps none",),
+            )
+        rows, entries = args.integer("padded_vocab_size"), args.integer("vocab_size")
+        true = self.vocabulary
+        if true is not None and rows is not None and rows > true:
+            adds = f", to which `{args.get('tokenizer_type')}` adds one" if true != entries else ""
+            yield Diagnostic(
+                "padded-vocabulary",
+                f"{rows - true} of {rows} rows of the vocabulary are padding",
+                "warning",
+                notes=(
+                    f"the arguments say `vocab_size={entries}`{adds}; the rows behind it are left "
+                    "out",
+                    "how many there are depends on tp, and they belong to no token",
+                ),
+            )
 
 
 def _settings(optimizer: object) -> object:
@@ -127,41 +186,6 @@ def _scaler(optimizer: object) -> object:
     return scalers[0] if scalers and all(item == scalers[0] for item in scalers) else None
 
 
-def _oddities(
-    folder: Path,
-    root: Mapping[object, object],
-    args: Arguments,
-    vocabulary: int | None,
-    *,
-    has_optimizer: bool,
-) -> Iterator[Diagnostic]:
-    """What the names of folders say otherwise than their contents, or than the tracker; and what
-    is not there.
-    """
-    yield from _of_folder(folder, root.get("iteration"))
-    if not has_optimizer:
-        yield Diagnostic(
-            "no-optimizer",
-            f"`{folder.name}` holds weights and no optimizer",
-            "warning",
-            notes=("a release, or a run with `--no-save-optim`, keeps none",),
-        )
-    rows, entries = args.integer("padded_vocab_size"), args.integer("vocab_size")
-    if vocabulary is not None and rows is not None and rows > vocabulary:
-        adds = (
-            f", to which `{args.get('tokenizer_type')}` adds one" if vocabulary != entries else ""
-        )
-        yield Diagnostic(
-            "padded-vocabulary",
-            f"{rows - vocabulary} of {rows} rows of the vocabulary are padding",
-            "warning",
-            notes=(
-                f"the arguments say `vocab_size={entries}`{adds}; the rows behind it are left out",
-                "how many there are depends on tp, and they belong to no token",
-            ),
-        )
-
-
 def _of_folder(folder: Path, iteration: object) -> Iterator[Diagnostic]:
     match = _ITERATION.match(folder.name)
     if match is None:
@@ -174,22 +198,15 @@ def _of_folder(folder: Path, iteration: object) -> Iterator[Diagnostic]:
             "warning",
             notes=("Megatron takes the number from the files, not from the folder's name",),
         )
-    tracked = _tracked(folder.parent / TRACKER)
-    if tracked is not None and tracked < named:
+    source = LocalSource(folder.parent)
+    tracked = source.note(TRACKER) if source.has(TRACKER) else ""
+    if tracked.isdecimal() and tracked.isascii() and int(tracked) < named:
         yield Diagnostic(
             "untracked-iteration",
-            f"iteration {named} is newer than {tracked}, which `{TRACKER}` names",
+            f"iteration {named} is newer than {int(tracked)}, which `{TRACKER}` names",
             "warning",
             notes=(
                 "Megatron writes that file last: the save of this iteration may not have ended",
             ),
-            helps=(f"compare with iteration {tracked}, the last that ended for certain",),
+            helps=(f"compare with iteration {int(tracked)}, the last that ended for certain",),
         )
-
-
-def _tracked(tracker: Path) -> int | None:
-    try:
-        text = read_note(tracker)
-    except (OSError, ReshardError):
-        return None
-    return int(text) if text.isdecimal() and text.isascii() else None

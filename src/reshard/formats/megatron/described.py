@@ -18,6 +18,7 @@ from reshard.storage.bounded_json import load_bounded
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.yaml_file import load_yaml
 from reshard.store.regular_file import read_regular
+from reshard.store.source import LocalSource
 
 _MAX_NBYTES = 16 << 20
 _FILES = (
@@ -49,18 +50,18 @@ _TRAIN_STATE = "train_state.pt"
 def arguments_beside(folder: Path) -> Arguments | None:
     """Megatron's arguments as far as a configuration beside the tensors tells them."""
     for name, section in _FILES:
-        path = folder / name
-        model = _section(path, section)
+        model = _section(folder / name, section)
         if model is not None and all(isinstance(model.get(key), int) for key in _WANTED):
-            return Arguments(dict(_arguments(model)), str(path))
+            return Arguments(dict(_arguments(model)), str(folder / name))
     return None
 
 
 def step_beside(folder: Path) -> int | None:
     """The iteration that the state of the training loop tells."""
-    if not (folder / _TRAIN_STATE).is_file():
+    source = LocalSource(folder)
+    if not source.has(_TRAIN_STATE):
         return None
-    root = open_torch_file(folder / _TRAIN_STATE).root
+    root = open_torch_file(source.path(_TRAIN_STATE)).root
     step = root.get("step") if isinstance(root, dict) else None
     if isinstance(step, TensorRef) and step.numel == 1:
         step = int.from_bytes(read_small(step), "little", signed=True)
@@ -75,8 +76,8 @@ def _section(path: Path, section: str) -> Mapping[str, object] | None:
         return None
     if path.name == _OBJECTS:
         return _fiddled(value, section)
-    found = value.get(section) if section and isinstance(value, dict) else value
-    return found if isinstance(found, dict) else None
+    model = value.get(section) if section and isinstance(value, dict) else value
+    return model if isinstance(model, dict) else None
 
 
 def _fiddled(value: object, section: str) -> Mapping[str, object] | None:

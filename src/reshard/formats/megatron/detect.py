@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reshard.errors import source_error
+from reshard.errors import ReshardError, source_error
 from reshard.formats.steps import TRACKER, is_tracked_by_another
 from reshard.store.source import LocalSource
 
@@ -19,21 +19,24 @@ _ITERATION = re.compile(r"iter_\d{7,}|release")
 
 def detect(path: Path) -> bool:
     """Whether a folder has the tracker file, rank folders, or a `torch_dist` folder's files."""
-    if not path.is_dir():
-        return False
-    is_one = is_legacy(path) or is_dist(path) or is_plain(path)
-    return _is_tracked(path) or is_one or is_dist(path / WEIGHTS)
+    return path.is_dir() and (_is_tracked(path) or _has_form(path) or is_dist(path / WEIGHTS))
 
 
 def _is_tracked(path: Path) -> bool:
-    """Whether a folder has the tracker file of its own; Megatron-DeepSpeed writes one, too, beside
-    the `latest` file of DeepSpeed and the folders that this one names. So do trainers whose steps
-    are of other formats.
+    """Whether a folder has the tracker file of its own.
+
+    Megatron-DeepSpeed writes one, too, next to the `latest` file of DeepSpeed and the folders that
+    this one names. So do trainers whose steps are of other formats.
     """
     source = LocalSource(path)
     if not source.has(TRACKER) or is_tracked_by_another(path):
         return False
     return not source.has("latest") or any(source.matching("iter_*", folders=True))
+
+
+def _has_form(folder: Path) -> bool:
+    """Whether a folder is that of one iteration, in any form."""
+    return is_legacy(folder) or is_dist(folder) or is_plain(folder)
 
 
 def is_legacy(folder: Path) -> bool:
@@ -46,8 +49,7 @@ def is_dist(folder: Path) -> bool:
     `common.pt`.
     """
     source = LocalSource(folder)
-    beside = source.has("common.pt") or source.has(".metadata")
-    return source.has("metadata.json") and beside
+    return source.has("metadata.json") and (source.has("common.pt") or source.has(".metadata"))
 
 
 def is_plain(folder: Path) -> bool:
@@ -65,28 +67,23 @@ def find_folder(path: Path, step: str | None) -> Path:
     Raises: ReshardError[step-missing | bad-tracker | incomplete-megatron | mixed-source].
     """
     source = LocalSource(path)
-    if step is None and is_dist(path / WEIGHTS) and not source.has(TRACKER):
+    has_tracker = source.has(TRACKER)
+    if step is None and is_dist(path / WEIGHTS) and not has_tracker:
         return path / WEIGHTS
-    if step is None and (is_legacy(path) or is_dist(path) or is_plain(path)):
+    if step is None and _has_form(path):
         return _of_one_form(path)
-    wanted = step
-    if wanted is None:
-        if not source.has(TRACKER):
-            raise source_error(
-                "incomplete-megatron",
-                f"{path} is not a whole Megatron checkpoint",
-                notes=["it has neither rank folders nor a `metadata.json`"],
-                helps=["`metadata.json` is written last; without it the save did not end"],
-            )
-        wanted = source.note(TRACKER)
-        if wanted != "release" and not (wanted.isdecimal() and wanted.isascii()):
-            raise source_error(
-                "bad-tracker",
-                f"{path / TRACKER} says `{wanted[:40]}`, which is no iteration",
-                helps=["write the number of an iteration into it, or choose one with `--step`"],
-            )
+    if step is None and not has_tracker:
+        raise _incomplete(path)
+    wanted = source.note(TRACKER) if step is None else step
+    is_number = wanted.isdecimal() and wanted.isascii()
+    if step is None and wanted != "release" and not is_number:
+        raise source_error(
+            "bad-tracker",
+            f"{path / TRACKER} says `{wanted[:40]}`, which is no iteration",
+            helps=["write the number of an iteration into it, or choose one with `--step`"],
+        )
     folder = path / (f"iter_{int(wanted):07d}" if wanted.isdecimal() else wanted)
-    if step is not None and not source.has(TRACKER) and path.name == folder.name:
+    if step is not None and not has_tracker and path.name == folder.name:
         folder = path
     if not folder.is_dir():
         there = [*source.matching("iter_*", folders=True)]
@@ -96,14 +93,18 @@ def find_folder(path: Path, step: str | None) -> Path:
             notes=[f"there are: {', '.join(there[-5:]) or 'none'}"],
             helps=["choose one of them with `--step`"],
         )
-    if not is_legacy(folder) and not is_dist(folder) and not is_plain(folder):
-        raise source_error(
-            "incomplete-megatron",
-            f"{folder} is not a whole Megatron checkpoint",
-            notes=["it has neither rank folders nor a `metadata.json`"],
-            helps=["`metadata.json` is written last; without it the save did not end"],
-        )
+    if not _has_form(folder):
+        raise _incomplete(folder)
     return _of_one_form(folder)
+
+
+def _incomplete(folder: Path) -> ReshardError:
+    return source_error(
+        "incomplete-megatron",
+        f"{folder} is not a whole Megatron checkpoint",
+        notes=["it has neither rank folders nor a `metadata.json`"],
+        helps=["`metadata.json` is written last; without it the save did not end"],
+    )
 
 
 def _of_one_form(folder: Path) -> Path:
@@ -113,7 +114,7 @@ def _of_one_form(folder: Path) -> Path:
     """
     source = LocalSource(folder)
     if is_legacy(folder) and (is_dist(folder) or source.has(".metadata")):
-        dist = next(name for name in ("metadata.json", ".metadata") if source.has(name))
+        dist = "metadata.json" if source.has("metadata.json") else ".metadata"
         raise source_error(
             "mixed-source",
             f"{folder} holds two checkpoints: files of ranks, and a distributed one",

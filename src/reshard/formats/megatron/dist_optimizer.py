@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.dist_names import stacked_axes
 from reshard.formats.megatron.groups import Groups, claims, optimizers_in
 from reshard.formats.megatron.modules import is_expert
+from reshard.formats.megatron.names import stacked_axes
 from reshard.plan.catalog import Fragment, Left, LocalTensor
 from reshard.run.states import EXP_AVG, EXTRA, PARAM, STEP
 from reshard.storage.numbers import number_bytes

@@ -12,14 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import Member, Part
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
+from reshard.formats.megatron.masters import box_of
 from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
-from reshard.formats.megatron.stacks import layer_of
+from reshard.formats.megatron.names import layer_of
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.run.states import PARAM
 
@@ -32,20 +33,16 @@ _HALVES = ("_w", "_v")
 class Place:
     """A rank, and what of the model it has.
 
-    Args:  tp, tps: its rank among those that cut its dense tensors.
-           etp, etps: its rank among those that cut an expert.
-           ep, eps: its rank among those that share experts.
+    Args:  dense, expert: its number and how many there are, among the ranks that cut its dense
+                          tensors, and an expert.  ep: among those that share experts.
            layers: of its chunk.  first, last: whether its chunk is the first, the last of all.
            experts: whether the optimizer has experts alone, or none; None for both.
            dtype: of the parameters.
     """
 
-    tp: int
-    tps: int
-    etp: int
-    etps: int
-    ep: int
-    eps: int
+    dense: tuple[int, int]
+    expert: tuple[int, int]
+    ep: tuple[int, int]
     layers: range
     first: bool
     last: bool
@@ -53,7 +50,7 @@ class Place:
     dtype: DType
 
 
-class Members:
+class RankMembers:
     """The weights of a checkpoint, as ranks had them."""
 
     def __init__(self, weights: Sequence[LocalTensor], args: Arguments) -> None:
@@ -63,7 +60,10 @@ class Members:
         tied = not args.get("untie_embeddings_and_output_weights") and args.size("pp") > 1
         self._tied = tied and OUTPUT not in self.tensors  # the last stage has a copy
         self._index: dict[tuple[str, int], dict[tuple[int, ...], list[Part]]] = {}
-        self.layers = max((self._layers(t) for t in self.tensors.values()), default=0)
+        self._inside = {n: self._layers(t) for n, t in self.tensors.items() if self._layers(t)}
+        self.layers = max(self._inside.values(), default=0)
+        singles = [int(m[2]) for m in map(_EXPERT.search, self.tensors) if m is not None]
+        self._experts_apart = 1 + max(singles, default=-1)
 
     @staticmethod
     def _layers(tensor: LocalTensor) -> int:
@@ -96,32 +96,27 @@ class Members:
         return (EMBEDDING,) if self._has_mtp else ()
 
     def _members(self, place: Place, by_expert: bool, copies: tuple[str, ...]) -> Iterator[Member]:
-        inside = [name for name in self.tensors if self._layers(self.tensors[name])]
-        outside = [name for name in self.tensors if name not in set(inside)]
-        if place.first:
-            for name in outside:
-                if name.startswith("embedding."):
-                    yield from self._one(name, (), place)
-        elif EMBEDDING in copies and EMBEDDING in self.tensors:
-            yield from self._one(EMBEDDING, (), place)
+        before = [EMBEDDING] if EMBEDDING in copies and EMBEDDING in self.tensors else []
+        behind = []
+        for name in self.tensors:
+            if name not in self._inside and name.startswith("embedding."):
+                before += [name] * place.first
+            elif name not in self._inside:
+                behind += [name] * place.last
+        yield from chain(*(self._one(name, (), place) for name in before))
         for layer in place.layers:
-            yield from self._layer(inside, layer, place, by_expert)
-        if place.last:
-            for name in outside:
-                if not name.startswith("embedding."):
-                    yield from self._one(name, (), place)
+            yield from self._layer(layer, place, by_expert)
+        yield from chain(*(self._one(name, (), place) for name in behind))
         if OUTPUT in copies and EMBEDDING in self.tensors:
             for member in self._one(EMBEDDING, (), place):
                 yield Member(OUTPUT, member.parts)
 
-    def _layer(
-        self, names: Sequence[str], layer: int, place: Place, by_expert: bool
-    ) -> Iterator[Member]:
+    def _layer(self, layer: int, place: Place, by_expert: bool) -> Iterator[Member]:
         """One layer: experts stand where the first of them is listed."""
         experts: list[tuple[int, int, Member]] = []
         plain: list[Member | None] = []
         order: dict[str, int] = {}
-        for name in names:
+        for name in self._inside:
             index = layer_of(name)
             if index is not None and index[1] != layer:
                 continue
@@ -147,14 +142,12 @@ class Members:
         """The experts that a rank has of one name."""
         single = _EXPERT.search(name)
         if single is not None:
-            count = 1 + max(
-                int(m.group(2)) for m in map(_EXPERT.search, self.tensors) if m is not None
-            )
-            experts = [int(single.group(2))]
+            count, experts = self._experts_apart, [int(single[2])]
         else:
             count = self.tensors[name].shape[len(lead)]
             experts = list(range(count))
-        share = range(place.ep * count // place.eps, (place.ep + 1) * count // place.eps)
+        number, ranks = place.ep
+        share = range(number * count // ranks, (number + 1) * count // ranks)
         for expert in experts:
             if expert in share:
                 inner = lead if single is not None else (*lead, expert)
@@ -192,17 +185,16 @@ class Members:
                 chunks.sort(key=lambda part: part.box.lo)
             self._index[key] = table
         parts = self._index[key].get(lead, [])
-        tp, tps = (place.etp, place.etps) if is_expert(name) else (place.tp, place.tps)
-        return parts[tp::tps] if len(parts) >= tps else parts
+        number, ranks = place.expert if is_expert(name) else place.dense
+        return parts[number::ranks] if len(parts) >= ranks else parts
 
     def _part(self, tensor: LocalTensor, fragment: Fragment) -> Part:
-        box = fragment.box or Box.whole(tensor.shape)
-        at = fragment.byte_offset if fragment.strides is None else None
+        box = box_of(tensor, fragment)
         checked = box.volume
         if is_vocabulary(tensor.name) and box.size:
             rows = self._args.checked_rows(tensor.shape[0]) - box.lo[0]
             checked = max(0, min(rows, box.size[0])) * (box.volume // max(1, box.size[0]))
-        return Part(tensor.name, box, tensor.dtype, fragment.file, at, checked)
+        return Part(tensor, fragment, checked)
 
 
 def _other(name: str) -> str:

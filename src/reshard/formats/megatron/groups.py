@@ -1,69 +1,23 @@
-"""Param groups: which parameters each has, and which of them its numbered states belong to.
+"""Param groups: which parameters each has, in checkpoints that are read and that are written.
 
-The optimizer counts parameters group by group; a group takes its parameters in the order of
-`named_parameters`. Which parameters a group has follows from what it says about itself.
-Source: megatron/core/optimizer/__init__.py `_get_param_groups` (core 0.12 to 0.16), and
-`get_megatron_optimizer` (core 0.6 to 0.16): one optimizer for the dense parameters, one for experts
-over several ranks; with overlapping gathers of parameters, one more for the first model chunk.
+Which parameters a group has follows from its settings: by weight decay, embeddings with a learning
+rate of their own, experts over several ranks.
+Source: megatron/core/optimizer/__init__.py `_get_param_groups` (core 0.12 to 0.16; written as by
+0.16.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, target_error
 from reshard.formats.megatron.modules import is_expert
 from reshard.run.run import Group
 from reshard.storage.kept import encode
-from reshard.storage.torch_file import TensorRef
 
 RUNTIME = ("params", "step")
 """Entries of a group that are no hyper-parameters."""
-
-_HELPS = ("leave the optimizer out with `--states weights`",)
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """A parameter of one rank: the model chunk that it is in, its name, and its weight.
-
-    Args:  checked: elements that its master must round to.
-    """
-
-    chunk: int
-    name: str
-    ref: TensorRef = field(compare=False)
-    checked: int = field(default=0, compare=False)
-
-    @property
-    def numel(self) -> int:
-        """Its elements on this rank."""
-        return self.ref.numel
-
-
-@dataclass(frozen=True, slots=True)
-class GroupMembers:
-    """A param group with its parameters, in its own order.
-
-    Args:  ids: the numbers of their states; empty where the file does not number them.
-    """
-
-    group: Mapping[str, object]
-    ids: tuple[int, ...]
-    members: tuple[Parameter, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One optimizer as it is stored.
-
-    Args:  groups: its param groups.  states: by number.  masters: by group, None without any.
-    """
-
-    groups: tuple[Mapping[str, object], ...]
-    states: Mapping[object, Mapping[object, object]]
-    masters: tuple[tuple[object, ...], ...] | None
 
 
 def optimizers_in(tree: object) -> list[object]:
@@ -140,105 +94,193 @@ class Groups:
         return tuple(Group(values, names) for values, names in self._found)
 
 
-def share_parameters(
-    parts: Sequence[Part], parameters: Sequence[Parameter], file: str
-) -> list[tuple[GroupMembers, ...]]:
-    """The groups of every optimizer with their parameters.
+Settings = dict[str, object]
 
-    Raises: ReshardError[ambiguous-optimizer-ids] when the parameters can be shared in no way, or in
-            several.
+_FUSED, _EXPERT = "bias_correction", "is_expert_parallel"
+_KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
+_OVERRIDES = ("is_decoupled_lr", "lr_mult", "max_lr", "min_lr", "wd_mult")
+_MULTIPLIERS = {"wd_mult": 1.0, "lr_mult": 1.0, "is_decoupled_lr": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """One of the chained optimizers.
+
+    Args:  groups: their settings.  members: by name of a parameter, the index of its group.
     """
-    solutions: list[list[tuple[GroupMembers, ...]]] = []
-    first: ReshardError | None = None
-    for shares in _ways(len(parts), parameters):
-        try:
-            solutions.append(
-                [_assigned(part, share, file) for part, share in zip(parts, shares, strict=True)]
+
+    groups: tuple[Settings, ...]
+    members: Mapping[str, int]
+
+
+@dataclass(slots=True)
+class GroupBuilder:
+    """Makes the groups of a target.
+
+    Args:  source: the source's groups, none of them empty of settings.
+           chained: experts are on several ranks, so that they have an optimizer of their own.
+    """
+
+    source: Sequence[Group]
+    chained: bool
+    warnings: list[Diagnostic] = field(default_factory=list)
+
+    def build(self, parameters: Mapping[str, int]) -> tuple[Optimizer, ...]:
+        """The optimizers with their groups; every group that holds some parameter of some rank.
+
+        Args:  parameters: of the whole model, with the dimensions of each on one rank.
+        Raises: ReshardError[megatron-groups].
+        """
+        is_own = all("wd_mult" in group for group in self.source)
+        settings = self._megatron(parameters) if is_own else self._foreign(parameters)
+        if not self.chained or not any(map(is_expert, parameters)):
+            return (_optimizer(settings, expert=False),)
+        return tuple(
+            _optimizer({n: s for n, s in settings.items() if is_expert(n) == expert}, expert=expert)
+            for expert in (False, True)
+        )
+
+    def _megatron(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
+        """The settings of every parameter: those of the group that it was in."""
+        settings = {name: group.settings for group in self.source for name in group.params or ()}
+        rest = [group for group in self.source if group.params is None]
+        return {
+            name: settings[name] if name in settings else _fitting(name, dims, rest)
+            for name, dims in parameters.items()
+        }
+
+    def _foreign(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
+        """Megatron's two groups, with the hyper-parameters of the groups of another framework."""
+        holder = {name: group for group in self.source for name in group.params or ()}
+        kinds: dict[bool, list[Settings]] = {True: [], False: []}
+        decayed_otherwise: list[str] = []
+        for name, dims in parameters.items():
+            decayed = is_decayed(name, dims)
+            settings = holder.get(name, self.source[0]).settings
+            if settings not in kinds[decayed]:
+                kinds[decayed].append(settings)
+            decay = settings.get("weight_decay")
+            if decay is not None and bool(decay) != decayed:
+                decayed_otherwise.append(name)
+        self._warn(kinds, decayed_otherwise)
+        groups = {decayed: _foreign(kind[0], decayed) for decayed, kind in kinds.items() if kind}
+        return {name: groups[is_decayed(name, dims)] for name, dims in parameters.items()}
+
+    def _warn(self, kinds: Mapping[bool, Sequence[Settings]], decayed: Sequence[str]) -> None:
+        notes = []
+        for is_on, kind in kinds.items():
+            keys = dict.fromkeys(key for settings in kind for key in settings)
+            differing = [k for k in keys if any(s.get(k) != kind[0].get(k) for s in kind)]
+            if differing:
+                names = ", ".join(f"`{key}`" for key in differing)
+                what = "that decay" if is_on else "that do not decay"
+                notes.append(f"those {what} had different {names}: the first one's is kept")
+        if decayed:
+            notes.append(
+                f"Megatron lets weights decay and biases and norms not, unlike the source for "
+                f"`{decayed[0]}`" + (f" and {len(decayed) - 1} more" if len(decayed) > 1 else "")
             )
-        except ReshardError as error:
-            first = first or error
-    if len(solutions) == 1:
-        return solutions[0]
-    if first is not None and not solutions:
-        raise first
-    raise _ambiguous(
-        f"{file} has {len(parts)} optimizers, and which parameters each has is not known",
-        f"{len(solutions)} ways of sharing {len(parameters)} parameters fit",
-        "optimizers count their parameters and do not name them",
+        if notes:
+            self.warnings.append(
+                Diagnostic(
+                    "megatron-groups",
+                    "param groups become those that Megatron makes",
+                    "warning",
+                    notes=tuple(notes),
+                    helps=("set the hyper-parameters in the run's arguments",),
+                )
+            )
+
+
+def _fitting(name: str, dims: int, groups: Sequence[Group]) -> Settings:
+    """The settings of the one group that a parameter can be in, in whichever optimizer."""
+    kinds: list[Settings] = []
+    for group in groups:
+        settings = {key: value for key, value in group.settings.items() if key != _EXPERT}
+        if settings not in kinds:
+            kinds.append(settings)
+    choices = [settings for settings in kinds if belongs(settings, name, dims, kinds)]
+    if len(choices) != 1:
+        raise target_error(
+            "megatron-groups",
+            f"`{name}` fits {len(choices)} of the {len(groups)} param groups of the source",
+            notes=["the source does not say which parameters a group holds"],
+            helps=["leave the optimizer out with `--states weights`"],
+        )
+    return choices[0]
+
+
+def carried_groups(
+    source: Sequence[Group], *, chained: bool
+) -> tuple[tuple[Settings, ...], ...] | None:
+    """Megatron's own groups, one tuple for each optimizer, where none says what it holds.
+
+    None where it must be known what they hold: experts go from one optimizer to another.
+    """
+    if any(group.params is not None or "wd_mult" not in group for group in source):
+        return None
+    if chained != any(group.get(_EXPERT) for group in source):
+        return None
+    return tuple(
+        tuple(_plain(g) for g in source if bool(g.get(_EXPERT)) == expert)
+        for expert in ([False, True] if chained else [False])
     )
 
 
-def _ways(count: int, parameters: Sequence[Parameter]) -> Iterator[tuple[Sequence[Parameter], ...]]:
-    """Ways in which Megatron shares parameters; none twice."""
-    dense = [p for p in parameters if not is_expert(p.name)]
-    experts = [p for p in parameters if is_expert(p.name)]
-    head, rest = [p for p in dense if p.chunk == 0], [p for p in dense if p.chunk > 0]
-    if count == 1:
-        yield (parameters,)
-    elif count == 2 and experts:
-        yield dense, experts
-    elif count == 2 and head and rest:
-        yield head, rest
-    elif count == 3 and head and rest and experts:
-        yield head, rest, experts
+def is_fused(source: Iterable[Group]) -> bool:
+    """Whether the optimizer counts steps by group, as fused ones do, not by parameter."""
+    return all(
+        _FUSED in group or not {"foreach", "amsgrad"} & group.settings.keys() for group in source
+    )
 
 
-def _assigned(part: Part, parameters: Sequence[Parameter], file: str) -> tuple[GroupMembers, ...]:
-    """The groups of one optimizer with their parameters, whose shapes the states must have."""
-    groups = part.groups
-    claims_of = [
-        frozenset(p for p in parameters if belongs(g, p.name, len(p.ref.shape), groups))
-        for g in groups
-    ]
-    rest = list(parameters)
-    out = []
-    for group, claim in zip(groups, claims_of, strict=True):
-        members = tuple(p for p in rest if p in claim)
-        raw = group.get("params")
-        ids = tuple(i for i in raw if isinstance(i, int)) if isinstance(raw, list) else ()
-        if raw is not None and len(ids) != len(members):
-            raise _ambiguous(
-                f"a param group of {file} numbers {len(ids)} parameters where {len(members)} "
-                "fit it",
-                f"wd_mult={group.get('wd_mult')}, "
-                f"is_expert_parallel={group.get('is_expert_parallel')}",
-                f"first that fits: `{members[0].name}`" if members else "none fits",
-            )
-        if raw is None and claim and claims_of.count(claim) > 1:
-            raise _ambiguous(
-                f"{claims_of.count(claim)} param groups of {file} may have the same "
-                f"{len(claim)} parameters",
-                f"first: `{next(p.name for p in parameters if p in claim)}`",
-            )
-        rest = [p for p in rest if p not in members]
-        out.append(GroupMembers(group, ids, members))
-    if rest:
-        raise _ambiguous(
-            f"{len(rest)} parameters belong to no param group of {file}",
-            f"first: `{rest[0].name}`",
-        )
-    for item in out:
-        for number, parameter in zip(item.ids, item.members, strict=bool(item.ids)):
-            for name, value in part.states.get(number, {}).items():
-                if isinstance(value, TensorRef):
-                    check_shape(parameter, value.shape, str(name), number, file)
-    return tuple(out)
+def _optimizer(settings_of: Mapping[str, Settings], *, expert: bool) -> Optimizer:
+    """The groups of parameters with the same settings."""
+    settings = {name: {**_plain(item), _EXPERT: expert} for name, item in settings_of.items()}
+    groups: list[Settings] = []
+    for item in settings.values():
+        if item not in groups:
+            groups.append(item)
+    groups = _sorted(groups)
+    return Optimizer(tuple(groups), {name: groups.index(item) for name, item in settings.items()})
 
 
-def check_shape(
-    parameter: Parameter, shape: tuple[int, ...], state: str, number: int, file: str
-) -> None:
-    """Refuse a state whose shape is not its parameter's.
-
-    Raises: ReshardError[ambiguous-optimizer-ids].
-    """
-    if shape not in (parameter.ref.shape, ()):
-        raise _ambiguous(
-            f"state {number} of the optimizer does not fit `{parameter.name}`",
-            f"`{state}` has shape {list(shape)}, the parameter {list(parameter.ref.shape)}",
-            f"in {file}; the optimizer counts its parameters and does not name them",
-        )
+def _plain(settings: Mapping[str, object]) -> Settings:
+    """Settings without what a run says anew; `is_expert_parallel` first, as Megatron has it."""
+    return {_EXPERT: False, **{k: v for k, v in settings.items() if k not in RUNTIME}}
 
 
-def _ambiguous(headline: str, *notes: str) -> ReshardError:
-    return source_error("ambiguous-optimizer-ids", headline, notes=notes, helps=_HELPS)
+def _sorted(groups: Sequence[Settings]) -> list[Settings]:
+    """The group without overrides first, the others by what they override."""
+
+    def key(settings: Settings) -> tuple[object, ...]:
+        overrides = {
+            k: settings[k] for k in _KEYS if settings.get(k, _MULTIPLIERS[k]) != _MULTIPLIERS[k]
+        }
+        if not overrides:
+            return (0,)
+        if settings.get("is_decoupled_lr"):
+            overrides = {
+                k: settings[k]
+                for k in _OVERRIDES
+                if k in settings and (k in overrides or "_lr" in k)
+            }
+        return (1, tuple((k, str(v)) for k, v in sorted(overrides.items())))
+
+    return sorted(groups, key=key)
+
+
+def _foreign(settings: Mapping[str, object], decayed: bool) -> Settings:
+    """A group of Megatron's with the hyper-parameters of another framework's."""
+    rest = {key: value for key, value in settings.items() if key not in (*RUNTIME, *_KEYS)}
+    out: Settings = {
+        _EXPERT: False,
+        "default_config": True,
+        **_MULTIPLIERS,
+        "wd_mult": 1.0 if decayed else 0.0,
+        **rest,
+    }
+    if not decayed and "weight_decay" in out:
+        out["weight_decay"] = 0.0
+    out.setdefault(_FUSED, True)
+    return out

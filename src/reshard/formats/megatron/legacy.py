@@ -1,15 +1,21 @@
 """The weights of a legacy checkpoint: every rank's state dict as local tensors.
 
-Source: Megatron-LM, megatron/training/checkpointing.py `generate_state_dict`.
+Source: Megatron-LM, megatron/training/checkpointing.py `generate_state_dict`,
+`fix_query_key_value_ordering`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
+from math import prod
 
-from reshard.errors import source_error
+from reshard.algebra.box import Box
+from reshard.algebra.piece import row_major
+from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.modules import is_buffer, is_expert, tied_names
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
@@ -18,6 +24,12 @@ from reshard.storage.torch_file import TensorRef
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT = "output_layer.weight"
+
+_FUSED = {
+    re.compile(r".*\.query_key_value\.(weight|bias)"): 3,
+    re.compile(r".*\.key_value\.(weight|bias)"): 2,
+}
+"""Matrices of a head in one tensor."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +56,19 @@ class Chunk:
 def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
     """The model chunks of a rank file, in order.
 
-    Raises: ReshardError[no-model].
+    Raises: ReshardError[no-model | tensor-subclass].
     """
-    keys = sorted(
-        (
-            key
-            for key in rank.root
-            if isinstance(key, str) and key.startswith("model") and key[5:].isdecimal()
-        ),
-        key=lambda key: int(key[5:]),
+    numbers = sorted(
+        int(key[5:])
+        for key in rank.root
+        if isinstance(key, str) and key.startswith("model") and key[5:].isdecimal()
     )
-    trees = [rank.root[key] for key in keys] or [rank.root.get("model")]
-    if keys and [int(key[5:]) for key in keys] != list(range(len(keys))):
-        raise _no_model(rank, f"its chunks are {', '.join(keys)}")
+    if numbers != list(range(len(numbers))):
+        raise _no_model(rank, f"its chunks are {', '.join(f'model{n}' for n in numbers)}")
+    keys = [f"model{number}" for number in numbers] or ["model"]
     out = []
-    for index, tree in enumerate(trees):
+    for index, key in enumerate(keys):
+        tree = rank.root.get(key)
         if not isinstance(tree, dict):
             raise _no_model(rank, f"its keys are {', '.join(map(str, rank.root))}")
         tensors: dict[str, TensorRef] = {}
@@ -86,7 +96,7 @@ def _stream(value: object) -> bytes | None:
     return bytes(parts[0]) if parts and isinstance(parts[0], (bytes, bytearray)) else b""
 
 
-def _subclass(rank: RankFile, name: str, value: Record) -> Exception:
+def _subclass(rank: RankFile, name: str, value: Record) -> ReshardError:
     kind = next(part for part in value.name.split(".") if "Tensor" in part)
     return source_error(
         "tensor-subclass",
@@ -99,7 +109,7 @@ def _subclass(rank: RankFile, name: str, value: Record) -> Exception:
     )
 
 
-def _no_model(rank: RankFile, why: str) -> Exception:
+def _no_model(rank: RankFile, why: str) -> ReshardError:
     return source_error("no-model", f"{rank.file} holds no model", notes=[why])
 
 
@@ -115,50 +125,88 @@ def _flatten(prefix: str, tree: Mapping[object, object]) -> Iterator[tuple[str, 
 def coords_of(chunk: Chunk, name: str, ranks: Ranks, vpp: int) -> tuple[Coord, ...]:
     """Where on the mesh a tensor is: at one place, and at those of ranks that wrote no file.
 
-    An expert's tensor is not cut by ep but found on one ep rank; a dense one is on all of them.
+    An expert's tensor is not cut by ep but lies on one ep rank; a dense one is on all of them.
     """
     rank = chunk.rank
     expert = is_expert(name)
+    apart = expert and ranks.etp not in (1, ranks.tp)  # the rest of tp numbers the copies
     out = []
     for tp, ep in ranks.places(rank, expert=expert):
-        coord = [("vpp", chunk.vpp)] if vpp > 1 else []
-        coord += [("pp", rank.pp)] if ranks.pp > 1 else []
-        if expert and ranks.etp not in (1, ranks.tp):
-            # Cut over etp; what is left of tp numbers the copies.
-            coord += [("tp", tp // ranks.etp), ("etp", tp % ranks.etp)]
-        else:
-            coord += [("tp", tp)] if ranks.tp > 1 else []
-        coord += [("ep", ep)] if ranks.ep > 1 else []
+        coord = [("vpp", chunk.vpp)] * (vpp > 1) + [("pp", rank.pp)] * (ranks.pp > 1)
+        coord += [("tp", tp // ranks.etp), ("etp", tp % ranks.etp)] * apart
+        coord += [("tp", tp)] * (ranks.tp > 1 and not apart) + [("ep", ep)] * (ranks.ep > 1)
         out.append(tuple(coord))
     return tuple(out)
 
 
-def stored_shape(name: str, ref: TensorRef, ranks: Ranks) -> tuple[int, ...]:
-    """The shape that the numbers have: grouped experts' weights are views of three dimensions."""
-    if not name.endswith(("experts.weight1", "experts.weight2")) or len(ref.shape) != 2:
-        return ref.shape
-    experts = (ranks.args.integer("num_experts") or 1) // ranks.ep
-    hidden = ref.shape[0] if name.endswith("weight1") else ref.shape[1]
-    if not experts or not hidden or ref.numel % (experts * hidden) or not ref.is_contiguous:
+def as_counted(tensor: LocalTensor, weight: LocalTensor, ranks: Ranks) -> LocalTensor:
+    """A weight, or a state of its shape, as its numbers count.
+
+    Grouped experts' weights are views of three dimensions; old checkpoints have rows in other
+    orders.
+
+    Args:  weight: as it is stored.
+    Raises: ReshardError[shape-mismatch | fused-rows].
+    """
+    name, shape, args = weight.name, weight.shape, ranks.args
+    parts = next((n for pattern, n in _FUSED.items() if pattern.fullmatch(name)), None)
+    if ranks.version < 2.0 and parts is not None:
+        return _in_order(replace(tensor, shape=shape), parts, ranks)
+    if not name.endswith(("experts.weight1", "experts.weight2")) or len(shape) != 2:
+        return replace(tensor, shape=shape)
+    experts = (args.integer("num_experts") or 1) // ranks.ep
+    first = name.endswith("weight1")
+    hidden = shape[0] if first else shape[1]
+    dense = all(fragment.strides is None for fragment in weight.fragments)
+    if not experts or not hidden or weight.numel % (experts * hidden) or not dense:
         raise source_error(
             "shape-mismatch",
-            f"`{name}` of shape {list(ref.shape)} is not the weights of {experts} experts",
-            notes=[f"in {ref.file}; `num_experts` is {ranks.args.integer('num_experts')}"],
+            f"`{name}` of shape {list(shape)} is not the weights of {experts} experts",
+            notes=[f"in {weight.file}; `num_experts` is {args.integer('num_experts')}"],
         )
-    rest = ref.numel // experts // hidden
-    return (experts, hidden, rest) if name.endswith("weight1") else (experts, rest, hidden)
+    rest = weight.numel // experts // hidden
+    return replace(tensor, shape=(experts, hidden, rest) if first else (experts, rest, hidden))
 
 
-def local_tensor(
-    name: str, state: str, ref: TensorRef, file: str, shape: tuple[int, ...] | None = None
-) -> LocalTensor:
-    """One stored tensor as it lies.
+def _in_order(tensor: LocalTensor, parts: int, ranks: Ranks) -> LocalTensor:
+    """Fused queries, keys, and values with their rows as those of checkpoint version 2.0.
 
-    Args:  shape: that its numbers have, if not its own.
+    Since then a rank's rows are, for each head, those of query, of key, of value. Version 0 has all
+    queries, then all keys, then all values; version 1.0 has, for each head, row 0 of query, of key,
+    of value, then row 1 of each.
     """
-    strides = None if ref.is_contiguous else ref.strides
-    run = Fragment(0, ref.numel, file, ref.byte_offset, strides)
-    return LocalTensor(name, state, (), ref.shape if shape is None else shape, ref.dtype, (run,))
+    version, args, shape = ranks.version, ranks.args, tensor.shape
+    count, hidden = args.integer("num_attention_heads"), args.integer("hidden_size")
+    width = args.integer("kv_channels") or (hidden // count if count and hidden else 0)
+    if not width or shape[0] % (parts * width):
+        raise source_error(
+            "fused-rows",
+            f"the {shape[0]} rows of `{tensor.name}` are not {parts} times those of whole heads",
+            notes=[
+                f"checkpoint version {version:g} keeps query, key and value in an order of its own",
+                f"a head has {width} rows, as the arguments of {args.file} say"
+                if width
+                else f"the arguments of {args.file} do not say how many rows a head has",
+            ],
+            helps=["load it in the Megatron that wrote it, and save it again with a newer one"],
+        )
+    if not tensor.fragments:
+        return tensor
+    (run,) = tensor.fragments
+    strides = run.strides or row_major(shape)
+    size = (width, *shape[1:])
+    heads = shape[0] // parts // width
+    runs = []
+    for head, part in product(range(heads), range(parts)):
+        if version < 1.0:
+            row, step = (part * heads + head) * width, 1
+        else:
+            row, step = head * parts * width + part, parts
+        at = run.byte_offset + row * strides[0] * tensor.dtype.itemsize
+        lo = ((head * parts + part) * width, *(0,) * len(shape[1:]))
+        steps = (step * strides[0], *strides[1:])
+        runs.append(Fragment(0, prod(size), run.file, at, steps, None, Box(lo, size)))
+    return replace(tensor, fragments=tuple(runs))
 
 
 def is_tied(ranks: Ranks) -> bool:

@@ -11,27 +11,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_of
+from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
 from reshard.formats.megatron.groups import RUNTIME, optimizers_in
 from reshard.formats.megatron.modules import description
+from reshard.plan.agreement import agreed
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
+from reshard.store.source import LocalSource
 
 MODEL_FILES = ("model_optim_rng.pt", "model_rng.pt")
 DISTRIBUTED = "distrib_optim.pt"
 """The states of the distributed optimizer, beside the model's file."""
+_OLD_OPTIMIZER = "optim.pt"
 
 MAX_RANKS = 1 << 20
-_TOLD = 4
-"""Settings that differ and are named."""
 
 _OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "local_world_size")
-_OWN, _MISSING = object(), object()
-"""What stands for a value that a rank may have of its own, and for none."""
-
-Settings = dict[str, object]
-
 _KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
 """What tells one param group from another."""
+
+Settings = dict[str, object]
 
 AXES = ("tp", "pp", "ep")
 Sizes = tuple[int, int, int]
@@ -140,13 +138,13 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | renamed-file |
             unsupported-expert-tp], and what `open_torch_file` raises.
     """
-    items = [_open(path, strict) for path in _rank_folders(folder)]
+    source = LocalSource(folder)
+    items = [_open(source, name, strict) for name in _rank_folders(source)]
     args = items[0].args
     sizes = _sizes(args, items)
-    settings = _settings(items[0])
+    _check_same(items)
     files = []
     for item in items:
-        _check_same(folder, items[0], settings, item)
         place = _place(item.numbers, sizes)
         if any(rank >= size for rank, size in zip(place, sizes, strict=True)):
             raise source_error(
@@ -172,33 +170,35 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
     return Ranks(tuple(files), args, *sizes, etp)
 
 
-def _rank_folders(folder: Path) -> list[Path]:
-    paths = sorted(folder.glob("mp_rank_*"))
-    for path in paths:
-        if not _ranks_in(path.name) or not path.is_dir():
+def _rank_folders(source: LocalSource) -> list[str]:
+    names = [*source.matching("mp_rank_*", folders=True), *source.matching("mp_rank_*")]
+    for name in sorted(names):
+        if not _ranks_in(name) or not source.has_folder(name):
             raise source_error(
                 "foreign-rank",
-                f"`{path.name}` in {folder} is not the folder of a rank",
+                f"`{name}` in {source.root} is not the folder of a rank",
                 notes=["names are `mp_rank_TT`, `mp_rank_TT_PPP`, `mp_rank_TT_PPP_EEE`"],
                 helps=["move it elsewhere if it does not belong to the checkpoint"],
             )
     # Before 2023, the distributed optimizer of every data-parallel rank had a folder of its own.
-    return [p for p in paths if not _only_optimizer(p)] or paths
+    others = [n for n in names if _model_file(source, n) or not source.has(f"{n}/{_OLD_OPTIMIZER}")]
+    return others or names
 
 
-def _only_optimizer(path: Path) -> bool:
-    return (path / "optim.pt").exists() and not any((path / n).exists() for n in MODEL_FILES)
+def _model_file(source: LocalSource, folder: str) -> str | None:
+    files = (f"{folder}/{name}" for name in MODEL_FILES)
+    return next((file for file in files if source.has(file)), None)
 
 
-def _open(path: Path, strict: bool) -> RankFile:
-    file = next((name for name in MODEL_FILES if (path / name).exists()), None)
+def _open(source: LocalSource, folder: str, strict: bool) -> RankFile:
+    file = _model_file(source, folder)
     if file is None:
         raise source_error(
             "missing-ranks",
-            f"{path} has no `{MODEL_FILES[0]}`",
+            f"{source.root / folder} has no `{MODEL_FILES[0]}`",
             helps=["copy the folders of all ranks"],
         )
-    opened = open_torch_file(path / file)
+    opened = open_torch_file(source.path(file))
     root = opened.root
     if not isinstance(root, dict):
         raise source_error(
@@ -206,13 +206,16 @@ def _open(path: Path, strict: bool) -> RankFile:
             f"{opened.path} holds no model",
             notes=[f"its root is a {type(root).__name__}"],
         )
-    older = sorted(path.parent.glob(f"{path.name}_*/optim.pt")) if file == MODEL_FILES[1] else []
-    strange = [p.name for p in sorted(path.glob("*optim*.pt")) if p.name not in (file, DISTRIBUTED)]
-    strange += [f"{p.parent.name}/{p.name}" for p in older]
-    has_args = strict or "args" in root
-    args = arguments_of(opened) if has_args else Arguments({}, opened.path)
-    numbers = tuple(_ranks_in(path.name))
-    return RankFile(numbers, f"{path.name}/{file}", root, args, tuple(strange))
+    known = (file, f"{folder}/{DISTRIBUTED}")
+    strange = [name for name in source.matching(f"{folder}/*optim*.pt") if name not in known]
+    strange = [name.rpartition("/")[2] for name in strange]
+    if file.endswith(MODEL_FILES[1]):
+        strange += source.matching(f"{folder}_*/{_OLD_OPTIMIZER}")
+    args = arguments_in(root.get("args"), opened.path)
+    if args is None and (strict or "args" in root):
+        raise no_arguments(opened.path)
+    args = args or Arguments({}, opened.path)
+    return RankFile(tuple(_ranks_in(folder)), file, root, args, tuple(strange))
 
 
 def _sizes(args: Arguments, items: Sequence[RankFile]) -> Sizes:
@@ -223,59 +226,32 @@ def _sizes(args: Arguments, items: Sequence[RankFile]) -> Sizes:
     return tp, pp, ep
 
 
-def _check_same(
-    folder: Path, first: RankFile, settings: Mapping[str, Settings], item: RankFile
-) -> None:
+def _check_same(files: Sequence[RankFile]) -> None:
     """Refuse files of two runs, or of two iterations of one.
-
-    Args:  settings: of the first file.
-    """
-    others = _settings(item)
-    differ = [
-        (name.replace("{}", key, 1), values.get(key, _MISSING), others[name].get(key, _MISSING))
-        for name, values in settings.items()
-        if name in others
-        for key in dict.fromkeys((*values, *others[name]))
-        if not _alike(values.get(key, _MISSING), others[name].get(key, _MISSING))
-    ][:_TOLD]
-    if differ:
-        raise source_error(
-            "mixed-runs",
-            f"{folder} holds files of two runs, or of two iterations of one",
-            notes=[
-                f"{item.file} says {', '.join(_text(name, value) for name, _, value in differ)}",
-                f"{first.file} says {', '.join(_text(name, value) for name, value, _ in differ)}",
-            ],
-            helps=["remove what does not belong to the checkpoint"],
-        )
-
-
-def _text(name: str, value: object) -> str:
-    return f"nothing of {name}" if value is _MISSING else f"{name}={value}"
-
-
-def _alike(one: object, other: object) -> bool:
-    if _OWN in (one, other) and _MISSING not in (one, other):
-        return True
-    return one is other or repr(one) == repr(other)  # NaN is like NaN
-
-
-def _settings(file: RankFile) -> dict[str, Settings]:
-    """What all ranks have in common, by kind; the name of a kind has a hole for that of a setting.
 
     A stage may lack a param group, or an optimizer, which others have.
     """
+    copies: dict[str, list[tuple[str, Settings]]] = {}
+    for file in files:
+        for what, settings in _settings(file).items():
+            copies.setdefault(what, []).append((file.file, settings))
+    for what, settings_of in copies.items():
+        agreed(settings_of, what)
+
+
+def _settings(file: RankFile) -> dict[str, Settings]:
+    """What all ranks have in common, by what it is."""
     run = {key: file.root.get(key) for key in ("iteration", "checkpoint_version")}
-    arguments = ((key, value) for key, value in file.args.values.items() if key not in _OF_ONE_RANK)
-    out = {"{}": {**run, **_plain(arguments)}}
+    arguments = {k: v for k, v in file.args.values.items() if k not in _OF_ONE_RANK}
+    out = {"settings of the run": {**run, **_plain(arguments.items())}}
     for key in ("opt_param_scheduler", "lr_scheduler"):
-        out[f"{key}.{{}}"] = _plain(_entries(file.root.get(key)))
+        out[f"settings of `{key}`"] = _plain(_entries(file.root.get(key)))
     groups: dict[str, list[Settings]] = {}
     for optimizer in optimizers_in(file.root.get("optimizer")):
         if not isinstance(optimizer, Mapping):
             continue
         if optimizer.get("grad_scaler"):
-            out["grad_scaler.{}"] = _plain(_entries(optimizer["grad_scaler"]))
+            out["settings of `grad_scaler`"] = _plain(_entries(optimizer["grad_scaler"]))
         inner = optimizer.get("optimizer", optimizer)
         items = inner.get("param_groups") if isinstance(inner, Mapping) else None
         for group in items if isinstance(items, list) else []:
@@ -285,8 +261,17 @@ def _settings(file: RankFile) -> dict[str, Settings]:
                 groups.setdefault(label, []).append(_plain(values))
     for label, settings in groups.items():
         if len(settings) == 1:
-            out[f"{{}} of the param group with {label}"] = settings[0]
+            out[f"settings of the param group with {label}"] = settings[0]
     return out
+
+
+class _Own:
+    """A value that a rank may have of its own, which is like any other: a path, a tensor."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
 
 
 def _plain(entries: Iterable[tuple[object, object]]) -> Settings:
@@ -295,7 +280,7 @@ def _plain(entries: Iterable[tuple[object, object]]) -> Settings:
         if isinstance(value, TensorRef) and value.numel == 1:
             out[str(key)] = read_small(value)
         else:
-            out[str(key)] = value if _is_common(value) else _OWN
+            out[str(key)] = value if _is_common(value) else _Own()
     return out
 
 

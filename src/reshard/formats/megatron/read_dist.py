@@ -1,36 +1,51 @@
-"""Reads a `torch_dist` checkpoint.
+"""Reads a `torch_dist` checkpoint, and one of the `zarr` backend, which was before it.
 
-Source: megatron/core/dist_checkpointing/strategies/torch.py (core 0.5 to 0.20).
+What all ranks have in common, `common.pt`, is one of the pickled objects since core 0.17.
+Source: megatron/core/dist_checkpointing/{serialization,strategies/common,strategies/torch,
+strategies/resharding}.py (core 0.5 to 0.20).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
+from reshard.algebra.box import Box
+from reshard.algebra.flat import flat_to_boxes
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.megatron.arguments import Arguments
-from reshard.formats.megatron.catalog import catalog_of
-from reshard.formats.megatron.common_state import COMMON, common_state
-from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
+from reshard.errors import ReshardError, source_error
+from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
+from reshard.formats.megatron.catalog import Contents
+from reshard.formats.megatron.described import arguments_beside, step_beside
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
 from reshard.formats.megatron.groups import Groups
+from reshard.formats.megatron.layout_text import rule_lines
 from reshard.formats.megatron.masters import check_masters, join_masters
-from reshard.formats.megatron.model_space import original_shape, unfolded
 from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.zarr_array import zarr_arrays, zarr_objects
-from reshard.plan.catalog import Catalog, LocalTensor
+from reshard.formats.megatron.names import FlatKey, StateKey, key_of
+from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.dcp_chunks import ChunkReader
-from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
+from reshard.storage.dcp_chunks import ChunkReader, check_volume
+from reshard.storage.dcp_metadata import Chunk, Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
-from reshard.store.regular_file import read_file
+from reshard.storage.torch_file import TensorRef, open_torch_file
+from reshard.storage.zarr_array import HEADER, ZarrArray, bad_zarr
+from reshard.store.source import LocalSource
+from reshard.store.source_files import SourceFiles
 
-_MAX_NBYTES = 1 << 20  # of `metadata.json`
+COMMON, COMMON_FILE = "common_state/", "common.pt"
+"""How the key of the common state begins, and the file that it was in before."""
+METADATA = "metadata.json"
+_MAX_NBYTES = 1 << 20
+_WEIGHTS = (PARAM, EXTRA)
+_OF_OPTIMIZER = frozenset(
+    ("shifted-optimizer", "buffer-mismatch", "bad-model-space", "ambiguous-optimizer-ids")
+)
+"""Faults that leave the weights as they are."""
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.
@@ -47,140 +62,250 @@ def read_dist(folder: Path) -> Catalog:
             what `read_metadata` and `ChunkReader` raise. What is wrong with the optimizer alone is
             kept in the catalog.
     """
-    backend = backend_of(folder)
-    chunks = ChunkReader(folder)
-    chunks.know("metadata.json")
-    common = common_state(folder, chunks, backend)
+    source, chunks = LocalSource(folder), ChunkReader(folder)
+    backend = _backend(source)
+    is_zarr = backend == "zarr"
+    metadata = Metadata((), (), {}, "", {}, ()) if is_zarr else read_metadata(folder)
+    of_common = [item.file for item in metadata.objects if item.name.startswith(COMMON)]
+    of_common += [COMMON_FILE] if source.has(COMMON_FILE) else []
+    for name in (METADATA, *reversed(of_common), *([] if is_zarr else [".metadata"])):
+        chunks.know(name)
+    objects = {item.name: chunks.object_of(item) for item in metadata.objects}
+    places = {item.name: item.file for item in metadata.objects}
+    common = _common_state(source, chunks, objects, places)
     root, args = common.root, common.args
-    content = (_zarr if backend == "zarr" else _torch_dist)(folder, args, chunks)
-    weights, raw = content.weights, content.objects
-    states: list[LocalTensor] = []
-    groups = Groups()
-    withheld: tuple[Diagnostic, ...] = ()
-    try:
-        states = content.states()
-        groups, steps = dist_groups(root.get("optimizer"), raw, [*weights, *states], common.file)
-        states = [*states, *steps]
-    except ReshardError as error:
-        if not {item.code for item in error.diagnostics} <= _OF_OPTIMIZER:
-            raise
-        withheld, states = error.diagnostics, []
-    objects = {
-        name: encode(value)
-        for name, value in raw.items()
-        if ".param_state/" not in name and not name.startswith(COMMON)
-    }
-    copies = 1 + max((index for t in states for _, index in t.coord), default=0)
-    names = [t.name for t in weights if t.state == PARAM]
-    rows = rows_of(weights)
-    true = args.true_vocabulary(rows)
-    vocabulary = true if true != rows else None
-    return catalog_of(
-        folder,
-        root,
-        args,
-        weights,
-        states,
-        groups,
-        layout=_layout(names, vocabulary, copies > 1),
-        framework={"form": backend, "saved_over": args.mesh(), "objects": objects},
+    content = _Zarr(source, chunks, args) if is_zarr else _TorchDist(chunks, metadata, args)
+    objects |= content.objects
+    contents = Contents(folder, backend, root, args, content.weights)
+
+    def optimizer() -> tuple[list[LocalTensor], Groups]:
+        states = content.states(objects)
+        tensors = [*content.weights, *states]
+        groups, steps = dist_groups(root.get("optimizer"), objects, tensors, common.file)
+        return [*states, *steps], groups
+
+    contents.read_optimizer(optimizer, _OF_OPTIMIZER)
+    copies = 1 + max((index for t in contents.states for _, index in t.coord), default=0)
+    return contents.catalog(
+        _layout(contents, copies > 1),
+        tuple(chunks.files.values()),
         mesh={COPY: copies} if copies > 1 else {},
-        files=tuple(chunks.files.values()),
-        names=names,
-        rows=rows,
-        vocabulary=vocabulary,
-        withheld=withheld,
-        left=(*common.left, *unread_states(root.get("optimizer"), common.file)),
+        objects={
+            name: value
+            for name, value in objects.items()
+            if ".param_state/" not in name and not name.startswith(COMMON)
+        },
+        left=[*common.left, *unread_states(root.get("optimizer"), common.file)],
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What is stored beside the common state.
+def _backend(source: LocalSource) -> str:
+    """What stores the tensors: `torch_dist`, or `zarr`.
 
-    Args:  states: makes the tensors of the optimizer, and says what is wrong with them.
-           objects: pickled ones, by key.
+    Raises: ReshardError[unsupported-backend | source-unreadable].
+    """
+    try:
+        content = load_bounded(source.text(METADATA, _MAX_NBYTES))
+        backend = content.get("sharded_backend") if isinstance(content, dict) else None
+    except ValueError:
+        backend = None
+    if backend not in ("torch_dist", "zarr"):
+        raise source_error(
+            "unsupported-backend",
+            f"{source.root} is stored by backend `{backend}`",
+            notes=["`torch_dist` and `zarr` are read"],
+            helps=["convert it with the Megatron that wrote it"],
+        )
+    return str(backend)
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What all ranks have in common.
+
+    Args:  root: its entries.  file: where it is, relative to the folder.
+           left: a `common.pt` that is not used.
     """
 
-    weights: list[LocalTensor]
-    states: Callable[[], list[LocalTensor]]
-    objects: Mapping[str, object]
+    root: Mapping[object, object]
+    args: Arguments
+    file: str
+    left: tuple[Left, ...]
 
 
-def _torch_dist(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
-    chunks.know(".metadata")
-    metadata = read_metadata(folder)
-    objects = {item.name: chunks.object_of(item) for item in metadata.objects}
-    keys = [(key_of(stored.name), stored) for stored in metadata.tensors]
-    flat = [(key, stored) for key, stored in keys if isinstance(key, FlatKey)]
-    named = [(key, stored) for key, stored in keys if isinstance(key, StateKey)]
-    weights = [_tensor(k, s, metadata, chunks) for k, s in named if k.state in _WEIGHTS]
+def _common_state(
+    source: LocalSource,
+    chunks: ChunkReader,
+    objects: Mapping[str, object],
+    places: Mapping[str, str],
+) -> _Common:
+    """The common state: the object, which was saved with the tensors, before the file.
 
-    def states() -> list[LocalTensor]:
-        tensors = [_tensor(k, s, metadata, chunks) for k, s in named if k.state not in _WEIGHTS]
-        tensors = join_masters(folder, weights, tensors, args)
-        check_masters(folder, [*weights, *tensors], args)
-        if flat or any(".param_state/" in name for name in objects):
-            tensors += flat_tensors(folder, flat, objects, args, chunks, weights)
+    Args:  objects: pickled ones, by key.  places: their files.
+    Raises: ReshardError[incomplete-megatron | no-arguments], and what `open_torch_file` raises.
+    """
+    key = next((key for key in objects if key.startswith(COMMON)), None)
+    root: object = None
+    left: tuple[Left, ...] = ()
+    if source.has(COMMON_FILE):
+        root = open_torch_file(source.path(COMMON_FILE)).root
+    elif key is None:
+        raise source_error(
+            "incomplete-megatron",
+            f"{source.root} has no common state: arguments, iteration, and param groups",
+            notes=[f"neither a file `{COMMON_FILE}`, nor an object `common_state` in `.metadata`"],
+            helps=["copy the whole folder"],
+        )
+    if key is not None:
+        of_file, root = root, objects[key]
+        root = root[0] if isinstance(root, list) and len(root) == 1 else root
+        if COMMON_FILE in chunks.files and encode(of_file) != encode(root):
+            why = "it says other things than the common state that was saved with the tensors"
+            left = (Left(COMMON_FILE, "", why),)
+    file = COMMON_FILE if key is None else places[key]
+    path = str(source.root / file)
+    entries = root if isinstance(root, dict) else {}
+    if "args" in entries:
+        args = arguments_in(entries["args"], path)
+    else:
+        args = arguments_beside(source.root) or Arguments({}, path)
+    if args is None:
+        raise no_arguments(path)
+    step = entries.get("global_step", step_beside(source.root))
+    if "iteration" not in entries and isinstance(step, int):
+        entries = {**entries, "iteration": step}
+    return _Common(entries, args, file, left)
+
+
+class _TorchDist:
+    """The tensors of `torch_dist`.
+
+    Attributes:  objects: pickled ones that `.metadata` does not list, by key.
+    """
+
+    def __init__(self, chunks: ChunkReader, metadata: Metadata, args: Arguments) -> None:
+        self._chunks, self._metadata, self._args = chunks, metadata, args
+        keys = [(key_of(stored.name), stored) for stored in metadata.tensors]
+        self._flat = [(key, stored) for key, stored in keys if isinstance(key, FlatKey)]
+        self._named = [(key, stored) for key, stored in keys if isinstance(key, StateKey)]
+        self.objects: Mapping[str, object] = {}
+        self.weights = [self._tensor(k, s) for k, s in self._named if k.state in _WEIGHTS]
+
+    def states(self, objects: Mapping[str, object]) -> list[LocalTensor]:
+        """The tensors of the optimizer.
+
+        Raises: ReshardError, for what is wrong with them.
+        """
+        args, chunks = self._args, self._chunks
+        tensors = [self._tensor(k, s) for k, s in self._named if k.state not in _WEIGHTS]
+        with SourceFiles(chunks.root) as files:
+            tensors = join_masters(self.weights, tensors, args, files)
+            check_masters([*self.weights, *tensors], args, files)
+            if self._flat or any(".param_state/" in name for name in objects):
+                tensors += flat_tensors(self._flat, objects, args, chunks, self.weights, files)
         chunks.refuse_overlaps()
         return tensors
 
-    return _Content(weights, states, objects)
+    def _tensor(self, key: StateKey, tensor: StoredTensor) -> LocalTensor:
+        shape = _original_shape(self._metadata, tensor.name)
+        if shape is None or shape == tensor.shape:
+            fragments, shape = self._chunks.fragments(tensor), tensor.shape
+        else:
+            fragments = _unfolded(self._chunks, tensor, shape)
+        return LocalTensor(key.name, key.state, (), shape, tensor.dtype, fragments)
 
 
-def _zarr(folder: Path, args: Arguments, chunks: ChunkReader) -> _Content:
-    half = DType.BF16 if args.get("bf16") else DType.F16 if args.get("fp16") else None
-    tensors = []
-    for key, array in zarr_arrays(folder, half):
-        fragments = array.fragments()
-        chunks.files.update({file.path: file for file in array.files})
-        tensors.append(LocalTensor(key.name, key.state, (), array.shape, array.dtype, fragments))
-    weights = [t for t in tensors if t.state in _WEIGHTS]
-    shapes = {t.name: t.shape for t in weights if t.state == PARAM}
+class _Zarr:
+    """The tensors of `zarr`, and its objects, each in a file of its own."""
 
-    def states() -> list[LocalTensor]:
-        others = [t for t in tensors if t.state not in _WEIGHTS]
-        for tensor in others:
+    def __init__(self, source: LocalSource, chunks: ChunkReader, args: Arguments) -> None:
+        self._args, self._root = args, source.root
+        half = DType.BF16 if args.get("bf16") else DType.F16 if args.get("fp16") else None
+        tensors = []
+        for name in source.matching(f"*/{HEADER}"):
+            folder = name.rpartition("/")[0]
+            key = key_of(folder)
+            if isinstance(key, FlatKey):
+                raise bad_zarr(source, folder, "it is a flat buffer of the distributed optimizer")
+            array = ZarrArray(source, folder, half)
+            tensor = (key.name, key.state, (), array.shape, array.dtype, array.fragments())
+            tensors.append(LocalTensor(*tensor))
+            chunks.files.update({file.path: file for file in array.files})
+        self.weights = [t for t in tensors if t.state in _WEIGHTS]
+        self._states = [t for t in tensors if t.state not in _WEIGHTS]
+        self.objects: dict[str, object] = {}
+        for name in source.matching("*/shard_*.pt"):
+            chunks.know(name)
+            self.objects[name.removesuffix(".pt")] = open_torch_file(source.path(name)).root
+
+    def states(self, _: Mapping[str, object]) -> list[LocalTensor]:
+        """The tensors of the optimizer.
+
+        Raises: ReshardError[bad-model-space | shifted-optimizer].
+        """
+        shapes = {t.name: t.shape for t in self.weights if t.state == PARAM}
+        for tensor in self._states:
             if shapes.get(tensor.name, tensor.shape) != tensor.shape and tensor.shape:
-                raise source_error(
-                    "bad-model-space",
-                    f"`{tensor.name}` ({tensor.state}) of shape {list(tensor.shape)} is not "
-                    f"{list(shapes[tensor.name])} in blocks",
-                    notes=["states of `zarr` are read where they have their parameter's shape"],
-                    helps=["keep the weights with `--states weights`"],
+                raise _no_blocks(
+                    f"`{tensor.name}` ({tensor.state})",
+                    tensor.shape,
+                    shapes[tensor.name],
+                    "states of `zarr` are read where they have their parameter's shape",
                 )
-        check_masters(folder, [*weights, *others], args)
-        return others
-
-    return _Content(weights, states, zarr_objects(folder, chunks))
-
-
-_WEIGHTS = (PARAM, EXTRA)
-
-_OF_OPTIMIZER = frozenset(
-    ("shifted-optimizer", "buffer-mismatch", "bad-model-space", "ambiguous-optimizer-ids")
-)
-"""Faults that leave the weights as they are."""
+        with SourceFiles(self._root) as files:
+            check_masters([*self.weights, *self._states], self._args, files)
+        return self._states
 
 
-def _tensor(
-    key: StateKey, tensor: StoredTensor, metadata: Metadata, chunks: ChunkReader
-) -> LocalTensor:
-    shape = original_shape(metadata, tensor.name)
-    if shape is None or shape == tensor.shape:
-        fragments, shape = chunks.fragments(tensor), tensor.shape
-    else:
-        fragments = unfolded(chunks, tensor, shape)
-    return LocalTensor(key.name, key.state, (), shape, tensor.dtype, fragments)
+def _original_shape(metadata: Metadata, name: str) -> tuple[int, ...] | None:
+    """The shape that a tensor has in the model, where it is stored in another."""
+    table = metadata.extra.get("mcore_data")
+    entry = table.get(name) if isinstance(table, dict) else None
+    shape = entry.get("nd_reformulated_orig_global_shape") if isinstance(entry, dict) else None
+    return tuple(shape) if isinstance(shape, (tuple, list)) else None
 
 
-def rows_of(weights: Sequence[LocalTensor]) -> int | None:
-    """Rows of the embedding."""
-    return next((t.shape[0] for t in weights if t.name.endswith("word_embeddings.weight")), None)
+def _unfolded(
+    chunks: ChunkReader, tensor: StoredTensor, shape: tuple[int, ...]
+) -> tuple[Fragment, ...]:
+    """The fragments of a tensor of `fully_sharded_model_space`, whose blocks are stored flat.
+
+    One of shape (X, Y) that is cut into blocks of (x, y) is stored as (X/x, Y/y, x*y): the grid of
+    blocks, and each block row-major, cut along it anywhere.
+
+    Raises: ReshardError[bad-model-space], and what `ChunkReader` raises.
+    """
+    check_volume(tensor)
+    grid = tensor.shape[:-1]
+    if len(grid) != len(shape) or any(not g or s % g for s, g in zip(shape, grid, strict=True)):
+        why = "the leading dimensions must be the grid of blocks, the last one a block"
+        raise _no_blocks(f"`{tensor.name}`", tensor.shape, shape, why)
+    block = tuple(s // g for s, g in zip(shape, grid, strict=True))
+    return tuple(f for c in tensor.chunks for f in _boxes(chunks.open(tensor, c), c, block))
 
 
-def _layout(names: list[str], vocabulary: int | None, is_copied: bool) -> str:
+def _boxes(ref: TensorRef, chunk: Chunk, block: tuple[int, ...]) -> Iterator[Fragment]:
+    at = ref.byte_offset
+    cells = (range(lo, lo + n) for lo, n in zip(chunk.lo[:-1], chunk.size[:-1], strict=True))
+    for cell in product(*cells):
+        for box in flat_to_boxes(chunk.lo[-1], chunk.size[-1], block):
+            lo = tuple(c * b + a for c, b, a in zip(cell, block, box.lo, strict=True))
+            yield Fragment(0, box.volume, chunk.file, at, None, None, Box(lo, box.size))
+            at += box.volume * ref.dtype.itemsize
+
+
+def _no_blocks(what: str, shape: Sequence[int], whole: Sequence[int], why: str) -> ReshardError:
+    return source_error(
+        "bad-model-space",
+        f"{what} of shape {list(shape)} is not {list(whole)} in blocks",
+        notes=[why],
+        helps=["keep the weights with `--states weights`"],
+    )
+
+
+def _layout(contents: Contents, is_copied: bool) -> str:
     """One rule for all tensors; more where the vocabulary is padded."""
+    names, vocabulary = contents.names, contents.vocabulary
     cut = [name for name in names if is_vocabulary(name)] if vocabulary is not None else []
     text = LAYOUT.replace("{\n", f"{{\n    mesh {COPY}\n\n") if is_copied else LAYOUT
     if not cut:
@@ -190,26 +315,4 @@ def _layout(names: list[str], vocabulary: int | None, is_copied: bool) -> str:
     for name in names:
         head, dot, _ = name.partition(".")
         rules.setdefault(f"{head}.**" if dot and head not in heads else name, "[...]")
-    width = max(map(len, rules)) + 2
-    lines = [f"    {chr(34) + name + chr(34):<{width}} = {dims}" for name, dims in rules.items()]
-    return text.split('    "**"')[0] + "\n".join(lines) + "\n}\n"
-
-
-def backend_of(folder: Path) -> str:
-    """What stores the tensors: `torch_dist`, or `zarr`.
-
-    Raises: ReshardError[unsupported-backend | source-unreadable].
-    """
-    try:
-        content = load_bounded(read_file(folder / "metadata.json", _MAX_NBYTES))
-        backend = content.get("sharded_backend") if isinstance(content, dict) else None
-    except ValueError:
-        backend = None
-    if backend not in ("torch_dist", "zarr"):
-        raise source_error(
-            "unsupported-backend",
-            f"{folder} is stored by backend `{backend}`",
-            notes=["`torch_dist` and `zarr` are read"],
-            helps=["convert it with the Megatron that wrote it"],
-        )
-    return str(backend)
+    return text.split('    "**"')[0] + "\n".join(rule_lines(rules)) + "\n}\n"

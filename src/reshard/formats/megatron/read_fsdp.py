@@ -13,15 +13,13 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.megatron.arguments import Arguments, arguments_in
-from reshard.formats.megatron.catalog import catalog_of
+from reshard.formats.megatron.catalog import Contents
 from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.read_dist import rows_of
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import read_metadata
-from reshard.storage.kept import encode
 
 LAYOUT = """\
 # The checkpoint says itself which box of which tensor each chunk is: nothing is cut by rank.
@@ -63,26 +61,18 @@ def read_fsdp(folder: Path) -> Catalog:
     root: dict[object, object] = {
         key: value for key, value in raw.items() if not key.startswith("optimizer.")
     }
-    groups = Groups() if withheld else _groups(raw)
-    objects = {
-        key: encode(value)
-        for key, value in raw.items()
-        if key.startswith("optimizer.") and not key.startswith(_META)
-    }
-    return catalog_of(
-        folder,
-        root,
-        args,
-        weights,
-        () if withheld else states,
-        groups,
-        layout=LAYOUT,
-        framework={"form": "fsdp", "saved_over": args.mesh(), "objects": objects},
-        mesh={},
-        files=tuple(chunks.files.values()),
-        names=[t.name for t in weights if t.state == PARAM],
-        rows=rows_of(weights),
-        withheld=withheld,
+    contents = Contents(folder, "fsdp", root, args, weights)
+    contents.vocabulary, contents.withheld = None, withheld
+    if not withheld:
+        contents.states, contents.groups = states, _groups(raw)
+    return contents.catalog(
+        LAYOUT,
+        tuple(chunks.files.values()),
+        objects={
+            key: value
+            for key, value in raw.items()
+            if key.startswith("optimizer.") and not key.startswith(_META)
+        },
     )
 
 

@@ -12,8 +12,7 @@ from reshard.algebra.term import Sum, Term
 from reshard.dtypes import DType
 from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
-from reshard.formats.megatron.write_options import WriteOptions
-from reshard.formats.megatron.write_resume import Resume
+from reshard.formats.megatron.write_job import Job
 from reshard.language.expression import evaluate
 from reshard.models.config_json import known_facts
 from reshard.models.megatron import arguments_for
@@ -38,35 +37,19 @@ _HUGGING_FACE = {
 """What other configurations call the arguments that no tensor shows."""
 
 
-def known_arguments(arrangement: Arrangement, resume: Resume, dtype: DType) -> Mapping[str, object]:
-    """The arguments of the source's run, or what its names, shapes, and configuration tell of them.
-
-    Args:  dtype: of the weights.
-    """
-    return resume.args if resume.is_megatron else _described(arrangement, dtype)
-
-
 def namespace(
-    known: Mapping[str, object],
-    options: WriteOptions,
-    *,
-    form: str,
-    stages: Sequence[int],
-    padded_vocabulary: int | None,
-    has_optimizer: bool,
-    has_rng: bool,
-    has_remainders: bool,
-    rank: int = 0,
+    job: Job, stages: Sequence[int] = (), padded_vocabulary: int | None = None, rank: int = 0
 ) -> Record:
     """The arguments as an object.
 
-    Args:  known: as `known_arguments` made them.
-           form: `torch` or `torch_dist`.  rank: the one that writes them, of all.
-           stages: layers of every virtual stage, chunk major; () where they are even.
+    Args:  stages: layers of every virtual stage, chunk major; () where they are even.
            padded_vocabulary: rows of the embedding; None where it is not padded for the run.
-           has_remainders: masters are written as their lower halves.
+           rank: the one that writes them, of all.
     """
-    args = dict(known)
+    options, resume = job.options, job.resume
+    if job.arguments is None:
+        job.arguments = resume.args if resume.is_megatron else _described(job)
+    args = dict(job.arguments)
     said: dict[str, object] = {
         "tensor_model_parallel_size": options.tp,
         "pipeline_model_parallel_size": options.pp,
@@ -76,10 +59,10 @@ def namespace(
         "data_parallel_size": options.dp,
         "world_size": options.tp * options.pp * options.dp,
         "use_distributed_optimizer": options.distributed,
-        "ckpt_format": form,
+        "ckpt_format": "torch" if job.is_legacy else "torch_dist",
     }
     if_there: dict[str, object] = {
-        "use_dist_ckpt": form == "torch_dist",
+        "use_dist_ckpt": not job.is_legacy,
         "transformer_pipeline_model_parallel_size": options.pp,
         "context_parallel_size": 1,
         "account_for_embedding_in_pipeline_split": False,
@@ -88,68 +71,57 @@ def namespace(
         "local_rank": rank,
     }
     if_needed: dict[str, object] = {
-        "decoder_first_pipeline_num_layers": None,
-        "decoder_last_pipeline_num_layers": None,
-        "pipeline_model_parallel_layout": None,
-        "num_layers_per_virtual_pipeline_stage": None,
-        "num_virtual_stages_per_pipeline_rank": None,
-        **pipeline_arguments(stages, options),
-        "no_save_optim": not has_optimizer,
-        "no_save_rng": not has_rng,
+        **dict.fromkeys(_UNEVEN),
+        **_pipeline(stages, options.vpp),
+        "no_save_optim": not job.has_optimizer,
+        "no_save_rng": not job.has_rng,
     }
-    if args.get("use_precision_aware_optimizer") is True and not has_remainders:
+    if args.get("use_precision_aware_optimizer") is True and not job.has_remainders:
         said["use_precision_aware_optimizer"] = False  # its masters are not whole
     said.update({key: value for key, value in if_there.items() if key in args})
     said.update({key: value for key, value in if_needed.items() if key in args or value})
-    if padded_vocabulary is not None:
-        said["padded_vocab_size"] = padded_vocabulary
-    if options.iteration is not None:
-        said["iteration"] = options.iteration
-    if options.samples is not None:
-        said["consumed_train_samples"] = options.samples
+    if_known = {
+        "padded_vocab_size": padded_vocabulary,
+        "iteration": options.iteration,
+        "consumed_train_samples": options.samples,
+    }
+    said.update({key: value for key, value in if_known.items() if value is not None})
     if options.bucket_size is not None:
-        args.setdefault("ddp_bucket_size", None)
-        if not _is_default(options, args["ddp_bucket_size"]):
+        stated = args.setdefault("ddp_bucket_size", None)
+        if stated is not None or options.bucket_size != default_size(options.dp):
             said["ddp_bucket_size"] = options.bucket_size
         said["overlap_grad_reduce"] = True
-    args.update(said)
-    return Record("argparse", "Namespace", (), "newobj", [args])
+    return Record("argparse", "Namespace", (), "newobj", [{**args, **said}])
 
 
-def _is_default(options: WriteOptions, stated: object) -> bool:
-    return stated is None and options.bucket_size == default_size(options.dp)
+_UNEVEN = (
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "pipeline_model_parallel_layout",
+    "num_layers_per_virtual_pipeline_stage",
+    "num_virtual_stages_per_pipeline_rank",
+)
 
 
-def pipeline_arguments(stages: Sequence[int], options: WriteOptions) -> dict[str, object]:
-    """What says how many layers each stage has; nothing for even stages without virtual ones.
-
-    Args:  stages: layers of every virtual stage, chunk major, then stage.
-    """
+def _pipeline(stages: Sequence[int], vpp: int) -> dict[str, object]:
+    """What says how many layers each stage has; nothing for even stages without virtual ones."""
     if len(set(stages)) <= 1:
-        if options.vpp == 1 or not stages:
-            return {}
-        return {
-            "num_layers_per_virtual_pipeline_stage": stages[0],
-            "num_virtual_stages_per_pipeline_rank": options.vpp,
-        }
+        return dict(zip(_UNEVEN[3:], (stages[0], vpp), strict=True)) if vpp > 1 and stages else {}
     first, *middle, last = stages
-    if options.vpp == 1 and len(set(middle)) <= 1:
-        out: dict[str, object] = {}
+    if vpp == 1 and len(set(middle)) <= 1:
         between = middle[0] if middle else None
-        if first != between:
-            out["decoder_first_pipeline_num_layers"] = first
-        if middle and last != between:
-            out["decoder_last_pipeline_num_layers"] = last
-        return out
+        out: dict[str, object] = {} if first == between else {_UNEVEN[0]: first}
+        return {**out, _UNEVEN[1]: last} if middle and last != between else out
     parts = ["t" * count for count in stages]
     parts[0], parts[-1] = "E" + parts[0], parts[-1] + "L"
-    return {"pipeline_model_parallel_layout": "|".join(parts)}
+    return {_UNEVEN[2]: "|".join(parts)}
 
 
-def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
+def _described(job: Job) -> dict[str, object]:
     """Arguments for a model that is of another framework: what its names, its shapes, and its
     configuration tell.
     """
+    arrangement, dtype = job.arrangement, job.inventory.main_dtype()
     bound = arrangement.bound
     known = framework_config(arrangement.layout, arrangement.values).get("args")
     args: dict[str, object] = dict(known) if isinstance(known, dict) else {}
@@ -158,8 +130,10 @@ def _described(arrangement: Arrangement, dtype: DType) -> dict[str, object]:
     is_latent = "kv_lora_rank" in args
     is_gated = any(_is_gated(b.dims) for n, b in bound.items() if ".linear_fc1.weight" in n)
     is_biased = any(name.endswith(".linear_fc1.bias") for name in bound)
-    told = arguments_for(stated, is_latent=is_latent, is_gated=is_gated, is_biased=is_biased)
-    args.update(told.words)
+    facts_of_config = arguments_for(
+        stated, is_latent=is_latent, is_gated=is_gated, is_biased=is_biased
+    )
+    args.update(facts_of_config.words)
     if is_latent:
         has_bias = bool(args.get("moe_router_enable_expert_bias"))
         args["moe_router_score_function"] = "sigmoid" if has_bias else "softmax"

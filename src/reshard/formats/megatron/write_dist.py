@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from math import prod
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.dist_names import stacked_axes
-from reshard.formats.megatron.stacks import LAYER
+from reshard.formats.megatron.names import LAYER, stacked_axes
+from reshard.formats.megatron.write_arguments import namespace
 from reshard.formats.megatron.write_job import Job
 from reshard.formats.megatron.write_optimizer import common_optimizers, dist_states
 from reshard.formats.megatron.write_options import DIST
@@ -22,6 +22,7 @@ from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
+from reshard.run.states import PARAM
 from reshard.storage.dcp_writer import DcpWriter, chunks_of, data_file
 
 MAX_FILE_NBYTES = 5_000_000_000
@@ -56,7 +57,7 @@ class _Run:
         self._file = 0
         options, resume = job.options, job.resume
         places = [(tp, pp, 0) for pp in range(options.pp) for tp in range(options.tp)]
-        same = resume.rng_mesh[:2] == (options.tp, options.pp)
+        same = resume.mesh[:2] == (options.tp, options.pp)
         self._rng = places if same and all(place in resume.rng for place in places) else []
         job.has_rng = bool(self._rng)
 
@@ -64,11 +65,10 @@ class _Run:
         """Plan every file."""
         job = self.job
         optimizer = common_optimizers(job) if job.has_optimizer else None
-        root = {**job.tree(job.args(), {}, optimizer), "content_metadata": self._content()}
+        root = {**job.tree(namespace(job), {}, optimizer), "content_metadata": self._content()}
         job.output.add(f"{job.options.folder}/common.pt", root)
         for name, kinds in job.inventory.states.items():
-            state, dtype = job.inventory.weights(name)
-            self._tensor(name, kinds[state], dtype)
+            self._tensor(name, kinds[PARAM], job.inventory.dtype(name))
         for key, whole, dtype in dist_states(job) if job.has_optimizer else ():
             self._tensor(key, whole, dtype)
         for key, value in self._objects():

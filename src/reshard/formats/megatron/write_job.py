@@ -7,20 +7,17 @@ megatron/core/optimizer_param_scheduler.py `load_state_dict` (core 0.16.1).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
-from reshard.formats.megatron.write_arguments import known_arguments, namespace
-from reshard.formats.megatron.write_groups import GroupBuilder
-from reshard.formats.megatron.write_inventory import take_inventory
-from reshard.formats.megatron.write_options import LEGACY, write_options
-from reshard.formats.megatron.write_resume import resume_of
+from reshard.formats.megatron.groups import GroupBuilder
+from reshard.formats.megatron.write_inventory import Inventory
+from reshard.formats.megatron.write_options import LEGACY, Resume, WriteOptions
 from reshard.formats.steps import TRACKER
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor
-from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.output import FileBytes, Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.target import Target
 from reshard.storage.torch_output import TorchOutput
@@ -31,15 +28,19 @@ class Job:
     """The tensors, the run, and the options of a target.
 
     Args:  known: the options that the target has.
+
+    Attributes:  has_optimizer: its states are written.  has_rng: states of random numbers are.
+                 has_remainders: masters are written as their lower halves.
+                 arguments: of the model and of the source's run, once they are known.
     Raises: ReshardError[unknown-option | bad-option | numbers-disagree].
     """
 
     def __init__(self, arrangement: Arrangement, target: Target, known: tuple[str, ...]) -> None:
         self.arrangement = arrangement
         self.output = TorchOutput()
-        self.inventory = take_inventory(arrangement)
-        self.resume = resume_of(arrangement.catalog, self.output.constant)
-        self.options = write_options(target, known, self.inventory, self.resume)
+        self.inventory = Inventory(arrangement)
+        self.resume = Resume(arrangement.catalog, self.output.constant)
+        self.options = WriteOptions(target, known, self.inventory, self.resume)
         self.is_legacy = known is LEGACY
         self.has_optimizer = self.inventory.is_trained and bool(self.resume.groups)
         if not self.has_optimizer:
@@ -48,6 +49,7 @@ class Job:
         self.has_remainders = self.has_optimizer and self.options.distributed and precise
         self.builder = GroupBuilder(self.resume.groups, self.options.ep > 1)
         self.has_rng = False
+        self.arguments: Mapping[str, object] | None = None
 
     def tree(
         self, args: object, model: Mapping[str, object], optimizer: object, rng: object = None
@@ -72,36 +74,16 @@ class Job:
         out.setdefault("num_floating_point_operations_so_far", 0)
         return out
 
+    @property
     def trained(self) -> list[str]:
         """The names of what the optimizer has."""
-        return [name for name in self.inventory.states if name not in self.inventory.resting]
+        return self.inventory.trained
 
     def tensor(self, tensor: LaidTensor, state: str, dtype: DType, rank: str) -> NewTensor:
         """A tensor of a rank."""
         label, numel = f"{tensor.name} ({state}) of {rank}", prod(tensor.shape)
-        return self.output.tensor(
-            ArraySpec(label, state, dtype, numel, tensor.segments, tensor.shape)
-        )
-
-    def args(
-        self, stages: Sequence[int] = (), padded_vocabulary: int | None = None, rank: int = 0
-    ) -> object:
-        """The arguments of the run; see `namespace`."""
-        return namespace(
-            self._known_arguments,
-            self.options,
-            form="torch" if self.is_legacy else "torch_dist",
-            stages=stages,
-            padded_vocabulary=padded_vocabulary,
-            has_optimizer=self.has_optimizer,
-            has_rng=self.has_rng,
-            has_remainders=self.has_remainders,
-            rank=rank,
-        )
-
-    @cached_property
-    def _known_arguments(self) -> Mapping[str, object]:
-        return known_arguments(self.arrangement, self.resume, self.inventory.main_dtype())
+        spec = ArraySpec(label, state, dtype, numel, tensor.segments, tensor.shape)
+        return self.output.tensor(spec)
 
     def _scheduler(self) -> object:
         """The source's schedule; without one, a constant rate that
@@ -110,9 +92,12 @@ class Job:
         if self.resume.scheduler is not None:
             return self.resume.scheduler
         samples = self.options.samples or 0
-        decay = max((_number(g.get("weight_decay")) for g in self.resume.groups), default=0.0)
+        rate, decay = (
+            max((_number(group.get(key)) for group in self.resume.groups), default=0.0)
+            for key in ("lr", "weight_decay")
+        )
         return {
-            "max_lr": max((_number(group.get("lr")) for group in self.resume.groups), default=0.0),
+            "max_lr": rate,
             "lr_warmup_steps": 0,
             "num_steps": samples,
             "lr_decay_style": "constant",
@@ -129,21 +114,11 @@ class Job:
 
         Args:  last: files that are written behind all others, before the tracker.
         """
-        tracker = FileBytes(TRACKER, 0, self.options.tracker)
-
-        def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-            return (*self.output.finish(written), *last, tracker)
-
-        return Output(
-            tuple(self.output.placed),
-            self.output.files,
-            tuple(self.output.head),
-            finish,
-            (*self.builder.warnings, *self._warnings()),
-            self.inventory.dropped(),
-            self.inventory.folded_tensors(),
-            beside=f"{self.options.folder}/",
-        )
+        text = "release" if self.options.iteration is None else str(self.options.iteration)
+        files = [*last, FileBytes(TRACKER, 0, text.encode())]
+        warnings = (*self.builder.warnings, *self._warnings())
+        beside = f"{self.options.folder}/"
+        return self.inventory.output(self.output, files, warnings, beside=beside)
 
     def _warnings(self) -> Iterator[Diagnostic]:
         """What Megatron will not restore of what is written, and with which arguments it resumes.
@@ -153,14 +128,14 @@ class Job:
         resume, options = self.resume, self.options
         if options.iteration is not None:  # else a release: it asks for nothing but weights
             if not self.has_optimizer:
-                yield _told(
+                yield _warning(
                     "the optimizer starts anew",
                     ["no states of an optimizer with their param groups are written"],
                     ["resume with `--no-load-optim`, or with `--finetune`"] * self.is_legacy,
                 )
             elif resume.scheduler is None:
                 unknown = options.samples is None
-                yield _told(
+                yield _warning(
                     "the source has no learning rate schedule of Megatron's",
                     [
                         f"a constant one at {options.samples or 0} samples is written",
@@ -172,15 +147,14 @@ class Job:
                     ],
                 )
             if not self.has_rng:
-                none = "the source has none" + (" for these ranks" if resume.rng else "")
-                yield _told(
+                yield _warning(
                     "random number generators start anew",
-                    [none],
+                    ["the source has none" + (" for these ranks" if resume.rng else "")],
                     ["resume with `--no-load-rng`"] * self.is_legacy,
                 )
         precise = resume.args.get("use_precision_aware_optimizer")
         if precise and self.has_optimizer and not self.has_remainders:
-            yield _told(
+            yield _warning(
                 "master weights are written whole, in fp32",
                 [
                     "the run had `--use-precision-aware-optimizer`, which keeps the lower half of "
@@ -191,7 +165,7 @@ class Job:
             )
 
 
-def _told(headline: str, notes: Sequence[str], helps: Sequence[str]) -> Diagnostic:
+def _warning(headline: str, notes: Sequence[str], helps: Sequence[str]) -> Diagnostic:
     return Diagnostic(
         "megatron-resume", headline, "warning", notes=tuple(notes), helps=tuple(helps)
     )

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reshard.errors import ReshardError, target_error
-from reshard.formats.megatron.distrib_optim import Buffers
+from reshard.formats.megatron.groups import Optimizer
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import description, is_expert
+from reshard.formats.megatron.names import stacks_of
 from reshard.formats.megatron.ranks import DISTRIBUTED, MODEL_FILES, rank_folder
-from reshard.formats.megatron.stacks import stacks_of
-from reshard.formats.megatron.write_groups import Optimizer
+from reshard.formats.megatron.write_arguments import namespace
 from reshard.formats.megatron.write_job import Job
-from reshard.formats.megatron.write_optimizer import rank_optimizers
+from reshard.formats.megatron.write_optimizer import flat_buffers, rank_optimizers
 from reshard.formats.megatron.write_options import LEGACY
 from reshard.language.expression import known_value
 from reshard.language.layout import Split
@@ -26,6 +26,7 @@ from reshard.plan.axes import AxisCut
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.output import Output
 from reshard.plan.target import Target
+from reshard.run.states import PARAM
 from reshard.storage.inert import Record
 
 _STATEFUL = ("linear_proj", "linear_qkv", "linear_fc1", "linear_fc2", "output_layer")
@@ -70,7 +71,7 @@ class _Run:
         rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
         self._padded = rows[0] * options.tp if rows else None
         resume = job.resume
-        job.has_rng = resume.rng_mesh == (options.tp, options.pp, options.ep) and all(
+        job.has_rng = resume.mesh == (options.tp, options.pp, options.ep) and all(
             (tp, pp, ep) in resume.rng
             for tp, ep in options.expert_ranks()
             for pp in range(options.pp)
@@ -101,12 +102,19 @@ class _Run:
         optimizer = None
         if optimizers:
             ordered = [self._trained(chunk) for chunk in chunks]
-            optimizer = rank_optimizers(job, [t for c in ordered for t in c], optimizers, name)
+            optimizer = rank_optimizers(job, ordered, optimizers, name)
             if options.distributed:
-                first = ep == options.first_expert_rank(tp)
-                flat = Buffers(job, self._tied).trees(ordered, optimizers, pp, name, dense=first)
-                job.output.add(f"{options.folder}/{name}/{DISTRIBUTED}", flat)
-        args = job.args(self._stages, self._padded, options.rank(tp, pp, ep))
+                buffers = flat_buffers(
+                    job,
+                    ordered,
+                    optimizers,
+                    name,
+                    shared=(EMBEDDING, OUTPUT) if self._tied else (),
+                    is_first=pp == 0,
+                    has_dense=ep == options.expert_rank(tp),
+                )
+                job.output.add(f"{options.folder}/{name}/{DISTRIBUTED}", buffers)
+        args = namespace(job, self._stages, self._padded, options.rank(tp, pp, ep))
         rng = job.resume.rng[tp, pp, ep] if job.has_rng else None
         root = job.tree(args, model, optimizer, rng)
         job.output.add(f"{options.folder}/{name}/{MODEL_FILES[0]}", root)
@@ -117,8 +125,8 @@ class _Run:
         modules = [tensor.name.rpartition(".")[0] for tensor in chunk]
         chunk_names = {tensor.name for tensor in chunk}
         for index, tensor in enumerate(chunk):
-            state, dtype = self._inventory.weights(tensor.whole)
-            entries.append((tensor.name, self._job.tensor(tensor, state, dtype, rank)))
+            dtype = self._inventory.dtype(tensor.whole)
+            entries.append((tensor.name, self._job.tensor(tensor, PARAM, dtype, rank)))
             module = modules[index]
             last = index + 1 == len(chunk) or modules[index + 1] != module
             if last and module.rpartition(".")[2] in _STATEFUL:

@@ -1,188 +1,201 @@
-"""What `--to megatron:tp=2,pp=2` and `--to megatron-dist` say."""
+"""The run that is written: what `--to megatron:tp=2,pp=2` and `--to megatron-dist` say of it, and
+what the source says that it resumes with.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from math import gcd
 
 from reshard.errors import target_error
+from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import default_size
+from reshard.formats.megatron.groups import is_fused
 from reshard.formats.megatron.write_inventory import Inventory
-from reshard.formats.megatron.write_resume import Resume
+from reshard.plan.catalog import Catalog
 from reshard.plan.target import Target
+from reshard.run.run import Group
 from reshard.run.states import MASTER
+from reshard.storage.inert import Record
+from reshard.storage.kept import Constant, Decoder
 
-LEGACY = (
-    "tp",
-    "pp",
-    "vpp",
-    "ep",
-    "etp",
-    "dp",
-    "distributed_optimizer",
-    "bucket_size",
-    "adam",
-    "iteration",
-    "samples",
-)
-DIST = ("tp", "pp", "ep", "dp", "distributed_optimizer", "adam", "iteration", "samples")
+_MESH = ("tp", "pp", "vpp", "ep")
+_RUN = ("distributed_optimizer", "adam", "iteration", "samples")
+LEGACY = (*_MESH, "etp", "dp", "distributed_optimizer", "bucket_size", *_RUN[1:])
+DIST = ("tp", "pp", "ep", "dp", *_RUN)
+
+_RNG = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
+_WRITTEN_ANEW = ("content_metadata", "checkpoint_version")
+_CONSUMED = ("optimizer.distributed.", "chained_", "rng_state/")
+_EXTRA = "._extra_state/"
 
 
-@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a run resumes with besides tensors, as objects that a pickle can hold.
+
+    Args:  constant: what stands for the tensors within them.
+
+    Attributes:
+        is_megatron: whether the source is of Megatron.  args: its arguments; empty if it is not.
+        mesh: (tp, pp, ep) of its run.  sizes: of these axes, and of dp.
+        iteration, samples: None if unknown.  groups: () where the source has no optimizer.
+        scheduler, scaler: None where the source has none.
+        other: further entries of the root (`num_floating_point_operations_so_far`, ...).
+        rng: by (tp, pp, ep), the state of a rank's random numbers; ep is 0 where all ep ranks have
+             the same.
+        objects: of a `torch_dist` checkpoint, what belongs to no rank, by key.
+        extra_states: of modules, by key.
+    Raises: ReshardError[bad-object].
+    """
+
+    def __init__(self, catalog: Catalog, constant: Constant[object]) -> None:
+        run, decode = catalog.training, Decoder(constant)
+        stored = run.of("megatron")
+        self.is_megatron = bool(stored)
+        self.args = _namespace(decode.value(stored.get("args")))
+        arguments = Arguments(self.args, "")
+        self.sizes = {axis: arguments.size(axis) for axis in ("tp", "pp", "ep", "dp")}
+        self.mesh = self.sizes["tp"], self.sizes["pp"], self.sizes["ep"]
+        self.iteration, self.samples = run.iteration, arguments.integer("consumed_train_samples")
+        groups = ((decode.mapping(group.settings), group.params) for group in run.param_groups)
+        self.groups = tuple(Group(settings, params) for settings, params in groups if settings)
+        state = decode.mapping(run.state) if self.is_megatron else {}
+        self.scheduler, self.scaler = state.get("lr_scheduler"), state.get("loss_scaler")
+        other, objects = (decode.mapping(stored.get(key)) for key in ("other", "objects"))
+        self.other = {k: v for k, v in other.items() if k not in _WRITTEN_ANEW}
+        self.rng = self._rng(decode.value(stored.get("rng_state")), objects)
+        self.extra_states = {k: v for k, v in objects.items() if _EXTRA in k}
+        self.objects = {
+            key: value
+            for key, value in objects.items()
+            if not key.startswith(_CONSUMED) and _EXTRA not in key
+        }
+
+    def _rng(
+        self, states: object, objects: Mapping[str, object]
+    ) -> dict[tuple[int, int, int], object]:
+        """By rank; the files of a legacy checkpoint are listed by their names."""
+        out: dict[tuple[int, int, int], object] = {}
+        for key, value in objects.items():
+            match = _RNG.fullmatch(key)
+            if match and isinstance(value, list) and len(value) == 1:
+                pp, tp, pps, tps = map(int, match.groups())
+                if (tps, pps) == self.mesh[:2]:
+                    out[tp, pp, 0] = value[0]
+        tps, pps, eps = self.mesh
+        places = [(t, p, e) for t in range(tps) for p in range(pps) for e in range(eps)]
+        if isinstance(states, list) and len(states) == len(places) and None not in states:
+            out.update(zip(places, states, strict=True))
+        return out
+
+
+def _namespace(value: object) -> dict[str, object]:
+    entries = value.attributes if isinstance(value, Record) else value
+    return {str(k): v for k, v in entries.items()} if isinstance(entries, Mapping) else {}
+
+
 class WriteOptions:
     """A run of Megatron, as far as its files depend on it.
 
-    Args:  tp, pp, vpp, ep, dp: sizes.  etp: ranks that share one expert.
-           distributed: the run has `--use-distributed-optimizer`.
-           bucket_size: elements of a gradient bucket; None where gradients are not overlapped.
-           fused: Adam counts steps by param group, as those of Transformer Engine and Apex do.
-           iteration: None for a checkpoint that is only weights, `release`.
-           samples: that were consumed; None if it is not known.
+    Args:  known: LEGACY; or DIST, whose files are of no ranks: there the source's sizes are kept.
+
+    Attributes:
+        tp, pp, vpp, ep, dp: sizes.  etp: ranks that share one expert.
+        distributed: the run has `--use-distributed-optimizer`: as the source has it; a run of
+                     another framework that has master weights shares them.
+        bucket_size: elements of a gradient bucket; None where gradients are not overlapped.
+        fused: Adam counts steps by param group, as those of Transformer Engine and Apex do.
+        iteration: None for a checkpoint that is only weights, `release`.
+        samples: that were consumed; None if it is not known.
+    Raises: ReshardError[unknown-option | bad-option].
     """
 
-    tp: int
-    pp: int
-    vpp: int
-    ep: int
-    etp: int
-    dp: int
-    distributed: bool
-    bucket_size: int | None
-    fused: bool
-    iteration: int | None
-    samples: int | None
+    def __init__(
+        self, target: Target, known: tuple[str, ...], inventory: Inventory, resume: Resume
+    ) -> None:
+        target.reject_unknown(known)
+        before = resume.sizes if known is DIST else {}
+        sizes = [target.integer(axis, before.get(axis, 1)) or 1 for axis in _MESH]
+        self.tp, self.pp, self.vpp, self.ep = sizes
+        self.etp = target.integer("etp", self.tp) or 1
+        if self.tp % self.etp:
+            raise target.refusal(
+                "etp",
+                f"is {self.etp}, which does not divide tp={self.tp}",
+                ["ranks with other parts of an expert would write the same file"],
+                ["write `megatron-dist`, which has no files of ranks"],
+            )
+        if self.vpp > 1 and self.pp == 1:
+            raise target.refusal(
+                "vpp",
+                f"is {self.vpp} with one pipeline stage",
+                ["virtual stages are of a pipeline"],
+                ["choose a `pp` of at least 2, or leave `vpp` out"],
+            )
+        self.iteration = target.integer("iteration", resume.iteration, least=0)
+        if self.iteration is None and inventory.is_trained:
+            step = inventory.step(inventory.steps)
+            if step is None:
+                raise target_error(
+                    "bad-option",
+                    f"target `{target.format}` needs an option `iteration`",
+                    notes=["the source has states of an optimizer, but says of no step"],
+                    helps=[f"write it as `{target.format}:iteration=1000`"],
+                )
+            self.iteration = int(step)
+        self.dp = self._dp(target, before.get("dp"))
+        self.distributed = resume.args.get("use_distributed_optimizer") is True
+        if not isinstance(resume.args.get("use_distributed_optimizer"), bool):
+            self.distributed = any(MASTER in kinds for kinds in inventory.states.values())
+        text = target.choice("distributed_optimizer", ("0", "1"))
+        self.distributed = self.distributed if text is None else text == "1"
+        self.bucket_size = target.integer("bucket_size", self._bucket_size(resume))
+        text = target.choice("adam", ("torch", "fused"))
+        self.fused = is_fused(resume.groups) if text is None else text == "fused"
+        self.samples = target.integer("samples", resume.samples, least=0)
+
+    def _dp(self, target: Target, before: int | None) -> int:
+        """Data-parallel ranks: experts are spread over them and over the tensor-parallel ones."""
+        experts = self.etp * self.ep
+        least = experts // gcd(self.tp, experts)
+        fits = before and self.tp * before % experts == 0
+        dp = target.integer("dp", before if fits else least) or 1
+        if self.tp * dp % experts:
+            raise target_error(
+                "bad-option",
+                f"{self.tp * dp} ranks of a pipeline stage cannot be {experts} expert ranks",
+                notes=[f"tp={self.tp}, dp={dp}; ep * etp = {experts} must divide their product"],
+                helps=[f"choose a `dp` that is a multiple of {least}"],
+            )
+        return dp
+
+    def _bucket_size(self, resume: Resume) -> int | None:
+        """As the source's run would have it on as many ranks."""
+        if resume.args.get("overlap_grad_reduce") is not True:
+            return None
+        size = resume.args.get("ddp_bucket_size")
+        return size if isinstance(size, int) and size else default_size(self.dp)
 
     @property
     def folder(self) -> str:
         """The name of the folder of the iteration."""
         return "release" if self.iteration is None else f"iter_{self.iteration:07d}"
 
-    @property
-    def tracker(self) -> bytes:
-        """What the tracker file says."""
-        return b"release" if self.iteration is None else str(self.iteration).encode()
-
     def expert_ranks(self) -> list[tuple[int, int]]:
         """Every (tp, ep) that some rank of a pipeline stage has.
 
         Source: megatron/core/parallel_state.py, the rank generators (core 0.16.1).
         """
-        pairs = {
-            (rank % self.tp, rank // self.etp % self.ep)
-            for rank in range(self.tp * self.ep * self.etp)
-        }
-        return sorted(pairs)
+        ranks = range(self.tp * self.ep * self.etp)
+        return sorted({(rank % self.tp, self.expert_rank(rank)) for rank in ranks})
+
+    def expert_rank(self, rank: int) -> int:
+        """The expert-parallel rank of a rank of a pipeline stage."""
+        return rank // self.etp % self.ep
 
     def rank(self, tp: int, pp: int, ep: int) -> int:
         """The first of all ranks that has a place on the mesh: the one that writes its files."""
-        inner = (r for r in range(tp, self.tp * self.dp, self.tp) if r // self.etp % self.ep == ep)
+        ranks = range(tp, self.tp * self.dp, self.tp)
+        inner = (rank for rank in ranks if self.expert_rank(rank) == ep)
         return next(inner, tp) + self.tp * self.dp * pp
-
-    def first_expert_rank(self, tp_rank: int) -> int:
-        """The expert-parallel rank of the first data-parallel rank."""
-        return tp_rank // self.etp % self.ep
-
-
-def write_options(
-    target: Target, known: tuple[str, ...], inventory: Inventory, resume: Resume
-) -> WriteOptions:
-    """The options of a target.
-
-    Args:  known: LEGACY; or DIST, whose files are of no ranks: there the source's sizes are kept.
-    Raises: ReshardError[unknown-option | bad-option].
-    """
-    target.reject_unknown(known)
-    had = resume.sizes if known is DIST else {}
-    sizes = {
-        axis: target.integer(axis, had.get(axis, 1)) or 1 for axis in ("tp", "pp", "vpp", "ep")
-    }
-    etp = target.integer("etp", sizes["tp"]) or 1
-    if sizes["tp"] % etp:
-        raise target_error(
-            "bad-option",
-            f"option `etp` of target `{target.format}` is {etp}, which does not divide "
-            f"tp={sizes['tp']}",
-            notes=["ranks with other parts of an expert would write the same file"],
-            helps=["write `megatron-dist`, which has no files of ranks"],
-        )
-    if sizes["vpp"] > 1 and sizes["pp"] == 1:
-        raise target_error(
-            "bad-option",
-            f"option `vpp` of target `{target.format}` is {sizes['vpp']} with one pipeline stage",
-            notes=["virtual stages are of a pipeline"],
-            helps=["choose a `pp` of at least 2, or leave `vpp` out"],
-        )
-    iteration = target.integer("iteration", resume.iteration, least=0)
-    if iteration is None and inventory.is_trained:
-        step = inventory.step(inventory.steps)
-        iteration = None if step is None else int(step)
-        if iteration is None:
-            raise target_error(
-                "bad-option",
-                f"target `{target.format}` needs an option `iteration`",
-                notes=["the source has states of an optimizer, but says of no step"],
-                helps=[f"write it as `{target.format}:iteration=1000`"],
-            )
-    dp = _dp(target, sizes["tp"], etp * sizes["ep"], had.get("dp"))
-    return WriteOptions(
-        sizes["tp"],
-        sizes["pp"],
-        sizes["vpp"],
-        sizes["ep"],
-        etp,
-        dp,
-        _distributed(target, inventory, resume),
-        target.integer("bucket_size", _bucket_size(resume, dp)),
-        _fused(target, resume),
-        iteration,
-        target.integer("samples", resume.samples, least=0),
-    )
-
-
-def _dp(target: Target, tp: int, experts: int, had: int | None) -> int:
-    """Data-parallel ranks: experts are spread over them and over the tensor-parallel ones."""
-    least = experts // gcd(tp, experts)
-    dp = target.integer("dp", had if had and tp * had % experts == 0 else least) or 1
-    if tp * dp % experts:
-        raise target_error(
-            "bad-option",
-            f"{tp * dp} ranks of a pipeline stage cannot be {experts} expert ranks",
-            notes=[f"tp={tp}, dp={dp}; ep * etp = {experts} must divide their product"],
-            helps=[f"choose a `dp` that is a multiple of {least}"],
-        )
-    return dp
-
-
-def _bucket_size(resume: Resume, dp: int) -> int | None:
-    """As the source's run would have it on as many ranks."""
-    if resume.args.get("overlap_grad_reduce") is not True:
-        return None
-    size = resume.args.get("ddp_bucket_size")
-    return size if isinstance(size, int) and size else default_size(dp)
-
-
-def _distributed(target: Target, inventory: Inventory, resume: Resume) -> bool:
-    """As the source has it; a run of another framework that has master weights shares them."""
-    text = _choice(target, "distributed_optimizer", ("0", "1"))
-    if text is not None:
-        return text == "1"
-    if isinstance(resume.args.get("use_distributed_optimizer"), bool):
-        return resume.args["use_distributed_optimizer"] is True
-    return any(MASTER in kinds for kinds in inventory.states.values())
-
-
-def _fused(target: Target, resume: Resume) -> bool:
-    text = _choice(target, "adam", ("torch", "fused"))
-    return resume.is_fused if text is None else text == "fused"
-
-
-def _choice(target: Target, key: str, choices: tuple[str, ...]) -> str | None:
-    text = target.options.get(key)
-    if text is not None and text not in choices:
-        raise target_error(
-            "bad-option",
-            f"option `{key}` of target `{target.format}` is `{text}`, "
-            f"not {' or '.join(f'`{item}`' for item in choices)}",
-            helps=[f"write it as `{target.format}:{key}={choices[-1]}`"],
-        )
-    return text

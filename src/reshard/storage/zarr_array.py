@@ -1,27 +1,23 @@
-"""Arrays of the `zarr` backend of Megatron-core before 0.10: a file for each box.
+"""Arrays of Zarr, version 2, without compression: a folder for each, and in it a file for each box.
 
-Source: megatron/core/dist_checkpointing/strategies/zarr.py (core 0.3 to 0.12); Zarr storage
-specification version 2.
+Source: Zarr storage specification version 2; megatron/core/dist_checkpointing/strategies/zarr.py
+(core 0.3 to 0.12), which stores bf16 as integers of two bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 from math import prod
-from pathlib import Path
 
 from reshard.algebra.box import Box
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.dist_names import FlatKey, StateKey, key_of
 from reshard.plan.catalog import Fragment, SourceFile
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.dcp_chunks import ChunkReader
-from reshard.storage.torch_file import open_torch_file
-from reshard.store.regular_file import read_file
+from reshard.store.source import LocalSource
 
+HEADER = ".zarray"
 _MAX_NBYTES = 1 << 20
 _TYPES = {
     "<f4": DType.F32,
@@ -39,16 +35,18 @@ _BITS16 = ("<i2", "<u2")
 class ZarrArray:
     """One array: its type, its shape, and where its boxes lie.
 
-    Args:  folder: that of the array.  root: of the checkpoint.
+    Args:  folder: that of the array, in the source.
            half: what two-byte integers stand for, since zarr has no bf16.
+
+    Attributes:  files: that were read.
     Raises: ReshardError[bad-zarr | missing-chunk | truncated | source-unreadable].
     """
 
-    def __init__(self, folder: Path, root: Path, half: DType | None) -> None:
-        self._folder, self._root = folder, root
-        path = folder / ".zarray"
+    def __init__(self, source: LocalSource, folder: str, half: DType | None) -> None:
+        self._source, self._folder = source, folder
+        path = source.root / folder / HEADER
         try:
-            header = load_bounded(read_file(path, _MAX_NBYTES))
+            header = load_bounded(source.text(f"{folder}/{HEADER}", _MAX_NBYTES))
         except ValueError as error:
             raise self._bad(f"{path} is no JSON: {error}") from None
         if not isinstance(header, dict):
@@ -67,36 +65,32 @@ class ZarrArray:
         self._separator = str(header.get("dimension_separator", "."))
         if len(self.chunks) != len(self.shape) or not all(self.chunks):
             raise self._bad(f"chunks {list(self.chunks)} of shape {list(self.shape)}")
-        self.files: list[SourceFile] = []
+        self.files: list[SourceFile] = [source.stat(f"{folder}/{HEADER}")]
 
     def fragments(self) -> tuple[Fragment, ...]:
         """Every chunk as a box; those at an edge are stored whole."""
-        described = self._folder / ".zarray"
-        stat = described.stat()
-        name = str(described.relative_to(self._root))
-        self.files.append(SourceFile(name, stat.st_size, stat.st_mtime_ns))
         grid = [range(-(-s // c)) for s, c in zip(self.shape, self.chunks, strict=True)]
         nbytes = prod(self.chunks) * self.dtype.itemsize
         out = []
         for cell in product(*grid):
-            path = self._folder / (self._separator.join(map(str, cell)) or "0")
+            name = f"{self._folder}/{self._separator.join(map(str, cell)) or '0'}"
+            path = self._source.root / name
             try:
-                stat = path.stat()
+                file = self._source.stat(name)
             except OSError:
                 raise source_error(
                     "missing-chunk",
-                    f"a chunk of `{self._folder.name}` is not stored",
+                    f"a chunk of `{self._folder}` is not stored",
                     notes=[f"{path} is missing", f"of shape {list(self.shape)}"],
                     helps=["the checkpoint is damaged; go back to an earlier one"],
                 ) from None
-            if stat.st_size != nbytes:
+            if file.nbytes != nbytes:
                 raise source_error(
                     "truncated",
-                    f"{path} has {stat.st_size} bytes, and a chunk of it {nbytes}",
+                    f"{path} has {file.nbytes} bytes, and a chunk of it {nbytes}",
                     helps=["the file was not written or copied completely; copy it again"],
                 )
-            name = str(path.relative_to(self._root))
-            self.files.append(SourceFile(name, stat.st_size, stat.st_mtime_ns))
+            self.files.append(file)
             lo = tuple(i * c for i, c in zip(cell, self.chunks, strict=True))
             size = tuple(min(c, s - a) for c, s, a in zip(self.chunks, self.shape, lo, strict=True))
             strides = None if size == self.chunks else row_major(self.chunks)
@@ -111,36 +105,14 @@ class ZarrArray:
         return sizes
 
     def _bad(self, why: str) -> ReshardError:
-        return source_error(
-            "bad-zarr",
-            f"the array {self._folder} is not read",
-            notes=[why],
-            helps=["load it with the Megatron that wrote it, and save it as `torch_dist`"],
-        )
+        return bad_zarr(self._source, self._folder, why)
 
 
-def zarr_arrays(folder: Path, half: DType | None) -> Iterator[tuple[StateKey, ZarrArray]]:
-    """Every array of a checkpoint with what its key says.
-
-    Raises: what `ZarrArray` raises.
-    """
-    for path in sorted(folder.rglob(".zarray")):
-        key = key_of(path.parent.relative_to(folder).as_posix())
-        if isinstance(key, FlatKey):
-            raise source_error(
-                "bad-zarr",
-                f"the array {path.parent} is not read",
-                notes=["it is a flat buffer of the distributed optimizer"],
-                helps=["load it with the Megatron that wrote it, and save it as `torch_dist`"],
-            )
-        yield key, ZarrArray(path.parent, folder, half)
-
-
-def zarr_objects(folder: Path, chunks: ChunkReader) -> dict[str, object]:
-    """Pickled objects: a file for each, named by its key and its shard."""
-    out = {}
-    for path in sorted(folder.rglob("shard_*.pt")):
-        name = path.relative_to(folder).as_posix()
-        chunks.know(name)
-        out[name.removesuffix(".pt")] = open_torch_file(path).root
-    return out
+def bad_zarr(source: LocalSource, folder: str, why: str) -> ReshardError:
+    """The error for an array that is not read."""
+    return source_error(
+        "bad-zarr",
+        f"the array {source.root / folder} is not read",
+        notes=[why],
+        helps=["load it with the Megatron that wrote it, and save it as `torch_dist`"],
+    )
