@@ -321,7 +321,10 @@ def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) ->
 
 
 _READ_ONLY = frozenset(
-    {"accelerate_ranks", "accelerate_whole", "lightning", "single_file", "torch_checkpointing"}
+    {
+        *("accelerate_ranks", "accelerate_whole", "lightning", "single_file"),
+        *("torch_checkpointing", "nanotron"),
+    }
 )
 """Descriptions with names that say no one file, of files that no layout says in full, and of files
 that torch's own checkpoints have replaced.

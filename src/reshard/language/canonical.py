@@ -198,6 +198,7 @@ def _optional(word: str, name: tree.Word | None) -> str:
 _ENTRIES = {
     "state": ("state", "at"),
     "states": ("states", "at"),
+    "slices": ("slices", "by"),
     "number": ("number", "by"),
     "named": ("named", "by"),
     "order": ("order", "by"),

@@ -10,7 +10,18 @@ from reshard.language.check_single import check_constant
 from reshard.language.expression import names as names_in
 from reshard.language.faults import near
 from reshard.language.pattern import NamePattern
-from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Hole, Place
+from reshard.language.place import (
+    GROUP,
+    HOLES,
+    MODULE,
+    NAME,
+    NUMBER,
+    PARAMETER,
+    STATE,
+    FileName,
+    Hole,
+    Place,
+)
 from reshard.language.scope import Scope
 
 _WORDS = {
@@ -43,9 +54,10 @@ def check_files(scope: Scope, block: tree.LayoutBlock) -> None:
     for file in files:
         names = [name for word in file.names if (name := _file_name(scope, word))]
         held = {hole.name for name in names for hole in name.pattern.holes if not hole.is_size}
+        held |= {NAME} if {MODULE, PARAMETER} <= held else set()
         for name in names:
             for hole in name.pattern.holes:
-                _check_hole(scope, hole, (NAME, STATE))
+                _check_hole(scope, hole, (NAME, STATE, MODULE, PARAMETER))
         for entry in file.statements:
             if entry.value is not None:
                 for axis in names_in(entry.value):
@@ -113,7 +125,7 @@ _HOLES_OF = {
     "state": (NAME, NUMBER, GROUP),
     "states": (NAME, NUMBER, GROUP, STATE),
     "number": (GROUP,),
-    "named": (GROUP,),
+    "named": (GROUP, NUMBER),
     "order": (GROUP, NAME),
 }
 
@@ -181,20 +193,21 @@ def _check_partitions(
 def _check_ranked(
     scope: Scope, item: tree.PartitionStatement, word: tree.Word, file: tree.FileStatement
 ) -> None:
+    holes: list[Hole] = []
     for name in file.names:
         try:
-            holes = FileName.parse(name.text).pattern.holes
+            holes += FileName.parse(name.text).pattern.holes
         except ReshardError:
-            continue
-        if not any(hole.name == item.over.text and not hole.is_size for hole in holes):
-            scope.faults.add(
-                "bad-place",
-                f"`{word.text}` is cut over `{item.over.text}`, and its file is not one of a rank "
-                f"of `{item.over.text}`",
-                name.span,
-                f"no `{{{item.over.text}}}` in it",
-                beside=[(item.over.span, "cut over it here")],
-            )
+            return
+    if not any(hole.name == item.over.text and not hole.is_size for hole in holes):
+        scope.faults.add(
+            "bad-place",
+            f"`{word.text}` is cut over `{item.over.text}`, and its file is not one of a rank "
+            f"of `{item.over.text}`",
+            file.names[0].span,
+            f"no `{{{item.over.text}}}` in it",
+            beside=[(item.over.span, "cut over it here")],
+        )
 
 
 def _states(

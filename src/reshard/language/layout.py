@@ -15,7 +15,9 @@ from reshard.language.pattern_index import PatternIndex
 from reshard.language.place import FileName, Place
 from reshard.language.tree import Document, ModelBlock
 
-Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
+Role = Literal[
+    "state", "states", "slices", "number", "named", "order", "run", "fill", "keep", "leave"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +139,12 @@ class PartitionRule:
 class Entry:
     """What lies at a place of a file.
 
-    Args:  role: one or more named `state`s of tensors, or `states` that a hole names; `number`, the
-           parameters of each group by number, or `named`, by name; `order`, the names and shapes of
-           what lies in one buffer; `run`, a fact of training; `keep`, what only the writer
-           understands; `fill`, a number that follows from the mesh; `leave`, what is not carried.
+    Args:  role: one or more named `state`s of tensors, or `states` that a hole names; `slices`,
+           which part of the whole the tensor of the file is; `number`, the parameters of each
+           group by number, or `named`, by name, or the name of each number; `order`, the names and
+           shapes of what lies in one buffer; `run`, a fact of training; `keep`, what only the
+           writer understands; `fill`, a number that follows from the mesh; `leave`, what is not
+           carried.
            names: of the states, or of the fact.  places: alternatives; the first that is there
            counts.  because: why it is left out.  value: what is filled in.
     """

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from reshard.errors import Label, ReshardError, Span, layout_error
 
 NAME, NUMBER, GROUP, STATE = "name", "number", "group", "state"
-HOLES = (NAME, NUMBER, GROUP, STATE)
-"""Holes that no mesh axis can be: a parameter, its number, its group, a kind of state."""
+MODULE, PARAMETER = "module", "parameter"
+HOLES = (NAME, NUMBER, GROUP, STATE, MODULE, PARAMETER)
+"""Holes that no mesh axis can be: a parameter, its number, its group, a kind of state; and the two
+parts of a parameter's name, its module, with `/` for its dots, and its own.
+"""
 
 Bindings = Mapping[str, str | int]
 """What the holes of a place stand for: a mesh axis, number, or group for an int, else a text."""
@@ -21,7 +24,7 @@ Bindings = Mapping[str, str | int]
 _HOLE = re.compile(
     r"\{\s*(?P<count>#)?(?P<name>[A-Za-z][A-Za-z0-9_]*)(?::0?(?P<width>[1-9]))?\s*\}"
 )
-_TEXTS = {NAME: ".+", STATE: "[^.]+"}
+_TEXTS = {NAME: ".+", STATE: "[^.]+", MODULE: ".+", PARAMETER: "[A-Za-z0-9_]+"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,17 @@ class Pattern:
             key = f"#{hole.name}" if hole.is_size else hole.name
             if out.setdefault(key, value) != value:
                 return None
+        if MODULE in out and PARAMETER in out:
+            module = str(out.pop(MODULE)).replace("/", ".")
+            out = {NAME: f"{module}.{out.pop(PARAMETER)}", **out}
         return out
 
     def fill(self, bindings: Bindings) -> str:
         """The text with what the holes stand for."""
+        if NAME in bindings:
+            module, _, parameter = str(bindings[NAME]).rpartition(".")
+            parts = {MODULE: module.replace(".", "/"), PARAMETER: parameter}
+            bindings = {**bindings, **parts}
         return "".join(
             piece if isinstance(piece, str) else _filled(piece, bindings) for piece in self.pieces
         )

@@ -13,7 +13,9 @@ OF_LAYOUT = (
 )
 OF_UNDER = ("under",)
 OF_SHARED = ("config", "use")
-OF_FILE = ("state", "states", "number", "named", "order", "run", "fill", "keep", "leave")
+OF_FILE = (
+    *("state", "states", "slices", "number", "named", "order", "run", "fill", "keep", "leave"),
+)
 KEYWORDS = tuple(dict.fromkeys((*BLOCKS, *OF_MODEL, *OF_LAYOUT, *OF_FILE)))
 
 _MASKED = re.compile(r'"(?:\\.|[^"\\\n])*"?|#[^\n]*')

@@ -50,8 +50,8 @@ _LAYOUT_STATEMENT = {
     *("_NAMES", "_ORDER", "STRING", "RBRACE"),
 }
 _FILE_STATEMENT = {
-    *("_STATE", "_STATES", "_NUMBER", "_NAMED", "_ORDER", "_RUN", "_FILL", "_KEEP", "_LEAVE"),
-    "RBRACE",
+    *("_STATE", "_STATES", "_SLICES", "_NUMBER", "_NAMED", "_ORDER", "_RUN", "_FILL", "_KEEP"),
+    *("_LEAVE", "RBRACE"),
 }
 _SHARED_STATEMENT = {"_CONFIG", "_USE", "RBRACE"}
 _UNDER_STATEMENT = {"STRING", "_UNDER", "RBRACE"}

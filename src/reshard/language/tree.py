@@ -175,7 +175,9 @@ class RuleStatement:
 
 # ---- files ---------------------------------------------------------------------------------------
 
-Role = Literal["state", "states", "number", "named", "order", "run", "fill", "keep", "leave"]
+Role = Literal[
+    "state", "states", "slices", "number", "named", "order", "run", "fill", "keep", "leave"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,6 +323,45 @@ def torch_checkpointing(folder: Path) -> None:
     (folder / "metadata.pkl").write_bytes(write_pickle({"version": 1}))
 
 
+def nanotron(folder: Path) -> None:
+    """Two tensor-parallel and two data-parallel ranks; a weight that is cut, one that is whole."""
+    embed, norm = counted(4, 3), counted(3)
+    safetensors(folder / "model" / "norm" / "model_weight.safetensors", {"data": norm})
+    for kind in ("optimizer", "lr_scheduler", "random"):
+        (folder / kind).mkdir()
+    for tp in range(2):
+        rows = embed[2 * tp : 2 * tp + 2]
+        pair = f"None,None,None|None,None,None#{2 * tp},{2 * tp + 2},None|None,None,None"
+        said = {"unsharded_shape": "(4, 3)", "local_global_slices_pairs": pair}
+        file = f"model_weight_pp-rank-0-of-1_tp-rank-{tp}-of-2.safetensors"
+        safetensors(folder / "model" / "embed" / file, {"data": rows}, said)
+        write_tree(
+            folder / "lr_scheduler" / f"lr_scheduler_pp-0-of-1_tp-{tp}-of-2_exp-0-of-1.pt",
+            {"last_epoch": 3, "base_lrs": [0.1]},
+        )
+        for dp in range(2):
+            state, masters = {}, {}
+            shares = (rows.reshape(-1)[3 * dp : 3 * dp + 3], norm[2 * dp : 2 * dp + 2])
+            names = dict(enumerate(("module.embed.weight", "module.norm.weight")))
+            for number, part in enumerate(map(np.ascontiguousarray, shares)):
+                state[number] = {"step": np.array(3, np.float32), "exp_avg": part}
+                masters[names[number]] = part + 1
+            at = f"pp-0-of-1_dp-{dp}-of-2_tp-{tp}-of-2_exp-0-of-1"
+            write_tree(
+                folder / "optimizer" / f"optimizer_{at}.pt",
+                {
+                    "state": state,
+                    "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+                    "names": names,
+                    "gradient_accumulator": masters,
+                },
+            )
+            write_tree(folder / "random" / f"tp-{tp}_dp-{dp}.pt", {"seed": 4 * tp + dp})
+    metadata = {"version": "1.5", "metas": {"last_train_step": 4}}
+    (folder / "checkpoint_metadata.json").write_text(json.dumps(metadata))
+    (folder / "model_config.json").write_text(json.dumps({"hidden_size": 3}))
+
+
 READ: Mapping[str, list[Callable[[Path], None]]] = {
     "accelerate_ranks": [accelerate_ranks],
     "accelerate_whole": [accelerate_whole],
@@ -330,6 +369,7 @@ READ: Mapping[str, list[Callable[[Path], None]]] = {
     "meta": [lambda folder: meta(folder, 2, 1) and None],
     "meta_llama3": [lambda folder: meta(folder, 2, 0) and None],
     "nanogpt": [nanogpt, compiled],
+    "nanotron": [nanotron],
     "single_file": [one_file, named_file],
     "tensorrt_llm": [tensorrt(None), tensorrt(None, heads=None)],
     "torch_checkpointing": [torch_checkpointing],
@@ -343,6 +383,7 @@ WRITTEN: Mapping[str, list[tuple[Callable[[Path], None], str, bool]]] = {
     "meta": [(llama, "tp=2", False)],
     "meta_llama3": [(llama, "tp=2", False)],
     "nanogpt": [(shuffled_gpt2, "", False)],
+    "nanotron": [(nanotron, "tp=2,dp=3", True)],
     "tensorrt_llm": [(tensorrt(cut), "tp=2", True) for cut in (None, 0, 1)],
     "trainer": [(whole_trainer, "", True), (biased_nanogpt, "", False)],
     "verl": [(whole_verl, "dp=3", True), (_tied, "dp=2", False), (llama, "dp=2", False)],

@@ -249,9 +249,12 @@ def test_files_of_two_runs(tmp_path: Path) -> None:
     assert "error[mixed-runs]" in str(caught.value)
 
 
-def safetensors(path: Path, tensors: dict[str, Any]) -> None:
+def safetensors(
+    path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
     """A file of safetensors."""
-    header, at, data = {}, 0, b""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
+    at, data = 0, b""
     for name, value in tensors.items():
         raw = np.ascontiguousarray(value).tobytes()
         offsets = [at, at + len(raw)]

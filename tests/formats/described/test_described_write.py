@@ -437,3 +437,54 @@ def test_weights_that_are_stored_as_master_weights_alone(
     source = fixture_checkpoint("z3_bf16_dp3_untied") / "ckpt"
     reshard.convert(source, tmp_path / "out", "verl:dp=2")
     assert reshard.verify(source, tmp_path / "out").ok
+
+
+STAGED = """
+layout staged {
+    mesh pp
+    file "stage{pp}.pt" {
+        state param      at "model/{name}"
+        states           at "optimizer/state/{number}/{state}"
+        number           by "optimizer/param_groups[{group}]/params"
+        run param_groups = "optimizer/param_groups"
+        run lr_scheduler = "scheduler"
+    }
+}
+"""
+
+
+def staged(folder: Path, epochs: tuple[int, int] = (3, 3)) -> None:
+    """Two stages with parameters, numbers, and a scheduler of their own; their rates are alike."""
+    whole = {"a": counted(3, 2), "b": counted(3), "c": counted(2, 2), "d": counted(4)}
+    for stage, names in enumerate((("a", "b"), ("c", "d"))):
+        model = {name: whole[name] for name in names}
+        optimizer: Any = numbered(model, [[name] for name in names])
+        for group, rate in zip(optimizer["param_groups"], (0.1, 0.2), strict=True):
+            group["lr"] = rate
+        tree = {"model": model, "optimizer": optimizer}
+        scheduler = {"last_epoch": epochs[stage], "base_lrs": [0.1, 0.2]}
+        write_tree(folder / f"stage{stage}.pt", {**tree, "scheduler": scheduler})
+
+
+def test_stages_have_groups_of_their_own(tmp_path: Path) -> None:
+    staged(tmp_path / "run")
+    text = layout_file(tmp_path, STAGED)
+    training = reshard.open(tmp_path / "run", layout=text).training
+    groups = [(group["lr"], group["params"]) for group in training.param_groups]
+    assert groups == [(0.1, ["a", "c"]), (0.2, ["b", "d"])]
+    assert training.state == {"lr_scheduler": {"last_epoch": 3, "base_lrs": [0.1, 0.2]}}
+    reshard.convert(tmp_path / "run", tmp_path / "one", f"{text}:pp=1", layout=text)
+    assert reshard.verify(tmp_path / "run", tmp_path / "one", layout=text).ok
+
+
+def test_stages_of_two_runs(tmp_path: Path) -> None:
+    staged(tmp_path / "run", (3, 4))
+    text = layout_file(tmp_path, STAGED)
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "run", layout=text)
+    assert str(caught.value) == (
+        "error[mixed-runs]: the learning rate schedulers differ between ranks\n"
+        "  = note: `last_epoch` is 3 in stage 0, and 4 in stage 1\n"
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step"
+    )

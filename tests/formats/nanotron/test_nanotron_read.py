@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable, Mapping
@@ -13,16 +14,19 @@ import numpy as np
 import pytest
 
 import reshard
-from reshard.algebra.box import Box
 from reshard.errors import Exit, ReshardError
 from reshard.formats import recognize
 from reshard.formats.nanotron.read import read
-from reshard.formats.nanotron.slices import SlicesError, parse_pairs, parse_shape, show_pairs
+from reshard.storage.tensor_ref import TensorRef
+from reshard.storage.torch_file import open_torch_file, read_small
+from torch_trees import write_tree
 
 Fixture = Callable[[str], Path]
 CASES = ("nanotron_tp2_pp2_dp2_z1", "nanotron_tp2_pp3_dp5_z1_tied", "nanotron_tp1_z0")
 OWN = "nanotron_pp2_z0_lr"
 MODEL = "model/model/decoder/0/pp_block"
+NORM = f"{MODEL}/input_layernorm/model_weight.safetensors"
+DOWN = f"{MODEL}/mlp/down_proj/model_weight_pp-rank-0-of-2_tp-rank-1-of-2.safetensors"
 
 
 def truth(case: Path) -> dict[tuple[str, str], bytes]:
@@ -127,45 +131,6 @@ def test_names_of_other_layouts(fixture_checkpoint: Fixture, tmp_path: Path) -> 
     assert (config["head_dim"], config["rms_norm_eps"]) == (4, 1e-6)
 
 
-def test_slices_as_nanotron_writes_them() -> None:
-    text = (
-        "0,32,None|None,None,None#32,64,None|None,None,None;"
-        "32,40,None|None,None,None#72,80,None|None,None,None"
-    )
-    first, second = parse_pairs(text, (40, 3), (96, 3))
-    assert (first.box, first.offset, first.strides) == (Box((32, 0), (32, 3)), 0, (3, 1))
-    assert (second.box, second.offset) == (Box((72, 0), (8, 3)), 96)
-    boxes = [(Box((0, 0), (32, 3)), first.box), (Box((32, 0), (8, 3)), second.box)]
-    assert show_pairs(boxes, (40, 3), (96, 3)) == text
-    assert parse_shape("(np.int64(96), 3)") == (96, 3)
-    assert parse_shape("(5,)") == (5,)
-    assert parse_shape("()") == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "`` is no pair of slices"),
-        ("0,2,None", "`0,2,None` is no pair of slices"),
-        ("0,2,None#0,2,2", "`0,2,2` is no slice that can be read"),
-        ("0,2,None#-2,2,None", "`-2,2,None` is no slice that can be read"),
-        ("0,5,None#0,5,None", "`0,5,None` is not within 4"),
-        ("0,2,None#0,3,None", "`0,2,None#0,3,None` pairs [2] with [3] elements"),
-        ("0,2,None|0,1,None#0,2,None", "`0,2,None|0,1,None` has 2 dimensions, the tensor 1"),
-    ],
-)
-def test_slices_that_say_nothing(text: str, why: str) -> None:
-    with pytest.raises(SlicesError) as caught:
-        parse_pairs(text, (4,), (8,))
-    assert str(caught.value) == why
-
-
-@pytest.mark.parametrize("text", ["", "(1;2)", "(-1,)", "(" + "1" * 60 + "x)", "(a)"])
-def test_a_shape_that_is_none(text: str) -> None:
-    with pytest.raises(SlicesError):
-        parse_shape(text)
-
-
 @pytest.fixture
 def ckpt(fixture_checkpoint: Fixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to spoil, called `ckpt` from here."""
@@ -192,6 +157,15 @@ def spoil(path: Path, metadata: Mapping[str, str] | None, tensors: list[str] | N
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + value * len(tensors or [1]))
 
 
+def as_arrays(value: object) -> object:
+    """A tree of a file with its tensors of fp32 as arrays."""
+    if isinstance(value, TensorRef):
+        return np.frombuffer(read_small(value), np.float32).reshape(value.shape)
+    if isinstance(value, dict):
+        return {key: as_arrays(item) for key, item in value.items()}
+    return value
+
+
 def bad_shard(path: str, why: str) -> str:
     return (
         f"error[bad-shard]: {path} is not a shard of a distributed checkpoint\n"
@@ -201,30 +175,65 @@ def bad_shard(path: str, why: str) -> str:
 
 
 def test_shards_that_are_none(ckpt: Path) -> None:
-    norm = ckpt / MODEL / "input_layernorm/model_weight.safetensors"
-    spoil(norm, {"version": "1.5"})
-    why = "its metadata says that it is a shard, its name that it is whole"
-    assert refused() == bad_shard(str(norm), why)
-    spoil(norm, None, ["data", "more"])
-    assert refused() == bad_shard(str(norm), "it holds 'data', 'more', not `data` alone")
-    norm.rename(norm.with_name("weights.safetensors"))
-    assert refused() == bad_shard(
-        str(norm.with_name("weights.safetensors")),
-        "its name is not `model_PARAMETER[_pp-rank-...].safetensors`",
+    spoil(ckpt / NORM, {"version": "1.5"})
+    why = "it says that it is a part, and its file's name that it is whole"
+    assert f"  = note: `data` in {NORM}: {why}\n" in refused()
+    spoil(ckpt / NORM, None, ["data", "more"])
+    assert refused().startswith(
+        f"error[unnamed-tensor]: 1 tensor in {NORM} is named by no statement\n"
     )
+    stray = ckpt / NORM.replace("model_weight", "weights")
+    (ckpt / NORM).rename(stray)
+    why = "its name does not say of which rank or parameter it is"
+    assert refused() == bad_shard(str(stray), why)
 
 
-def test_a_shard_with_other_slices(ckpt: Path) -> None:
-    path = ckpt / MODEL / "mlp/down_proj/model_weight_pp-rank-0-of-2_tp-rank-1-of-2.safetensors"
-    spoil(path, {"unsharded_shape": "(4,)", "local_global_slices_pairs": "0,2,None#3,5,None"})
-    assert refused() == bad_shard(str(path), "`3,5,None` is not within 4")
-    spoil(path, {"unsharded_shape": "four"})
-    assert refused() == bad_shard(str(path), "`four` is no shape")
-    spoil(path, {"unsharded_shape": "(4,)", "local_global_slices_pairs": "0,2,None#2,4,None"})
-    first = "7/model/model/decoder/0/pp_block/mlp/down_proj/model_weight"
-    told = f"it is of BF16 [16, 18] in `{first[2:]}_pp-rank-0-of-2_tp-rank-0-of-2.safetensors`"
+def test_a_shape_as_numpy_prints_it(fixture_checkpoint: Fixture, ckpt: Path) -> None:
+    """Releases before 1.5 print the sizes of arrays of numpy."""
+    known = truth(fixture_checkpoint(CASES[0]))
+    for path in ckpt.rglob("*_tp-rank-*.safetensors"):
+        data = path.read_bytes()
+        size = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + size])
+        shape = header["__metadata__"]["unsharded_shape"]
+        header["__metadata__"]["unsharded_shape"] = re.sub(r"([0-9]+)", r"np.int64(\1)", shape)
+        raw = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + size :])
+    assert held(ckpt) == known
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "`` is no pair of slices"),
+        ("0,2,None", "`0,2,None` is no pair of slices"),
+        ("0,2,None#0,2,2", "`0,2,2` is no slice that can be read"),
+        ("0,2,None#-2,2,None", "`-2,2,None` is no slice that can be read"),
+        ("0,5,None#0,5,None", "`0,5,None` is not within 2"),
+        ("0,2,None#3,5,None", "`3,5,None` is not within 4"),
+        ("0,2,None#0,3,None", "`0,2,None#0,3,None` pairs [2] with [3] elements"),
+        ("0,2,None|0,1,None#0,2,None", "`0,2,None|0,1,None` has 2 dimensions, the tensor 1"),
+    ],
+)
+def test_slices_that_say_nothing(text: str, why: str, ckpt: Path) -> None:
+    spoil(ckpt / DOWN, {"unsharded_shape": "(4,)", "local_global_slices_pairs": text})
+    assert f"  = note: `data` in {DOWN}: {why}\n" in refused()
+
+
+@pytest.mark.parametrize("text", ["", "(1;2)", "(-1,)", "(" + "1" * 60 + "x)", "(a)"])
+def test_a_shape_that_is_none(text: str, ckpt: Path) -> None:
+    spoil(ckpt / DOWN, {"unsharded_shape": text})
+    assert f"  = note: `data` in {DOWN}: `{text}` is no shape\n" in refused()
+
+
+def test_a_shard_of_another_tensor(ckpt: Path) -> None:
+    spoil(
+        ckpt / DOWN, {"unsharded_shape": "(4,)", "local_global_slices_pairs": "0,2,None#2,4,None"}
+    )
     name = "model.decoder.0.pp_block.mlp.down_proj.weight"
-    assert refused() == bad_shard(str(path), f"`{name}` is of F32 [4]; {told}")
+    first = DOWN.replace("tp-rank-1", "tp-rank-0")
+    why = f"`{name}` (param) has another shape or type than `data` in {first}"
+    assert refused() == bad_shard(DOWN, why)
 
 
 def test_a_shard_that_is_missing(ckpt: Path) -> None:
@@ -237,23 +246,25 @@ def test_a_shard_that_is_missing(ckpt: Path) -> None:
 
 
 def test_an_optimizer_file_that_is_missing(ckpt: Path) -> None:
-    (ckpt / "optimizer/optimizer_pp-1-of-2_dp-0-of-2_tp-1-of-2_exp-0-of-1.pt").unlink()
-    assert refused() == (
-        "error[missing-rank-file]: 1 of 8 optimizer files are missing\n"
-        "  = note: in ckpt/7/optimizer: that of pp=1, dp=0, tp=1, exp=0\n"
-        "  = help: copy the files of all ranks into one folder"
-    )
+    file = "optimizer/optimizer_pp-1-of-2_dp-0-of-2_tp-1-of-2_exp-0-of-1.pt"
+    (ckpt / file).unlink()
+    text = refused()
+    assert text.startswith(f"error[missing-rank-file]: 1 of 8 files are missing: {file}\n")
+    assert "  = note: the others of pp=2, dp=2, tp=2, ep=1 are in ckpt/7\n" in text
 
 
 def test_optimizer_files_of_another_run(ckpt: Path) -> None:
     one = ckpt / "optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-0-of-2_exp-0-of-1.pt"
     stray = one.with_name("optimizer_pp-0-of-1_tp-0-of-1_exp-0-of-1.pt")
     shutil.copy(one, stray)
-    assert refused() == bad_shard("ckpt/7/optimizer", "its files are of runs of several sizes")
-    stray.rename(one.with_name("optimizer_of_yesterday.pt"))
-    assert refused() == bad_shard(
-        "ckpt/7/optimizer/optimizer_of_yesterday.pt", "its name does not say of which rank it is"
+    assert refused() == (
+        f"error[mixed-runs]: optimizer/{stray.name} says pp=1, and there is a file of rank 1\n"
+        "  = note: in ckpt/7\n"
+        "  = help: the folder holds files of two runs; keep those of one"
     )
+    stray.rename(one.with_name("optimizer_of_yesterday.pt"))
+    why = "its name does not say of which rank or parameter it is"
+    assert refused() == bad_shard("ckpt/7/optimizer/optimizer_of_yesterday.pt", why)
 
 
 def test_states_that_are_not_of_this_size(fixture_checkpoint: Fixture, tmp_path: Path) -> None:
@@ -262,13 +273,21 @@ def test_states_that_are_not_of_this_size(fixture_checkpoint: Fixture, tmp_path:
     name = "optimizer_pp-0-of-3_dp-{}-of-5_tp-0-of-2_exp-0-of-1.pt"
     shutil.copy(folder / name.format(0), folder / name.format(4))
     text = refused(str(tmp_path / "ckpt"))
-    file = f"optimizer/{name.format(4)}"
     embed = "model.token_position_embeddings.pp_block.token_embedding.weight"
-    assert text == (
-        f"error[partition-mismatch]: `exp_avg` of `{embed}` has 58 elements in {file}\n"
-        "  = note: this rank has 57 of the 288 elements of its shard\n"
-        "  = help: the folder mixes two checkpoints; copy it again"
+    assert text.startswith(
+        "error[share-mismatch]: a share of exp_avg has 58 elements, and `as balanced` gives 57\n"
     )
+    assert f"  = note: it is `state/0/exp_avg` in optimizer/{name.format(4)}\n" in text
+    assert f"  = note: `{embed}` of 288 elements are shared\n" in text
+
+
+def test_states_without_a_name(ckpt: Path) -> None:
+    """What `names` of a rank's file does not name, and what it names and is not there."""
+    path = ckpt / "optimizer/optimizer_pp-0-of-2_dp-0-of-2_tp-0-of-2_exp-0-of-1.pt"
+    tree: Any = as_arrays(open_torch_file(path).root)
+    for key, why in (("names", "number 0 has no name"), ("state", "has no states")):
+        write_tree(path, {**tree, key: {k: v for k, v in tree[key].items() if k != 0}})
+        assert why in refused()
 
 
 def test_metadata_that_cannot_be_understood(ckpt: Path) -> None:
@@ -304,3 +323,12 @@ def test_which_step_is_meant(ckpt: Path) -> None:
         "  = help: choose one with `--step 10`"
     )
     assert read(Path("ckpt"), step="10").root == str(Path("ckpt/10").absolute())
+
+
+def test_a_file_of_something_else(ckpt: Path) -> None:
+    """A rank's optimizer file that has nothing that one has."""
+    path = ckpt / "optimizer/optimizer_pp-1-of-2_dp-0-of-2_tp-1-of-2_exp-0-of-1.pt"
+    write_tree(path, {"seed": 4})
+    text = refused()
+    assert text.startswith("error[missing-place]: nothing lies at `state/{number}/{state}` in ")
+    assert f"in optimizer/{path.name}\n" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.formats.described.faults import bad_shard, missing_ranks, not_alike
+from reshard.formats.described.shards import Shards
 from reshard.formats.described.walk import Leaf
 from reshard.formats.dtensor import DTensorError, RankTensor, rank_tensors
 from reshard.plan.catalog import Fragment, LocalTensor
@@ -14,7 +15,11 @@ COPY = "copy"
 
 
 def join_boxes(
-    name: str, state: str, found: Sequence[Leaf], mesh: Mapping[str, int]
+    name: str,
+    state: str,
+    found: Sequence[Leaf],
+    mesh: Mapping[str, int],
+    shards: Shards,
 ) -> list[LocalTensor]:
     """A tensor of what its ranks hold of it, once for each copy.
 
@@ -23,7 +28,8 @@ def join_boxes(
     copies: dict[tuple[object, ...], list[Fragment]] = {}
     first: RankTensor | None = None
     for leaf in found:
-        for part in parts_of(leaf, mesh):
+        parts = shards.parts(name, state, leaf) if shards.are_used else parts_of(leaf, mesh)
+        for part in parts:
             first = first or part
             if (part.shape, part.ref.dtype) != (first.shape, first.ref.dtype):
                 raise not_alike(name, state, found[0], leaf)

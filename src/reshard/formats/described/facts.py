@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.dtypes import DType
-from reshard.errors import Label, ReshardError, source_error
+from reshard.errors import Label, source_error
 from reshard.formats.described import NAME as FORMAT
+from reshard.formats.described.faults import bad_fact
+from reshard.formats.described.groups import (
+    OF_STAGES,
+    STAGE,
+    merge,
+    settings_of,
+    stage_groups,
+    stage_of,
+)
 from reshard.formats.described.states import States
 from reshard.formats.described.tree import At, Where, show
 from reshard.formats.described.walk import Leaf, Walked
@@ -42,7 +51,7 @@ def read_config(walked: Walked) -> Mapping[str, object] | None:
 
     Raises: ReshardError[ranks-disagree | bad-fact].
     """
-    leaf = _agreed(walked).get(_CONFIG)
+    leaf = _agreed(walked).get((_CONFIG, 0))
     return None if leaf is None else _config(leaf)
 
 
@@ -56,15 +65,24 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
     iteration: int | None = None
     param_groups: list[Group] = []
     state: dict[str, object] = {}
-    for name, leaf in _agreed(walked).items():
+    schedulers: dict[int, Mapping[str, object]] = {}
+    for (name, stage), leaf in _agreed(walked).items():
         if name == _ITERATION:
             iteration = _whole_number(leaf)
         elif name == PARAM_GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
-            state[name] = keeper.leaf_setting(leaf, leaf.file.name.text)
+            value = state[name] = keeper.leaf_setting(leaf, leaf.file.name.text)
+            if STAGE in leaf.bindings and name in OF_STAGES and isinstance(value, dict):
+                schedulers[stage] = value
     kept = _kept(walked, keeper)
     framework: dict[str, object] = {"name": FORMAT, "layout": layout.name}
+    groups = [leaf for leaf in walked.of("run") if PARAM_GROUPS in leaf.entry.names]
+    if schedulers or any(STAGE in leaf.bindings for leaf in groups):
+        merged = merge(stage_groups(groups, states.groups_of), schedulers)
+        param_groups = [Group.of(group) for group in merged.groups]
+        state |= {"lr_scheduler": merged.scheduler} if merged.scheduler is not None else {}
+        framework["groups"] = merged.kind
     if kept:
         framework["kept"] = kept
     if states.uncut:
@@ -105,12 +123,14 @@ def _steps_done(tensors: Sequence[LocalTensor], walked: Walked) -> int | None:
     return step if isinstance(step, int) and any(t.state == "step" for t in tensors) else None
 
 
-def _agreed(walked: Walked) -> dict[str, Leaf]:
-    """The facts by name; all files must say the same."""
-    out: dict[str, Leaf] = {}
+def _agreed(walked: Walked) -> dict[tuple[str, int], Leaf]:
+    """The facts by name, and by stage where each may have its own; all files must say the same."""
+    out: dict[tuple[str, int], Leaf] = {}
     for leaf in walked.of("run"):
         name = leaf.entry.names[0]
-        first = out.setdefault(name, leaf)
+        first = out.setdefault((name, stage_of(leaf) if name in OF_STAGES else 0), leaf)
+        if name == PARAM_GROUPS and STAGE in leaf.bindings:
+            continue  # ranks have other parameters in them
         if first is not leaf and _digest(first.value) != _digest(leaf.value):
             raise source_error(
                 "ranks-disagree",
@@ -176,7 +196,7 @@ def _whole_number(leaf: Leaf) -> int:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    raise _bad_fact(leaf, "the iteration is no whole number")
+    raise bad_fact(leaf, "the iteration is no whole number")
 
 
 def number_of(value: object) -> object:
@@ -187,19 +207,10 @@ def number_of(value: object) -> object:
 
 
 def _param_groups(leaf: Leaf, groups: Sequence[Sequence[str]]) -> list[Group]:
-    if not isinstance(leaf.value, (list, tuple)):
-        raise _bad_fact(leaf, "parameter groups are a list of dicts")
-    out: list[Group] = []
-    for index, item in enumerate(leaf.value):
-        if not isinstance(item, dict):
-            raise _bad_fact(leaf, "parameter groups are a list of dicts")
-        settings = {
-            str(key): encode(value)
-            for key, value in item.items()
-            if key not in ("params", "param_names")
-        }
-        out.append(Group(settings, groups[index] if index < len(groups) else None))
-    return out
+    return [
+        Group(settings, groups[index] if index < len(groups) else None)
+        for index, settings in enumerate(settings_of(leaf))
+    ]
 
 
 def _plain(value: object) -> object:
@@ -214,14 +225,5 @@ def _config(leaf: Leaf) -> Mapping[str, object]:
     if isinstance(value, Record):
         value = value.attributes
     if not isinstance(value, dict):
-        raise _bad_fact(leaf, "a configuration is a dict")
+        raise bad_fact(leaf, "a configuration is a dict")
     return {str(key): encode(_plain(item), lambda ref: None) for key, item in value.items()}
-
-
-def _bad_fact(leaf: Leaf, why: str) -> ReshardError:
-    return source_error(
-        "bad-fact",
-        f"{leaf.shown} is not what the layout says",
-        notes=[why, f"it is of type {type(leaf.value).__name__}"],
-        primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
-    )

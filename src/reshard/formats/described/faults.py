@@ -67,12 +67,18 @@ def unknown_member(name: str, leaf: Leaf) -> ReshardError:
 
 def bad_shard(leaf: Leaf, why: str) -> ReshardError:
     """A rank's part of a tensor that cannot be read."""
+    primary = label(leaf.entry.span, "read here")
+    return not_a_shard(leaf.file.path, f"{leaf.shown}: {why}", primary)
+
+
+def not_a_shard(file: object, why: str, primary: Label | None = None) -> ReshardError:
+    """A file that does not belong to the others."""
     return source_error(
         "bad-shard",
-        f"{leaf.file.path} is not a shard of a distributed checkpoint",
-        notes=[f"{leaf.shown}: {why}"],
+        f"{file} is not a shard of a distributed checkpoint",
+        notes=[why],
         helps=["the folder mixes two checkpoints, or is damaged; copy it again"],
-        primary=label(leaf.entry.span, "read here"),
+        primary=primary,
     )
 
 
@@ -97,14 +103,20 @@ def missing_ranks(leaf: Leaf, lost: Sequence[int], ranks: int) -> ReshardError:
     )
 
 
+def bad_fact(leaf: Leaf, why: str) -> ReshardError:
+    """A fact of the run that is none."""
+    return source_error(
+        "bad-fact",
+        f"{leaf.shown} is not what the layout says",
+        notes=[why, f"it is of type {type(leaf.value).__name__}"],
+        primary=label(leaf.entry.span, "read here"),
+    )
+
+
 def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
     """Parts of one tensor that say that it is two."""
-    return source_error(
-        "bad-shard",
-        f"{leaf.file.path} is not a shard of a distributed checkpoint",
-        notes=[f"`{name}` ({state}) has another shape or type than {first.shown}"],
-        helps=["the folder mixes two checkpoints, or is damaged; copy it again"],
-    )
+    why = f"`{name}` ({state}) has another shape or type than {first.shown}"
+    return not_a_shard(leaf.file.path, why)
 
 
 def unnamed(error: ReshardError) -> tuple[Diagnostic, ...]:

@@ -80,8 +80,14 @@ def first_file(rule: FileRule, root: Path) -> str | None:
     return None
 
 
-def _order(item: RankFile) -> tuple[tuple[int, int | str], ...]:
-    return tuple((int(isinstance(v, str)), v) for v in item.bindings.values())
+def _order(item: RankFile) -> tuple[object, ...]:
+    """Ranks by number, names part by part, those that are numbers by number."""
+    return tuple(
+        (1, *((0, int(x)) if x.isdigit() else (1, x) for x in value.split(".")))
+        if isinstance(value, str)
+        else (0, value)
+        for value in item.bindings.values()
+    )
 
 
 def _paths(root: Path, depth: int | None = None) -> Iterator[str]:

@@ -38,16 +38,30 @@ def read_described(
             helps=["give the folder of the step, and leave `--step` out"],
         )
     root, only = (path, None) if path.is_dir() else (path.parent, path.name)
+    return read_folder(layout, root, only, name=name)[0]
+
+
+def read_folder(
+    layout: Layout, root: Path, only: str | None = None, *, name: str = NAME
+) -> tuple[Catalog, Walked]:
+    """The catalog of a folder, and what each statement names in it.
+
+    Args:  only: the one file that is looked at.
+    Raises: as `read_described`.
+    """
     files = find_files(layout, root, only)
     walked = walk_files(layout, root, files)
     config = read_config(walked)
     states = put_together(layout, walked, files.mesh, config)
     facts = read_facts(layout, walked, states, files.mesh)
-    return Catalog(
+    # Where files say themselves which parts they hold, nothing lies at a coordinate.
+    has_slices = any(x.role == "slices" for rule in layout.files for x in rule.entries)
+    mesh = {} if has_slices else files.mesh
+    catalog = Catalog(
         format=name,
         version="",
         root=str(root.absolute()),
-        mesh={**files.mesh, **({COPY: states.copies} if states.copies > 1 else {})},
+        mesh={**mesh, **({COPY: states.copies} if states.copies > 1 else {})},
         tensors=(*states.tensors, *facts.tensors),
         layout=layout,
         training=facts.training,
@@ -63,6 +77,7 @@ def read_described(
         ),
         withheld=states.withheld,
     )
+    return catalog, walked
 
 
 def _other_optimizers(walked: Walked) -> list[Diagnostic]:

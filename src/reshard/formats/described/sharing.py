@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from reshard.algebra.partition import Buckets, Buffer, Each, Rows, Rule
+from reshard.algebra.flat import cut
+from reshard.algebra.partition import Buckets, Buffer, Each, Rows, Rule, Share
+from reshard.algebra.piece import Piece
 from reshard.errors import Label, layout_error
 from reshard.language.expression import Expression, evaluate
 from reshard.language.layout import Layout, PartitionRule
@@ -13,10 +15,25 @@ ALL = "states"
 """What stands in a `partition` for all states but the weights."""
 
 
-def rule_of(layout: Layout, state: str) -> PartitionRule | None:
-    """How ranks share a state: as the line says that names it, else as that of all states does."""
+def rule_of(
+    layout: Layout, state: str, at: Mapping[str, object] | None = None
+) -> PartitionRule | None:
+    """How ranks share a state: as the line says that names it, else as that of all states does.
+
+    Args:  at: bindings of a file; one that is of no rank of the line's axis has the state whole.
+    """
     rules = {name: rule for rule in layout.partitions for name in rule.states}
-    return rules.get(state) or (rules.get(ALL) if state != "param" else None)
+    rule = rules.get(state) or (rules.get(ALL) if state != "param" else None)
+    return rule if rule is None or at is None or rule.over in at else None
+
+
+def pieces_of(piece: Piece, shares: Sequence[Share]) -> list[Piece]:
+    """The elements of a flat tensor's piece that lie in shares, where these hold them."""
+    return [
+        part.shift(share.offset - share.start)
+        for share in shares
+        for part in cut(piece, share.start, share.start + share.numel)
+    ]
 
 
 def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int) -> Rule:

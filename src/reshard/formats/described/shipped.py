@@ -11,7 +11,7 @@ from types import MappingProxyType
 from reshard.errors import ReshardError
 from reshard.formats.described.files import first_file
 from reshard.formats.described.tree import find, open_tree
-from reshard.formats.described.walk import fits
+from reshard.formats.described.walk import fits, needed_of
 from reshard.language import load_layout
 from reshard.language.layout import FileRule, Layout, ParameterOrder
 
@@ -63,7 +63,7 @@ def find_descriptions(path: Path) -> list[Layout]:
 
 def holds(rule: FileRule, path: Path) -> bool:
     """Whether a file has all that a rule asks for; not if it cannot be read."""
-    needed = [x for x in rule.entries if not x.optional and x.role not in ("keep", "leave")]
+    needed = needed_of(rule)
     try:
         tree = open_tree(path) if needed else None
     except ReshardError:

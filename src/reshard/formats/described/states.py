@@ -18,7 +18,8 @@ from reshard.formats.described.faults import (
     unnamed,
 )
 from reshard.formats.described.local import are_alike, integer, local_tensor, memory_of, shape_of
-from reshard.formats.described.names import Unwrapped
+from reshard.formats.described.names import Unwrapped, name_numbers
+from reshard.formats.described.shards import Shards
 from reshard.formats.described.sharing import ALL, rule_of, sharing_rule
 from reshard.formats.described.shipped import orders_of
 from reshard.formats.described.tree import is_tensor
@@ -40,7 +41,9 @@ _SHAPED = ("exp_avg", "exp_avg_sq", "master", "momentum_buffer")
 class States:
     """What was put together.
 
-    Args:  groups: the names of each group's parameters, in order.  aliases: other name -> name.
+    Args:  groups: the names of each group's parameters, in order; of the first stage, where each
+           has its own.  groups_of: those of each file that lists some.
+           aliases: other name -> name.
            uncut: weights that every rank has whole where the others are DTensors.
            withheld: why numbered states are not listed.
            copies: of tensors that say themselves which ranks hold the same of them.
@@ -48,6 +51,7 @@ class States:
 
     tensors: list[LocalTensor] = field(default_factory=list)
     groups: list[list[str]] = field(default_factory=list)
+    groups_of: dict[str, list[list[str]]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
     uncut: list[str] = field(default_factory=list)
@@ -71,6 +75,10 @@ def put_together(
     return _Together(layout, walked, mesh, config or {}).states()
 
 
+def _is_weight(leaf: Leaf) -> bool:
+    return leaf.entry.names[:1] == ("param",)
+
+
 class _Together:
     def __init__(
         self,
@@ -81,22 +89,29 @@ class _Together:
     ) -> None:
         self._config = config
         self._layout = layout
-        self._walked = walked
         self._mesh = mesh
         self._shared = {rule.over for rule in layout.partitions}
-        leaves = walked.of("state", "states")
+        self._leaves = name_numbers(walked.leaves)
+        leaves = self._of("state", "states")
+        self._shards = Shards(layout, walked, mesh)
+        if self._shards.are_used:
+            self._shared = set(mesh)
         self._out = States()
         self._same_memory: set[str] = set()
         self._ties = [tie for tie in layout.ties if tie.holds(config)]
         self._names_of = Unwrapped(
             layout.wrappers,
             [str(x.bindings[NAME]) for x in leaves if NAME in x.bindings],
+            [str(x.bindings[NAME]) for x in leaves if NAME in x.bindings and _is_weight(x)],
         )
+
+    def _of(self, *roles: str) -> list[Leaf]:
+        return [leaf for leaf in self._leaves if leaf.entry.role in roles]
 
     def states(self) -> States:
         out = self._out
         by_home: dict[Coord, list[tuple[str, Leaf]]] = {}
-        for leaf in self._walked.of("state", "states"):
+        for leaf in self._of("state", "states"):
             state = (
                 str(leaf.bindings[STATE]) if leaf.entry.role == "states" else leaf.entry.names[0]
             )
@@ -137,6 +152,8 @@ class _Together:
                 if self._is_left_out(name, leaf):
                     continue
                 named.setdefault((state, name), []).append(leaf)
+                if self._shards.are_used and _is_weight(leaf):
+                    self._shards.add(name, leaf)
             elif NUMBER in leaf.bindings:
                 numbered.setdefault((state, int(leaf.bindings[NUMBER])), []).append(leaf)
             else:
@@ -164,15 +181,17 @@ class _Together:
         self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
     ) -> None:
         """One parameter's tensor of one state, from the ranks that share it or have copies."""
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, found[0].bindings)
         first = found[0].value
         is_alone = rule is not None and rule.is_dtensor and isinstance(first, TensorRef)
-        if any(isinstance(leaf.value, Record) for leaf in found) or (
-            is_alone and isinstance(first, TensorRef) and first.shape
+        if (
+            self._shards.are_used
+            or any(isinstance(leaf.value, Record) for leaf in found)
+            or (is_alone and isinstance(first, TensorRef) and first.shape)
         ):
             if is_alone and state == "param":
                 self._out.uncut.append(name)
-            joined = join_boxes(name, state, found, self._mesh)
+            joined = join_boxes(name, state, found, self._mesh, self._shards)
             self._out.copies = max(self._out.copies, len(joined))
             self._out.tensors += joined
             return
@@ -206,7 +225,7 @@ class _Together:
                 primary=label(found[0].entry.span, "states of a group"),
             )
         members = list(orders[group].items())
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, found[0].bindings)
         if not isinstance(found[0].value, TensorRef) or not found[0].value.shape:
             for name, _ in members:
                 without = self._shared if are_alike(found) else set()
@@ -281,7 +300,7 @@ class _Together:
             parts = parts_of(found[0], self._mesh)
             return parts[0].shape if parts else ()
         shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, found[0].bindings)
         if rule is None or rule.kind != "rows" or rule.is_dtensor or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -315,7 +334,7 @@ class _Together:
             parameters = [(n, s) for n, s in shapes.items() if n not in self._out.aliases]
             parameters = self._as_shared(parameters, numbered)
             groups = [[integer(n) for n in listed] for listed in numbers.values()]
-            where = next(leaf.file.path for leaf in self._walked.of("number"))
+            where = next(leaf.file.path for leaf in self._of("number"))
             is_ordered, parameters = self._in_order(parameters)
             try:
                 out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
@@ -324,12 +343,14 @@ class _Together:
                 return None
         else:
             out = {}
-        if not self._out.groups and (numbers or named):
-            source = numbers or named
-            self._out.groups = [
-                [out[integer(n)] if numbers else self._names_of.name(str(n)) for n in listed]
-                for listed in source.values()
-            ]
+        for leaf in self._of("number") or self._of("named"):
+            if self._coord(leaf, self._shared) == home and isinstance(leaf.value, (list, tuple)):
+                names = [
+                    out[integer(n)] if numbers else self._names_of.name(str(n)) for n in leaf.value
+                ]
+                self._out.groups_of.setdefault(leaf.file.path, []).append(names)
+        if not self._out.groups:
+            self._out.groups = next(iter(self._out.groups_of.values()), [])
         return out
 
     def _as_shared(
@@ -359,7 +380,7 @@ class _Together:
             holds = order.when is None or known_value(order.when, self._config) is True
             if holds and all(order.has(name) for name, _ in parameters):
                 return True, sorted(parameters, key=lambda item: order.key(item[0]))
-        weights = [leaf.file.path for leaf in self._walked.of("state") if NAME in leaf.bindings]
+        weights = [leaf.file.path for leaf in self._of("state") if NAME in leaf.bindings]
         is_sorted = any(path.endswith(".safetensors") for path in weights) or looks_sorted(
             [name for name, _ in parameters]
         )
@@ -368,8 +389,8 @@ class _Together:
     def _lists(self, role: str, home: Coord) -> dict[int, list[object]]:
         """The lists of numbers or names, by group."""
         out: dict[int, list[object]] = {}
-        for leaf in self._walked.of(role):
-            if self._coord(leaf, self._shared) == home:
+        for leaf in self._of(role):
+            if self._coord(leaf, self._shared) == home and NUMBER not in leaf.bindings:
                 assert isinstance(leaf.value, (list, tuple))
                 out.setdefault(int(leaf.bindings.get(GROUP, 0)), list(leaf.value))
         return out
@@ -377,7 +398,7 @@ class _Together:
     def _orders(self, home: Coord, shapes: Mapping[str, Shape]) -> dict[int, dict[str, Shape]]:
         """The names and shapes of what each buffer holds, in order."""
         out: dict[int, dict[str, Shape]] = {}
-        for leaf in self._walked.of("order"):
+        for leaf in self._of("order"):
             group = out.setdefault(int(leaf.bindings.get(GROUP, 0)), {})
             if NAME in leaf.bindings:
                 shape = shape_of(leaf.value)

@@ -22,7 +22,7 @@ from reshard.formats.described.tree import (
     tensors_in,
 )
 from reshard.language.layout import Entry, FileRule, Layout
-from reshard.language.place import Bindings, Key, Place
+from reshard.language.place import NUMBER, Bindings, Key, Place
 from reshard.plan.catalog import Left, SourceFile
 from reshard.plan.text import show_count
 from reshard.store.links import refuse_outside
@@ -87,22 +87,28 @@ def walk_files(layout: Layout, root: Path, files: Files) -> Walked:
             out.files.append(SourceFile(item.path, found.st_size, found.st_mtime_ns))
         tree = open_tree(path)
         seen[item.rule] = [str(key).lstrip("/") for key, _ in children(tree)]
+        count = len(out.leaves)
         lost = _walk(out, rule, item, tree, places)
         if lost:
             unnamed.append(_unnamed(rule, item, lost))
+        elif needed_of(rule) and not any(
+            leaf.entry in needed_of(rule) for leaf in out.leaves[count:]
+        ):
+            raise _nothing(needed_of(rule)[0], item, seen[item.rule])
     obeyed = {id(leaf.entry) for leaf in out.leaves}
     for index, keys in seen.items():
-        for entry in layout.files[index].entries:
-            if (
-                not entry.optional
-                and id(entry) not in obeyed
-                and entry.role not in ("leave", "keep")
-            ):
+        for entry in needed_of(layout.files[index]):
+            if id(entry) not in obeyed:
                 first = next(item for item in files.known if item.rule == index)
                 raise _nothing(entry, first, keys)
     if unnamed:
         raise unnamed[0]
     return out
+
+
+def needed_of(rule: FileRule) -> list[Entry]:
+    """The statements that must name something."""
+    return [x for x in rule.entries if not x.optional and x.role not in ("keep", "leave")]
 
 
 def _walk(
@@ -167,6 +173,8 @@ def fits(entry: Entry, value: object) -> bool:
     """Whether a value is of the kind that a statement names."""
     if entry.role in ("state", "states"):
         return is_tensor(value) or (isinstance(value, (int, float)) and entry.names != ("param",))
+    if entry.role == "named" and entry.places[0].has(NUMBER):
+        return isinstance(value, str)
     if entry.role in ("number", "named"):
         return isinstance(value, (list, tuple))
     return True

@@ -6,15 +6,27 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import PurePosixPath
+from typing import cast
 
 from reshard.errors import Diagnostic, Label, ReshardError, Span, target_error
+from reshard.formats.described.groups import STAGE
 from reshard.formats.described.make import Tree, where_of
 from reshard.formats.described.tree import At
 from reshard.formats.described.write_facts import Facts, facts_of
-from reshard.formats.described.write_states import WrittenStates
+from reshard.formats.described.write_states import Placement, WrittenStates
 from reshard.language.expression import evaluate
 from reshard.language.layout import Entry, FileRule, Layout
-from reshard.language.place import GROUP, HOLES, NAME, NUMBER, STATE, FileName, Place
+from reshard.language.place import (
+    GROUP,
+    HOLES,
+    MODULE,
+    NAME,
+    NUMBER,
+    PARAMETER,
+    STATE,
+    FileName,
+    Place,
+)
 from reshard.models.config import has_hf_names, model_config
 from reshard.models.config_json import CONFIG
 from reshard.plan.arrangement import Arrangement
@@ -41,21 +53,29 @@ def prepare(arrangement: Arrangement, target: Target, *, layout: Layout) -> Outp
     target.reject_unknown((*layout.mesh, *([DEVICE] if has_device else [])))
     mesh = {axis: target.integer(axis, 1) or 1 for axis in layout.mesh}
     device = target.options.get(DEVICE, "cuda")
-    return _Writer(arrangement, layout, mesh, device).output()
+    return Writer(arrangement, layout, mesh, device).output()
 
 
-class _Writer:
+class Writer:
     """The files of all ranks."""
 
     def __init__(
-        self, arrangement: Arrangement, layout: Layout, mesh: Mapping[str, int], device: str
+        self,
+        arrangement: Arrangement,
+        layout: Layout,
+        mesh: Mapping[str, int],
+        device: str = "",
+        *,
+        folder: str = "",
+        placement: Placement | None = None,
     ) -> None:
+        self._folder = folder
         self._arrangement = arrangement
         self._layout = layout
         self._mesh = mesh
         self._torch = TorchOutput()
         self._made_warnings: tuple[Diagnostic, ...] = ()
-        self._states = WrittenStates(arrangement, layout, mesh, self._torch, device)
+        self._states = WrittenStates(arrangement, layout, mesh, self._torch, device, placement)
         self._facts: Facts = facts_of(arrangement, layout, self._states, self._torch)
 
     def output(self) -> Output:
@@ -74,7 +94,7 @@ class _Writer:
             tuple(self._warnings()),
             (*self._states.dropped(), *self._facts.dropped()),
             self._states.folded(),
-            beside="",
+            beside=self._folder,
         )
 
     def _warnings(self) -> Iterator[Diagnostic]:
@@ -85,15 +105,26 @@ class _Writer:
     # ---- files ---------------------------------------------------------------------------------
 
     def _rule(self, rule: FileRule) -> None:
-        name = next((item for item in rule.names if not item.pattern.has_star), None)
-        if name is None:
+        names = [name for name in rule.names if not name.pattern.has_star]
+        names = [name for name in names if {*_axes(name)} <= {*self._mesh, NAME, STATE}]
+        if not names:
             if rule.optional or not rule.entries:
                 return
             raise _unnamed_file(rule)
-        axes = list(dict.fromkeys(h.name for h in name.pattern.holes if not h.is_size))
-        ranges: list[Sequence[str | int]] = [self._values(axis) for axis in axes]
-        for position in product(*ranges):
-            self._file(rule, name, dict(zip(axes, position, strict=True)))
+        for at, name in self._named(names):
+            axes = [axis for axis in _axes(name) if axis not in at]
+            ranges: list[Sequence[str | int]] = [self._values(axis) for axis in axes]
+            for position in product(*ranges):
+                self._file(rule, name, {**at, **dict(zip(axes, position, strict=True))})
+
+    def _named(self, names: Sequence[FileName]) -> Iterator[tuple[dict[str, str | int], FileName]]:
+        """The first name; of files of one parameter each, the first of ranks that cut it."""
+        if len(names) == 1 or NAME not in _axes(names[0]):
+            yield {}, names[0]
+            return
+        for parameter in self._states.names:
+            known = {*self._states.axes_of(parameter), NAME, STATE, STAGE}
+            yield {NAME: parameter}, next(x for x in names if {*_axes(x)} <= known)
 
     def _values(self, hole: str) -> Sequence[str | int]:
         if hole == NAME:
@@ -108,7 +139,7 @@ class _Writer:
         if self._is_beside(rule, path):
             return  # it goes along as it is
         tree = Tree()
-        if rule.optional and any(self._is_unknown(entry) for entry in rule.entries):
+        if rule.optional and any(self._is_unknown(entry, at) for entry in rule.entries):
             return
         for entry in rule.entries:
             self._entry(rule, entry, path, tree, at)
@@ -126,10 +157,10 @@ class _Writer:
             )
         self._add(path, tree.root)
 
-    def _is_unknown(self, entry: Entry) -> bool:
+    def _is_unknown(self, entry: Entry, at: Mapping[str, str | int]) -> bool:
         """Whether a statement asks for a fact that the source does not tell."""
         is_asked = entry.role == "run" and not entry.optional
-        return is_asked and not self._facts.run(entry.names[0])[0]
+        return is_asked and not self._facts.run(entry.names[0], at)[0]
 
     def _is_beside(self, rule: FileRule, path: str) -> bool:
         """Whether a file is the model's configuration, and the source has it."""
@@ -143,7 +174,7 @@ class _Writer:
             if made.data is not None:
                 self._torch.head.append(FileBytes(path, 0, made.data))
                 return
-        suffix = PurePosixPath(path).suffix
+        suffix, path = PurePosixPath(path).suffix, f"{self._folder}{path}"
         if suffix == ".safetensors":
             self._safetensors(path, root)
         elif suffix == ".json":
@@ -156,9 +187,10 @@ class _Writer:
 
     def _safetensors(self, path: str, root: object) -> None:
         assert isinstance(root, dict)
+        metadata = cast("dict[str, str]", root.pop("__metadata__", {"format": "pt"}))
         specs = {str(key): self._states.spec_of(value) for key, value in root.items()}
         header = {key: (spec.dtype, spec.shape or ()) for key, spec in specs.items()}
-        head, offsets, nbytes = layout_header(header, {"format": "pt"})
+        head, offsets, nbytes = layout_header(header, metadata)
         self._torch.head.append(FileBytes(path, 0, head))
         self._torch.files[path] = nbytes
         for key, spec in specs.items():
@@ -173,14 +205,21 @@ class _Writer:
         if entry.role in ("state", "states"):
             self._state(rule, entry, path, tree, at)
         elif entry.role == "number":
-            self._per_group(entry, tree, self._states.numbers())
+            self._per_group(entry, tree, self._states.numbers(at))
+        elif entry.role == "slices":
+            if not tree.is_empty:
+                tree.put(where_of(_made_place(entry), {}), self._states.slices(str(at[NAME]), at))
         elif entry.role == "named":
-            if not entry.optional:
+            place = _made_place(entry)
+            if place.has(NUMBER):
+                for name, number in self._states.listed(at)[1].items():
+                    tree.put(where_of(place, {NUMBER: number}), name)
+            elif not entry.optional:
                 self._per_group(entry, tree, self._states.groups)
         elif entry.role == "order":
             self._order(entry, tree, at)
         elif entry.role == "run":
-            found, value = self._facts.run(entry.names[0])
+            found, value = self._facts.run(entry.names[0], at)
             if found:
                 tree.put(where_of(_made_place(entry), {}), value)
             elif not entry.optional:
@@ -210,11 +249,9 @@ class _Writer:
                         tree.put(where_of(place, {**at, GROUP: group, STATE: state}), value)
                 continue
             for name, shown, tensor in self._states.tensors(state, at, path):
-                if at.get(NAME, name) != name:
-                    continue
                 bindings = {**at, NAME: shown, STATE: state}
                 if NUMBER in held:
-                    bindings[NUMBER] = self._states.number(name, entry)
+                    bindings[NUMBER] = self._states.number(name, at, entry)
                 tree.put(where_of(place, bindings), tensor)
             if state == "param" and not path.endswith(".safetensors"):
                 self._aliases(place, tree, at)
@@ -244,6 +281,12 @@ class _Writer:
             for name in names:
                 shape = Size(self._states.local_shape(name, at))
                 tree.put(where_of(place, {GROUP: group, NAME: name}), shape)
+
+
+def _axes(name: FileName) -> list[str]:
+    """What files of a name differ in: mesh axes, and the name of a parameter for its parts."""
+    holes = (hole.name for hole in name.pattern.holes if not hole.is_size)
+    return list(dict.fromkeys(NAME if hole in (MODULE, PARAMETER) else hole for hole in holes))
 
 
 def _at(root: object, where: Sequence[At]) -> object:

@@ -8,6 +8,7 @@ from typing import cast
 
 from reshard.errors import Diagnostic
 from reshard.formats.described import NAME as FORMAT
+from reshard.formats.described.groups import OF_STAGES, STAGE, scheduler_of
 from reshard.formats.described.meta_params import with_width
 from reshard.formats.described.tree import At, Where, listed, show
 from reshard.formats.described.write_states import WrittenStates
@@ -47,26 +48,36 @@ class Facts:
         kept = own.get("kept", []) if self._is_own else []
         self._kept = cast("list[dict[str, object]]", kept)
 
-    def run(self, name: str) -> tuple[bool, object]:
-        """Whether a fact is known, and what it is."""
+    def run(self, name: str, at: Mapping[str, str | int]) -> tuple[bool, object]:
+        """Whether a fact is known, and what a file says of it."""
         self._asked.add(name)
         training = self._arrangement.catalog.training
         if name == "iteration":
             return training.iteration is not None, training.iteration
         if name == "param_groups":
-            return bool(training.param_groups), self._groups()
+            return bool(training.param_groups), self._groups(at)
         if name == "config":
             config = self._config()
             return config is not None, config
         state = training.state
-        return name in state, self._value(state[name]) if name in state else None
+        if name not in state:
+            return False, None
+        value = state[name]
+        if name in OF_STAGES and STAGE in at and isinstance(value, Mapping):
+            value = scheduler_of(value, len(training.param_groups), self._of_stage(at))
+        return True, self._value(value)
 
-    def _groups(self) -> list[object]:
+    def _groups(self, at: Mapping[str, str | int]) -> list[object]:
         """The settings of each group; where the numbers stand is another statement's."""
-        return [
-            {key: self._value(item) for key, item in group.items() if key != "params"}
-            for group in self._arrangement.catalog.training.param_groups
-        ]
+        every = self._arrangement.catalog.training.param_groups
+        return [self._decoder.mapping(every[number].settings) for number in self._of_stage(at)]
+
+    def _of_stage(self, at: Mapping[str, str | int]) -> list[int]:
+        """The groups of the source that a file has, by number."""
+        every = self._arrangement.catalog.training.param_groups
+        if STAGE in at and len(self._states.groups) == len(every):
+            return [group.number for group in self._states.listed(at)[0]]
+        return list(range(len(every)))
 
     def _config(self) -> Mapping[str, object] | None:
         """The model's configuration: in the words of the layout of the names, or as found."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
-from reshard.algebra.flat import cut
-from reshard.algebra.partition import Share, spread
+from reshard.algebra.partition import Partition, Share, spread
 from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
 from reshard.formats.described import NAME as FORMAT
-from reshard.formats.described.sharing import rule_of, sharing_rule
+from reshard.formats.described.groups import STAGE
+from reshard.formats.described.sharing import pieces_of, rule_of, sharing_rule
 from reshard.formats.described.shipped import descriptions, orders_of
+from reshard.formats.described.slices import made_slices
 from reshard.formats.dtensor import rank_mesh, row_shard
 from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
+from reshard.language.place import NAME, NUMBER
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
 from reshard.plan.names import group_names, quantity
@@ -28,6 +31,35 @@ from reshard.storage.torch_writer import NewTensor
 
 At = Mapping[str, str | int]
 _SHOWN = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where parameters lie by a rule of their framework, which no layout can state.
+
+    Args:  cut: by name, in the order of the model, what each coordinate holds.
+           axes: by name, the axes that cut it, be they of one rank.
+           homes: by name, the pipeline stage that saves the weight.
+           holders: by name, the stages whose optimizers have it.
+           has_group_each: whether every parameter has a group of its own.
+    """
+
+    cut: Mapping[str, list[CutTensor]]
+    axes: Mapping[str, tuple[str, ...]]
+    homes: Mapping[str, int]
+    holders: Mapping[str, frozenset[int]]
+    has_group_each: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileGroup:
+    """A group as a file lists it.
+
+    Args:  number: of the group of the source that it is of.  members: names of its parameters.
+    """
+
+    number: int
+    members: list[str]
 
 
 class WrittenStates:
@@ -44,6 +76,7 @@ class WrittenStates:
         mesh: Mapping[str, int],
         output: TorchOutput,
         device: str,
+        placement: Placement | None = None,
     ) -> None:
         self._arrangement = arrangement
         self._layout = layout
@@ -52,7 +85,13 @@ class WrittenStates:
         self._device = device
         uncut = arrangement.catalog.training.of(FORMAT).get("uncut", [])
         self._uncut = frozenset(uncut if isinstance(uncut, list) else [])
-        self._cut = cut_tensors(arrangement, layout, mesh)
+        self._placement = placement
+        self._cut = placement.cut if placement else cut_tensors(arrangement, layout, mesh)
+        entries = [entry for rule in layout.files for entry in rule.entries]
+        self._counts_by_file = any(
+            x.role == "named" and any(place.has(NUMBER) for place in x.places) for x in entries
+        )
+        self._by_file: dict[tuple[object, ...], tuple[list[FileGroup], dict[str, int]]] = {}
         self._copies = _same_weights(arrangement)
         known = {**(arrangement.catalog.config or {}), **arrangement.values}
         stored = {whole.name for whole in arrangement.wholes}
@@ -71,7 +110,12 @@ class WrittenStates:
         self._folded: dict[tuple[str, str], str] = {}
         self._homes = self._find_homes()
         self._masters = self._masters_as_weights()
-        self.names = list(dict.fromkeys(name for name, _ in self._wholes))
+        for name, state in list(self._wholes):  # the weights of a source that has no others
+            if state == MASTER:
+                self._wholes.setdefault((name, PARAM), self._wholes[name, state])
+        self._homes = self._find_homes()
+        order = self._cut if placement else ()
+        self.names = list(dict.fromkeys([*order, *(name for name, _ in self._wholes)]))
         self.kinds = list(dict.fromkeys(state for _, state in self._wholes))
         self.groups, self._is_guessed = self._find_groups()
         self._numbers = {
@@ -118,7 +162,6 @@ class WrittenStates:
             for (name, kind), whole in self._wholes.items()
             for state in [PARAM if kind == MASTER else kind]
         }
-        self._homes = self._find_homes()
         return tuple(masters)
 
     def of(self, entry: Entry) -> list[str]:
@@ -148,17 +191,40 @@ class WrittenStates:
         framework = self._arrangement.catalog.training.framework
         return groups, not is_known or framework.get("layout") != self._layout.name
 
-    def numbers(self) -> list[list[int]]:
-        """The numbers of each group."""
-        return [[self._numbers[name] for name in group] for group in self.groups]
+    def listed(self, at: At) -> tuple[list[FileGroup], dict[str, int]]:
+        """The groups of a file, and the number of each parameter that it has."""
+        if not self._counts_by_file and STAGE not in at:
+            groups = [FileGroup(index, names) for index, names in enumerate(self.groups)]
+            return groups, self._numbers
+        key = tuple(at.get(axis) for axis in self._mesh)
+        if key not in self._by_file:
+            groups = []
+            for index, names in enumerate(self.groups):
+                held = [name for name in names if self._is_on_stage(name, at, of_weight=False)]
+                groups.append(FileGroup(index, [x for x in held if self._local(x, at)]))
+            if self._placement is not None and self._placement.has_group_each:
+                order = {name: index for index, name in enumerate(self.names)}
+                each = [FileGroup(g.number, [name]) for g in groups for name in g.members]
+                groups = sorted(each, key=lambda group: order[group.members[0]])
+            present = [n for group in groups for n in group.members]
+            if self._counts_by_file:
+                present = [name for name in present if self._has_share(name, at)]
+            self._by_file[key] = groups, {name: number for number, name in enumerate(present)}
+        return self._by_file[key]
 
-    def number(self, name: str, entry: Entry) -> int:
-        """The number of a parameter.
+    def numbers(self, at: At) -> list[list[int]]:
+        """The numbers of each group of a file."""
+        groups, known = self.listed(at)
+        return [[known[name] for name in group.members if name in known] for group in groups]
+
+    def number(self, name: str, at: At, entry: Entry) -> int:
+        """The number of a parameter in a file.
 
         Raises: ReshardError[no-groups].
         """
-        if name in self._numbers:
-            return self._numbers[name]
+        _, known = self.listed(at)
+        if name in known:
+            return known[name]
         raise target_error(
             "no-groups",
             f"`{name}` has no number, since it is in no parameter group of the source",
@@ -175,39 +241,32 @@ class WrittenStates:
 
     def tensors(self, state: str, at: At, path: str) -> Iterator[tuple[str, str, object]]:
         """What a file holds of a state: name of the parameter, name there, and tensor."""
-        for name in self.names:
-            whole = self._wholes.get((name, state))
-            if whole is None:
+        names = [str(at[NAME])] if NAME in at else self.names
+        if self._counts_by_file and state != PARAM:
+            names = list(self.listed(at)[1])
+        for name in names:
+            whole, local = self._wholes.get((name, state)), self._local(name, at)
+            if whole is None or local is None:
                 continue
+            if not self._is_on_stage(name, at, of_weight=state == PARAM):
+                continue
+            self._placed.add((name, whole.state))
             if whole.rule < 0:
-                local = self._local(name, at)
-                if local is not None:
-                    self._placed.add((name, state))
-                    yield name, local.name, self._tensor(_number_spec(whole, whole.segments))
-                continue
-            local = self._local(name, at)
-            if local is None:
+                yield name, local.name, self._tensor(_number_spec(whole, whole.segments))
                 continue
             self._check_axes(local, at, path)
-            self._placed.add((name, state))
-            rule = rule_of(self._layout, state)
+            rule = rule_of(self._layout, state, at)
             if rule is None or not local.shape or (rule.is_dtensor and name in self._uncut):
-                spec = ArraySpec(
-                    name,
-                    whole.state,
-                    whole.dtype,
-                    prod(local.shape),
-                    local.segments[whole.state],
-                    local.shape,
-                )
+                held = local.segments[whole.state]
+                numel = prod(local.shape)
+                spec = ArraySpec(name, whole.state, whole.dtype, numel, held, local.shape)
                 yield name, local.name, self._tensor(spec)
             else:
                 yield name, local.name, self._share(whole, local, rule, at)
 
     def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> object:
         """A rank's part of one tensor."""
-        ranks, rank = self._mesh[rule.over], int(at[rule.over])
-        cuts = spread(sharing_rule(rule, self._mesh, ranks), [local.shape], ranks)
+        rank, cuts = int(at[rule.over]), self._cuts_of(local, rule)
         length = cuts.lengths[rank]
         segments = _shared(local.segments[whole.state], cuts.by_rank[rank])
         shape: tuple[int, ...] = (length,)
@@ -253,7 +312,7 @@ class WrittenStates:
             for whole, _ in members[1:]:
                 self._folded[whole.name, state] = f"one `{state}` of its group"
             return self._tensor(_number_spec(first, segments))
-        rule = rule_of(self._layout, state)
+        rule = rule_of(self._layout, state, at)
         ranks = 1 if rule is None else self._mesh[rule.over]
         rank = 0 if rule is None else int(at[rule.over])
         shapes = [local.shape for _, local in members]
@@ -270,6 +329,39 @@ class WrittenStates:
         """The shape of a parameter at a coordinate."""
         local = self._local(name, at)
         return () if local is None else local.shape
+
+    def axes_of(self, name: str) -> set[str]:
+        """The axes that cut a parameter."""
+        if self._placement is not None:
+            return set(self._placement.axes[name])
+        return {axis for item in self._cut.get(name, ()) for axis, _ in item.coord}
+
+    def slices(self, name: str, at: At) -> dict[str, str]:
+        """What the file of a weight says of the part that it holds."""
+        whole, local = self._wholes[name, PARAM], self._local(name, at)
+        assert local is not None, "it is written"
+        over = [axis for axis in self._mesh if axis in self.axes_of(name)]
+        return made_slices(whole, local, self._mesh, over)
+
+    def _is_on_stage(self, name: str, at: At, *, of_weight: bool) -> bool:
+        if self._placement is None or STAGE not in at:
+            return True
+        stages = self._placement.holders[name]
+        return at[STAGE] in ((self._placement.homes[name],) if of_weight else stages)
+
+    def _has_share(self, name: str, at: At) -> bool:
+        """Whether a file has some of a parameter's states."""
+        local = self._local(name, at)
+        states = (state for known, state in self._wholes if known == name and state != PARAM)
+        rule = next((x for state in states if (x := rule_of(self._layout, state, at))), None)
+        if local is None or rule is None:
+            return local is not None
+        return bool(self._cuts_of(local, rule).lengths[int(at[rule.over])])
+
+    def _cuts_of(self, local: CutTensor, rule: PartitionRule) -> Partition:
+        """How the ranks share one tensor."""
+        ranks = self._mesh[rule.over]
+        return spread(sharing_rule(rule, self._mesh, ranks), [local.shape], ranks)
 
     def _local(self, name: str, at: At) -> CutTensor | None:
         """What a coordinate holds of a tensor; None for nothing."""
@@ -301,7 +393,8 @@ class WrittenStates:
 
     def dropped(self) -> Iterator[tuple[str, str, str]]:
         """For `Output.dropped`."""
-        for name, state in self._wholes:
+        stored = ((whole.name, whole.state) for whole in self._wholes.values())
+        for name, state in dict.fromkeys(stored):
             if (name, state) not in self._placed:
                 yield name, state, f"layout `{self._layout.name}` has no place for it"
 
@@ -363,10 +456,10 @@ def _shared(
 ) -> tuple[tuple[str, Piece], ...]:
     """The elements of a flat tensor that lie in shares, where these hold them."""
     return tuple(
-        (key, item.shift(share.offset - share.start))
+        (key, item)
         for share in shares
         for key, piece in segments
-        for item in cut(piece, share.start, share.start + share.numel)
+        for item in pieces_of(piece, [share])
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes the folder of a run that nanotron resumes from, at any tensor, pipeline, and data size.
+"""Writes the folder of a run that nanotron resumes from, by the description of its files.
 
 Source: nanotron/serialize/{main,weights,optimizer,metadata}.py (2411b02).
 """
@@ -7,28 +7,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from math import prod
 
+from reshard.algebra.partition import Each, spread
+from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.nanotron import LATEST, METADATA, MODEL_CONFIG, NAME, OPTIMIZER_CONFIG
-from reshard.formats.nanotron.shards import VERSION, OutShard, out_shard
-from reshard.formats.nanotron.stages import HEAD, block_of, blocks, stages
-from reshard.formats.nanotron.write_optimizer import GroupOfStage, OptimizerFiles, Parameter
-from reshard.formats.nanotron.write_training import (
-    metadata_of,
-    model_config,
-    scheduler,
-    training_warnings,
-)
-from reshard.plan.arrangement import Arrangement, Whole
-from reshard.plan.lay_out import LaidTensor, lay_out
-from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
-from reshard.plan.plan import ArraySpec
-from reshard.plan.rename import atom_sizes
+from reshard.formats.described.shipped import descriptions
+from reshard.formats.described.write import Writer
+from reshard.formats.nanotron import LATEST, NAME, OPTIMIZER_CONFIG
+from reshard.formats.nanotron.stages import place
+from reshard.formats.nanotron.write_training import facts, shares_groups, training_warnings
+from reshard.language.layout import Layout
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.names import group_names, quantity
+from reshard.plan.output import FileBytes, Output, Written
+from reshard.plan.recut import CutTensor
 from reshard.plan.target import Target
-from reshard.storage.safetensors import layout_header
-from reshard.storage.torch_output import TorchOutput
+from reshard.run.states import EXTRA, MASTER, PARAM, STEP
 
 OPTIONS = ("tp", "pp", "dp", "zero")
+_OF_WEIGHTS = {"param", "metadata", "model_config"}
+"""What the files hold that a checkpoint of weights alone has."""
 
 
 def prepare(arrangement: Arrangement, target: Target) -> Output:
@@ -41,179 +42,115 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
             nanotron-states].
     """
     target.reject_unknown(OPTIONS)
-    run = _Run(arrangement, target)
-    run.write()
-    latest = FileBytes(LATEST, 0, run.tag.encode())
+    sizes = {axis: target.integer(axis, 1) or 1 for axis in ("pp", "dp", "tp")}
+    zero = target.integer("zero", int(sizes["dp"] > 1), least=0) or 0
+    if zero > 1:
+        raise target_error(
+            "bad-option",
+            f"option `zero` of target `{NAME}` is `{zero}`, and nanotron has 0 and 1",
+            helps=[f"write it as `{NAME}:zero=1`"],
+        )
+    # Without ZeRO, all data-parallel ranks have the same, and one of them writes it.
+    mesh = {axis: size for axis, size in (*sizes.items(), ("ep", 1)) if axis != "dp" or zero}
+    states = {w.state for w in arrangement.wholes} - {PARAM, EXTRA, MASTER}
+    placement = place(arrangement, mesh, has_group_each=not shares_groups(arrangement))
+    if states:
+        _check_states(arrangement, placement.cut)
+    training = facts(arrangement, sizes, placement.cut)
+    wholes = (  # torch counts steps in fp32, and has them first
+        replace(w, dtype=DType.F32) if w.state == STEP and w.rule < 0 else w
+        for w in sorted(arrangement.wholes, key=lambda item: item.state != STEP)
+    )
+    catalog = replace(arrangement.catalog, training=training)
+    tag = str(training.iteration or 0)
+    layout = descriptions()[NAME] if states else _of_weights(descriptions()[NAME])
+    output = Writer(
+        replace(arrangement, catalog=catalog, wholes=tuple(wholes)),
+        layout,
+        mesh,
+        folder=f"{tag}/",
+        placement=placement,
+    ).output()
+    made = []
+    if states:
+        config = _optimizer_config(arrangement, placement.cut, sizes, zero=bool(zero))
+        data = json.dumps(config, indent=2).encode()
+        made.append(FileBytes(f"{tag}/{OPTIMIZER_CONFIG}", 0, data))
 
     def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        return (*run.output.finish(written), latest)
+        return (*output.finish(written), FileBytes(LATEST, 0, tag.encode()))
 
-    return Output(
-        tuple(run.output.placed),
-        run.output.files,
-        tuple(run.output.head),
-        finish,
-        training_warnings(arrangement, has_states=run.has_states),
-        tuple(run.dropped()),
-        beside=f"{run.tag}/",
+    return replace(
+        output,
+        head=(*output.head, *made),
+        finish=finish,
+        warnings=training_warnings(arrangement, has_states=bool(states)),
     )
 
 
-class _Run:
-    """The files of all ranks."""
+def _of_weights(layout: Layout) -> Layout:
+    """The files of a checkpoint without states."""
+    files = (f for f in layout.files if any(_OF_WEIGHTS & {*x.names} for x in f.entries))
+    return replace(layout, files=tuple(files))
 
-    def __init__(self, arrangement: Arrangement, target: Target) -> None:
-        self.output = TorchOutput()
-        self._arrangement = arrangement
-        self._tp = target.integer("tp", 1) or 1
-        self._pp = target.integer("pp", 1) or 1
-        self._dp = target.integer("dp", 1) or 1
-        zero = target.integer("zero", int(self._dp > 1), least=0) or 0
-        if zero > 1:
-            raise target_error(
-                "bad-option",
-                f"option `zero` of target `{NAME}` is `{zero}`, and nanotron has 0 and 1",
-                helps=[f"write it as `{NAME}:zero=1`"],
+
+def _check_states(arrangement: Arrangement, names: Mapping[str, object]) -> None:
+    """Refuse states that nanotron does not resume from."""
+    stored = {(whole.name, whole.state) for whole in arrangement.wholes}
+    with_states = {name for name, state in stored if state not in (PARAM, EXTRA)}
+    groups = arrangement.catalog.training.param_groups
+    grouped = {name for group in groups for name in group.members}
+    left = [name for name in names if name in with_states and name not in grouped]
+    if left:
+        shown = [f"`{name}`{quantity(count)} is in none" for name, count in group_names(left)]
+        raise _refused(
+            "the source does not tell the param groups of all parameters with states", shown[:5]
+        )
+    for name in names:
+        if name in with_states and (name, STEP) not in stored:
+            raise _refused(
+                f"the source has no `step` of `{name}`, which the optimizer resumes from", []
             )
-        self._zero = zero == 1
-        iteration = arrangement.catalog.training.iteration
-        self.tag = str(iteration or 0)
-        self._weights = self._best_weights()
-        self._parameters = self._lay_out()
-        self.has_states = any(
-            whole.state not in ("param", "extra", "master") for whole in arrangement.wholes
-        )
 
-    def write(self) -> None:
-        """Plan every file."""
-        arrangement = self._arrangement
-        for item in self._parameters.values():
-            for tp, shard in item.shards.items():
-                self._weight(item, tp, shard)
-        files = {
-            METADATA: metadata_of(arrangement, self._tp, self._dp),
-            MODEL_CONFIG: model_config(arrangement, self._vocab()),
+
+def _refused(why: str, notes: Sequence[str]) -> Exception:
+    help_text = "write the weights alone, with `--states weights`"
+    return target_error("nanotron-states", why, notes=notes, helps=[help_text])
+
+
+def _optimizer_config(
+    arrangement: Arrangement,
+    cut: Mapping[str, Sequence[CutTensor]],
+    sizes: Mapping[str, int],
+    *,
+    zero: bool,
+) -> dict[str, object]:
+    """What `optimizer_config.json` says, of all stages (nanotron tells of the first alone).
+
+    Source: nanotron/serialize/optimizer.py `save_optimizer` (2411b02).
+    """
+    has_masters = any(w.state == MASTER for w in arrangement.wholes)
+    kind = "OptimizerFromGradientAccumulator" if has_masters else "NamedOptimizer"
+    configs: dict[str, object] = {}
+    if zero:
+        kind = "ZeroDistributedOptimizer"
+        shapes = {name: items[0].shape for name, items in cut.items()}
+        configs = {
+            "param_name_to_dp_rank_offsets": {
+                name: dict(_offsets(prod(shape), sizes["dp"])) for name, shape in shapes.items()
+            },
+            "orig_param_shapes": {n: [str(size) for size in s] for n, s in shapes.items()},
         }
-        states = OptimizerFiles(arrangement, self.output, self._dp if self._zero else None)
-        if self.has_states:
-            files[OPTIMIZER_CONFIG] = states.config(self._parameters, self._pp, self._tp, self._dp)
-            for stage, groups in enumerate(states.stages(self._parameters, self._pp)):
-                for tp in range(self._tp):
-                    self._rank(states, stage, groups, tp)
-        for name, value in files.items():
-            data = json.dumps(value, indent=2).encode()
-            self.output.head.append(FileBytes(f"{self.tag}/{name}", 0, data))
-
-    def _rank(
-        self, states: OptimizerFiles, stage: int, groups: Sequence[GroupOfStage], tp: int
-    ) -> None:
-        """The files of the ranks of a stage that have one place along tp."""
-        at, of = f"pp-{stage}-of-{self._pp}", f"tp-{tp}-of-{self._tp}_exp-0-of-1.pt"
-        for dp in range(self._dp) if self._zero else (None,):
-            share = "" if dp is None else f"_dp-{dp}-of-{self._dp}"
-            root = states.root(groups, tp, dp)
-            self.output.add(f"{self.tag}/optimizer/optimizer_{at}{share}_{of}", root)
-        content = scheduler(self._arrangement, self.output, [group.number for group in groups])
-        if content is not None:
-            # nanotron names it by `zero_stage is True`, which a number never is: without dp.
-            self.output.add(f"{self.tag}/lr_scheduler/lr_scheduler_{at}_{of}", content)
-
-    def dropped(self) -> Iterator[tuple[str, str, str]]:
-        """What there is no place for."""
-        for whole in self._arrangement.wholes:
-            if whole.state == "extra":
-                yield whole.name, whole.state, "nanotron has no place for it"
-            elif whole.state == "master" and not self.has_states:
-                best = self._weights.get(whole.name)
-                if best is None or best.state != "master":
-                    yield whole.name, whole.state, "there are no other states to resume with"
-
-    def _best_weights(self) -> dict[str, Whole]:
-        """The weight of every parameter; its master weight where there is no other."""
-        out: dict[str, Whole] = {}
-        for state in ("param", "master"):
-            for whole in self._arrangement.wholes:
-                if whole.state == state and whole.rule >= 0:
-                    out.setdefault(whole.name, whole)
-        return out
-
-    def _lay_out(self) -> dict[str, Parameter]:
-        arrangement = self._arrangement
-        laid: dict[str, dict[int | None, LaidTensor]] = {}
-        for item in lay_out(arrangement, {"tp": self._tp, "pp": 1, "dp": 1}, copied=()):
-            laid.setdefault(item.whole, {})[dict(item.coord).get("tp")] = item
-        order = blocks(arrangement.layout, atom_sizes(arrangement))
-        stage = stages(order, self._costs(order, laid), self._pp)
-        position = {block: index for index, block in enumerate(order)}
-        names = sorted(laid, key=lambda n: (position[block_of(n)], arrangement.bound[n].rule))
-        out = {}
-        for name in names:
-            bound = arrangement.bound[name]
-            is_cut = any("tp" in cut.over for cut in bound.cuts.values())
-            whole = self._weights[name]
-            shards = {
-                tp: out_shard(whole, item, tp or 0, self._tp, is_cut=is_cut)
-                for tp, item in laid[name].items()
-            }
-            home = stage[block_of(name)]
-            holders = {home}
-            if HEAD in stage and position[block_of(name)] == 0 and self._is_tied(order, laid):
-                holders.add(stage[HEAD])
-            out[name] = Parameter(name, whole, home, frozenset(holders), is_cut, shards)
-        return out
-
-    def _is_tied(self, order: tuple[str, ...], laid: Mapping[str, object]) -> bool:
-        return HEAD in order and not any(block_of(name) == HEAD for name in laid)
-
-    def _costs(
-        self, order: tuple[str, ...], laid: Mapping[str, Mapping[int | None, LaidTensor]]
-    ) -> dict[str, int]:
-        values = self._arrangement.values
-        hidden, inner, heads = (
-            _size(values, name)
-            for name in ("hidden_size", "intermediate_size", "num_attention_heads")
-        )
-        layer = 4 * heads * (hidden // max(heads, 1)) * hidden + 3 * inner * hidden
-        costs = {block: layer for block in order if block.rpartition(".")[2].isdigit()}
-        first = next(name for name in laid if block_of(name) == order[0])
-        rows = sum(item.shape[0] for item in laid[first].values())
-        return {**costs, HEAD: rows * hidden}
-
-    def _vocab(self) -> int:
-        """Rows of the embedding, padding included."""
-        first = next(iter(self._parameters.values()))
-        return sum(shard.shape[0] for shard in first.shards.values())
-
-    def _weight(self, item: Parameter, tp: int | None, shard: OutShard) -> None:
-        *modules, last = item.name.split(".")
-        rank = ""
-        if item.is_cut:
-            rank = f"_pp-rank-{item.home}-of-{self._pp}_tp-rank-{tp or 0}-of-{self._tp}"
-        file = f"{self.tag}/model/{'/'.join(modules)}/model_{last}{rank}.safetensors"
-        whole = item.whole
-        head, at, nbytes = layout_header({"data": (whole.dtype, shard.shape)}, shard.metadata)
-        self.output.head.append(FileBytes(file, 0, head))
-        self.output.files[file] = nbytes
-        spec = ArraySpec(
-            item.name,
-            whole.state,
-            whole.dtype,
-            (nbytes - at["data"]) // whole.dtype.itemsize,
-            shard.laid.segments,
-            shard.shape,
-        )
-        self.output.placed.append(PlacedSpec(spec, file, at["data"], digest=False))
+    said = {f"{axis}_size": str(sizes[axis]) for axis in ("tp", "dp", "pp")}
+    parallelism = {**said, "expert_parallel_size": "1"}
+    return {"type": kind, "parallelism": parallelism, "configs": configs}
 
 
-def _size(values: Mapping[str, object], name: str) -> int:
-    value = values.get(name)
-    if isinstance(value, int):
-        return value
-    raise target_error(
-        "target-stages",
-        f"the model's `{name}` is not known, and nanotron balances its pipeline by it",
-        helps=[f"state it: `--set {name}=...`"],
-    )
+def _offsets(numel: int, ranks: int) -> Iterator[tuple[str, list[str]]]:
+    ends = [0, *accumulate(spread(Each("balanced"), [(numel,)], ranks).lengths)]
+    for rank, (start, stop) in enumerate(pairwise(ends)):
+        if start < stop:
+            yield str(rank), [str(start), str(stop)]
 
 
-__all__ = ["OPTIONS", "VERSION", "prepare"]
+__all__ = ["OPTIONS", "prepare"]

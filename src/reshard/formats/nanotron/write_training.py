@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 from reshard.errors import Diagnostic
+from reshard.formats.described.groups import ONE_EACH, SHARED
+from reshard.formats.described.slices import VERSION
 from reshard.formats.nanotron import NAME
-from reshard.formats.nanotron.groups import ONE_EACH, SHARED, scheduler_of
+from reshard.formats.nanotron.stages import rows
 from reshard.models.config_json import known_facts
 from reshard.models.framework_keys import keys_of
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
-from reshard.storage.kept import Decoder
-from reshard.storage.torch_output import TorchOutput
-
-_VERSION = "1.5"
+from reshard.plan.recut import CutTensor
+from reshard.run.run import Group, Run
 
 
-def metadata_of(arrangement: Arrangement, tp: int, dp: int) -> dict[str, object]:
+def facts(
+    arrangement: Arrangement, sizes: Mapping[str, int], cut: Mapping[str, list[CutTensor]]
+) -> Run:
+    """The run as nanotron's files state it: a scheduler, if it is one of nanotron's, and what its
+    JSON files say.
+
+    Args:  cut: of every parameter, in the order of the model.
+    """
+    run = arrangement.catalog.training
+    scheduler = run.scheduler if isinstance(run.scheduler, Mapping) and _own(arrangement) else None
+    made = {
+        "metadata": _metadata(arrangement, sizes),
+        "model_config": _model_config(arrangement, rows(cut)),
+    }
+    state = {**made, **({} if scheduler is None else {"lr_scheduler": scheduler})}
+    groups = (Group({k: v for k, v in g.items() if k != "param_names"}) for g in run.param_groups)
+    return replace(run, state=state, param_groups=tuple(map(Group.of, groups)))
+
+
+def _metadata(arrangement: Arrangement, sizes: Mapping[str, int]) -> dict[str, object]:
     """What `checkpoint_metadata.json` says: the source's own, at the new sizes."""
     own = _own(arrangement).get("metadata")
     base = dict(own) if isinstance(own, Mapping) else {}
@@ -29,13 +49,11 @@ def metadata_of(arrangement: Arrangement, tp: int, dp: int) -> dict[str, object]
         "last_stage_idx": None,
         "data_stages": [],
     }
-    return {"metas": metas, "custom_metas": None, **base, "version": _VERSION, "cp": 1} | {
-        "tp": tp,
-        "dp": dp,
-    }
+    now = {"version": VERSION, "cp": 1, "tp": sizes["tp"], "dp": sizes["dp"]}
+    return {"metas": metas, "custom_metas": None, **base, **now}
 
 
-def model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
+def _model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
     """What `model_config.json` says: the source's own, or what is known of the model.
 
     Args:  vocab: rows of the embedding, padding included.
@@ -52,21 +70,6 @@ def model_config(arrangement: Arrangement, vocab: int) -> dict[str, object]:
                 base.setdefault(name, values[name])
         base.update(keys_of(NAME).config(known_facts(arrangement.catalog)).words)
     return {**base, "vocab_size": vocab}
-
-
-def scheduler(
-    arrangement: Arrangement, output: TorchOutput, groups: Sequence[int]
-) -> Mapping[str, object] | None:
-    """The learning rate scheduler of a stage, if the source has one of nanotron's.
-
-    Args:  groups: of the source, by position: those that the stage has, in its order.
-    """
-    training = arrangement.catalog.training
-    found = training.scheduler
-    if not isinstance(found, Mapping) or not _own(arrangement):
-        return None
-    chosen = scheduler_of(found, len(training.param_groups), groups)
-    return Decoder(output.constant).mapping(chosen)
 
 
 def shares_groups(arrangement: Arrangement) -> bool:

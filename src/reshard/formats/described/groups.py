@@ -1,4 +1,4 @@
-"""Parameter groups and schedulers, which every pipeline stage numbers for its own parameters.
+"""Parameter groups and schedulers, where every pipeline stage has those of its own parameters.
 
 Source: nanotron/helpers.py `init_optimizer_and_grad_accumulator` (2411b02): since it has learning
 rates by name, each parameter has a group of its own, and a stage has the groups of its parameters.
@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from reshard.formats.described.faults import bad_fact
+from reshard.formats.described.walk import Leaf
 from reshard.plan.agreement import agreed
+from reshard.storage.kept import encode
+
+STAGE = "pp"
+"""The mesh axis of the stages."""
+OF_STAGES = ("param_groups", "lr_scheduler")
+"""Facts of which each stage may have its own."""
 
 ONE_EACH, SHARED = "one each", "shared"
 """How a checkpoint groups parameters: what `groups` of the kept facts says."""
 
 
 @dataclass(slots=True)
-class Group:
+class StageGroup:
     """A group of one stage.  Args: settings: JSON.  members: names of its parameters."""
 
     settings: Mapping[str, object]
@@ -38,8 +46,47 @@ class Merged:
     kind: str
 
 
+def stage_of(leaf: Leaf) -> int:
+    """The stage that a file is of; 0 where it is of no one stage."""
+    return int(leaf.bindings.get(STAGE, 0))
+
+
+def settings_of(leaf: Leaf) -> list[dict[str, object]]:
+    """The hyper-parameters of the groups that a file lists.
+
+    Raises: ReshardError[bad-fact].
+    """
+    groups = leaf.value
+    if not isinstance(groups, (list, tuple)) or not all(isinstance(x, dict) for x in groups):
+        raise bad_fact(leaf, "parameter groups are a list of dicts")
+    return [
+        {str(k): encode(v) for k, v in group.items() if k not in ("params", "param_names")}
+        for group in groups
+    ]
+
+
+def stage_groups(
+    leaves: Sequence[Leaf], members: Mapping[str, Sequence[Sequence[str]]]
+) -> dict[int, list[StageGroup]]:
+    """The groups of every stage, whose ranks have the same settings and parameters of their own.
+
+    Args:  members: by file, the names of each group's parameters.
+    Raises: ReshardError[bad-fact | mixed-runs].
+    """
+    stages: dict[int, list[StageGroup]] = {}
+    firsts: dict[int, tuple[str, list[dict[str, object]]]] = {}
+    for leaf in leaves:
+        stage, settings = stage_of(leaf), settings_of(leaf)
+        first = firsts.setdefault(stage, (leaf.file.path, settings))
+        agreed([first, (leaf.file.path, settings)], "param groups of a stage")
+        known = stages.setdefault(stage, [StageGroup(item) for item in settings])
+        for group, names in zip(known, members.get(leaf.file.path, ()), strict=False):
+            group.members += [name for name in names if name not in group.members]
+    return stages
+
+
 def merge(
-    stages: Mapping[int, Sequence[Group]], schedulers: Mapping[int, Mapping[str, object]]
+    stages: Mapping[int, Sequence[StageGroup]], schedulers: Mapping[int, Mapping[str, object]]
 ) -> Merged:
     """The groups of all stages: those of the same settings are one.
 
@@ -49,7 +96,7 @@ def merge(
     """
     every = [group for groups in stages.values() for group in groups]
     is_each = len(every) > 1 and all(len(group.members) <= 1 for group in every)
-    merged: dict[tuple[str, int], tuple[Group, dict[str, object]]] = {}
+    merged: dict[tuple[str, int], tuple[StageGroup, dict[str, object]]] = {}
     for stage, groups in stages.items():
         seen: dict[str, int] = {}
         for index, group in enumerate(groups):
@@ -57,7 +104,7 @@ def merge(
             key = repr((sorted(group.settings.items()), sorted(entries.items())))
             number = 0 if is_each else seen.get(key, 0)
             seen[key] = number + 1
-            known, _ = merged.setdefault((key, number), (Group(group.settings), entries))
+            known, _ = merged.setdefault((key, number), (StageGroup(group.settings), entries))
             known.members += [name for name in group.members if name not in known.members]
     found = tuple({**group.settings, "params": group.members} for group, _ in merged.values())
     kind = ONE_EACH if is_each else SHARED
