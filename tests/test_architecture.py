@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from reshard.language import make_shipped
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FRAMEWORKS = ("accelerate", "deepspeed", "megatron", "torch", "transformers")
@@ -163,3 +165,12 @@ def test_no_two_test_files_have_one_name() -> None:
     """pytest imports them by name, and one that only the interop run collects is found late."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("module", ["shipped_trees", "shipped_index"])
+def test_what_is_known_of_the_shipped_texts_is_current(module: str) -> None:
+    """Where this fails, `python -m reshard.language.make_shipped` writes them again."""
+    text = make_shipped.trees_text() if module == "shipped_trees" else make_shipped.index_text()
+    assert text == (ROOT / "src" / "reshard" / "language" / f"{module}.py").read_text(
+        encoding="utf-8"
+    )

@@ -71,23 +71,28 @@ class Span:
     """A half-open range of characters in a source text.
 
     Args:  start, end: 0-based character offsets, start <= end <= len(text).
-           line, column: 1-based position of `start`.
     """
 
     source: Source = field(repr=False)
     start: int
     end: int
-    line: int
-    column: int
+
+    @property
+    def line(self) -> int:
+        """The line of `start`, from 1."""
+        return self.source.text.count("\n", 0, self.start) + 1
+
+    @property
+    def column(self) -> int:
+        """The place of `start` in its line, from 1."""
+        return self.start - self.source.text.rfind("\n", 0, self.start)
 
     @staticmethod
     def of(source: Source, start: int, end: int) -> Span:
-        """The span of `[start, end)`, with its line and column counted from the text."""
+        """The span of `[start, end)`, as far as the text has it."""
         start = max(0, min(start, len(source.text)))
         end = max(start, min(end, len(source.text)))
-        line = source.text.count("\n", 0, start) + 1
-        column = start - (source.text.rfind("\n", 0, start) + 1) + 1
-        return Span(source, start, end, line, column)
+        return Span(source, start, end)
 
     def inside(self, start: int, end: int) -> Span:
         """The span of a part of the text between the quotes of a string, which this is of."""

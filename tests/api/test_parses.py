@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 import reshard
-from reshard.language import library, parser
-from reshard.language.library import shipped
-from reshard.models.stated import types_of
+from reshard.language import blocks, library, parser
+from reshard.language.compile import compile_layouts
+from reshard.language.expand import expand
+from reshard.language.library import shipped, shipped_text
 
 Parsed = list[str]
 
@@ -32,16 +33,27 @@ LLAMA = {
 
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
-    """The names of the texts that are parsed."""
+    """The texts that are parsed, and the blocks that are made of those that ship."""
     names: Parsed = []
-    parse = parser.parse
+    parse, find = parser.parse, blocks.ShippedBlocks._find
 
     def noted(text: str, name: str = "<text>") -> object:
-        names.append(name)
+        names.append(f"text {name}")
         return parse(text, name)
 
+    def found(self: blocks.ShippedBlocks, name: blocks.BlockName) -> object:
+        if name not in self._made and name in self._trees:
+            names.append(" ".join(filter(None, name)))
+        return find(self, name)
+
     monkeypatch.setattr(parser, "parse", noted)
-    for function in (library.shipped, library._written):
+    monkeypatch.setattr(blocks.ShippedBlocks, "_find", found)
+    for function in (
+        library.shipped,
+        library._blocks,
+        library._expander,
+        library._shipped_model,
+    ):
         function.cache_clear()
     return names
 
@@ -51,21 +63,46 @@ def test_no_text_is_parsed_twice(
 ) -> None:
     source = fixture_checkpoint("z3_fp32_dp2_untied") / "ckpt"
     reshard.convert(source, tmp_path / "universal", "universal")
-    assert parsed == ["deepspeed layout"]
+    assert parsed == ["text deepspeed layout"]
     reshard.inspect(tmp_path / "universal").to_text()
-    assert parsed == ["deepspeed layout", "universal layout"]
+    assert parsed == ["text deepspeed layout", "text universal layout"]
 
 
-def test_a_configuration_says_which_families_are_parsed(
+def test_a_configuration_says_which_layouts_are_parsed(
     fixture_checkpoint: Callable[[str], Path], tmp_path: Path, parsed: Parsed
 ) -> None:
     source = fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt"
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     reshard.convert(source, tmp_path / "out", "hf", config=tmp_path / "config.json")
-    assert parsed == ["deepspeed layout", "llama.ucl", "shared.ucl"]
+    assert parsed == [
+        "text deepspeed layout",
+        *("model llama", "layout llama hf", "config transformers"),
+    ]
 
 
-def test_the_types_of_a_family_stand_in_its_text() -> None:
-    for family in shipped():
-        assert all(family.may_be_of(kind) for kind in types_of(family))
-        assert not types_of(family) or not family.may_be_of("no such type")
+def test_the_names_say_which_layouts_are_parsed(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path, parsed: Parsed
+) -> None:
+    source = fixture_checkpoint("megatron_untied_tp2_pp2") / "ckpt"
+    reshard.convert(source, tmp_path / "out", "universal", names="hf")
+    assert parsed == [
+        *("text description.ucl", "text megatron layout"),
+        *("model gpt", "layout gpt megatron", "config megatron_groups", "config megatron_args"),
+        *("model llama", "layout llama megatron", "model qwen_moe", "layout qwen_moe megatron"),
+        *("layout llama hf", "config transformers"),
+    ]
+
+
+@pytest.mark.parametrize("family", shipped(), ids=lambda family: family.name)
+def test_a_layout_by_itself_is_as_in_its_text(family: library.Family) -> None:
+    document = expand(parser.parse(shipped_text(family.name) or "", family.file), library._KNOWN)
+    assert family.document == document
+    whole = compile_layouts(document)
+    assert family.layout_names == tuple(whole)
+    for name, layout in whole.items():
+        alone = family.layout(name)
+        assert alone == layout
+        assert alone.text == layout.text
+        assert alone.document is not None
+        own = [block for block in document.layouts if block.name.text == name]
+        assert alone.document.blocks == (*document.models, *own)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from reshard.errors import Exit, ReshardError
 from reshard.language import tree
+from reshard.language.blocks import Blocks, ParsedBlocks, block_name
 from reshard.language.conditions import constant
 from reshard.language.expand_models import (
     Known,
@@ -57,7 +58,8 @@ def expand(document: tree.Document, known: Known) -> tree.Document:
     ):
         return document
     faults = Faults()
-    blocks = tuple(_Expander(document, known, faults).blocks())
+    expander = Expander(ParsedBlocks(document), known, faults)
+    blocks = tuple(expander.blocks(document))
     found = faults.sorted()
     if found:
         raise ReshardError(found, Exit.LAYOUT)
@@ -93,42 +95,47 @@ class _Own:
     stacked: list[tree.Word] = field(default_factory=list)
 
 
-class _Expander:
-    """Writes out the blocks of one document."""
+class Expander:
+    """Writes out the blocks of one text."""
 
-    def __init__(self, document: tree.Document, known: Known, faults: Faults) -> None:
-        self._document = document
+    def __init__(self, blocks: Blocks, known: Known, faults: Faults) -> None:
+        self._blocks = blocks
         self._known = known
         self._faults = faults
-        self._models = Models(document, known, faults)
+        self._models = Models(blocks, known, faults)
         self._layouts: dict[tuple[str, str], tree.LayoutBlock | None] = {}
-        self._others: dict[str, _Expander] = {}
+        self._others: dict[str, Expander] = {}
 
-    def blocks(self) -> Iterable[tree.ModelBlock | tree.LayoutBlock]:
+    def blocks(self, document: tree.Document) -> Iterable[tree.ModelBlock | tree.LayoutBlock]:
         """Every model and layout, in order; of two of one name, each by itself."""
-        for block in self._document.blocks:
+        for block in document.blocks:
             if isinstance(block, tree.ModelBlock):
                 yield self._models.block(block)
             elif isinstance(block, tree.LayoutBlock):
-                first = next(x for x in self._document.layouts if _name(x) == _name(block))
-                found = self.layout(*_name(block)) if first is block else None
+                is_first = self._blocks.layout(*block_name(block)[1:]) is block
+                found = self.layout(*block_name(block)[1:]) if is_first else None
                 yield self._written_out(block) if found is None else found
 
-    def _other(self, model: str) -> _Expander | None:
-        """What writes out the layouts of a model of another document."""
+    def model(self, name: str) -> tree.ModelBlock | None:
+        """A model of this text or of another one."""
+        found = self._models.model(name)
+        return None if found is None else found.block
+
+    def _other(self, model: str) -> Expander | None:
+        """What writes out the layouts of a model of another text."""
         if model not in self._others:
-            document = self._known.model(model)
-            if document is None or document is self._document:
+            blocks = self._known.model(model)
+            if blocks is None or blocks is self._blocks:
                 return None
-            self._others[model] = _Expander(document, self._known, self._faults)
+            self._others[model] = Expander(blocks, self._known, self._faults)
         return self._others[model]
 
     def layout(self, model: str, name: str) -> tree.LayoutBlock | None:
-        """A layout of a model ("" for none), of this document or of another one."""
+        """A layout of a model ("" for none), of this text or of another one."""
         key = model, name
         if key not in self._layouts:
             self._layouts[key] = None  # a layout that is like itself has none
-            own = next((x for x in self._document.layouts if _name(x) == key), None)
+            own = self._blocks.layout(model, name)
             if own is not None:
                 self._layouts[key] = self._written_out(own)
             elif model and (other := self._other(model)) is not None:
@@ -172,13 +179,15 @@ class _Expander:
     def _base(self, block: tree.LayoutBlock, like: tree.Word) -> tree.LayoutBlock | None:
         model, _, name = like.text.rpartition(".")
         model = model or ("" if block.model is None else block.model.text)
-        if (model, name) == _name(block):  # the one that ships, which this one is in place of
+        if (model, name) == block_name(block)[
+            1:
+        ]:  # the one that ships, which this one is in place of
             other = self._other(model) if model else None
             found = None if other is None else other.layout(model, name)
         else:
             found = self.layout(model, name)
         if found is None:
-            known = [x.name.text for x in self._document.layouts if _name(x)[0] == model]
+            known = self._blocks.names("layout", model)
             is_circle = name in known
             of = f" of model `{model}`" if model else ""
             self._faults.add(
@@ -258,10 +267,9 @@ class _Expander:
         """The lines that a `use` stands for."""
         out: list[tree.ConfigStatement] = []
         for word in item.names:
-            own = {block.name.text: block for block in self._document.shared}
-            found = own.get(word.text)
+            found = self._blocks.shared(word.text)
             if found is None and (other := self._known.shared(word.text)) is not None:
-                found = next(x for x in other.shared if x.name.text == word.text)
+                found = other.shared(word.text)
             if found is None or word.text in above:
                 self._faults.add(
                     "unknown-name",
@@ -270,7 +278,7 @@ class _Expander:
                     else f"`config {word.text}` uses itself",
                     word.span,
                     "no such lines" if found is None else "leads back to it",
-                    helps=near(word.text, own),
+                    helps=near(word.text, self._blocks.names("config")),
                 )
                 continue
             for line in found.statements:
@@ -403,10 +411,6 @@ class _Expander:
                 ],
             )
         return out
-
-
-def _name(block: tree.LayoutBlock) -> tuple[str, str]:
-    return "" if block.model is None else block.model.text, block.name.text
 
 
 def _unsaid_included(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from reshard.language import tree
+from reshard.language.blocks import Blocks
 from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression, Variable, names
 from reshard.language.faults import Faults, near
@@ -17,14 +18,13 @@ Statement = TypeVar("Statement", bound=tree.Statement)
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The documents that a text may refer to, as they are written: None where there is none.
+    """The texts that a text may refer to, as they are written: None where there is none.
 
     Args:  model: the one that declares a model.  shared: the one that has a `config NAME { ... }`.
-           names: of all that there are, for messages.
     """
 
-    model: Callable[[str], tree.Document | None] = lambda _: None
-    shared: Callable[[str], tree.Document | None] = lambda _: None
+    model: Callable[[str], Blocks | None] = lambda _: None
+    shared: Callable[[str], Blocks | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +61,30 @@ class WholeModel:
 
 
 class Models:
-    """Writes out the models of one document."""
+    """Writes out the models of one text."""
 
-    def __init__(self, document: tree.Document, known: Known, faults: Faults) -> None:
-        self._document = document
+    def __init__(self, blocks: Blocks, known: Known, faults: Faults) -> None:
+        self._blocks = blocks
         self._known = known
         self._faults = faults
         self._models: dict[str, WholeModel | None] = {}
 
     def model(self, name: str) -> WholeModel | None:
-        """A model of this document, or one that it may refer to."""
+        """A model of this text, or one that it may refer to."""
         if name not in self._models:
-            own = next((x for x in self._document.models if x.name.text == name), None)
+            own = self._blocks.model(name)
             self._models[name] = None  # while a model is written out, it is none to be like
             other = None if own is not None else self._known.model(name)
             if own is not None:
                 self._models[name] = self._written_out(own)
-            elif other is not None and other is not self._document:
+            elif other is not None and other is not self._blocks:
                 self._models[name] = Models(other, self._known, self._faults).model(name)
         return self._models[name]
 
     def block(self, block: tree.ModelBlock) -> tree.ModelBlock:
-        """A block of this document, written out; the second one of its name by itself."""
-        first = next(x for x in self._document.models if x.name.text == block.name.text)
-        found = self.model(block.name.text) if first is block else self._written_out(block)
+        """A block of this text, written out; the second one of its name by itself."""
+        is_first = self._blocks.model(block.name.text) is block
+        found = self.model(block.name.text) if is_first else self._written_out(block)
         return block if found is None else found.block
 
     def _written_out(self, block: tree.ModelBlock) -> WholeModel:
@@ -134,7 +134,7 @@ class Models:
         name = tower.model.text
         found = None if name == block.name.text else self.model(name)
         if found is None:
-            declared = [item.name.text for item in self._document.models]
+            declared = self._blocks.names("model")
             is_circle = name in declared
             self._faults.add(
                 "circular-layout" if is_circle else "unknown-model",

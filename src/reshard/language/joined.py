@@ -69,4 +69,4 @@ def _word(parts: tuple[Part, ...], last: Word) -> Word:
     text, span = "".join(part.text for part in parts), last.span
     if span is None:
         return Word(text)
-    return Word(text, JoinedSpan(span.source, span.start, span.end, span.line, span.column, parts))
+    return Word(text, JoinedSpan(span.source, span.start, span.end, parts))

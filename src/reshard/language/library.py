@@ -3,35 +3,53 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from reshard.errors import Source
 from reshard.language import parser
-from reshard.language.compile import compile_layouts, compile_models
-from reshard.language.expand import expand
+from reshard.language.blocks import Blocks, ShippedBlocks
+from reshard.language.compile import compile_block, compile_layout, compile_layouts
+from reshard.language.expand import Expander, expand
 from reshard.language.expand_models import Known
+from reshard.language.expression import Binary, Expression, Text, Variable
+from reshard.language.faults import Faults
 from reshard.language.layout import Layout, Model
+from reshard.language.models import compile_model
+from reshard.language.shipped_index import MODELS
+from reshard.language.shipped_trees import TREES
 from reshard.language.tree import Document, ModelBlock
 
-_MODEL = re.compile(r"^model\s+(\w+)", re.M)
+_DIGITS = re.compile("[0-9#]+")
+_TYPE = "model_type"
+
+
+class Indexed(NamedTuple):
+    """What `shipped_index` says of a layout: the types of models that it is of, and its names, with
+    `#` in place of numbers.
+    """
+
+    types: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """One file of layouts of one model; what ships is parsed when it is first looked at.
+    """The layouts of one model; of what ships, each is made when it is first looked at.
 
     Args:  name: of the model.  file: for messages.
            read: gives the tree of the model and its layouts.
-           text: of the file, where it may not be parsed yet.
+           index: of what ships, by layout.
     """
 
     name: str
     file: str
     read: Callable[[], Document] = field(repr=False)
-    text: str | None = field(default=None, repr=False)
+    index: Mapping[str, Indexed] | None = field(default=None, repr=False)
     _made: dict[str, Layout] = field(default_factory=dict, repr=False)
 
     @property
@@ -39,13 +57,11 @@ class Family:
         """The model and its layouts, as parsed."""
         return self.read()
 
-    def may_be_of(self, kind: str) -> bool:
-        """Whether its layouts may be those of a `model_type`; nothing is parsed to tell it."""
-        return self.text is None or f'"{kind}"' in self.text or "model_type" not in self.text
-
     @property
     def layout_names(self) -> tuple[str, ...]:
         """The layouts, in the order of the file."""
+        if self.index is not None:
+            return tuple(self.index)
         return tuple(block.name.text for block in self.document.layouts)
 
     @property
@@ -54,17 +70,53 @@ class Family:
 
         Raises: everything that `check` finds wrong.
         """
-        if not self._made:
-            is_shipped = self.text is not None
-            self._made.update(compile_layouts(self.document, is_checked=is_shipped))
-        return self._made
+        return {name: self.layout(name) for name in self.layout_names}
 
     def layout(self, name: str) -> Layout:
         """One layout, checked and compiled.
 
         Raises: what `layouts` raises.
         """
-        return self.layouts[name]
+        if name not in self._made:
+            if self.index is None:
+                self._made.update(compile_layouts(self.document))
+            else:
+                self._made[name] = _shipped_layout(self.name, name)
+        return self._made[name]
+
+    def types(self, layout: str | None = None) -> frozenset[str]:
+        """The types of models that the layouts say that they are of; none for most of a user's.
+
+        Args:  layout: only what this one says.
+        """
+        if self.index is not None:
+            asked = self.index.values() if layout is None else [self.index[layout]]
+            return frozenset(text for item in asked for text in item.types)
+        blocks = self.document.layouts
+        asked_of = [item for item in blocks if layout in (None, item.name.text)]
+        return frozenset(text for item in asked_of for text in types_in(item.when))
+
+    def may_have(self, layout: str, forms: Collection[str]) -> bool:
+        """Whether a layout may have a rule for each of some names; it is not made to tell it.
+
+        Args:  forms: of the names (`name_form`).
+        """
+        return self.index is None or set(self.index[layout].names).issuperset(forms)
+
+
+def name_form(name: str) -> str:
+    """A name without what tells it from others that a rule is of, too."""
+    return _DIGITS.sub("#", name)
+
+
+def types_in(condition: Expression | None) -> tuple[str, ...]:
+    """The types of models that a condition asks for."""
+    if not isinstance(condition, Binary):
+        return ()
+    left, right = condition.left, condition.right
+    if isinstance(left, Variable) and left.name == _TYPE and isinstance(right, Text):
+        return (right.value,) if condition.operator == "==" else ()
+    return (*types_in(left), *types_in(right))
 
 
 def parse(text: str, name: str = "<text>") -> Document:
@@ -80,14 +132,28 @@ def parse(text: str, name: str = "<text>") -> Document:
 def shipped() -> tuple[Family, ...]:
     """Every family that comes with reshard, by name."""
     return tuple(
-        Family(name, file, cache(partial(_shipped_document, file, name)), text)
-        for file, text in _texts().items()
-        for name in _MODEL.findall(text)
+        Family(
+            name,
+            file.rpartition("/")[2],
+            cache(partial(_shipped_document, file, name)),
+            {layout: Indexed(*item) for layout, item in layouts.items()},
+        )
+        for name, (file, layouts) in MODELS.items()
     )
 
 
 def _shipped_document(file: str, name: str) -> Document:
     return _of_model(expand(_written(file), _KNOWN), name)
+
+
+def _shipped_layout(model: str, name: str) -> Layout:
+    file, made = MODELS[model][0], _shipped_model(model)
+    block = _expander(file).layout(model, name)
+    assert block is not None
+    assert made is not None
+    assert made.block is not None
+    source = _blocks(file).source
+    return compile_block(block, made, Document((made.block, block), source=source))
 
 
 def shipped_texts() -> tuple[str, ...]:
@@ -101,26 +167,56 @@ def shipped_text(name: str) -> str | None:
 
 
 @cache
-def _texts() -> Mapping[str, str]:
-    """The shipped texts, by file."""
-    folder = resources.files("reshard").joinpath("layouts")
-    files = sorted(item.name for item in folder.iterdir() if item.name.endswith(".ucl"))
-    return {file: folder.joinpath(file).read_text(encoding="utf-8") for file in files}
+def shipped_layout(file: str, name: str = "") -> Layout:
+    """The layout of a text that ships and has no other one.
 
-
-def _home(kind: str, name: str) -> Document | None:
-    """The shipped text that declares a block, as written: `model NAME` or `config NAME`."""
-    declares = re.compile(rf"^{kind}\s+{re.escape(name)}\b", re.M)
-    file = next((file for file, text in _texts().items() if declares.search(text)), None)
-    return None if file is None else _written(file)
+    Args:  file: in the package.  name: of the text, for messages; "" for that of the file.
+    """
+    blocks = _blocks(file)
+    source = blocks.source if not name else Source(name, blocks.source.text)
+    document = Document(ShippedBlocks(source, TREES[file]).every(), (), source)
+    return compile_layout(expand(document, _KNOWN), is_checked=True)
 
 
 @cache
+def _texts() -> Mapping[str, str]:
+    """The shipped texts of models, by file."""
+    return {
+        path.name: _text(file)
+        for file in TREES
+        if (path := PurePosixPath(file)).parent.name == "layouts"
+    }
+
+
+def _text(file: str) -> str:
+    return resources.files("reshard").joinpath(*file.split("/")).read_text(encoding="utf-8")
+
+
+@cache
+def _blocks(file: str) -> ShippedBlocks:
+    return ShippedBlocks(Source(file.rpartition("/")[2], _text(file)), TREES[file])
+
+
+@cache
+def _expander(file: str) -> Expander:
+    return Expander(_blocks(file), _KNOWN, Faults())
+
+
+def _model_home(name: str) -> Blocks | None:
+    if name in MODELS:
+        return _blocks(MODELS[name][0])
+    return next((x for x in map(_blocks, TREES) if name in x.names("model")), None)
+
+
+def _shared_home(name: str) -> Blocks | None:
+    return next((x for x in map(_blocks, TREES) if name in x.names("config")), None)
+
+
 def _written(file: str) -> Document:
-    return parser.parse(_texts()[file], file)
+    return Document(_blocks(file).every(), (), _blocks(file).source)
 
 
-_KNOWN = Known(lambda name: _home("model", name), lambda name: _home("config", name))
+_KNOWN = Known(_model_home, _shared_home)
 
 
 def missing_models(document: Document) -> Mapping[str, Model]:
@@ -134,8 +230,8 @@ def missing_models(document: Document) -> Mapping[str, Model]:
 
 @cache
 def _shipped_model(name: str) -> Model | None:
-    written = _home("model", name)
-    return None if written is None else compile_models(expand(written, _KNOWN))[name]
+    block = _expander(MODELS[name][0]).model(name) if name in MODELS else None
+    return None if block is None else compile_model(block)
 
 
 def own_families(document: Document) -> tuple[Family, ...]:

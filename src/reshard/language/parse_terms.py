@@ -210,12 +210,9 @@ class TermBuilder:
         place = cast("Token", node if self._is_token(node) else cast("Node", node).meta)
         if not self._is_token(node) and cast("Node", node).meta.empty:
             return Span.of(self._source, 0, 0)
-        start, end, line, column = place.start_pos, place.end_pos, place.line, place.column
-        assert start is not None
-        assert end is not None
-        assert line is not None
-        assert column is not None
-        return Span(self._source, start, end, line, column)
+        assert place.start_pos is not None
+        assert place.end_pos is not None
+        return Span(self._source, place.start_pos, place.end_pos)
 
     @staticmethod
     def _is_token(node: object) -> bool:

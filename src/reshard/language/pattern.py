@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from reshard.algebra.split import SplitRule
 from reshard.errors import Label, ReshardError, Span, layout_error
+from reshard.language.lazy_regex import LazyRegex
 from reshard.language.matching import MAX_WILD, Part, match_runs, simple_length
 
 MAX_LENGTH = 10_000
@@ -76,7 +77,7 @@ class NamePattern:
 
     text: str
     pieces: tuple[Piece, ...]
-    _regex: re.Pattern[str] = field(compare=False, repr=False)
+    _regex: LazyRegex = field(compare=False, repr=False)
     _simple_length: int = field(compare=False, repr=False)
     slots: tuple[IndexSlot, ...] = field(init=False, compare=False, repr=False)
 
@@ -109,9 +110,8 @@ class NamePattern:
                 0,
                 len(text),
             )
-        return NamePattern(
-            text, pieces, re.compile(_expression(pieces), re.DOTALL), simple_length(_parts(pieces))
-        )
+        length = simple_length(_parts(pieces))
+        return NamePattern(text, pieces, LazyRegex(_expression(pieces)), length)
 
     def with_slots(self, change: Callable[[IndexSlot], IndexSlot]) -> NamePattern:
         """The pattern with other slots of the same form."""
@@ -126,8 +126,7 @@ class NamePattern:
     def match(self, name: str) -> Match | None:
         """What a whole name fills in, or None if it is not covered."""
         if len(name) <= self._simple_length:
-            found = self._regex.fullmatch(name)
-            runs = None if found is None else found.groups()
+            runs = self._regex.groups(name)
         else:
             runs = match_runs(_parts(self.pieces), name)
         if runs is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reshard.errors import Label, ReshardError, Span, layout_error
+from reshard.language.lazy_regex import LazyRegex
 
 NAME, NUMBER, GROUP, STATE = "name", "number", "group", "state"
 MODULE, PARAMETER = "module", "parameter"
@@ -50,7 +51,7 @@ class Pattern:
     """Text with holes: the name of a file, or one key of a path."""
 
     pieces: tuple[Piece, ...]
-    _regex: re.Pattern[str] = field(compare=False, repr=False)
+    _regex: LazyRegex = field(compare=False, repr=False)
 
     @property
     def holes(self) -> tuple[Hole, ...]:
@@ -64,11 +65,11 @@ class Pattern:
 
     def match(self, text: str) -> dict[str, str | int] | None:
         """What the holes stand for in a text; None if it is not covered."""
-        found = self._regex.fullmatch(text)
-        if found is None:
+        groups = self._regex.groups(text)
+        if groups is None:
             return None
         out: dict[str, str | int] = {}
-        for hole, taken in zip(self.holes, found.groups(), strict=True):
+        for hole, taken in zip(self.holes, groups, strict=True):
             value = taken if hole.name in _TEXTS else int(taken)
             key = f"#{hole.name}" if hole.is_size else hole.name
             if out.setdefault(key, value) != value:
@@ -261,7 +262,7 @@ def _pattern(text: str, span: Span | None, start: int, *, is_file: bool = False)
             else:
                 pieces.append(literal)
             regex.append(re.escape(literal))
-    return Pattern(tuple(pieces), re.compile("".join(regex), re.DOTALL))
+    return Pattern(tuple(pieces), LazyRegex("".join(regex)))
 
 
 def _hole(text: str, span: Span | None, start: int) -> Hole:

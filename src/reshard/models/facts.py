@@ -14,7 +14,7 @@ from reshard.language.library import Family
 from reshard.models import megatron
 from reshard.models.config_json import known_facts, stated_config
 from reshard.models.framework_keys import Facts, FrameworkKeys, keys_of
-from reshard.models.stated import stated_type, types_of
+from reshard.models.stated import stated_type
 from reshard.models.transformers import (
     ACTIVATIONS,
     FACTS,
@@ -63,7 +63,7 @@ def check_facts(
     Raises: ReshardError[other-facts] where the source's own configuration changes what the model
             computes, and no other framework has words for it.
     """
-    source, target = _framework(before.layout), _framework(after.layout)
+    source, target = _framework(before.layout.name), _framework(after.layout.name)
     catalog = before.catalog
     if source == target:
         return catalog, ()
@@ -86,11 +86,11 @@ def check_facts(
     return catalog, warnings
 
 
-def _framework(layout: Layout) -> str:
+def _framework(layout: str) -> str:
     for prefix, title in _FRAMEWORKS.items():
-        if layout.name == prefix or layout.name.startswith(f"{prefix}_"):
+        if layout == prefix or layout.startswith(f"{prefix}_"):
             return title
-    return layout.name
+    return layout
 
 
 def _check_rotary_bases(config: Mapping[str, object]) -> None:
@@ -296,9 +296,9 @@ def _carried(kind: str | None, after: Arrangement, family: Family) -> set[str]:
 
 def _lines(family: Family, kind: str | None) -> Iterable[Layout]:
     """The layouts of a family in transformers' names, those of the stated type."""
-    for name, layout in family.layouts.items():
-        if _framework(layout) == "transformers" and kind in (None, *types_of(family, name)):
-            yield layout
+    for name in family.layout_names:
+        if _framework(name) == "transformers" and kind in (None, *family.types(name)):
+            yield family.layout(name)
 
 
 def _says(layout: Layout, name: str, value: object) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from reshard.errors import ReshardError, layout_error
 from reshard.language.layout import Layout
-from reshard.language.library import Family, shipped
+from reshard.language.library import Family, name_form, shipped
 from reshard.models.name_forms import unwrapped, with_prefixes, with_tied_head, without_buffers
 from reshard.models.nearest import (
     UNFITTING,
@@ -21,7 +21,7 @@ from reshard.models.nearest import (
     stated_layouts,
     unknown_type,
 )
-from reshard.models.stated import guessed, is_stated, stated_type, types_of, undescribed
+from reshard.models.stated import guessed, is_stated, stated_type, undescribed
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
@@ -30,6 +30,7 @@ from reshard.plan.own_axes import over_own_axes
 from reshard.plan.place import Placement, place
 from reshard.plan.rename import rename
 from reshard.plan.stored_names import StoredNames
+from reshard.plan.ties import tie_groups
 
 _NAMES = "hf"
 """What the layouts in transformers' names are called; models of many types share such names."""
@@ -78,8 +79,7 @@ def find_model(
     if unsaid:
         raise indescribable(catalog, unsaid)
     if kind is not None:
-        asked = [item for item in asked if item.may_be_of(kind)]
-        asked = [item for item in asked if kind in types_of(item) or not types_of(item)]
+        asked = [item for item in asked if kind in item.types() or not item.types()]
     problems: list[tuple[int, ReshardError]] = []
     for candidate in candidates(catalog, asked):
         try:
@@ -130,17 +130,18 @@ def _fitted(
     Raises: ReshardError[no-layout-fits | several-layouts-fit].
     """
     stored = StoredNames.of(catalog)
+    forms = _name_forms(catalog, stored)
     fitting = [
         Found(family, item)
         for family in asked
-        for layout in family.layouts.values()
+        for layout in (family.layout(x) for x in family.layout_names if family.may_have(x, forms))
         if (item := fit(_as_stated(layout, catalog.layout), catalog, settings, stored)) is not None
     ]
     found = [item for item in fitting if item.fit.agrees is not False]
     if not found and model is not None:
         found = fitting  # the user knows better
     if not found:
-        if kind is not None and not any(kind in types_of(item) for item in known.values()):
+        if kind is not None and not any(kind in item.types() for item in known.values()):
             raise unknown_type(catalog, kind, known)
         raise nothing_fits(catalog, known, asked, fitting, stored)
     if any(item.fit.is_used for item in found):
@@ -164,6 +165,12 @@ def _fitted(
         oddities = (*oddities, guessed(found[0].family.name))
     catalog = replace(catalog, config=config, oddities=oddities)
     return Modelled(catalog, item.layout, found[0].family)
+
+
+def _name_forms(catalog: Catalog, stored: StoredNames) -> frozenset[str]:
+    """The forms of the stored names that a layout must have: of names that are tied, one may do."""
+    tied = {name for group in tie_groups(catalog.aliases) for name in group}
+    return frozenset(name_form(name) for name in stored.kinds if name not in tied)
 
 
 def _has_shapes(item: Fit, catalog: Catalog, settings: Mapping[str, float | None]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from reshard.errors import Diagnostic
-from reshard.language.expression import Binary, Expression, Text, Variable, names, operands
+from reshard.language.expression import names, operands
 from reshard.language.library import Family
 from reshard.models.config_json import stated_config
 from reshard.models.transformers import type_of_architecture
@@ -40,32 +38,12 @@ def undescribed(catalog: Catalog) -> tuple[str, ...]:
     )
 
 
-def types_of(family: Family, layout: str | None = None) -> frozenset[str]:
-    """The types that the layouts of a family say that they are of; none for most of a user's.
-
-    Args:  layout: only what this one says.
-    """
-    blocks = family.document.layouts
-    conditions = (item.when for item in blocks if layout in (None, item.name.text))
-    return frozenset(text for item in conditions for text in _types(item))
-
-
-def _types(expression: Expression | None) -> Iterable[str]:
-    if not isinstance(expression, Binary):
-        return
-    left, right = expression.left, expression.right
-    if isinstance(left, Variable) and left.name == _TYPE and isinstance(right, Text):
-        if expression.operator == "==":
-            yield right.value
-        return
-    yield from _types(left)
-    yield from _types(right)
-
-
 def is_stated(catalog: Catalog, family: Family, name: str) -> bool:
     """Whether a source states a type of model that a layout is of."""
-    layout = family.layout(name)
     env = flatten({**(catalog.config or {}), **(stated_config(catalog) or {})})
+    if family.index is not None and env.get(_TYPE) not in family.types(name):
+        return False
+    layout = family.layout(name)
     return any(
         _TYPE in names(part) and holds(part, env)
         for condition in operands("or", layout.when)
