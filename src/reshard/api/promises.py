@@ -17,6 +17,7 @@ from reshard.api.request import Request
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.models.source_names import SOURCE, Named
+from reshard.models.transformers import is_text
 from reshard.plan.fate import Fate
 from reshard.plan.output import Output
 from reshard.plan.target import Target
@@ -55,7 +56,7 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
             headline="the source does not record all values that the model's `config.json` needs",
             level="error",
             notes=item.notes[:1],
-            helps=(_CONFIG, _statement(item), _ON_PURPOSE),
+            helps=tuple(filter(None, (_CONFIG, _statement(item), _ON_PURPOSE))),
         )
     notes = list(item.notes)
     for other in unsolved:
@@ -72,10 +73,15 @@ def _unfinished(item: Diagnostic, source: OpenedSource) -> Diagnostic:
 
 
 def _statement(item: Diagnostic) -> str:
-    """How to state the first of the values that are missing."""
+    """How to state the first of the numbers that are missing; "" where all of it is text."""
     missing = re.findall(r"`([^`]+)`", item.notes[0])
-    others = " and likewise the others" if len(missing) > 1 else ""
-    return f"or state it with `--set {missing[0]}=NUMBER`{others}"
+    numbers = [key for key in missing if not is_text(key)]
+    if not numbers:
+        return ""
+    others = " and likewise the others" if len(numbers) > 1 else ""
+    if len(numbers) < len(missing):
+        others += ", and what is no number with `--config`"
+    return f"or state it with `--set {numbers[0]}=NUMBER`{others}"
 
 
 def next_step(

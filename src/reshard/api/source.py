@@ -36,6 +36,7 @@ from reshard.plan.consolidate import consolidated
 from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
+from reshard.plan.settings import unused_settings
 from reshard.store.source_files import SourceFiles
 
 Settings = Mapping[str, float | None]
@@ -133,6 +134,7 @@ def open_source(
             language, and the coverage proof find wrong.
     """
     request = request or Request()
+    is_for_target = naming is not None
     naming = naming or Naming(request.names)
     if naming.names == SOURCE:
         naming = replace(naming, names=None)
@@ -151,9 +153,14 @@ def open_source(
         arrangement = _renamed(arrangement, reading.family, naming, settings, placements)
     elif placements:
         raise _not_placed(placements)
-    return OpenedSource(
+    source = OpenedSource(
         Path(path), arrangement, proof, reading.document, reading.family, reading.named, cut
     )
+    if not is_for_target:
+        return source
+    layouts = (reading.layout, arrangement.layout)
+    of_model = reading.family is not None or reading.document is not None
+    return source.with_warnings(unused_settings(request.settings, layouts, of_model=of_model))
 
 
 def _catalog(path: Path, request: Request, user: UserLayouts) -> Catalog:

@@ -83,6 +83,9 @@ _PART = frozenset({"weights", "model_and_optim", "model", "checkpoint", "univers
 HF_CONFIG = "hf/config.json"
 """transformers' `config.json` where a framework has a file of that name too."""
 
+HF_FOLDER = "huggingface/"
+"""Of transformers' files in a step of verl; other targets have them next to the weights."""
+
 _CACHE = frozenset({"blobs", "refs", ".no_exist"})
 _STEPS, _LOG = "other steps", "logs"
 _OTHER_TENSORS = "it looks like a file of other tensors, or their index"
@@ -171,6 +174,9 @@ class _Found:
             side[name] = file.path
             files[file.path] = file
         side |= catalog.side_files
+        for name in [name for name in side if name.startswith(HF_FOLDER)]:
+            if name.removeprefix(HF_FOLDER) not in side:
+                side[name.removeprefix(HF_FOLDER)] = side.pop(name)
         if HF_CONFIG in side and "config.json" not in side:
             side["config.json"] = side.pop(HF_CONFIG)
         config = catalog.config

@@ -67,6 +67,13 @@ def kind_of(model_type: object) -> Kind | None:
     )
 
 
+def is_text(key: str) -> bool:
+    """Whether the value of a key is text, in the types that have it."""
+    types = _table()["types"]
+    assert isinstance(types, dict)
+    return any(isinstance(item["default"].get(key), str) for item in types.values())
+
+
 def config_keys() -> frozenset[str]:
     """Every key of every type that is known."""
     types = _table()["types"]

@@ -12,7 +12,7 @@ from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, Label, ReshardError, layout_error
 from reshard.language.conditions import constant
-from reshard.language.expression import Expression, config_value, names, to_text
+from reshard.language.expression import Expression, names, to_text
 from reshard.language.layout import Layout, Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound, Whole
 from reshard.plan.axes import AxisCut
@@ -30,6 +30,7 @@ from reshard.plan.names import group_names, quantity
 from reshard.plan.numbers import number_segments
 from reshard.plan.offsets import with_offsets
 from reshard.plan.rule_atoms import rule_atoms
+from reshard.plan.settings import values_by_other_names
 from reshard.run.states import EXTRA
 
 
@@ -78,22 +79,6 @@ def atom_sizes(arrangement: Arrangement) -> dict[str, int]:
     return sizes
 
 
-def _stated_sizes(
-    layout: Layout, settings: Mapping[str, float | None], values: Mapping[str, object]
-) -> dict[str, object]:
-    """Sizes that only the user states, and by what the layout's framework calls them."""
-    assert layout.model is not None
-    own = {*values, *layout.config, *model_names(layout.model)}
-    given = {name: value for name, value in settings.items() if name not in own}
-    out = {}
-    for name, expression in layout.config.items():
-        if values.get(name) is None and {*names(expression)} & given.keys():
-            value = config_value(expression, given)
-            if value is not None:
-                out[name] = value
-    return out
-
-
 class _Renamer:
     """One renaming: the facts that every rule needs."""
 
@@ -114,7 +99,8 @@ class _Renamer:
         for name in _of_padding(arrangement.layout):
             known.pop(name, None)
             values.pop(name, None)
-        values |= _stated_sizes(layout, settings, values)
+        read = (arrangement.layout, self._sizes)
+        values |= values_by_other_names(layout, settings, values, read)
         self._values = {**settings, **values}
         self._values |= {name: value for name, value in settings.items() if value is not None}
         env.update(known)

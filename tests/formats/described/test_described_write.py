@@ -12,6 +12,7 @@ import pytest
 from test_described_read import HOME, NET, ZERO, home, layout_file, numbered, same, zero_run
 
 import reshard
+import tiny_llama
 from reshard.cli import main
 from reshard.errors import ReshardError
 from reshard.storage.tensor_ref import TensorRef
@@ -488,3 +489,22 @@ def test_stages_of_two_runs(tmp_path: Path) -> None:
         "  = help: the files may be from different runs or steps; use the files of one run and "
         "one step"
     )
+
+
+def test_the_model_folder_in_a_step_of_verl(tmp_path: Path) -> None:
+    """`huggingface/` has the configuration and the tokenizer, which other targets need."""
+    model = tiny_llama.write(tmp_path / "model")
+    (model / "tokenizer.json").write_text("{}")
+    reshard.convert(model, tmp_path / "run", "verl:dp=2")
+    files = {"config.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "run" / "huggingface").iterdir()} == files
+    assert not files & {path.name for path in (tmp_path / "run").iterdir()}
+    for form in ("dcp", "universal", "verl:dp=1", "accelerate"):
+        there = tmp_path / form.partition(":")[0]
+        reshard.convert(tmp_path / "run", there, form)
+        reshard.convert(there, tmp_path / f"{there.name}-hf", "hf")
+        made = tmp_path / f"{there.name}-hf"
+        assert reshard.verify(model, made).ok
+        assert all((made / name).read_bytes() == (model / name).read_bytes() for name in files)
+    assert {path.name for path in (tmp_path / "verl" / "huggingface").iterdir()} == files
+    assert (tmp_path / "dcp" / "tokenizer.json").is_file()

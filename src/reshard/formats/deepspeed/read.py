@@ -13,7 +13,7 @@ from reshard.formats.deepspeed.model_file import ModelFile, differing, without
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import base_of
 from reshard.formats.deepspeed.source import Source, read_source
-from reshard.formats.deepspeed.training import read_training
+from reshard.formats.deepspeed.training import read_training, run_config
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Left, SourceFile
 from reshard.storage.kept import Keeper
@@ -35,6 +35,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     described = describe(source, found, strict=strict_layout)
     keeper = Keeper()
     training, oddities = read_training(source, found, keeper)
+    config, padding = run_config(source.first.root)
     version = source.first.root.get("ds_version")
     return Catalog(
         NAME,
@@ -44,11 +45,12 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         (*described.tensors, *keeper.tensors),
         load_layout(described.layout, "deepspeed layout"),
         training,
+        config=config,
         aliases=found.aliases,
         buffers=tuple(found.buffers),
         frozen=tuple(found.frozen),
         files=source.files.seen,
-        oddities=(*described.oddities, *oddities, *_ages(source.files.seen)),
+        oddities=(*described.oddities, *oddities, *padding, *_ages(source.files.seen)),
         withheld=found.withheld,
         left=_left_of(source),
     )

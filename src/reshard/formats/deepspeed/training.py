@@ -19,10 +19,13 @@ from reshard.formats.deepspeed.model_file import (
 from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.weights import compute_dtype
+from reshard.models.run_arguments import arguments_in
 from reshard.plan.names import group_names, quantity
 from reshard.run.run import Group, Run
 from reshard.storage.kept import Keeper
 from reshard.storage.torch_file import TensorRef
+
+_MEGATRON_SIZES = ("num_layers", "hidden_size", "num_attention_heads")
 
 
 def read_training(
@@ -112,6 +115,20 @@ def run_of(
         del framework["zero_stage"], framework["universal_checkpoint_info"]
     steps = root.get("global_steps")
     return Run(None if steps is None else steps.integer(), groups, state, framework)
+
+
+def run_config(
+    root: Node,
+) -> tuple[Mapping[str, object] | None, tuple[Diagnostic, ...]]:
+    """The sizes and facts of the model in the arguments of a run of Megatron-DeepSpeed, which its
+    client state has, with a warning of padding; None where no such arguments are there.
+    """
+    node = root.get("args")
+    args = None if node is None else arguments_in(node.value, node.file)
+    if args is None or not all(args.integer(name) for name in _MEGATRON_SIZES):
+        return None, ()
+    padding = args.padding(args.true_vocabulary(), " where the names of a model are wanted")
+    return args.config(), () if padding is None else (padding,)
 
 
 def group_of(index: int, node: Node, names: Iterable[str], keeper: Keeper) -> Group:

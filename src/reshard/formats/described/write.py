@@ -14,6 +14,7 @@ from reshard.formats.described.make import Tree, where_of
 from reshard.formats.described.tree import At
 from reshard.formats.described.write_facts import Facts, facts_of
 from reshard.formats.described.write_states import Placement, WrittenStates
+from reshard.formats.run_files import is_of_model
 from reshard.language.expression import evaluate
 from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import (
@@ -95,6 +96,7 @@ class Writer:
             (*self._states.dropped(), *self._facts.dropped()),
             self._states.folded(),
             beside=self._folder,
+            elsewhere=self._elsewhere(),
         )
 
     def _warnings(self) -> Iterator[Diagnostic]:
@@ -164,8 +166,15 @@ class Writer:
 
     def _is_beside(self, rule: FileRule, path: str) -> bool:
         """Whether a file is the model's configuration, and the source has it."""
-        is_config = all(entry.names == ("config",) for entry in rule.entries)
-        return is_config and path in self._arrangement.catalog.side_files
+        name = PurePosixPath(path).name
+        return _is_config(rule) and name in self._arrangement.catalog.side_files
+
+    def _elsewhere(self) -> dict[str, str]:
+        """Where files of the model lie that the source has: with its configuration."""
+        files = (rule.names[0].text for rule in self._layout.files if _is_config(rule))
+        folder = str(PurePosixPath(next(files, CONFIG)).parent)
+        names = self._arrangement.catalog.side_files
+        return {name: str(PurePosixPath(folder, name)) for name in names if is_of_model(name)}
 
     def _add(self, path: str, root: object) -> None:
         if path == CONFIG and has_hf_names(self._arrangement):
@@ -287,6 +296,10 @@ def _axes(name: FileName) -> list[str]:
     """What files of a name differ in: mesh axes, and the name of a parameter for its parts."""
     holes = (hole.name for hole in name.pattern.holes if not hole.is_size)
     return list(dict.fromkeys(NAME if hole in (MODULE, PARAMETER) else hole for hole in holes))
+
+
+def _is_config(rule: FileRule) -> bool:
+    return bool(rule.entries) and all(entry.names == ("config",) for entry in rule.entries)
 
 
 def _at(root: object, where: Sequence[At]) -> object:

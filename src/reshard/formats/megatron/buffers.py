@@ -19,9 +19,9 @@ from reshard.algebra.flat import flat_to_boxes
 from reshard.algebra.partition import Buckets, buckets_of
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.masters import are_lower, box_of, joined_halves
 from reshard.formats.megatron.names import MASTERS
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.run.rounding import rounds_to, samples
 from reshard.run.states import MASTER

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from reshard.errors import Diagnostic, ReshardError
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.groups import Groups, optimizers_in
 from reshard.formats.megatron.modules import is_buffer, is_vocabulary
 from reshard.formats.steps import TRACKER
 from reshard.language import load_layout
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Catalog, Left, LocalTensor, SourceFile
 from reshard.run.run import Run
 from reshard.run.states import PARAM
@@ -151,20 +151,9 @@ class Contents:
                 "warning",
                 notes=("a release, or a run with `--no-save-optim`, keeps none",),
             )
-        rows, entries = args.integer("padded_vocab_size"), args.integer("vocab_size")
-        true = self.vocabulary
-        if true is not None and rows is not None and rows > true:
-            adds = f", to which `{args.get('tokenizer_type')}` adds one" if true != entries else ""
-            yield Diagnostic(
-                "padded-vocabulary",
-                f"{rows - true} of {rows} rows of the vocabulary are padding",
-                "warning",
-                notes=(
-                    f"the arguments say `vocab_size={entries}`{adds}; the rows behind it are left "
-                    "out",
-                    "how many there are depends on tp, and they belong to no token",
-                ),
-            )
+        padding = args.padding(self.vocabulary, "")
+        if padding is not None:
+            yield padding
 
 
 def _settings(optimizer: object) -> object:

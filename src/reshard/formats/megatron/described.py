@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from reshard.formats.megatron.arguments import Arguments
+from reshard.models.run_arguments import Arguments
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.yaml_file import load_yaml

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import ReshardError
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import Buffer, no_way, stored_buffers
 from reshard.formats.megatron.flat_members import Place, RankMembers
 from reshard.formats.megatron.names import FlatKey
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.storage.dcp_chunks import ChunkReader
 from reshard.storage.dcp_metadata import StoredTensor

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 from reshard.dtypes import DType
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import Member, Part
 from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.masters import box_of
 from reshard.formats.megatron.modules import is_buffer, is_expert, is_vocabulary
 from reshard.formats.megatron.names import layer_of
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.run.states import PARAM
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 
 from reshard.errors import Diagnostic, Exit, ReshardError
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.modules import Modules
 from reshard.formats.megatron.names import Stack, expert_of, layer_of
 from reshard.formats.megatron.ranks import Ranks
+from reshard.models.run_arguments import Arguments
 from reshard.plan.names import group_names, quantity
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")

@@ -20,8 +20,8 @@ from reshard.algebra.box import Box
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.modules import is_vocabulary
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Fragment, LocalTensor, Upper
 from reshard.run.rounding import SAMPLE, rounds_to, samples
 from reshard.run.states import MASTER, PARAM

@@ -16,11 +16,11 @@ from importlib import resources
 
 from reshard.algebra.term import Leaf, Sum, Term
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.arguments import Arguments
 from reshard.language import load_layout
 from reshard.language.expression import Expression, Value, known_value
 from reshard.language.layout import Layout, Rule, Split
 from reshard.language.pattern import NamePattern
+from reshard.models.run_arguments import Arguments
 from reshard.plan.environment import flatten
 from reshard.run.rounding import samples
 from reshard.storage.torch_file import TensorRef

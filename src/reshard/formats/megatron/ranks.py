@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reshard.errors import source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
 from reshard.formats.megatron.groups import RUNTIME, optimizers_in
 from reshard.formats.megatron.modules import description
+from reshard.models.run_arguments import Arguments, arguments_in, no_arguments
 from reshard.plan.agreement import agreed
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.store.source import LocalSource

@@ -16,7 +16,6 @@ from reshard.algebra.box import Box
 from reshard.algebra.flat import flat_to_boxes
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_in, no_arguments
 from reshard.formats.megatron.catalog import Contents
 from reshard.formats.megatron.described import arguments_beside, step_beside
 from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
@@ -26,6 +25,7 @@ from reshard.formats.megatron.layout_text import rule_lines
 from reshard.formats.megatron.masters import check_masters, join_masters
 from reshard.formats.megatron.modules import is_vocabulary
 from reshard.formats.megatron.names import FlatKey, StateKey, key_of
+from reshard.models.run_arguments import Arguments, arguments_in, no_arguments
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
-from reshard.formats.megatron.arguments import Arguments, arguments_in
 from reshard.formats.megatron.catalog import Contents
 from reshard.formats.megatron.described import arguments_beside
 from reshard.formats.megatron.groups import Groups
+from reshard.models.run_arguments import Arguments, arguments_in
 from reshard.plan.catalog import Catalog, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.dcp_chunks import ChunkReader

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from math import gcd
 
 from reshard.errors import target_error
-from reshard.formats.megatron.arguments import Arguments
 from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.groups import is_fused
 from reshard.formats.megatron.write_inventory import Inventory
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Catalog
 from reshard.plan.target import Target
 from reshard.run.run import Group

@@ -25,7 +25,7 @@ from reshard.formats.deepspeed.files import (
 )
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
 from reshard.formats.deepspeed.node import Node, scalar_of
-from reshard.formats.deepspeed.training import group_of, run_of
+from reshard.formats.deepspeed.training import group_of, run_config, run_of
 from reshard.formats.deepspeed.weights import find_aliases
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog, Fragment, LocalTensor
@@ -66,6 +66,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     weights, unread = _weights(stored, models, shapes)
     others = {item.name for item in weights} - set(stored)
     buffers = tuple(name for name in first.buffer_names if name in others)
+    config, padding = run_config(first.root)
     version = first.root.get("ds_version")
     return Catalog(
         NAME,
@@ -75,11 +76,12 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         (*states, *weights, *keeper.tensors),
         load_layout(_LAYOUT, "deepspeed layout"),
         run,
+        config=config,
         aliases={a: name for a, name in find_aliases(models).items() if a not in stored},
         buffers=buffers,
         frozen=tuple(sorted(others - set(buffers))),
         files=files.seen,
-        oddities=_cut_weights(first, unread),
+        oddities=(*_cut_weights(first, unread), *padding),
     )
 
 

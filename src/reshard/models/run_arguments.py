@@ -1,4 +1,4 @@
-"""The arguments of the run, as a checkpoint keeps them.
+"""The arguments of a run of Megatron-LM or of one of its forks, as a checkpoint keeps them.
 
 Source: Megatron-LM, megatron/training/arguments.py.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error
 from reshard.storage.inert import Global, Record
 
 _SIZES = {
@@ -81,6 +81,26 @@ class Arguments:
         if entries is None or rows is None or not 0 < entries <= rows < entries + self._multiple:
             return None
         return entries
+
+    def padding(self, true: int | None, where: str) -> Diagnostic | None:
+        """A warning of rows that are padding; None where none are known to be.
+
+        Args:  true: entries of the vocabulary.  where: the rows are left out, for people.
+        """
+        rows, entries = self.integer("padded_vocab_size"), self.integer("vocab_size")
+        if true is None or rows is None or rows <= true:
+            return None
+        adds = f", to which `{self.get('tokenizer_type')}` adds one" if true != entries else ""
+        return Diagnostic(
+            "padded-vocabulary",
+            f"{rows - true} of {rows} rows of the vocabulary are padding",
+            "warning",
+            notes=(
+                f"the arguments say `vocab_size={entries}`{adds}; the rows behind it are left out"
+                + where,
+                "how many there are depends on tp, and they belong to no token",
+            ),
+        )
 
     def checked_rows(self, rows: int) -> int:
         """Rows of a stored vocabulary that are no padding for certain: Megatron may leave other
