@@ -111,6 +111,36 @@ def test_the_rule_before_torch_2_4_keeps_lists_without_tensors_whole(tmp_path: P
     assert checkpoint.training.iteration == 7
 
 
+def _counted_twice(folder: Path, steps: int, last_epoch: int) -> Forge:
+    forge = Forge(folder)
+    forge.tensor("model.w", counted(4, 3), path=("model", "w"))
+    forge.tensor("optim.state.w.exp_avg", counted(4, 3), path=("optim", "state", "w", "exp_avg"))
+    forge.object("optim.state.w.step", steps, path=("optim", "state", "w", "step"))
+    forge.object("lr_scheduler.last_epoch", last_epoch, path=("lr_scheduler", "last_epoch"))
+    return forge
+
+
+def test_the_optimizers_own_count_goes_before_that_of_the_schedule(tmp_path: Path) -> None:
+    checkpoint = reshard.open(_counted_twice(tmp_path / "ckpt", 3, 7).write())
+    assert checkpoint.training.iteration == 3
+    assert [item.render() for item in checkpoint.warnings] == [
+        "warning[steps-disagree]: the checkpoint states several numbers of steps; 3, by the "
+        "optimizer's states, is taken\n"
+        "  = note: 7 by `lr_scheduler.last_epoch`\n"
+        "  = help: a loss scaler skips steps of the optimizer, and a schedule may count epochs; "
+        "else files of two steps may lie together"
+    ]
+    assert reshard.open(_counted_twice(tmp_path / "same", 7, 7).write()).warnings == ()
+
+
+def test_what_a_trainer_states_goes_before_what_is_counted(tmp_path: Path) -> None:
+    forge = _counted_twice(tmp_path / "ckpt", 3, 7)
+    forge.object("train_state.step", 4, path=("train_state", "step"))
+    checkpoint = reshard.open(forge.write())
+    assert checkpoint.training.iteration == 4
+    assert [item.notes for item in checkpoint.warnings] == [("3 by the optimizer's states",)]
+
+
 def test_without_paths_the_optimizer_tells_where_the_model_is(tmp_path: Path) -> None:
     forge = Forge(tmp_path / "ckpt")
     forge.tensor("model.w", counted(2)).tensor("optim.state.w.exp_avg", counted(2))

@@ -53,6 +53,7 @@ def read(
     files = read_side_files(folder)
     found: Collected = collect(folder, chunks, config, weights, is_attribute=files.is_lightning)
     chunks.refuse_overlaps()
+    training, steps = read_training(folder, found, files)
     withheld = (replace(item, level="warning") for item in found.withheld)
     stale = (*stale_files(folder, chunks), *newer_files(folder, chunks))
     oddities = (*folder.oddities, *(weights.oddities if weights else ()))
@@ -63,14 +64,14 @@ def read(
         mesh={"copy": found.copies} if found.copies > 1 else {},
         tensors=found.listed_tensors(),
         layout=load_layout(LAYOUT, "dcp layout"),
-        training=read_training(folder, found, files),
+        training=training,
         config=weights.config if weights else read_olmo_config(folder.root),
         aliases=found.aliases or None,
         buffers=found.buffers,
         names_of=found.names_of,
         frozen=found.frozen,
         files=(*(weights.files if weights else ()), *chunks.files.values()),
-        oddities=(*oddities, *stale, *unlike_states(found), *withheld),
+        oddities=(*oddities, *stale, *steps, *unlike_states(found), *withheld),
         left=(*(weights.left if weights else ()), *found.left),
         withheld=found.withheld,
     )

@@ -31,14 +31,21 @@ MAX_NBYTES = 1 << 24
 class Told:
     """What they tell.
 
-    Args:  iteration: of the trainer of OLMo-core, transformers, or Lightning.
+    Args:  iteration: of the trainer of OLMo-core, transformers, or Lightning; iteration_at: the
+                      file that states it.
            scheduler: of accelerate or Lightning, as tagged JSON.
            is_lightning: whether what was saved is a LightningModule.
     """
 
     iteration: int | None = None
+    iteration_at: str = ""
     scheduler: dict[str, object] | None = None
     is_lightning: bool = False
+
+    def state(self, step: object, file: str) -> None:
+        """Note the number of the step, if it is one."""
+        if isinstance(step, int) and not isinstance(step, bool):
+            self.iteration, self.iteration_at = step, f"`{file}`"
 
 
 def read_side_files(folder: Folder) -> Told:
@@ -49,8 +56,7 @@ def read_side_files(folder: Folder) -> Told:
         if source.has(name):
             path = source.path(name)
             value = _torch(path) if name.endswith(".pt") else _json(source, name)
-            step = value.get("global_step")
-            out.iteration = step if isinstance(step, int) else out.iteration
+            out.state(value.get("global_step"), name)
     for name in ("scheduler.bin", "scheduler.pt"):
         if source.has(name):
             out.scheduler = _state_dict(_torch(source.path(name)))
@@ -66,7 +72,7 @@ def _read_lightning(root: Mapping[str, object], out: Told) -> None:
     """
     step, schedules = root.get("global_step"), root.get("lr_schedulers")
     out.is_lightning = any(key in root for key in _LIGHTNING_MARKS)
-    out.iteration = step if isinstance(step, int) else out.iteration
+    out.state(step, LIGHTNING)
     if isinstance(schedules, list) and len(schedules) == 1:
         out.scheduler = _state_dict(schedules[0])
 

@@ -14,22 +14,21 @@ from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
 from reshard.store.source import LocalSource
 
-_COUNTERS = (
-    "train_state.step",
-    "trainer.global_step",
-    "global_step",
-    "step",
-    "lr_scheduler.last_epoch",
-)
+_COUNTERS = ("train_state.step", "trainer.global_step", "global_step", "step")
 """Keys that count the steps of the optimizer, the surest first."""
+
+_SCHEDULE = "lr_scheduler.last_epoch"
+"""It counts the steps of the schedule: those of the optimizer, or epochs."""
 
 _FORMATS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
 
-def read_training(folder: Folder, found: Collected, files: Told) -> Run:
-    """The state of training.
+def read_training(
+    folder: Folder, found: Collected, files: Told
+) -> tuple[Run, tuple[Diagnostic, ...]]:
+    """The state of training, and a warning where its step is stated several times.
 
     Args:  files: what lies beside the folders of the checkpoint.
     """
@@ -48,12 +47,8 @@ def read_training(folder: Folder, found: Collected, files: Told) -> Run:
         framework["rank_objects"] = found.rank_objects
     if found.unlike:
         framework["unlike"] = {key: list(owner) for key, owner in found.unlike.items()}
-    return Run(
-        iteration=_iteration(folder, found, files),
-        param_groups=_param_groups(found),
-        state=state,
-        framework=framework,
-    )
+    iteration, warnings = _iteration(folder, found, files)
+    return Run(iteration, _param_groups(found), state, framework), warnings
 
 
 def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
@@ -99,26 +94,54 @@ def _schedule(found: Collected) -> dict[str, object]:
     return out
 
 
-def _iteration(folder: Folder, found: Collected, files: Told) -> int | None:
-    if files.iteration is not None:
-        return files.iteration
-    for key in _COUNTERS:
-        value = found.numbers.get(key, found.objects.get(key))
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return _steps_done(folder, found)
+def _iteration(
+    folder: Folder, found: Collected, files: Told
+) -> tuple[int | None, tuple[Diagnostic, ...]]:
+    """The number of the step, and a warning where a checkpoint has several.
+
+    What is stated goes before what the optimizer's states have counted, and the count of the
+    schedule is the last.
+    """
+    stated = [] if files.iteration is None else [(files.iteration, files.iteration_at)]
+    stated += [(n, f"`{key}`") for key in _COUNTERS if (n := _number(found, key)) is not None]
+    counted, scheduled = _steps_done(folder, found), _number(found, _SCHEDULE)
+    last = [] if stated or scheduled is None else [(scheduled, f"`{_SCHEDULE}`")]
+    if counted is not None:
+        stated.append((counted, "the optimizer's states"))
+    stated += last
+    if not stated:
+        return None, ()
+    first, where = stated[0]
+    if all(number == first for number, _ in stated):
+        return first, ()
+    warning = Diagnostic(
+        "steps-disagree",
+        f"the checkpoint states several numbers of steps; {first:,}, by {where}, is taken",
+        level="warning",
+        notes=tuple(f"{number:,} by {at}" for number, at in stated[1:] if number != first),
+        helps=(
+            "a loss scaler skips steps of the optimizer, and a schedule may count epochs; else "
+            "files of two steps may lie together",
+        ),
+    )
+    return first, (warning,)
+
+
+def _number(found: Collected, key: str) -> int | None:
+    value = found.numbers.get(key, found.objects.get(key))
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _steps_done(folder: Folder, found: Collected) -> int | None:
     """What every parameter's own count says, where all say the same."""
-    steps = set()
+    steps: set[float] = set()
     source = LocalSource(folder.root)
     for tensor in found.tensors:
         if tensor.state == "step" and tensor.shape == () and tensor.dtype in _FORMATS:
             steps.add(struct.unpack(_FORMATS[tensor.dtype], _bytes(source, tensor))[0])
             if len(steps) > 1:
                 return None
-    return int(steps.pop()) if steps else None
+    return int(step) if steps and (step := steps.pop()) == int(step) else None
 
 
 def _bytes(source: LocalSource, tensor: LocalTensor) -> bytes:
