@@ -31,7 +31,7 @@ CODES = sorted(path.stem for path in DOCS.glob("errors/*.md") if path.stem != "R
 
 _CONSOLE = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.M | re.S)
 _PYCON = re.compile(r"(?<=^```pycon\n).*?(?=^```$)", re.M | re.S)
-_FILE = re.compile(r"^```ucl file=(\S+)\n(.*?)^```$", re.M | re.S)
+_FILE = re.compile(r"^```(?:ucl|json) file=(\S+)\n(.*?)^```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 Say = Callable[[str], str]

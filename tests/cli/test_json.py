@@ -15,6 +15,8 @@ from reshard.cli.console import print_json
 COMMANDS = {
     "inspect": ["inspect", "SRC"],
     "plan": ["plan", "SRC", "--to", "universal"],
+    "plan-simulate": ["plan", "--simulate", "config.json", "--to", "hf", "--bandwidth", "1GB"],
+    "plan-ranks": ["plan", "--simulate", "config.json", "--ranks", "8", "--rank-memory", "8GB"],
     "convert": ["convert", "SRC", "out", "--to", "universal"],
     "verify": ["verify", "SRC"],
     "diff": ["diff", "SRC"],
@@ -41,6 +43,7 @@ def check(document: object, name: str) -> None:
 def test_an_answer_is_one_document(command: str, run: Run, case: Case, here: Path) -> None:
     source = case("z1_bf16_dp4_tied")
     (here / "own.ucl").write_text('layout x {\n    "**" = [...]\n}\n', encoding="utf-8")
+    (here / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     words = [source if word == "SRC" else word for word in COMMANDS[command]]
     said = run(*words, "--json")
     assert (said.code, said.err) == (0, "")
@@ -52,7 +55,7 @@ def test_an_answer_is_one_document(command: str, run: Run, case: Case, here: Pat
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_failure_is_one_document(command: str, run: Run) -> None:
     words = [
-        "nothing" if word in ("SRC", "own.ucl", "syntax", "llama") else word
+        "nothing" if word in ("SRC", "own.ucl", "syntax", "llama", "config.json") else word
         for word in COMMANDS[command]
     ]
     said = run(*words, "--json")

@@ -31,7 +31,9 @@ from reshard.api.layouts import (
 from reshard.api.loading import Loaded, load
 from reshard.api.roundtrip_proof import Held, Lost, RoundTrip, StateProof, WayProof, case_failure
 from reshard.api.roundtripping import roundtrip, roundtrip_cases
+from reshard.api.simulating import Simulation, simulate
 from reshard.api.training_facts import FactChange
+from reshard.api.training_meshes import Meshes, meshes
 from reshard.api.verification import Verification, verify
 from reshard.plan.fate import Fate
 from reshard.plan.report import PlanReport
@@ -55,10 +57,12 @@ __all__ = [
     "Layouts",
     "Loaded",
     "Lost",
+    "Meshes",
     "Mismatch",
     "PlanReport",
     "Report",
     "RoundTrip",
+    "Simulation",
     "StateFacts",
     "StateProof",
     "TensorFacts",
@@ -78,11 +82,13 @@ __all__ = [
     "layout_text",
     "list_layouts",
     "load",
+    "meshes",
     "open_checkpoint",
     "plan",
     "roundtrip",
     "roundtrip_cases",
     "shipped_layouts_text",
+    "simulate",
     "verify",
     "write_report",
 ]

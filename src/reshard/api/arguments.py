@@ -194,11 +194,13 @@ _A_COUNT = "a whole number from 1 to 2**63 - 1", _count
 
 _KINDS: dict[str, tuple[str, Callable[[object], object]]] = {
     **dict.fromkeys(("path", "src", "dst", "a", "b", "layout", "work", "config"), _A_PATH),
-    **dict.fromkeys(("to", "step", "layout_name", "model", "names", "dtype"), _A_TEXT),
+    **dict.fromkeys(("to", "step", "layout_name", "model", "names", "dtype", "source"), _A_TEXT),
     **dict.fromkeys(("name", "state"), _A_TEXT),
     **dict.fromkeys(("check", "force", "dry_run", "allow_loss", "strict"), _A_BOOL),
     **dict.fromkeys(("materialize", "keep_going"), _A_BOOL),
-    **dict.fromkeys(("max_memory", "max_file_size", "sample"), _A_COUNT),
+    **dict.fromkeys(
+        ("max_memory", "max_file_size", "sample", "ranks", "memory", "bandwidth"), _A_COUNT
+    ),
     **dict.fromkeys(("places", "leave_out", "via"), _SOME_TEXTS),
     "threads": (f"a whole number from 1 to {MAX_THREADS}", _threads),
     "settings": ("a mapping of names to finite numbers of at most 64 bits or None", _settings),

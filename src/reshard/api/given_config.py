@@ -23,9 +23,8 @@ def with_given_config(catalog: Catalog, path: Path) -> Catalog:
            belong to a model too: its tokenizer, and what it generates with.
     Raises: ReshardError[bad-config | missing-file].
     """
-    file = path / CONFIG if path.is_dir() else path
-    given = _read(file)
-    paths = {CONFIG: file}
+    given = read_config(path)
+    paths = {CONFIG: _file_of(path)}
     if path.is_dir():
         names = (name for name in LocalSource(path).files() if is_of_model(name))
         paths |= {name: path / name for name in names if name != CONFIG}
@@ -46,10 +45,20 @@ def _file(path: Path, root: Path) -> SourceFile:
     return SourceFile(relative, status.st_size, status.st_mtime_ns)
 
 
-def _read(file: Path) -> Mapping[str, object]:
+def read_config(path: Path, option: str = "--config") -> Mapping[str, object]:
+    """A configuration with a `model_type`, as tagged JSON.
+
+    Args:  path: of a `config.json`, or of a folder that holds it.  option: that gives it.
+    Raises: ReshardError[bad-config | missing-file].
+    """
+    file = _file_of(path)
     source = LocalSource(file.parent)
-    source.need(file.name, "`--config`", "give a `config.json`, or the folder that contains it")
+    source.need(file.name, f"`{option}`", "give a `config.json`, or the folder that contains it")
     config = load_config(source, file.name, _HELP)
     if not isinstance(config.get("model_type"), str):
         raise bad_config(file, "it states no `model_type`", _HELP)
     return config
+
+
+def _file_of(path: Path) -> Path:
+    return path / CONFIG if path.is_dir() else path

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
-from reshard.algebra.box import Box
 from reshard.api.converting import Prepared, prepare_source, write_output
 from reshard.api.pairing import in_names_of, same_names
 from reshard.api.request import Request
@@ -20,10 +18,9 @@ from reshard.api.target_source import open_for_target
 from reshard.dtypes import DType
 from reshard.errors import Exit, ReshardError, source_error
 from reshard.language.layout import Layout
-from reshard.plan.arrangement import Arrangement, AtomState, StoredPart, Whole
-from reshard.plan.catalog import Fragment
 from reshard.plan.environment import environment
 from reshard.plan.output import FileBytes, Output, PlacedSpec, Written
+from reshard.plan.placed import as_placed
 from reshard.plan.plan import Placed, Plan
 from reshard.plan.prove import prove_sources
 from reshard.plan.target import Target
@@ -278,23 +275,6 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
     """
     _check_placed(prepared, path)
     source = prepared.source
-    whole = source.arrangement
-    parts: dict[AtomState, list[StoredPart]] = {}
-    for number, item in enumerate(prepared.output.placed):
-        for key, piece in item.spec.segments:
-            fragment = Fragment(0, item.spec.numel, item.file, item.byte_offset)
-            where = (("array", number),)
-            parts.setdefault((key, item.spec.state), []).append(
-                StoredPart(piece, item.spec.dtype, (fragment,), where, (), "", 0)
-            )
-    wholes: list[Whole] = []
-    found: dict[AtomState, tuple[StoredPart, ...]] = {}
-    for tensor in whole.wholes:
-        held = _held(whole, tensor, parts)
-        if held is not None:
-            wholes.append(tensor)
-            for atom_state, items in held.items():
-                found[atom_state] = (*found.get(atom_state, ()), *items)
     catalog = replace(
         source.catalog,
         format=prepared.target.format.partition("-")[0],  # the framework of `deepspeed-universal`
@@ -303,45 +283,10 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
         side_files={},
         files=tuple(map(LocalSource(path).stat, dict(prepared.report.files))),
     )
-    arrangement = replace(whole, catalog=catalog, parts=found, wholes=tuple(wholes), averaged={})
+    placed = as_placed(source.arrangement, prepared.output.placed)
+    arrangement = replace(placed, catalog=catalog)
     proof = prove_sources(arrangement)
     return OpenedSource(path, arrangement, proof, source.document, source.family)
-
-
-def _held(
-    arrangement: Arrangement, tensor: Whole, parts: Mapping[AtomState, list[StoredPart]]
-) -> dict[AtomState, list[StoredPart]] | None:
-    """The parts of a whole tensor, named after it; None if they are not all of it."""
-    out: dict[AtomState, list[StoredPart]] = {}
-    for key, piece in tensor.segments:
-        if not piece.box.volume:
-            out.setdefault((key, tensor.state), [])
-            continue
-        copies: dict[int, list[StoredPart]] = {}
-        seen: Counter[Box] = Counter()
-        for part in parts.get((key, tensor.state), ()):
-            box = part.piece.box.intersect(piece.box)
-            if box is None:
-                continue
-            copy = seen[box]
-            seen[box] += 1
-            here = replace(
-                part,
-                piece=part.piece.restrict(box),
-                replica=(("copy", copy),),
-                whole=tensor.name,
-                rule=tensor.rule,
-            )
-            copies.setdefault(copy, []).append(here)
-        whole = [
-            items
-            for items in copies.values()
-            if sum(part.piece.box.volume for part in items) == piece.box.volume
-        ]
-        if not whole:
-            return None
-        out[key, tensor.state] = [part for items in whole for part in items]
-    return out
 
 
 def _check_placed(prepared: Prepared, path: Path) -> None:

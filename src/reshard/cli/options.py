@@ -103,16 +103,14 @@ Sources = Annotated[
         help="Folders of runs or checkpoints; each is tried separately.",
     ),
 ]
-To = Annotated[
-    str,
-    typer.Option(
-        "--to",
-        metavar="TARGET",
-        show_default=False,
-        help="Target as FORMAT[:KEY=VALUE,...]: universal, hf, deepspeed:zero=2,dp=4, "
-        "megatron:tp=2,pp=2, megatron-dist, dcp:dp=4, ... (docs/cli.md).",
-    ),
-]
+TO = typer.Option(
+    "--to",
+    metavar="TARGET",
+    show_default=False,
+    help="Target as FORMAT[:KEY=VALUE,...]: universal, hf, deepspeed:zero=2,dp=4, "
+    "megatron:tp=2,pp=2, megatron-dist, dcp:dp=4, ... (docs/cli.md).",
+)
+To = Annotated[str, TO]
 _STEP = Annotated[
     str | None,
     typer.Option("--step", metavar="NAME", help="Step to read if the folder has several."),
@@ -249,6 +247,12 @@ _SHARED: Mapping[str, tuple[Any, object]] = {
 
 CONVERSION = tuple(_SHARED)
 """Those of a conversion: all of them."""
+
+
+def is_default(name: str, value: object) -> bool:
+    """Whether a shared option, as a keyword argument, was not given."""
+    defaults = _keywords({key: default for key, (_, default) in _SHARED.items()})
+    return bool(value == defaults[name])
 
 
 def takes(*names: str) -> Callable[[Callable[..., R]], Callable[..., R]]:

@@ -32,7 +32,7 @@ class Holders:
         rules: dict[int, list[_Holder]] = {}
         for members in by_whole(parts).values():
             rules.setdefault(members[0].rule, []).append(_Holder(members))
-        self._rules = [_Near(holders) for holders in rules.values()]
+        self._rules = [Near(holders) for holders in rules.values()]
         self._first = next(iter(rules.values()), [])
         self.is_averaged = bool(averaged)
         if averaged:
@@ -74,7 +74,7 @@ class _Holder:
 
     def __init__(self, parts: Sequence[StoredPart]) -> None:
         self._parts = parts
-        self._replicas: list[_Near[_Stored]] | None = None
+        self._replicas: list[Near[Stored]] | None = None
         self.box = _hull([part.piece.box for part in parts])
 
     def refine(self, box: Box, places: tuple[StoredPart, ...], first: bool) -> list[Held]:
@@ -84,7 +84,7 @@ class _Holder:
             return [] if common is None else [(common, (*places, self._parts[0]))]
         if self._replicas is None:
             by_replica = replicas(self._parts).values()
-            self._replicas = [_Near([_Stored(part) for part in parts]) for parts in by_replica]
+            self._replicas = [Near([Stored(part) for part in parts]) for parts in by_replica]
         boxes: list[Held] = [(box, places)]
         for replica in self._replicas[:1] if first else self._replicas:
             boxes = [
@@ -107,7 +107,7 @@ class _Holder:
         return {axis for coord in coords for axis in coord if coord[axis] != coords[0].get(axis)}
 
 
-class _Stored:
+class Stored:
     """A part with its box."""
 
     __slots__ = ("box", "part")
@@ -117,10 +117,10 @@ class _Stored:
         self.box = part.piece.box
 
 
-_Boxed = TypeVar("_Boxed", bound="_Holder | _Stored")
+_Boxed = TypeVar("_Boxed", bound="_Holder | Stored")
 
 
-class _Near(Generic[_Boxed]):
+class Near(Generic[_Boxed]):
     """Things with a box, found by the axis along which they differ most.
 
     Where that axis tells groups of them apart, each group is looked through by its next axis:
@@ -131,7 +131,7 @@ class _Near(Generic[_Boxed]):
 
     def __init__(self, items: Sequence[_Boxed]) -> None:
         self._items: list[_Boxed] = list(items)
-        self._groups: list[_Near[_Boxed]] = []
+        self._groups: list[Near[_Boxed]] = []
         self._starts: list[int] = []
         self._axis = 0
         self._longest = 0
@@ -147,7 +147,7 @@ class _Near(Generic[_Boxed]):
         if is_apart and _SMALL < len(starts) < len(items):
             bounds = [bisect_left(self._starts, start) for start in starts]
             spans = zip(bounds, [*bounds[1:], len(items)], strict=True)
-            self._groups = [_Near(self._items[a:b]) for a, b in spans]
+            self._groups = [Near(self._items[a:b]) for a, b in spans]
             self._starts = starts
             self._items = []
 

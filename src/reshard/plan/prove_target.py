@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from reshard.algebra.box import Box
+from reshard.algebra.cover import find_fault
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.output import PlacedSpec
 
@@ -45,7 +46,10 @@ def prove_target(
 def _covers(boxes: list[Box], whole: Box) -> bool:
     """Whether boxes, which may overlap, together hold a whole one."""
     left = [whole] if whole.volume else []
-    for box in dict.fromkeys(boxes):
+    distinct = dict.fromkeys(boxes)
+    if sum(box.volume for box in distinct) == whole.volume:
+        return find_fault(list(distinct), whole) is None
+    for box in distinct:
         if not left:
             break
         left = [rest for item in left for rest in item.subtract(box)]
