@@ -8,8 +8,7 @@ from __future__ import annotations
 from reshard.api.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from reshard.api.checks import Check, Report, check
 from reshard.api.comparing import Element, Mismatch
-from reshard.api.converted import Converted
-from reshard.api.converting import convert, plan
+from reshard.api.converting import Converted, convert, plan
 from reshard.api.differing import Diff, diff
 from reshard.api.drifting import Drift, Drifts
 from reshard.api.explaining import error_codes, explain

@@ -34,17 +34,17 @@ def check_files_apart(dst: Path, root: str, files: Iterable[str], *, is_folder: 
 
 
 def _check_folder(src: Path, dst: Path) -> None:
-    here, there = src.resolve(), dst.resolve()
-    if here == there:
+    source, target = src.resolve(), dst.resolve()
+    if source == target:
         raise _overlap(dst, "is the source itself")
-    if there.is_relative_to(here):
+    if target.is_relative_to(source):
         raise _overlap(dst, f"is inside the source `{src}`")
-    if here.is_relative_to(there):
+    if source.is_relative_to(target):
         raise _overlap(dst, f"contains the source `{src}`")
 
 
 def _check_files(files: Iterable[Path], dst: Path) -> None:
-    there = dst.resolve()
+    target = dst.resolve()
     folders: dict[Path, Path] = {}
     for file in files:
         folder = folders.get(file.parent)
@@ -53,7 +53,7 @@ def _check_files(files: Iterable[Path], dst: Path) -> None:
         path = folder / file.name
         if path.is_symlink():
             path = path.resolve()
-        if path.is_relative_to(there):
+        if path.is_relative_to(target):
             raise _overlap(dst, f"contains a file that the source reads, `{file}`")
 
 

@@ -29,14 +29,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
     Raises: ReshardError[bad-argument], and what the function raises.
     """
-    known = signature(function)
+    parameters = signature(function)
     inner = cast("Callable[..., R]", function)
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
-        bound = known.bind(*args, **options)
+        bound = parameters.bind(*args, **options)
         for name, value in bound.arguments.items():
-            bound.arguments[name] = _taken(name, value, known.parameters[name].default)
+            bound.arguments[name] = _taken(name, value, parameters.parameters[name].default)
         return inner(*bound.args, **bound.kwargs)
 
     return call
@@ -182,8 +182,8 @@ def _one_of(*allowed: str) -> tuple[str, Callable[[object], object]]:
             raise _UnfitError
         return str(value)
 
-    listed = [f'"{item}"' for item in allowed]
-    return f"{', '.join(listed[:-1])} or {listed[-1]}", take
+    texts = [f'"{item}"' for item in allowed]
+    return f"{', '.join(texts[:-1])} or {texts[-1]}", take
 
 
 _A_PATH = "a path: a str or an os.PathLike, not empty, not longer than the system allows", _path

@@ -99,11 +99,11 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every whole tensor by name, buffers and what belongs to no parameter included."""
-        found: dict[str, list[Whole]] = {}
+        wholes_of: dict[str, list[Whole]] = {}
         for whole in self._source.arrangement.wholes:
-            found.setdefault(whole.name, []).append(whole)
+            wholes_of.setdefault(whole.name, []).append(whole)
         out = {}
-        for name, wholes in found.items():
+        for name, wholes in wholes_of.items():
             main = max(wholes, key=lambda whole: len(whole.shape))
             dtypes = {whole.state: whole.dtype for whole in wholes}
             out[name] = TensorInfo(name, main.shape, dtypes, main.axes)
@@ -145,12 +145,12 @@ class Checkpoint:
         return inspect_source(self._source)
 
     def _whole(self, name: str, state: str) -> Whole:
-        stored = (self._source.catalog.aliases or {}).get(name, name)
+        own_name = (self._source.catalog.aliases or {}).get(name, name)
         for whole in self._source.arrangement.wholes:
-            if whole.name == stored and whole.state == state:
+            if whole.name == own_name and whole.state == state:
                 return whole
-        if stored in self.tensors:
-            raise _no_state(self, stored, state)
+        if own_name in self.tensors:
+            raise _no_state(self, own_name, state)
         raise _no_tensor(self, name)
 
 
@@ -193,13 +193,13 @@ def _no_tensor(checkpoint: Checkpoint, name: str) -> ReshardError:
 
 
 def _no_state(checkpoint: Checkpoint, name: str, state: str) -> ReshardError:
-    listed = ", ".join(f"`{kind}`" for kind in checkpoint.tensors[name].dtypes)
+    names = ", ".join(f"`{kind}`" for kind in checkpoint.tensors[name].dtypes)
     near = get_close_matches(state, checkpoint.tensors[name].dtypes, 1)
     return ReshardError(
         Diagnostic(
             "unknown-state",
             f"the checkpoint stores no state `{state}` of `{name}`",
-            notes=(f"it stores {listed}", f"source: {checkpoint.path}"),
+            notes=(f"it stores {names}", f"source: {checkpoint.path}"),
             helps=(f"did you mean `{near[0]}`?",) if near else (),
         ),
         Exit.USAGE,

@@ -32,7 +32,7 @@ class Comparer:
     """
 
     def __init__(
-        self, source: Stage, universal: Stage, there: Stage, last: Stage, on_drift: OnDrift
+        self, source: Stage, universal: Stage, target: Stage, last: Stage, on_drift: OnDrift
     ) -> None:
         self._before, self._after = _digests(universal), _digests(last)
         arrangement = source.source.arrangement
@@ -40,8 +40,8 @@ class Comparer:
         padded = padded_names(arrangement)
         self._left = Side(Builder(arrangement, on_drift), source.files, padded)
         self._right = Side(Builder(last.source.arrangement), last.files)
-        self._there = Side(Builder(there.source.arrangement), there.files)
-        self._held = {(w.name, w.state): w for w in there.source.arrangement.wholes}
+        self._there = Side(Builder(target.source.arrangement), target.files)
+        self._held = {(w.name, w.state): w for w in target.source.arrangement.wholes}
 
     def compare(self, one: Whole, other: Whole, rows: int | None = None) -> Mismatch | None:
         """How a tensor that came back differs; None if it is the same bit for bit.
@@ -55,13 +55,13 @@ class Comparer:
             and (one.shape, one.dtype) == (other.shape, other.dtype)
         ):
             return None
-        here = self._wholes[one.name, one.state]
-        held = self._held.get((other.name, other.state))
-        if held is not None:
-            found = compare_tensors(here, self._left, held, self._there, rows=rows)
-            if found is not None:
-                return found
-        return compare_tensors(here, self._left, other, self._right, rows=rows)
+        whole = self._wholes[one.name, one.state]
+        in_target = self._held.get((other.name, other.state))
+        if in_target is not None:
+            mismatch = compare_tensors(whole, self._left, in_target, self._there, rows=rows)
+            if mismatch is not None:
+                return mismatch
+        return compare_tensors(whole, self._left, other, self._right, rows=rows)
 
 
 WEIGHTS = {PARAM: MASTER, MASTER: PARAM}
@@ -92,20 +92,22 @@ def made_from(
     assert state is not None
     if not (is_rounded(whole.dtype) and is_rounded(base.dtype)):
         return None  # what is no real number has no masters: a mask that became floats is another
-    made = ArraySpec(whole.name, state, whole.dtype, prod(whole.shape), base.segments, whole.shape)
-    here = slice_spec(whole, Box.whole(whole.shape))
+    rounded = ArraySpec(
+        whole.name, state, whole.dtype, prod(whole.shape), base.segments, whole.shape
+    )
+    spec = slice_spec(whole, Box.whole(whole.shape))
     try:
-        found = compare(
-            Builder(weights.source.arrangement).array(here),
+        difference = compare(
+            Builder(weights.source.arrangement).array(spec),
             weights.files,
-            Builder(others.source.arrangement).array(made),
+            Builder(others.source.arrangement).array(rounded),
             others.files,
         )
     except ReshardError as error:
         if all(item.code == "cast-refused" for item in error.diagnostics):
             return None
         raise
-    return state if found is None else None
+    return state if difference is None else None
 
 
 def _digests(stage: Stage) -> Digests:
@@ -140,52 +142,55 @@ class Remade:
 def remake(
     source: Stage,
     came_back: Stage,
-    wanted: Collection[tuple[str, str]],
+    keys: Collection[tuple[str, str]],
     on_drift: OnDrift,
     meter: Meter,
 ) -> Remade:
     """Make every stored piece of a source from the whole tensors that came back.
 
     Args:  came_back: a universal checkpoint with the names of the source.
-           wanted: (name, state) of the tensors that are looked at.
+           keys: (name, state) of the tensors that are looked at.
            meter: is told of every piece.
     """
     from reshard.engine.compare import compare
 
     arrangement = source.source.arrangement
-    again = Side(Builder(_from_wholes(arrangement, came_back, wanted)), came_back.files)
+    rebuilt = Side(Builder(_from_wholes(arrangement, came_back, keys)), came_back.files)
     wholes = {(whole.name, whole.state): whole for whole in arrangement.wholes}
     places, nbytes, settled = 0, 0, 0
     mismatches = []
     for atom_state, parts in arrangement.parts.items():
         for part in parts:
             whole = wholes.get((part.whole, atom_state[1]))
-            if whole is None or (whole.name, whole.state) not in wanted:
+            if whole is None or (whole.name, whole.state) not in keys:
                 continue
             if _is_settled(arrangement, atom_state, parts, on_drift):
                 settled += 1
                 continue
             spec = _spec(atom_state, part, whole)
-            alone = replace(arrangement, parts={atom_state: (part,)}, averaged={})
-            found = compare(
-                Builder(alone).array(spec), source.files, again.builder.array(spec), again.files
+            one_part = replace(arrangement, parts={atom_state: (part,)}, averaged={})
+            difference = compare(
+                Builder(one_part).array(spec),
+                source.files,
+                rebuilt.builder.array(spec),
+                rebuilt.files,
             )
             places += 1
             nbytes += spec.nbytes
             meter.add(spec.nbytes, spec.label)
-            if found is not None and found.first is not None:
-                first, second = found.first
+            if difference is not None and difference.first is not None:
+                first, second = difference.first
                 mismatches.append(
                     Mismatch(
                         whole.name,
                         whole.state,
                         "values",
                         numel=spec.numel,
-                        numel_different=found.numel_different,
-                        first_index=found.first_index,
-                        max_abs=found.max_abs,
-                        max_ulp=found.max_ulp,
-                        index=unravel(found.first_index, spec.shape or ()),
+                        numel_different=difference.numel_different,
+                        first_index=difference.first_index,
+                        max_abs=difference.max_abs,
+                        max_ulp=difference.max_ulp,
+                        index=unravel(difference.first_index, spec.shape or ()),
                         a=Element.of(first.value, first.place),
                         b=Element.of(second.value, second.place),
                     )
@@ -194,21 +199,21 @@ def remake(
 
 
 def _from_wholes(
-    arrangement: Arrangement, came_back: Stage, wanted: Collection[tuple[str, str]]
+    arrangement: Arrangement, came_back: Stage, keys: Collection[tuple[str, str]]
 ) -> Arrangement:
     """The atoms of a source, stored by other whole tensors."""
     catalog = came_back.source.catalog
-    stored = {(item.name, item.state): item for item in catalog.tensors}
+    tensors = {(item.name, item.state): item for item in catalog.tensors}
     parts: dict[AtomState, list[StoredPart]] = {}
     for whole in arrangement.wholes:
-        tensor = stored.get((whole.name, whole.state))
-        if tensor is None or (whole.name, whole.state) not in wanted:
+        tensor = tensors.get((whole.name, whole.state))
+        if tensor is None or (whole.name, whole.state) not in keys:
             continue
         for key, piece in whole.segments:
             part = StoredPart(piece, tensor.dtype, tensor.fragments, (), (), whole.name, whole.rule)
             parts.setdefault((key, whole.state), []).append(part)
-    found = {key: tuple(items) for key, items in parts.items()}
-    return replace(arrangement, parts=found, averaged={})
+    by_atom = {key: tuple(items) for key, items in parts.items()}
+    return replace(arrangement, parts=by_atom, averaged={})
 
 
 def _spec(atom_state: AtomState, part: StoredPart, whole: Whole) -> ArraySpec:

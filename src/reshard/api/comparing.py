@@ -132,7 +132,7 @@ class Side:
 
 def padded_names(arrangement: Arrangement) -> frozenset[str]:
     """The tensors whose last rows may be padding, as the format or the layout tells."""
-    found = set(arrangement.catalog.padded)
+    names = set(arrangement.catalog.padded)
     layout = arrangement.layout
     for name, bound in arrangement.bound.items():
         first = bound.dims[0] if bound.dims else None
@@ -140,8 +140,8 @@ def padded_names(arrangement: Arrangement) -> frozenset[str]:
             splits = layout.rules[bound.rule].splits
             split = splits.get(first.axis) or layout.places.get(first.axis)
             if split is not None and split.pad_to is not None:
-                found.add(name)
-    return frozenset(found)
+                names.add(name)
+    return frozenset(names)
 
 
 Pair = tuple[Whole | None, Whole | None]
@@ -215,11 +215,11 @@ def written_from_masters(pairs: Sequence[Pair]) -> list[Pair]:
     both = [pair for pair in pairs if pair[0] and pair[1]]
     paired = ({one for one, _ in both}, {other for _, other in both})
     for one, other in pairs:
-        alone = one if other is None else other if one is None else None
-        if alone is None:
+        whole = one if other is None else other if one is None else None
+        if whole is None:
             out[one, other] = None
-        elif alone not in paired[one is None]:
-            out[met.get(alone, (one, other))] = None
+        elif whole not in paired[one is None]:
+            out[met.get(whole, (one, other))] = None
     return list(out)
 
 
@@ -239,13 +239,13 @@ def compare_tensors(
     Raises: ReshardError of either side.
     """
     if one is None or other is None:
-        here = one or other
-        assert here is not None
-        return Mismatch(here.name, here.state, "only in A" if other is None else "only in B")
-    found = _compare(one, left, other, right, widened, rows)
-    if found is None or one.name == other.name:
-        return found
-    return replace(found, name_b=other.name)
+        whole = one or other
+        assert whole is not None
+        return Mismatch(whole.name, whole.state, "only in A" if other is None else "only in B")
+    mismatch = _compare(one, left, other, right, widened, rows)
+    if mismatch is None or one.name == other.name:
+        return mismatch
+    return replace(mismatch, name_b=other.name)
 
 
 def _compare(
@@ -265,27 +265,27 @@ def _compare(
     shape = max(one.shape, other.shape)
     if rows is not None and shape:
         shape = (rows, *shape[1:])
-    found = compare(
+    difference = compare(
         left.builder.array(_padded_spec(one, shape)),
         left.files,
         right.builder.array(_padded_spec(other, shape)),
         right.files,
     )
-    if found is None:
+    if difference is None:
         return None
-    if found.first is None:
+    if difference.first is None:
         return Mismatch(*head, "dtype", *types)
-    a, b = (Element.of(seen.value, seen.place) for seen in found.first)
+    a, b = (Element.of(element.value, element.place) for element in difference.first)
     return Mismatch(
         *head,
         "dtype" if types[0] else "values",
         *types,
         prod(shape),
-        found.numel_different,
-        found.first_index,
-        found.max_abs,
-        found.max_ulp,
-        unravel(found.first_index, shape),
+        difference.numel_different,
+        difference.first_index,
+        difference.max_abs,
+        difference.max_ulp,
+        unravel(difference.first_index, shape),
         a,
         b,
     )
@@ -356,18 +356,18 @@ def _values(items: Sequence[Mismatch]) -> list[str]:
         for item in members:
             by_name.setdefault(item.label, []).append(item)
         for pattern, names in families(by_name):
-            found = [item for name in names for item in by_name[name]]
-            named.setdefault(pattern, []).append(_row(state, found))
-    shown = dict(list(named.items())[:MAX_SHOWN])
+            group = [item for name in names for item in by_name[name]]
+            named.setdefault(pattern, []).append(_row(state, group))
+    visible = dict(list(named.items())[:MAX_SHOWN])
     head = ("", "differ", "of", "max diff", "max ulp")
-    first, *rows = table([head, *(row for rows in shown.values() for row in rows)], right="lrrrr")
+    first, *rows = table([head, *(row for rows in visible.values() for row in rows)], right="lrrrr")
     lines = [first]
-    for pattern, found_rows in shown.items():
+    for pattern, found_rows in visible.items():
         lines.append(f"  {pattern}")
         lines += rows[: len(found_rows)]
         rows = rows[len(found_rows) :]
-    if len(named) > len(shown):
-        lines.append(f"  and {len(named) - len(shown):,} more")
+    if len(named) > len(visible):
+        lines.append(f"  and {len(named) - len(visible):,} more")
     return [*lines, "", *first_lines(items[0])]
 
 
@@ -385,11 +385,11 @@ def _row(state: str, items: Sequence[Mismatch]) -> tuple[str, ...]:
 
 def _alike(items: Iterable[Mismatch]) -> list[str]:
     """One line for each family of names that differ alike."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for item in items:
-        alike.setdefault((item.state, item.left, item.right), []).append(item.label)
+        groups.setdefault((item.state, item.left, item.right), []).append(item.label)
     merged: dict[tuple[str, str, str], list[str]] = {}
-    for (state, left, right), names in alike.items():
+    for (state, left, right), names in groups.items():
         for pattern, _ in group_names(names):
             merged.setdefault((left, right, pattern), []).append(state)
     lines = []

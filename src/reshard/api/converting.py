@@ -1,16 +1,15 @@
-"""`plan` and `convert`: from a source to a target."""
+"""`plan` and `convert`: from a source to a target, and what that came to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.arguments import checked
-from reshard.api.converted import Converted, Resumed
 from reshard.api.drifting import drift_warnings
 from reshard.api.memory import Resident, fit_memory, refuse_beforehand
 from reshard.api.promises import next_step, refuse_unfinished
@@ -28,13 +27,83 @@ from reshard.plan.left_text import left_warnings
 from reshard.plan.output import FileBytes, Output, Written
 from reshard.plan.plan import Plan
 from reshard.plan.prove_target import prove_target
-from reshard.plan.report import PlanReport, SourceFacts
-from reshard.plan.target import Target
+from reshard.plan.report import PlanReport, SourceFacts, not_written_lines
+from reshard.plan.shown import Shown
+from reshard.plan.target import Target, parse_target
+from reshard.plan.text import show_count, show_nbytes, show_pace
 from reshard.store.regular_file import as_source_error
 
 if TYPE_CHECKING:
     from reshard.store.source_files import SourceFiles
     from reshard.store.store import Destination
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What an earlier run of the same conversion had written, read again and found right.
+
+    Args:  arrays: pieces of the target.  nbytes: of them.
+    """
+
+    arrays: int
+    nbytes: int
+
+    def to_text(self) -> str:
+        """In a few words."""
+        arrays = show_count(self.arrays, "array")
+        return f"reused from an interrupted run: {arrays}, {show_nbytes(self.nbytes)}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Converted(Shown):
+    """What `convert` did.
+
+    Args:  path: of the new folder.  report: the plan that was followed.
+           seconds: from the first look at the source to the last byte in place.
+           dry_run: nothing was written.
+           resumed: what an earlier run had written, and was not written again.
+           next_step: what to do with the folder.
+    """
+
+    path: Path
+    report: PlanReport
+    seconds: float
+    dry_run: bool = False
+    resumed: Resumed = field(default_factory=lambda: Resumed(0, 0))
+    next_step: str = ""
+
+    def summary(self) -> str:
+        """In a line."""
+        verb = "would write" if self.dry_run else "wrote"
+        return f"{verb} {self.path}, {show_nbytes(self.report.nbytes_written)}"
+
+    def to_text(self) -> str:
+        """What was written, and what to do next."""
+        report = self.report
+        tensors = sum(fate.is_written for fate in report.fates)
+        missing = not_written_lines(report.fates)
+        files = f"{show_nbytes(report.nbytes_written)} in {show_count(len(report.files), 'file')}"
+        target = formats.TARGETS[
+            parse_target(report.target, formats.TARGETS, formats.described_names()).format
+        ]
+        lines = [f"wrote a {target.title} to {self.path}"]
+        lines.append(f"  {show_count(tensors, 'tensor')}, {files}")
+        if self.resumed.arrays:
+            lines.append(f"  {self.resumed.to_text()}")
+        lines.append(f"  {show_pace(report.nbytes_written, self.seconds)}")
+        if missing:
+            lines += ["", *missing]
+        return "\n".join([*lines, "", f"next: {self.next_step}"])
+
+    def to_json(self) -> dict[str, object]:
+        """As plain JSON values (docs/cli.md)."""
+        return {
+            "path": str(self.path),
+            "dry_run": self.dry_run,
+            "seconds": round(self.seconds, 3),
+            "resumed": {"arrays": self.resumed.arrays, "nbytes": self.resumed.nbytes},
+            **self.report.to_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +270,10 @@ def prepare_source(
         selected = select_states(source, request.states)
     arrangement = selected.arrangement
     output = _output(source, selected, target, request.max_file_size)
-    made = build_plan(arrangement, output.placed, on_drift=request.on_drift)
-    work = fit_memory(made, threads=request.threads, max_nbytes=request.max_memory, before=before)
+    array_plan = build_plan(arrangement, output.placed, on_drift=request.on_drift)
+    work = fit_memory(
+        array_plan, threads=request.threads, max_nbytes=request.max_memory, before=before
+    )
     files = file_sizes(output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
     left = formats.left_by(target.format, source.catalog)
@@ -212,13 +283,13 @@ def prepare_source(
         str(target),
         fates(
             arrangement,
-            made,
+            array_plan,
             dropped=output.dropped,
             folded=output.folded,
             left_out=selected.left_out,
         ),
         tuple(files.items()),
-        made.bytes_read,
+        array_plan.bytes_read,
         sum(files.values()),
         work.peak_nbytes,
         source.proof,
@@ -226,7 +297,7 @@ def prepare_source(
         (*source.catalog.oddities, *output.warnings, *left_warnings(left)),
         left,
     )
-    return Prepared(source, target, output, made, report, work.threads, work.buffer_nbytes)
+    return Prepared(source, target, output, array_plan, report, work.threads, work.buffer_nbytes)
 
 
 def _output(
@@ -238,8 +309,8 @@ def _output(
         if max_file_size is not None:
             settings["max_file_nbytes"] = max_file_size
         whole = source.arrangement
-        asked = whole if selected.kinds is None else without_kept_states(whole)
-        return formats.prepare(asked, target, settings)
+        arrangement = whole if selected.kinds is None else without_kept_states(whole)
+        return formats.prepare(arrangement, target, settings)
     described = target.described
     if described is not None:
         return formats.prepare(selected.arrangement, target, {"layout": described})
@@ -275,20 +346,24 @@ def _write(
     from reshard.store.journal import Making
     from reshard.store.output import OutputFolder
 
-    made = prepared.plan
+    array_plan = prepared.plan
     sizes = file_sizes(prepared.output)
     with prepared.source.files() as files:
-        digest = fingerprint(made, prepared.output.head, files)
-        sources = identities(made, files)
+        digest = fingerprint(array_plan, prepared.output.head, files)
+        sources = identities(array_plan, files)
         making = Making(program(), str(prepared.target), digest, sizes, sources)
         with OutputFolder.create(dst, force, making) as folder:
             if folder.is_in_place:
                 folder.close()
-                return folder.sizes(), Resumed(len(made.placed), made.bytes_written), ()
-            done = go_on(made, folder, sizes, prepared.threads, files) if folder.claims else {}
-            sizes, last = write_output(prepared, folder, files, on_progress, done=done)
+                return folder.sizes(), Resumed(len(array_plan.placed), array_plan.bytes_written), ()
+            finished = (
+                go_on(array_plan, folder, sizes, prepared.threads, files) if folder.claims else {}
+            )
+            sizes, last = write_output(prepared, folder, files, on_progress, finished=finished)
             folder.commit(last, receipt=prepared.target.format != "universal")
-    resumed = Resumed(len(done), sum(item.placed.array.spec.nbytes for item in done.values()))
+    resumed = Resumed(
+        len(finished), sum(item.placed.array.spec.nbytes for item in finished.values())
+    )
     return sizes, resumed, _restarted(folder.restarted)
 
 
@@ -311,11 +386,11 @@ def write_output(
     files: SourceFiles,
     on_progress: Callable[[Progress], None] | None = None,
     *,
-    done: Mapping[int, Written] | None = None,
+    finished: Mapping[int, Written] | None = None,
 ) -> tuple[dict[str, int], str | None]:
     """Write all bytes of a target.
 
-    Args:  done: arrays that the folder holds already, by their positions in the plan.
+    Args:  finished: arrays that the folder holds already, by their positions in the plan.
     Returns: every file with its size in bytes, and the one that completes the folder.
     """
     from reshard.engine.run import execute
@@ -325,7 +400,7 @@ def write_output(
     for name, nbytes in sizes.items():
         folder.open_file(name, nbytes)
     _write_bytes(folder, output.head)
-    written = execute(
+    results = execute(
         prepared.plan,
         folder,
         files,
@@ -333,9 +408,9 @@ def write_output(
         buffer_bytes=prepared.buffer_nbytes,
         sizes=sizes,
         on_progress=on_progress,
-        done=done,
+        done=finished,
     )
-    tail = output.finish(written)
+    tail = output.finish(results)
     for name, nbytes in _sizes(tail).items():
         if name not in sizes:
             sizes[name] = nbytes

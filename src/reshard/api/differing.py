@@ -109,9 +109,9 @@ def _two(left: OpenedSource, right: OpenedSource, request: Request) -> Diff:
     mismatches = []
     with sides[0].files, sides[1].files:
         for (one, other), nbytes in zip(pairs, sizes, strict=True):
-            found = compare_tensors(one, sides[0], other, sides[1], widened=True)
-            if found is not None:
-                mismatches.append(found)
+            mismatch = compare_tensors(one, sides[0], other, sides[1], widened=True)
+            if mismatch is not None:
+                mismatches.append(mismatch)
             meter.add(nbytes)
         for side in sides:
             side.files.check_unchanged()
@@ -120,36 +120,36 @@ def _two(left: OpenedSource, right: OpenedSource, request: Request) -> Diff:
     return Diff(str(left.path), str(right.path), both, sum(sizes), tuple(mismatches), facts)
 
 
-def diff_text(found: Diff) -> str:
+def diff_text(result: Diff) -> str:
     """The answer of `reshard diff`, 80 columns wide."""
-    if found.drifts is not None:
-        return "\n".join(_copies_text(found, found.drifts))
-    what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
-    if found.same:
+    if result.drifts is not None:
+        return "\n".join(_copies_text(result, result.drifts))
+    what = f"{show_count(result.tensors, 'tensor')}, {show_nbytes(result.nbytes)}"
+    if result.same:
         lines = [f"the same bit for bit: {what}"]
     else:
-        different = show_count(len(found.mismatches), "difference")
+        different = show_count(len(result.mismatches), "difference")
         lines = [f"{different}; {what} in both"]
-    lines += [f"  A  {found.left}", f"  B  {found.right}"]
-    lines += mismatch_lines(found.mismatches)
-    if found.facts:
-        lines += ["", f"different settings ({len(found.facts):,})"]
-        for item in found.facts[:MAX_SHOWN]:
+    lines += [f"  A  {result.left}", f"  B  {result.right}"]
+    lines += mismatch_lines(result.mismatches)
+    if result.facts:
+        lines += ["", f"different settings ({len(result.facts):,})"]
+        for item in result.facts[:MAX_SHOWN]:
             where = {"not kept": "only in A", "added": "only in B"}.get(item.fate, "different")
             lines += [f"  {line}" for line in wrap(f"{where}: {item}", WIDTH - 2, indent="  ")]
-        if len(found.facts) > MAX_SHOWN:
-            lines.append(f"  and {len(found.facts) - MAX_SHOWN:,} more")
+        if len(result.facts) > MAX_SHOWN:
+            lines.append(f"  and {len(result.facts) - MAX_SHOWN:,} more")
     return "\n".join(lines)
 
 
-def _copies_text(found: Diff, drifts: Drifts) -> list[str]:
-    stored = f"{show_count(drifts.copied, 'tensor')} of {found.tensors:,}"
+def _copies_text(result: Diff, drifts: Drifts) -> list[str]:
+    copied = f"{show_count(drifts.copied, 'tensor')} of {result.tensors:,}"
     bad, declared = drifts.undeclared, [item for item in drifts.found if item.is_averaged]
     if not bad:
-        lines = [f"copies agree: {found.left}"]
+        lines = [f"copies agree: {result.left}"]
     else:
-        lines = [f"copies differ: {show_count(len(bad), 'tensor')} of {found.left}"]
-    lines.append(f"  {stored} are stored more than once")
+        lines = [f"copies differ: {show_count(len(bad), 'tensor')} of {result.left}"]
+    lines.append(f"  {copied} are stored more than once")
     if bad:
         lines += ["", *_table(bad)]
         lines += ["", *_first(bad[0])]
@@ -171,16 +171,16 @@ def _table(drifts: Sequence[Drift]) -> list[str]:
         for pattern, names in families(members):
             items = [members[name] for name in names]
             named.setdefault(pattern, []).append(_row(state, items))
-    shown = dict(list(named.items())[:MAX_SHOWN])
+    visible = dict(list(named.items())[:MAX_SHOWN])
     head = ("", "copies", "differ", "of", "max diff", "max ulp")
-    rows = [row for found in shown.values() for row in found]
+    rows = [row for rows_of in visible.values() for row in rows_of]
     first, *rest = table([head, *rows], right="lrrrrr")
     lines = [first]
-    for pattern, found in shown.items():
-        lines += [f"  {pattern}", *rest[: len(found)]]
-        rest = rest[len(found) :]
-    if len(named) > len(shown):
-        lines.append(f"  and {len(named) - len(shown):,} more")
+    for pattern, rows_of in visible.items():
+        lines += [f"  {pattern}", *rest[: len(rows_of)]]
+        rest = rest[len(rows_of) :]
+    if len(named) > len(visible):
+        lines.append(f"  and {len(named) - len(visible):,} more")
     return lines
 
 

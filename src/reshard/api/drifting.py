@@ -94,34 +94,34 @@ def find_drift(arrangement: Arrangement, files: SourceFiles, meter: Meter) -> Dr
 
     builder = Builder(arrangement)
     copied = 0
-    found = []
+    drifts = []
     for whole in arrangement.wholes:
         array = _array(builder, whole)
         meter.add(array.spec.nbytes, whole.name)
         if all(len(copy.origins) < 2 for copy in array.copies):
             continue
         copied += 1
-        apart = measure(array, files)
-        if apart is None:
+        difference = measure(array, files)
+        if difference is None:
             continue
-        here, there = apart.places
-        found.append(
+        first, second = difference.places
+        drifts.append(
             Drift(
                 whole.name,
                 whole.state,
-                apart.copies,
-                apart.numel,
-                apart.numel_different,
-                apart.max_abs,
-                apart.max_ulp,
-                unravel(apart.first_index, whole.shape),
-                Element.of(apart.values[0], here),
-                Element.of(apart.values[1], there),
-                (here.where, there.where),
+                difference.copies,
+                difference.numel,
+                difference.numel_different,
+                difference.max_abs,
+                difference.max_ulp,
+                unravel(difference.first_index, whole.shape),
+                Element.of(difference.values[0], first),
+                Element.of(difference.values[1], second),
+                (first.where, second.where),
                 any(key in arrangement.averaged for key, _ in whole.segments),
             )
         )
-    return Drifts(copied, tuple(found))
+    return Drifts(copied, tuple(drifts))
 
 
 def drift_warnings(

@@ -27,18 +27,18 @@ def explain(code: str) -> str:
     Args:  code: alone, or as it is printed: `error[CODE]`.
     Raises: ReshardError[unknown-code].
     """
-    wanted = code.strip().rpartition("[")[2].rstrip(":").rstrip("]").lower()
+    name = code.strip().rpartition("[")[2].rstrip(":").rstrip("]").lower()
     codes = error_codes()
-    if wanted in codes:
-        return (_pages() / f"{wanted}.md").read_text(encoding="utf-8")
-    near = get_close_matches(wanted, codes, 3)
-    listed = ", ".join(f"`{item}`" for item in near)
+    if name in codes:
+        return (_pages() / f"{name}.md").read_text(encoding="utf-8")
+    near = get_close_matches(name, codes, 3)
+    names = ", ".join(f"`{item}`" for item in near)
     raise ReshardError(
         Diagnostic(
             "unknown-code",
             f"there is no error code `{code}`",
             notes=("`reshard explain` lists all codes",),
-            helps=(f"did you mean {listed}?",) if near else (),
+            helps=(f"did you mean {names}?",) if near else (),
         ),
         Exit.USAGE,
     )

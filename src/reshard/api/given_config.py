@@ -23,18 +23,18 @@ def with_given_config(catalog: Catalog, path: Path) -> Catalog:
            belong to a model too: its tokenizer, and what it generates with.
     Raises: ReshardError[bad-config | missing-file].
     """
-    given = read_config(path)
+    config = read_config(path)
     paths = {CONFIG: _file_of(path)}
     if path.is_dir():
         names = (name for name in LocalSource(path).files() if is_of_model(name))
         paths |= {name: path / name for name in names if name != CONFIG}
-    stated = catalog.config or {}
-    known = {name: _file(item, Path(catalog.root)) for name, item in paths.items()}
+    recorded = catalog.config or {}
+    files = {name: _file(item, Path(catalog.root)) for name, item in paths.items()}
     return replace(
         catalog,
-        config={**stated, **given} if CONFIG in catalog.side_files else {**given, **stated},
-        files=(*catalog.files, *known.values()),
-        side_files={**catalog.side_files, **{name: item.path for name, item in known.items()}},
+        config={**recorded, **config} if CONFIG in catalog.side_files else {**config, **recorded},
+        files=(*catalog.files, *files.values()),
+        side_files={**catalog.side_files, **{name: item.path for name, item in files.items()}},
     )
 
 

@@ -154,16 +154,16 @@ def inspect_source(source: OpenedSource) -> Inspection:
 
 def _shown_root(path: Path, root: str) -> str:
     """The folder of the files, in the words of the user where it lies below what was given."""
-    here, there = path.resolve(), Path(root).resolve()
-    if there.is_relative_to(here):
-        return str(path / there.relative_to(here))
+    given, folder = path.resolve(), Path(root).resolve()
+    if folder.is_relative_to(given):
+        return str(path / folder.relative_to(given))
     return root
 
 
 def _states(arrangement: Arrangement) -> tuple[StateFacts, ...]:
-    found: dict[str, list[Whole]] = {}
+    by_state: dict[str, list[Whole]] = {}
     for whole in arrangement.wholes:
-        found.setdefault(whole.state, []).append(whole)
+        by_state.setdefault(whole.state, []).append(whole)
     return tuple(
         StateFacts(
             state,
@@ -172,7 +172,7 @@ def _states(arrangement: Arrangement) -> tuple[StateFacts, ...]:
             sum(prod(whole.shape) for whole in wholes),
             sum(prod(whole.shape) * whole.dtype.itemsize for whole in wholes),
         )
-        for state, wholes in found.items()
+        for state, wholes in by_state.items()
     )
 
 
@@ -180,11 +180,11 @@ def _tensors(arrangement: Arrangement) -> tuple[TensorFacts, ...]:
     catalog = arrangement.catalog
     buffers, frozen = set(catalog.buffers), set(catalog.frozen)
     axes = _crossed(arrangement)
-    found: dict[str, list[Whole]] = {}
+    by_name: dict[str, list[Whole]] = {}
     for whole in arrangement.wholes:
-        found.setdefault(whole.name, []).append(whole)
+        by_name.setdefault(whole.name, []).append(whole)
     out = []
-    for name, wholes in found.items():
+    for name, wholes in by_name.items():
         main = max(wholes, key=lambda whole: len(whole.shape))
         role: Role = "parameter"
         if main.state == EXTRA:
@@ -217,9 +217,9 @@ def _lies(arrangement: Arrangement, bound: Bound, axis: str) -> str:
         return "dim " + ", ".join(map(str, dims))
     if any(axis in bound.cuts[name].over for name in bound.indices if name in bound.cuts):
         return "name"
-    held = sorted({index for coord in bound.coords for name, index in coord if name == axis})
-    if len(held) == 1:
-        return str(held[0])
+    indices = sorted({index for coord in bound.coords for name, index in coord if name == axis})
+    if len(indices) == 1:
+        return str(indices[0])
     averaged = any(axis in arrangement.averaged.get(key, ()) for key in bound.atoms.values())
     return "mean" if averaged else "copy"
 
@@ -235,51 +235,51 @@ _SECTIONS = {
 _MAX_NAMES = 12
 
 
-def inspection_text(found: Inspection) -> str:
+def inspection_text(result: Inspection) -> str:
     """The answer of `reshard inspect`, 80 columns wide."""
-    files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
-    lines = [found.title]
+    files = f"{show_count(result.files, 'file')}, {show_nbytes(result.nbytes)}"
+    lines = [result.title]
     lines += facts(
         [
-            ("folder", found.root),
-            ("written by", _writer(found)),
+            ("folder", result.root),
+            ("written by", _writer(result)),
             ("files", files),
-            ("side files", _listed(found.side_files)),
-            ("mesh", show_mesh(found.mesh)),
-            *_training_facts(found),
-            *((what, _listed(names)) for what, names in found.nearby.items()),
+            ("side files", _listed(result.side_files)),
+            ("mesh", show_mesh(result.mesh)),
+            *_training_facts(result),
+            *((what, _listed(names)) for what, names in result.nearby.items()),
         ]
     )
-    lines += ["", *_state_table(found)]
+    lines += ["", *_state_table(result)]
     for role, title in _SECTIONS.items():
-        tensors = [item for item in found.tensors if item.role == role]
+        tensors = [item for item in result.tensors if item.role == role]
         if tensors:
             lines += ["", *_tensor_table(title, tensors)]
-    if found.aliases:
-        lines += ["", "tied", *(f"  {other} = {name}" for other, name in found.aliases.items())]
-    lines += ["", f"complete: {proved(found.proof)}"]
-    if found.left:
-        lines += ["", *left_lines(found.left)]
-    if found.oddities:
+    if result.aliases:
+        lines += ["", "tied", *(f"  {other} = {name}" for other, name in result.aliases.items())]
+    lines += ["", f"complete: {proved(result.proof)}"]
+    if result.left:
+        lines += ["", *left_lines(result.left)]
+    if result.oddities:
         lines += ["", "warnings"]
-        for item in found.oddities:
+        for item in result.oddities:
             lines += ["", *item.render().split("\n")]
     return "\n".join(lines)
 
 
-def _writer(found: Inspection) -> str:
+def _writer(result: Inspection) -> str:
     """The program, and what it was set to: the plain values that a framework says of itself."""
-    framework = dict(found.training.framework)
+    framework = dict(result.training.framework)
     writer = " ".join(str(framework.pop(key)) for key in ("name", "version") if framework.get(key))
     plain = {key: item for key, item in framework.items() if isinstance(item, str | int)}
     settings = [f"{key} {item}" for key, item in plain.items() if item not in ("", None)]
-    version = found.version.strip()
+    version = result.version.strip()
     names = [version, writer] if version.lower() != writer.lower() else [writer]
     return ", ".join([*filter(None, names), *settings])
 
 
-def _training_facts(found: Inspection) -> list[tuple[str, str]]:
-    training = found.training
+def _training_facts(result: Inspection) -> list[tuple[str, str]]:
+    training = result.training
     out = []
     if training.iteration is not None:
         out.append(("iteration", f"{training.iteration:,}"))
@@ -307,7 +307,7 @@ def _group_text(group: Mapping[str, object]) -> str:
     return ", ".join([count, *settings])
 
 
-def _state_table(found: Inspection) -> list[str]:
+def _state_table(result: Inspection) -> list[str]:
     rows = [("state", "dtype", "tensors", "elements", "size")]
     rows += [
         (
@@ -317,7 +317,7 @@ def _state_table(found: Inspection) -> list[str]:
             f"{item.elements:,}",
             show_nbytes(item.nbytes),
         )
-        for item in found.states
+        for item in result.states
     ]
     return table(rows, right="llrrr")
 
@@ -360,5 +360,5 @@ def _lies_together(values: Sequence[str]) -> str:
     """`0`, `0..1`, or what all have in common."""
     if not all(value.isdigit() for value in values):
         return values[0]
-    found = sorted({int(value) for value in values})
-    return str(found[0]) if len(found) == 1 else f"{found[0]}..{found[-1]}"
+    indices = sorted({int(value) for value in values})
+    return str(indices[0]) if len(indices) == 1 else f"{indices[0]}..{indices[-1]}"

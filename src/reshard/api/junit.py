@@ -131,16 +131,16 @@ def check_report(path: PathLike) -> None:
     Raises: ReshardError[output-foreign | output-unwritable].
     """
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         if not Path(os.path.realpath(path)).parent.is_dir():
             raise _unwritable(path, "its folder does not exist") from None
         return
     except OSError as error:
         raise _unwritable(path, error.strerror or str(error)) from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise _unwritable(path, "it is a folder")
-    if not stat.S_ISREG(found.st_mode) or not found.st_size:
+    if not stat.S_ISREG(status.st_mode) or not status.st_size:
         return
     try:
         with open(path, "rb") as file:
@@ -177,15 +177,15 @@ def _replace(file: Path, data: bytes) -> None:
     """Raises: OSError."""
     mask = os.umask(0)
     os.umask(mask)
-    fd, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    fd, temporary = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with open(fd, "wb") as out:
             out.write(data)
             os.fchmod(fd, file.stat().st_mode & 0o777 if file.exists() else 0o666 & ~mask)
-        os.replace(made, file)
+        os.replace(temporary, file)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(made)
+            os.unlink(temporary)
         raise
 
 

@@ -72,17 +72,19 @@ def check_layout(path: PathLike) -> CheckedLayouts:
     """
     document = parse(read_layout_file(Path(path)), str(path))
     models = missing_models(document)
-    found = check(document, models=models, vocabulary=vocabulary())
-    errors = [item for item in found if item.level == "error"]
+    diagnostics = check(document, models=models, vocabulary=vocabulary())
+    errors = [item for item in diagnostics if item.level == "error"]
     if errors:
         raise ReshardError(errors, Exit.LAYOUT)
     layouts = []
     for block in document.layouts:
-        made = compile_layout(document, block.name.text, models=models)
-        model = None if made.model is None else made.model.name
-        layouts.append(LayoutSummary(made.name, model, tuple(made.mesh), len(made.rules)))
+        compiled = compile_layout(document, block.name.text, models=models)
+        model = None if compiled.model is None else compiled.model.name
+        layouts.append(
+            LayoutSummary(compiled.name, model, tuple(compiled.mesh), len(compiled.rules))
+        )
     declared = tuple(block.name.text for block in document.models)
-    return CheckedLayouts(str(path), declared, tuple(layouts), found)
+    return CheckedLayouts(str(path), declared, tuple(layouts), diagnostics)
 
 
 def layout_text(name: str, *, expanded: bool = False) -> str | None:
@@ -96,10 +98,10 @@ def layout_text(name: str, *, expanded: bool = False) -> str | None:
     if file.endswith(".ucl"):
         text, where = read_layout_file(Path(file)), file
     else:
-        found = None if Path(file).exists() else shipped_text(file)
-        if found is None:
+        built_in = None if Path(file).exists() else shipped_text(file)
+        if built_in is None:
             return None
-        text, where = found, f"{file}.ucl"
+        text, where = built_in, f"{file}.ucl"
     if not layout and not expanded:
         return text
     document = parse(text, where) if expanded else parser.parse(text, where)
@@ -135,9 +137,9 @@ _NO_NAME = re.compile(r'"(?:\\.|[^"\\\n])*"|#[^\n]*')
 @cache
 def vocabulary() -> frozenset[str]:
     """Names that may stand in sizes, conditions, and `config` lines."""
-    said = [_NO_NAME.sub(" ", text) for text in shipped_texts()]
-    found = {word for text in said for word in _WORD.findall(text)}
-    return frozenset((*found, *argument_names(), *config_keys()))
+    texts = [_NO_NAME.sub(" ", text) for text in shipped_texts()]
+    words = {word for text in texts for word in _WORD.findall(text)}
+    return frozenset((*words, *argument_names(), *config_keys()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +194,12 @@ def shipped_layouts_text(name: str) -> str:
     """
     text = shipped_text(name)
     if text is None:
-        known = [family.name for family in shipped()]
-        near = closest(name, known)
+        names = [family.name for family in shipped()]
+        near = closest(name, names)
         raise layout_error(
             "unknown-model-name",
             f"there is no built-in model `{name}`",
-            notes=[f"known are {listed(known)}"],
+            notes=[f"known are {listed(names)}"],
             helps=[
                 f"did you mean `{near}`?"
                 if near
@@ -214,8 +216,8 @@ def list_layouts(path: PathLike | None = None) -> Layouts:
     Args:  path: of a UCL file with models.
     Raises: ReshardError[layout-missing | syntax], and everything that is wrong with the text.
     """
-    found = shipped() if path is None else families(read_layout_file(Path(path)), str(path))
-    return Layouts(tuple(_facts(family) for family in found))
+    all_families = shipped() if path is None else families(read_layout_file(Path(path)), str(path))
+    return Layouts(tuple(_facts(family) for family in all_families))
 
 
 def _facts(family: Family) -> FamilyFacts:

@@ -50,9 +50,13 @@ class Loaded(Shown):
 
     def to_text(self) -> str:
         """For people: how many tensors of each kind of state, and of which iteration."""
-        held = [f"{state} of {show_count(len(of), 'tensor')}" for state, of in self.tensors.items()]
+        counts = [
+            f"{state} of {show_count(len(of), 'tensor')}" for state, of in self.tensors.items()
+        ]
         step = self.training.iteration
-        return ", ".join([*held, *([] if step is None else [f"iteration {step}"])]) or "no tensors"
+        return (
+            ", ".join([*counts, *([] if step is None else [f"iteration {step}"])]) or "no tensors"
+        )
 
 
 @checked
@@ -100,9 +104,9 @@ def load(
         for axis in form.kept_mesh:
             mesh[axis] = target.integer(axis, arrangement.mesh.get(axis, 1)) or 1
         specs = rank_specs(arrangement, mesh, rank or {}, str(target))
-    found = _read(source, arrangement, specs, on_drift, threads)
+    arrays = _read(source, arrangement, specs, on_drift, threads)
     tensors: dict[str, dict[str, Any]] = {}
-    for spec, array in zip(specs, found, strict=True):
+    for spec, array in zip(specs, arrays, strict=True):
         tensors.setdefault(spec.state, {})[spec.label] = _made(array, spec, framework)
     catalog = source.catalog
     return Loaded(tensors, catalog.training, dict(catalog.aliases or {}), catalog.oddities)
@@ -114,10 +118,10 @@ def _check_torch() -> None:
     Raises: ReshardError[bad-argument].
     """
     try:
-        found = find_spec("torch")
+        spec = find_spec("torch")
     except ValueError:  # it is imported in some other way, or kept from being imported
-        found = None
-    if found is None and sys.modules.get("torch") is None:
+        spec = None
+    if spec is None and sys.modules.get("torch") is None:
         raise ReshardError(
             Diagnostic(
                 "bad-argument",

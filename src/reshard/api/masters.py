@@ -69,25 +69,26 @@ def find_mismatch(
 
     builder, gatherer = Builder(arrangement, on_drift), Gatherer(files)
     pairs = _pairs(arrangement)
-    apart: dict[str, Apart] = {}
+    differences: dict[str, Apart] = {}
     looked: Counter[str] = Counter()
     wrong: Counter[str] = Counter()
     for name, (weight, master) in pairs.items():
         sides = (slice_spec(whole, Box.whole(whole.shape)) for whole in (weight, master))
         one, other = (builder.array(spec) for spec in sides)
-        held = hold_masters(one, other, files, gatherer, full=full)
-        looked.update(held.looked)
-        wrong.update(held.wrong)
-        if held.apart is not None:
-            apart[name] = held.apart
-    if not apart:
+        result = hold_masters(one, other, files, gatherer, full=full)
+        looked.update(result.looked)
+        wrong.update(result.wrong)
+        if result.apart is not None:
+            differences[name] = result.apart
+    if not differences:
         return None
-    name, first = next(iter(apart.items()))
+    name, first = next(iter(differences.items()))
     foreign = [file for file, count in looked.items() if count >= LEAST and 2 * wrong[file] > count]
     sound = [file for file in looked if file not in wrong]
     return Diagnostic(
         CODE,
-        f"the master weights of {len(apart)} of {len(pairs)} tensors do not round to the weights",
+        f"the master weights of {len(differences)} of {len(pairs)} tensors do not round to the "
+        "weights",
         level="error" if foreign else "warning",
         notes=(
             f"the first is `{name}`, at {list(unravel(first.index, pairs[name][0].shape))}:",

@@ -42,8 +42,8 @@ class Resident:
         """None where the system does not tell."""
         try:
             with open("/proc/self/status", encoding="ascii") as file:
-                told = dict(line.split(":", 1) for line in file)
-            nbytes, peak = (int(told[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
+                fields = dict(line.split(":", 1) for line in file)
+            nbytes, peak = (int(fields[key].split()[0]) << 10 for key in ("VmRSS", "VmHWM"))
         except (OSError, KeyError, ValueError):
             return None
         return Resident(nbytes, peak)
@@ -61,8 +61,8 @@ def refuse_beforehand(tensors: int, max_nbytes: int | None, before: Resident | N
     if now is None or before is None or max_nbytes is None or tensors < _FEW:
         return
     foreign = max(0, before.nbytes - BASE_NBYTES)
-    taken = now.peak if now.peak > before.peak else now.nbytes
-    least = taken - foreign + tensors * _PLANNED_NBYTES
+    memory = now.peak if now.peak > before.peak else now.nbytes
+    least = memory - foreign + tensors * _PLANNED_NBYTES
     if least <= max_nbytes:
         return
     raise target_error(
@@ -103,9 +103,9 @@ def fit_memory(
             estimate = least = peak_memory(plan, count, buffer)
             fits = max_nbytes is None or estimate <= max_nbytes
             if fits and now is not None and before is not None:
-                taken = now.peak if now.peak > before.peak else now.nbytes
+                memory = now.peak if now.peak > before.peak else now.nbytes
                 running = now.nbytes + buffer_memory(plan, count, buffer)
-                least = max(least, max(taken, running) - foreign)
+                least = max(least, max(memory, running) - foreign)
             if max_nbytes is None or least <= max_nbytes:
                 return Work(count, buffer, estimate)
             buffer //= 2

@@ -30,21 +30,21 @@ def open_pair(a: PathLike, b: PathLike, request: Request) -> tuple[OpenedSource,
 def _alike(a: PathLike, b: PathLike, request: Request) -> tuple[OpenedSource, OpenedSource]:
     of_both = Request(settings=request.settings, model=request.model, names=request.names)
     left, right = open_source(a, request), open_source(b, of_both)
-    alike = same_names(left, right) and not request.settings  # sizes are of a model
-    if request.names is not None or alike:
+    is_same = same_names(left, right) and not request.settings  # sizes are of a model
+    if request.names is not None or is_same:
         return left, right
     try:
         if request.layout is not None:  # the other one takes the names of the layout that is given
-            given = left.arrangement.layout
-            if given.model is None:
+            layout = left.arrangement.layout
+            if layout.model is None:
                 return left, right
-            named = replace(of_both, model=given.model.name, names=given.name)
+            named = replace(of_both, model=layout.model.name, names=layout.name)
             return left, open_source(b, named)
     except ReshardError:
         return left, right
     first = None
-    for wanted in (left, right):
-        pair = _in_names_of(wanted, a, b, request, of_both)
+    for side in (left, right):
+        pair = _in_names_of(side, a, b, request, of_both)
         if pair is not None and _parameters(pair[0]) == _parameters(pair[1]):
             return pair
         # A layout may have a tensor of which the other one has only the parts: fused projections.
@@ -53,11 +53,11 @@ def _alike(a: PathLike, b: PathLike, request: Request) -> tuple[OpenedSource, Op
 
 
 def _in_names_of(
-    wanted: OpenedSource, a: PathLike, b: PathLike, request: Request, of_both: Request
+    side: OpenedSource, a: PathLike, b: PathLike, request: Request, of_both: Request
 ) -> tuple[OpenedSource, OpenedSource] | None:
     """Both sources in the names of the model that one of them is of; None if there is no way."""
     try:
-        one = find_model(wanted.catalog, model=request.model, settings=request.settings)
+        one = find_model(side.catalog, model=request.model, settings=request.settings)
         family, common = one.family.name, one.layout.name
         return (
             open_source(a, replace(request, model=family, names=common)),
@@ -68,17 +68,17 @@ def _in_names_of(
 
 
 def in_names_of(
-    wanted: OpenedSource, path: PathLike, opened: OpenedSource, request: Request
+    model_of: OpenedSource, path: PathLike, opened: OpenedSource, request: Request
 ) -> OpenedSource:
     """A source, opened again if that gives its tensors the names that another one's have.
 
     Args:  path: of `opened`.  request: its settings and model are of both.
     """
-    if same_names(wanted, opened):
+    if same_names(model_of, opened):
         return opened
     settings, model = request.settings, request.model
     try:
-        one = find_model(wanted.catalog, model=model, settings=settings)
+        one = find_model(model_of.catalog, model=model, settings=settings)
         other = find_model(opened.catalog, model=model, settings=settings)
         if one.family.name != other.family.name:
             return opened

@@ -22,7 +22,6 @@ from reshard.plan.fate import Fate
 from reshard.plan.output import Output
 from reshard.plan.target import Target
 
-_VERIFY = "reshard verify {src} {dst}"
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
 _WITH_CODE = (
     "transformers loads it with `from_pretrained('{dst}', trust_remote_code=True)`, "
@@ -108,22 +107,22 @@ def next_step(
     form = formats.TARGETS[target]
     text = form.next_step
     if target == "hf" and adapter is not None:
-        text = _PEFT if adapter else _VERIFY
+        text = _PEFT if adapter else formats.VERIFY
     elif target == "hf" and has_code and named != SOURCE:
         text = _WITH_CODE
     elif form.names and named == SOURCE:
-        text = _VERIFY
-    if text != _VERIFY:
+        text = formats.VERIFY
+    if text != formats.VERIFY:
         layout = "" if described is None else f" --layout {shlex.quote(described)}"
         return text.format(src=src, dst=dst) + layout
     if request.on_drift != "error":
         return f"reshard verify {shlex.quote(str(dst))}"
     options = request.verify_options()
-    written: dict[str, bool] = {}
+    is_complete: dict[str, bool] = {}
     for fate in fates:
-        written[fate.state] = written.get(fate.state, True) and fate.is_written
-    if not all(written.values()):
-        kinds = [state for state, is_whole in written.items() if is_whole]
+        is_complete[fate.state] = is_complete.get(fate.state, True) and fate.is_written
+    if not all(is_complete.values()):
+        kinds = [state for state, is_whole in is_complete.items() if is_whole]
         if target == "hf":
             kinds = ["weights"]
         if not kinds:

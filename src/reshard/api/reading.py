@@ -47,11 +47,11 @@ def _chosen(
     if slices is None:
         return ()
     items = _items(slices)
-    chosen = tuple(islice(items, len(whole.shape) + 1))  # an iterator need not end
-    if len(chosen) > len(whole.shape):
+    indices = tuple(islice(items, len(whole.shape) + 1))  # an iterator need not end
+    if len(indices) > len(whole.shape):
         count = f"{len(items)}" if isinstance(items, Sized) else f"more than {len(whole.shape)}"
         raise _bad(whole, f"{count} slices for {len(whole.shape)} dimensions")
-    return tuple(_item(whole, dim, item) for dim, item in enumerate(chosen))
+    return tuple(_item(whole, dim, item) for dim, item in enumerate(indices))
 
 
 def _items(slices: object) -> Iterable[object]:

@@ -59,10 +59,10 @@ class Request:
 
         Args:  arguments: as `arguments.checked` has made them.
         """
-        known = set(cls.__match_args__)
-        given = {name: value for name, value in arguments.items() if name in known}
-        given["settings"] = given.get("settings") or {}
-        return cls(**given)  # type: ignore[arg-type]
+        names = set(cls.__match_args__)
+        values = {name: value for name, value in arguments.items() if name in names}
+        values["settings"] = values.get("settings") or {}
+        return cls(**values)  # type: ignore[arg-type]
 
     def verify_options(self) -> str:
         """The options of `reshard verify` that read a source in this way."""

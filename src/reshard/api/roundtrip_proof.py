@@ -1,16 +1,28 @@
-"""What `roundtrip` proved, as values."""
+"""What `roundtrip` proved: as values, as text of 80 columns, and as test cases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.api.comparing import Mismatch, mismatch_lines
-from reshard.api.junit import Case, Suite
+from reshard.api.junit import Case, Suite, junit
 from reshard.api.training_facts import FactChange
 from reshard.errors import Diagnostic, Exit, ReshardError, render_all
+from reshard.plan.names import group_names
 from reshard.plan.prove import Proof
+from reshard.plan.report import proved, show_mesh
 from reshard.plan.shown import Plain, Shown
+from reshard.plan.text import WIDTH, facts, show_count, show_nbytes, show_seconds, wrap
+
+_MAX_FACTS = 12
+_INNER = re.compile(r"[.]?[$[]")  # where a value of several parts begins
+_WRITTEN = "from a temporary folder, because opening this format compares tensors"
+_BY_PLAN = (
+    "not read back, because reshard cannot read this format: the planned files store every tensor, "
+    "but their other contents were not compared"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +160,12 @@ class WayProof(Plain, json_keys=dict.fromkeys(("allow_loss", "strict", "error"))
 
     def failures(self, state: str) -> tuple[Mismatch | Lost, ...]:
         """What is wrong with one kind of state."""
-        found: list[Mismatch | Lost] = [
+        failures: list[Mismatch | Lost] = [
             x for x in (*self.mismatches, *self.back) if x.state == state
         ]
         if not self.allow_loss:
-            found += [item for item in self.missing if item.state == state]
-        return tuple(found)
+            failures += [item for item in self.missing if item.state == state]
+        return tuple(failures)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -208,14 +220,10 @@ class RoundTrip(
 
     def to_text(self) -> str:
         """For people, 80 columns wide."""
-        from reshard.api.roundtrip_text import roundtrip_text
-
         return roundtrip_text(self)
 
     def to_junit(self) -> str:
         """For continuous integration: one test case for each way and kind of state."""
-        from reshard.api.junit import junit
-
         return junit("reshard roundtrip", self.suites())
 
     def suites(self, seconds: float = 0.0) -> tuple[Suite, ...]:
@@ -245,21 +253,22 @@ def case_failure(way: WayProof, case: str) -> tuple[str, str] | None:
     if case == VALUES:
         wrong = [f"{item.fate}: {item}" for item in way.wrong_facts]
         return (f"{len(wrong)} values changed or not kept", "\n".join(wrong)) if wrong else None
-    found = way.failures(case)
-    if not found:
+    failures = way.failures(case)
+    if not failures:
         return None
-    different = [item for item in found if isinstance(item, Mismatch)]
-    lost = [item for item in found if isinstance(item, Lost)]
+    different = [item for item in failures if isinstance(item, Mismatch)]
+    losses = [item for item in failures if isinstance(item, Lost)]
     parts = [f"{len(different)} of {case} differ"] if different else []
-    parts += [f"{len(lost)} of {case} are lost"] if lost else []
-    lines = [f"{item.name} ({item.state}) is lost: {item.why}" for item in lost]
+    parts += [f"{len(losses)} of {case} are lost"] if losses else []
+    lines = [f"{item.name} ({item.state}) is lost: {item.why}" for item in losses]
     return ", ".join(parts), "\n".join([*lines, *mismatch_lines(different)]).strip("\n")
 
 
-def roundtrip_suites(found: RoundTrip) -> tuple[Suite, ...]:
+def roundtrip_suites(result: RoundTrip) -> tuple[Suite, ...]:
     """A suite for each way; one that could not be tried has a single case, its target."""
     return tuple(
-        Suite(f"via {way.title}", found.path, tuple(_cases(way)), way.seconds) for way in found.ways
+        Suite(f"via {way.title}", result.path, tuple(_cases(way)), way.seconds)
+        for way in result.ways
     )
 
 
@@ -277,3 +286,149 @@ def _states(way: WayProof) -> tuple[str, ...]:
     states += [item.state for item in (*way.mismatches, *way.back)]
     states += [item.state for item in way.lost]
     return tuple(dict.fromkeys(states))
+
+
+def roundtrip_text(result: RoundTrip) -> str:
+    """The answer of `reshard roundtrip`."""
+    lines = [f"round trip of {result.path}"]
+    states = None if result.states is None else ", ".join(result.states)
+    if result.left_out:
+        states = f"{states}; not {', '.join(result.left_out)}"
+    lines += facts(
+        [
+            ("source", f"{result.title}, {show_mesh(result.mesh)}"),
+            ("layout", _layout(result.source)),
+            ("stored", _stored(result.source)),
+            ("states", states or "all"),
+            ("sample", _sample(result)),
+            ("drift", "" if result.drift == "error" else f"resolved by: {result.drift}"),
+        ]
+    )
+    for way in result.ways:
+        lines += ["", *_way(way, result.materialized)]
+    failed = [way for way in result.ways if not way.ok]
+    if failed:
+        impossible = sum(way.error is not None for way in failed)
+        end = f"failed: {len(failed)} of {_ways(result)}"
+        end += f", {impossible} of them not possible" if impossible else ""
+    elif any(way.missing for way in result.ways):
+        end = f"proved: {_ways(result)}, every tensor that a target stores comes back"
+    else:
+        of = "" if result.sample is None else " of the sample"
+        end = f"proved: {_ways(result)}, every tensor{of} comes back"
+    return "\n".join([*lines, "", end, f"  in {show_seconds(result.seconds)}"])
+
+
+def _ways(result: RoundTrip) -> str:
+    return show_count(len(result.ways), "round trip")
+
+
+def _way(way: WayProof, materialized: bool) -> list[str]:
+    if way.error is not None:
+        head = "not possible"
+    elif way.faults:
+        head = "cannot be read back"
+    elif way.ok:
+        head = "equal bit for bit"
+    else:
+        bad = len(way.mismatches) + len(way.back)
+        parts = [f"{show_count(bad, 'tensor')} different"] if bad else []
+        if way.missing and not way.allow_loss:
+            parts.append(f"{len(way.missing):,} lost")
+        if way.wrong_facts:
+            parts.append(f"{show_count(len(way.wrong_facts), 'value')} changed or not kept")
+        head = ", ".join(parts)
+    lines = wrap(f"via {way.title}: {head}", WIDTH, indent="    ")
+    if way.error is not None:
+        return [*lines, "", str(way.error)]
+    if way.faults:
+        return [*lines, "", render_all(way.faults)]
+    pairs = []
+    for checkpoint in way.held:
+        pairs.append(("placed", f"every element of {show_count(checkpoint.placed, 'tensor')}"))
+        pairs.append(("layout", _layout(checkpoint)))
+        pairs.append(("stored", _stored(checkpoint)))
+        if not checkpoint.is_read:
+            pairs.append(("read", _BY_PLAN))
+        elif checkpoint.is_written and not materialized:
+            pairs.append(("read", _WRITTEN))
+    how = ", read from disk" if materialized else ""
+    back = f"{show_count(way.tensors, 'tensor')}, {show_nbytes(way.nbytes)}{how}"
+    pairs.append(("returned", back))
+    pairs.append(("rebuilt", _source(way)))
+    derived = [item for item in way.lost if item.derived is not None]
+    if derived:
+        kinds = ", ".join(dict.fromkeys(item.state for item in derived))
+        why = f"{kinds} of {show_count(len(derived), 'tensor')} is not stored; every element of it"
+        pairs.append(("derived", f"{why} equals the rounded {derived[0].derived}"))
+    lines += facts(pairs)
+    lines += _lost(way.missing)
+    lines += _facts(way)
+    if way.mismatches:
+        lines += ["", "A is the source, B what came back", *mismatch_lines(way.mismatches)]
+    if way.back:
+        lines += ["", "A is the source, B the same array rebuilt", *mismatch_lines(way.back)]
+    return lines
+
+
+def _source(way: WayProof) -> str:
+    text = f"{show_count(way.places, 'array')} of the source, {show_nbytes(way.places_nbytes)}"
+    if way.settled:
+        text += f"; not {way.settled:,} whose copies differ (see --on-drift)"
+    return text
+
+
+def _layout(checkpoint: Held) -> str:
+    return f"{checkpoint.layout}: {show_count(checkpoint.rules, 'rule')}, one to one"
+
+
+def _stored(checkpoint: Held) -> str:
+    return proved(checkpoint.proof, copies=True)
+
+
+def _sample(result: RoundTrip) -> str:
+    if result.sample is None:
+        return ""
+    names = ", ".join(f"{name} ({state})" for name, state in result.sample[:3])
+    more = "" if len(result.sample) <= 3 else ", ..."
+    return f"only {show_count(len(result.sample), 'tensor')}: {names}{more}"
+
+
+def _lost(losses: Sequence[Lost]) -> list[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for item in losses:
+        groups.setdefault((item.state, item.why), []).append(item.name)
+    lines = []
+    for (state, why), names in groups.items():
+        head = f"lost: {state} of {show_count(len(names), 'tensor')}: {why}"
+        lines += [f"  {line}" for line in wrap(head, WIDTH - 2, indent="  ")]
+        patterns = group_names(names)
+        lines += [f"      {pattern}" for pattern, _ in patterns[:_MAX_FACTS]]
+        if len(patterns) > _MAX_FACTS:
+            lines.append(f"      and {len(patterns) - _MAX_FACTS:,} more")
+    return lines
+
+
+def _facts(way: WayProof) -> list[str]:
+    lines = []
+    changed = [item for item in way.facts if item.fate == "changed"]
+    for item in changed[:_MAX_FACTS]:
+        lines += _fact(f"changed: {item}")
+    if len(changed) > _MAX_FACTS:
+        lines.append(f"  changed: {len(changed) - _MAX_FACTS:,} more")
+    for fate in ("not kept", "added"):
+        groups: dict[str, list[str]] = {}
+        for item in way.facts:
+            if item.fate == fate:
+                groups.setdefault(_INNER.split(item.path)[0], []).append(str(item))
+        values = [
+            items[0] if len(items) == 1 else f"{path} ({len(items):,} values)"
+            for path, items in groups.items()
+        ]
+        if values:
+            lines += _fact(f"{fate}: {', '.join(values)}")
+    return lines
+
+
+def _fact(text: str) -> list[str]:
+    return [f"  {line}" for line in wrap(text, WIDTH - 2, indent="  ")]

@@ -102,7 +102,7 @@ def roundtrip(
     source = open_source(src, request)
     selected = select_states(source, states)
     check_masters(source, selected.arrangement, on_drift)
-    chosen = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
+    keys = _sample([(w.name, w.state) for w in selected.arrangement.wholes], sample)
     with _work_folder(work) as folder:
         how = Work(folder, materialize, request)
         with ExitStack() as stack:
@@ -118,7 +118,7 @@ def roundtrip(
                     digests=sample is None,
                 ),
             )
-            start = _Start(first, universal, chosen, on_drift, allow_loss, strict)
+            start = _Start(first, universal, keys, on_drift, allow_loss, strict)
             ways = [
                 _tried(start, [target], how, f"way-{number}", keep_going)
                 for number, target in enumerate(targets, 1)
@@ -133,7 +133,7 @@ def roundtrip(
         _held(first),
         selected.kinds,
         tuple(dict.fromkeys(whole.state for whole in selected.left_out)),
-        chosen,
+        keys,
         materialize,
         on_drift,
         tuple(ways),
@@ -170,7 +170,7 @@ def _work_folder(parent: PathLike | None) -> Iterator[Path]:
             helps=["create it first, or correct the path"],
         )
     try:
-        made = tempfile.TemporaryDirectory(prefix="reshard-roundtrip-", dir=parent)
+        temporary = tempfile.TemporaryDirectory(prefix="reshard-roundtrip-", dir=parent)
     except OSError as error:
         raise output_error(
             "output-unwritable",
@@ -178,7 +178,7 @@ def _work_folder(parent: PathLike | None) -> Iterator[Path]:
             notes=[error.strerror or str(error)],
             helps=["choose another folder for temporary files with `--work DIR`"],
         ) from None
-    with made as folder:
+    with temporary as folder:
         yield Path(folder).resolve()
 
 
@@ -201,8 +201,8 @@ def _tried(
     """One way; what makes it impossible is in its proof, where the others are to be tried too."""
     began = time.monotonic()
     title = f"via {', then '.join(map(str, targets))}"
-    asked = how.request
-    how = replace(how, request=replace(asked, on_progress=_titled(asked.on_progress, title)))
+    request = how.request
+    how = replace(how, request=replace(request, on_progress=_titled(request.on_progress, title)))
     try:
         way = _way(start, targets, how, folder)
     except ReshardError as error:
@@ -232,10 +232,10 @@ def _way(start: _Start, targets: Sequence[Target], how: Work, folder: str) -> Wa
                 stages.append(_entered(stack, before))
             return _back(start, via, stages, how, folder, stack)
         except ReadBackError as error:
-            held = tuple(_held(stage) for stage in stages)
+            checkpoints = tuple(_held(stage) for stage in stages)
             return WayProof(
                 via,
-                held,
+                checkpoints,
                 faults=error.diagnostics,
                 allow_loss=start.allow_loss,
                 strict=start.strict,
@@ -277,9 +277,9 @@ def _proof(
     comparer = Comparer(start.source, start.universal, stages[-1], last, start.on_drift)
     cut, cut_warnings = _cut([start.universal, *stages])
     mismatches: list[Mismatch] = []
-    lost: list[Lost] = []
+    losses: list[Lost] = []
     same: list[Whole] = []
-    chosen = None if start.sample is None else set(start.sample)
+    sample = None if start.sample is None else set(start.sample)
     pairs = [*map(_of_one_state, pair_tensors(start.universal.source, last.source))]
     sizes = pairs_nbytes(pairs)
     meter = Meter(how.request.on_progress, 2 * sum(sizes))  # compared, then cut again and compared
@@ -287,48 +287,48 @@ def _proof(
         meter.add(nbytes)
         here = one or other
         assert here is not None
-        if chosen is not None and (here.name, here.state) not in chosen:
+        if sample is not None and (here.name, here.state) not in sample:
             continue
-        found = None
+        mismatch = None
         if other is None:
             why = reasons.get((here.name, here.state)) or reasons.get(("", here.state))
             derived = made_from(start.universal, here, last)
             if derived is None and why is None:
-                found = Mismatch(here.name, here.state, "only in A")
+                mismatch = Mismatch(here.name, here.state, "only in A")
             else:
-                lost.append(Lost(here.name, here.state, why or "not stored", derived))
+                losses.append(Lost(here.name, here.state, why or "not stored", derived))
         elif one is None:
             if made_from(last, here, start.universal) is None:
-                found = Mismatch(here.name, here.state, "only in B")
+                mismatch = Mismatch(here.name, here.state, "only in B")
         else:
-            found = comparer.compare(one, other, cut.get((one.name, one.state)))
-            if found is None:
+            mismatch = comparer.compare(one, other, cut.get((one.name, one.state)))
+            if mismatch is None:
                 same.append(here)
             elif (
-                found.what == "dtype"
+                mismatch.what == "dtype"
                 and here.state in WEIGHTS
                 and made_from(start.universal, here, last, state=here.state) is not None
             ):
                 why = f"stored as {other.dtype}, not {here.dtype}"
-                lost.append(Lost(here.name, here.state, why, f"{other.dtype} {here.state}"))
-                found = None
-        if found is not None:
-            mismatches.append(found)
+                losses.append(Lost(here.name, here.state, why, f"{other.dtype} {here.state}"))
+                mismatch = None
+        if mismatch is not None:
+            mismatches.append(mismatch)
     keys = {(whole.name, whole.state) for whole in same} - cut.keys()
-    held = tuple(_held(stage) for stage in stages)
+    checkpoints = tuple(_held(stage) for stage in stages)
     facts = compare_facts(start.universal.source.catalog, last.source.catalog)
     remade = remake(start.source, last, keys, start.on_drift, meter)
     return WayProof(
         via,
-        held,
+        checkpoints,
         _states(same),
         tuple(mismatches),
         remade.places,
         remade.nbytes,
         remade.settled,
         remade.mismatches,
-        tuple(lost),
-        facts if all(item.is_read for item in held) else (),
+        tuple(losses),
+        facts if all(item.is_read for item in checkpoints) else (),
         warnings=(*cut_warnings, *_warnings(stages)),
         allow_loss=start.allow_loss,
         strict=start.strict,
@@ -388,9 +388,9 @@ def _held(stage: Stage) -> Held:
 
 
 def _states(wholes: Iterable[Whole]) -> tuple[StateProof, ...]:
-    found: dict[str, list[Whole]] = {}
+    by_state: dict[str, list[Whole]] = {}
     for whole in wholes:
-        found.setdefault(whole.state, []).append(whole)
+        by_state.setdefault(whole.state, []).append(whole)
     return tuple(
         StateProof(
             state,
@@ -398,7 +398,7 @@ def _states(wholes: Iterable[Whole]) -> tuple[StateProof, ...]:
             sum(prod(item.shape) for item in items),
             sum(prod(item.shape) * item.dtype.itemsize for item in items),
         )
-        for state, items in found.items()
+        for state, items in by_state.items()
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reshard import formats
-from reshard.api.checking import check_source
 from reshard.api.cut_rows import CutRows, cut_rows
 from reshard.api.given_config import with_given_config
 from reshard.api.request import PathLike, Request
 from reshard.api.user_layouts import UserLayouts
-from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.engine.progress import Meter, OnProgress
+from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.language import Document, format_document
 from reshard.language.layout import Layout
 from reshard.language.library import Family, declared_families, shipped
@@ -172,10 +172,46 @@ def _catalog(path: Path, request: Request, user: UserLayouts) -> Catalog:
         has_layout = user.document is not None
         catalog = formats.read(name, path, step=request.step, strict_layout=not has_layout)
     if request.check:
-        catalog = catalog.with_warnings(check_source(catalog, request.on_progress))
+        catalog = catalog.with_warnings(_checked(catalog, request.on_progress))
     if request.config is not None:
         catalog = with_given_config(catalog, Path(request.config))
     return without_named(catalog, request.leave_out)
+
+
+def _checked(catalog: Catalog, on_progress: OnProgress | None) -> tuple[Diagnostic, ...]:
+    """Read all bytes of a source, and compare them with what was noted when they were written.
+
+    Universal checkpoints have a digest of every tensor and file, torch files a crc32 of each
+    member.
+
+    Returns: warnings: where some of its bytes have neither, and what else was noticed.
+    Raises: ReshardError[digest-mismatch | crc-mismatch | ...], everything that is not as written.
+    """
+    meter = Meter(on_progress, sum(file.nbytes for file in catalog.files), "check")
+    result = formats.check_bytes(catalog.format, catalog, meter.add)
+    if result.faults:
+        raise ReshardError(result.faults, Exit.SOURCE)
+    if not result.unchecked:
+        return result.warnings
+    title = formats.SOURCES[catalog.format].title
+    number = len(result.unchecked)
+    if number == result.holding:
+        headline = f"a {title} has no checksums of its tensors, so they cannot be checked"
+    else:
+        headline = f"{number} of {result.holding} files of a {title} have no checksums"
+    return (
+        *result.warnings,
+        Diagnostic(
+            "no-checksums",
+            headline,
+            "warning",
+            notes=(
+                *([] if number == result.holding else [f"e.g. `{result.unchecked[0]}`"]),
+                "only this is checked: each file is complete, and copies of a tensor agree",
+            ),
+            helps=("compare it with another copy of it: `reshard diff A B`",),
+        ),
+    )
 
 
 def _reading(
@@ -187,8 +223,8 @@ def _reading(
     """
     document, layout = user.document, user.layout
     if user.families:
-        found = find_own(catalog, user.families, settings)
-        return _Reading(found.catalog, found.layout, document, found.family, "layout")
+        own = find_own(catalog, user.families, settings)
+        return _Reading(own.catalog, own.layout, document, own.family, "layout")
     if document is not None and layout is not None and layout.model is not None:
         families = (*declared_families(document), *shipped())
         family = next(item for item in families if item.name == layout.model.name)
@@ -244,9 +280,11 @@ def _bound(
     try:
         return reading, bind(layout, reading.catalog, settings=settings)
     except ReshardError as error:
-        joined = _joined(layout, reading.catalog, settings) if _is_cut_otherwise(error) else None
-        if joined is not None:
-            return replace(reading, catalog=joined.catalog), joined
+        arrangement = (
+            _joined(layout, reading.catalog, settings) if _is_cut_otherwise(error) else None
+        )
+        if arrangement is not None:
+            return replace(reading, catalog=arrangement.catalog), arrangement
         can_keep = naming.keep != "never" and is_named(layout, naming.names)
         if not can_keep or any(item.code != "unsolvable-size" for item in error.diagnostics):
             raise

@@ -190,28 +190,32 @@ def _named(
     before: Stage, prepared: Prepared, path: Path, opened: OpenedSource, work: Work
 ) -> OpenedSource:
     """What was made, in the names of the stage that it was made of."""
-    family, own = prepared.source.family, before.source.arrangement.layout.name
-    if family is None or own not in family.layout_names or same_names(before.source, opened):
+    family, names_before = prepared.source.family, before.source.arrangement.layout.name
+    if (
+        family is None
+        or names_before not in family.layout_names
+        or same_names(before.source, opened)
+    ):
         return in_names_of(before.source, path, opened, work.model)
-    sizes = {**_sizes(before.source, family.layout(own)), **work.model.settings}
-    kindred = [name for name in family.layout_names if name.startswith(f"{own}_")]
+    sizes = {**_sizes(before.source, family.layout(names_before)), **work.model.settings}
+    kindred = [name for name in family.layout_names if name.startswith(f"{names_before}_")]
     # Some models are alike to their names, and some layouts differ in how layers are stacked.
-    for names, name in product((own, *kindred), (work.model.model, family.name)):
+    for names, name in product((names_before, *kindred), (work.model.model, family.name)):
         with contextlib.suppress(ReshardError):
-            found = open_source(path, Request(settings=sizes, model=name, names=names))
-            if same_names(before.source, found):
-                return found
+            source = open_source(path, Request(settings=sizes, model=name, names=names))
+            if same_names(before.source, source):
+                return source
     return opened
 
 
 def _sizes(source: OpenedSource, layout: Layout) -> dict[str, int]:
     """The sizes of the model that a source tells, which not every target keeps."""
     with contextlib.suppress(ReshardError):
-        told = environment(layout, source.catalog, {}, {})
+        values = environment(layout, source.catalog, {}, {})
         names = set(layout.config) | set(source.catalog.config or {})
         return {
             name: value
-            for name, value in told.items()
+            for name, value in values.items()
             if name in names and isinstance(value, int) and name not in layout.mesh
         }
     return {}
@@ -233,21 +237,21 @@ def _sketch(
         if digests:
             write_output(prepared, folder, before.files, work.request.on_progress)
             return
-        kept = [item for item in prepared.plan.placed if not _is_hole(item)]
+        arrays = [item for item in prepared.plan.placed if not _is_hole(item)]
         output = prepared.output
         small = replace(
             prepared,
-            plan=Plan(prepared.plan.root, tuple(kept)),
-            output=replace(output, finish=lambda written: _finish(output, prepared.plan, written)),
+            plan=Plan(prepared.plan.root, tuple(arrays)),
+            output=replace(output, finish=lambda results: _finish(output, prepared.plan, results)),
         )
         write_output(small, folder, before.files)
 
 
-def _finish(output: Output, plan: Plan, written: Iterable[Written]) -> tuple[FileBytes, ...]:
+def _finish(output: Output, plan: Plan, results: Iterable[Written]) -> tuple[FileBytes, ...]:
     """The end of an output of which only some arrays were made."""
-    known = {id(item.placed): item for item in written}
+    by_array = {id(item.placed): item for item in results}
     return output.finish(
-        [known.get(id(item)) or Written(item, NO_DIGEST, 0) for item in plan.placed]
+        [by_array.get(id(item)) or Written(item, NO_DIGEST, 0) for item in plan.placed]
     )
 
 
@@ -277,7 +281,7 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
     source = prepared.source
     catalog = replace(
         source.catalog,
-        format=prepared.target.format.partition("-")[0],  # the framework of `deepspeed-universal`
+        format=formats.TARGETS[prepared.target.format].run_of or prepared.target.format,
         root=str(path),
         tensors=(),
         side_files={},
@@ -292,18 +296,18 @@ def placed_source(prepared: Prepared, path: Path) -> OpenedSource:
 def _check_placed(prepared: Prepared, path: Path) -> None:
     from reshard.storage.torch_file import TensorRef, open_torch_file, walk
 
-    known: dict[tuple[str, int], set[tuple[DType, tuple[int, ...]]]] = {}
+    tensors: dict[tuple[str, int], set[tuple[DType, tuple[int, ...]]]] = {}
     files = dict.fromkeys(item.file for item in prepared.output.placed)
     for name in files:
 
         def note(_: object, ref: TensorRef, name: str = name) -> None:
-            known.setdefault((name, ref.byte_offset), set()).add((ref.dtype, ref.shape))
+            tensors.setdefault((name, ref.byte_offset), set()).add((ref.dtype, ref.shape))
 
         walk(open_torch_file(path / name).root, note)
     for item in prepared.output.placed:
         spec = item.spec
         shape = (spec.numel,) if spec.shape is None else spec.shape
-        if (spec.dtype, shape) not in known.get((item.file, item.byte_offset), ()):
+        if (spec.dtype, shape) not in tensors.get((item.file, item.byte_offset), ()):
             raise _untold(item)
 
 

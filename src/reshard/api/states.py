@@ -88,29 +88,29 @@ def select_states(source: OpenedSource, states: str | Iterable[str]) -> Selected
     """
     arrangement = source.arrangement
     items = states.split(",") if isinstance(states, str) else list(states)
-    wanted = [item.strip() for item in items]
-    stored = dict.fromkeys(whole.state for whole in arrangement.wholes)
-    if source.catalog.withheld and not {*wanted} <= {"weights", PARAM}:
+    asked_for = [item.strip() for item in items]
+    states_of = dict.fromkeys(whole.state for whole in arrangement.wholes)
+    if source.catalog.withheld and not {*asked_for} <= {"weights", PARAM}:
         raise ReshardError(source.catalog.withheld, Exit.SOURCE)
-    if wanted == ["all"]:
+    if asked_for == ["all"]:
         return Selected(arrangement, None, ())
-    kinds = {*wanted} - {"weights"}
-    weights = _weights(arrangement) if "weights" in wanted else set()
-    unknown = [kind for kind in dict.fromkeys(wanted) if kind in kinds and kind not in stored]
-    if "weights" in wanted and not weights:
+    kinds = {*asked_for} - {"weights"}
+    weights = _weights(arrangement) if "weights" in asked_for else set()
+    unknown = [kind for kind in dict.fromkeys(asked_for) if kind in kinds and kind not in states_of]
+    if "weights" in asked_for and not weights:
         unknown.append(PARAM)
     if unknown:
         path = str(source.path)
-        raise ReshardError([_not_stored(kind, stored, path) for kind in unknown], Exit.USAGE)
+        raise ReshardError([_not_stored(kind, states_of, path) for kind in unknown], Exit.USAGE)
     kinds.add(EXTRA)
-    asked = without_kept_states(arrangement)
-    wholes = tuple(w for w in asked.wholes if w.state in kinds or (w.name, w.state) in weights)
+    named = without_kept_states(arrangement)
+    wholes = tuple(w for w in named.wholes if w.state in kinds or (w.name, w.state) in weights)
     kinds |= {state for _, state in weights}
-    parts = {key: parts for key, parts in asked.parts.items() if key[1] in kinds}
+    parts = {key: parts for key, parts in named.parts.items() if key[1] in kinds}
     names = {(whole.name, whole.state) for whole in wholes}
     left_out = tuple(w for w in arrangement.wholes if (w.name, w.state) not in names)
     return Selected(
-        replace(asked, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
+        replace(named, wholes=wholes, parts=parts), tuple(sorted(kinds - {EXTRA})), left_out
     )
 
 
@@ -123,12 +123,12 @@ def _weights(arrangement: Arrangement) -> set[tuple[str, str]]:
     return set(kinds.items())
 
 
-def _not_stored(kind: str, stored: Collection[str], path: str) -> Diagnostic:
-    near = get_close_matches(kind, stored, 1)
-    listed = ", ".join(f"`{name}`" for name in stored)
+def _not_stored(kind: str, states: Collection[str], path: str) -> Diagnostic:
+    near = get_close_matches(kind, states, 1)
+    names = ", ".join(f"`{name}`" for name in states)
     return Diagnostic(
         "unknown-state",
         f"the source stores no state `{kind}`",
-        notes=(f"it stores {listed}", f"source: {path}"),
+        notes=(f"it stores {names}", f"source: {path}"),
         helps=(f"did you mean `{near[0]}`?",) if near else (),
     )

@@ -89,5 +89,5 @@ def _layout(target: Target) -> Layout:
 def same_names(layout: Layout) -> frozenset[str]:
     """Layouts of sources that call tensors as a layout of a target does."""
     shipped = {name: formats.described_layout(name) for name in formats.described_names()}
-    alike = {name for name, other in shipped.items() if other.names == layout.names}
-    return frozenset({layout.name, *alike})
+    names = {name for name, other in shipped.items() if other.names == layout.names}
+    return frozenset({layout.name, *names})

@@ -96,8 +96,8 @@ class Verification(
         """For continuous integration: one test case."""
         name = "equal bit for bit"
         if self.right is None:
-            checked = "checksums" if self.checksums else "readable"
-            name = "as it was written" if self.is_whole else checked
+            single = "checksums" if self.checksums else "readable"
+            name = "as it was written" if self.is_whole else single
         head, _, rest = self.to_text().partition("\n")
         failure = None if self.ok else (head, rest)
         return (Suite(self.title, self.left, (Case(name, failure),), seconds),)
@@ -153,10 +153,10 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
     copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
-    stored = sum(file.nbytes for file in catalog.files)
-    meter = Meter(request.on_progress, stored + sum(array.spec.nbytes for array in copied))
-    checked = formats.check_bytes(catalog.format, catalog, meter.add)
-    faults, warnings = [*checked.faults], [*checked.warnings]
+    nbytes = sum(file.nbytes for file in catalog.files)
+    meter = Meter(request.on_progress, nbytes + sum(array.spec.nbytes for array in copied))
+    result = formats.check_bytes(catalog.format, catalog, meter.add)
+    faults, warnings = [*result.faults], [*result.warnings]
     with source.files() as files:
         for array in copied:
             try:
@@ -165,9 +165,9 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
                 faults += error.diagnostics
             meter.add(array.spec.nbytes, array.spec.label)
         if not faults:
-            found = find_mismatch(arrangement, files, full=True)
-            if found is not None:
-                (faults if found.level == "error" else warnings).append(found)
+            mismatch = find_mismatch(arrangement, files, full=True)
+            if mismatch is not None:
+                (faults if mismatch.level == "error" else warnings).append(mismatch)
     return Verification(
         str(source.path),
         None,
@@ -175,9 +175,9 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
         sum(file.nbytes for file in catalog.files),
         len(catalog.files),
         faults=tuple(faults),
-        unchecked=checked.unchecked,
-        holding=checked.holding,
-        is_whole=checked.is_whole,
+        unchecked=result.unchecked,
+        holding=result.holding,
+        is_whole=result.is_whole,
         seconds=time.monotonic() - began,
         warnings=tuple(warnings),
     )
@@ -193,9 +193,9 @@ def _verify_two(left: OpenedSource, right: OpenedSource, request: Request) -> Ve
     padded = 0
     with sides[0].files, sides[1].files:
         for (one, other), count in zip(pairs, nbytes, strict=True):
-            found = compare_tensors(one, sides[0], other, sides[1])
-            if found is not None:
-                mismatches.append(found)
+            mismatch = compare_tensors(one, sides[0], other, sides[1])
+            if mismatch is not None:
+                mismatches.append(mismatch)
             elif one is not None and other is not None and one.shape != other.shape:
                 padded += 1
             meter.add(count)
@@ -215,57 +215,57 @@ def _spec(whole: Whole) -> ArraySpec:
     return slice_spec(whole, Box.whole(whole.shape))
 
 
-def verification_text(found: Verification) -> str:
+def verification_text(result: Verification) -> str:
     """The answer of `reshard verify`, 80 columns wide."""
-    if found.right is None:
-        warnings = f"\n\n{render_all(found.warnings)}" if found.warnings else ""
-        return _one(found) + warnings
-    if found.ok:
-        what = f"{show_count(found.tensors, 'tensor')}, {show_nbytes(found.nbytes)}"
+    if result.right is None:
+        warnings = f"\n\n{render_all(result.warnings)}" if result.warnings else ""
+        return _one(result) + warnings
+    if result.ok:
+        what = f"{show_count(result.tensors, 'tensor')}, {show_nbytes(result.nbytes)}"
         lines = [f"equal bit for bit: {what}"]
     else:
-        lines = [f"different: {len(found.mismatches):,} of {show_count(found.tensors, 'tensor')}"]
-    lines += [f"  A  {found.left}", f"  B  {found.right}"]
-    if found.padded:
+        lines = [f"different: {len(result.mismatches):,} of {show_count(result.tensors, 'tensor')}"]
+    lines += [f"  A  {result.left}", f"  B  {result.right}"]
+    if result.padded:
         lines.append(
-            f"  {show_count(found.padded, 'tensor')} with different vocabulary padding: one side "
+            f"  {show_count(result.padded, 'tensor')} with different vocabulary padding: one side "
             "has extra rows of zeros"
         )
-    lines.append(f"  {show_pace(2 * found.nbytes, found.seconds)}")
-    lines += mismatch_lines(found.mismatches)
+    lines.append(f"  {show_pace(2 * result.nbytes, result.seconds)}")
+    lines += mismatch_lines(result.mismatches)
     return "\n".join(lines)
 
 
-def _one(found: Verification) -> str:
-    pace = show_pace(found.nbytes, found.seconds)
-    if found.faults:
-        count = show_count(len(found.faults), "fault")
-        return f"damaged: {count} in {found.left}\n  {pace}\n\n{render_all(found.faults)}"
-    tensors = show_count(found.tensors, "tensor")
-    files = f"{show_count(found.files, 'file')}, {show_nbytes(found.nbytes)}"
-    if found.is_whole:
+def _one(result: Verification) -> str:
+    pace = show_pace(result.nbytes, result.seconds)
+    if result.faults:
+        count = show_count(len(result.faults), "fault")
+        return f"damaged: {count} in {result.left}\n  {pace}\n\n{render_all(result.faults)}"
+    tensors = show_count(result.tensors, "tensor")
+    files = f"{show_count(result.files, 'file')}, {show_nbytes(result.nbytes)}"
+    if result.is_whole:
         lines = [
-            f"intact: {found.left}",
+            f"intact: {result.left}",
             f"  {tensors} in {files}: every byte as it was written",
         ]
-    elif found.checksums:
+    elif result.checksums:
         lines = [
-            f"intact: {found.left}",
+            f"intact: {result.left}",
             f"  {tensors} in {files}: every file matches its own checksums,",
             "  but no checksum covers the set of files",
         ]
-    elif len(found.unchecked) == found.holding:
+    elif len(result.unchecked) == result.holding:
         lines = [
-            f"readable: {found.left}",
+            f"readable: {result.left}",
             f"  {tensors}; every file is complete, and copies agree, but",
             "  the format has no checksums: changed bytes would go unnoticed",
         ]
     else:
-        some = f"{len(found.unchecked):,} of {show_count(found.holding, 'file')} with tensors"
+        some = f"{len(result.unchecked):,} of {show_count(result.holding, 'file')} with tensors"
         lines = [
-            f"readable: {found.left}",
+            f"readable: {result.left}",
             f"  {tensors}; every file is complete, copies agree, and existing checksums",
             f"  match; {some} have no checksum, e.g.",
-            f"  `{found.unchecked[0]}`: changed bytes would go unnoticed there",
+            f"  `{result.unchecked[0]}`: changed bytes would go unnoticed there",
         ]
     return "\n".join([*lines, f"  {pace}"])

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from reshard.api.checkpoint import Checkpoint, open_checkpoint
-from reshard.api.converted import Converted
+from reshard.api.converting import Converted
 from reshard.api.converting import convert as _convert
 from reshard.api.loading import Loaded
 from reshard.api.loading import load as _load
@@ -40,16 +40,16 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Iterable[Diagnostic]:
     return checkpoint.warnings
 
 
-def _of_conversion(done: Converted) -> Iterable[Diagnostic]:
-    return done.report.warnings
+def _of_conversion(result: Converted) -> Iterable[Diagnostic]:
+    return result.report.warnings
 
 
 def _of_rank(loaded: Loaded) -> Iterable[Diagnostic]:
     return loaded.warnings
 
 
-def _of_roundtrip(found: RoundTrip) -> Iterable[Diagnostic]:
-    return dict.fromkeys(item for way in found.ways for item in way.warnings)
+def _of_roundtrip(result: RoundTrip) -> Iterable[Diagnostic]:
+    return dict.fromkeys(item for way in result.ways for item in way.warnings)
 
 
 open_ = _warning(open_checkpoint, _of_checkpoint)

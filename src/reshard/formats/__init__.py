@@ -10,6 +10,7 @@ from reshard.formats.recognize import recognize
 from reshard.formats.registry import (
     SOURCES,
     TARGETS,
+    VERIFY,
     check_bytes,
     described_layout,
     described_names,
@@ -21,6 +22,7 @@ from reshard.formats.registry import (
 __all__ = [
     "SOURCES",
     "TARGETS",
+    "VERIFY",
     "check_bytes",
     "described_layout",
     "described_names",

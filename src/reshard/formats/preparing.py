@@ -16,9 +16,6 @@ from reshard.plan.target import Target
 from reshard.store.regular_file import as_source_error
 from reshard.store.side_files import read_side_files
 
-_OF_A_RUN = ("deepspeed", "megatron", "nanotron")
-"""Families of targets that hold a run, and nothing of what another program kept for itself."""
-
 _OF_TRAINING = "it belongs to the training run, and a model folder holds none"
 
 
@@ -66,12 +63,8 @@ def _keys_left(target: str, catalog: Catalog) -> tuple[Left, ...]:
     """
     if TARGETS[target].weights_only:
         return tuple(replace(item, why=_OF_TRAINING) for item in kept_keys(catalog.training))
-    family = target.partition("-")[0]
-    return (
-        kept_keys(catalog.training)
-        if family in _OF_A_RUN and family != catalog.training.writer
-        else ()
-    )
+    run_of = TARGETS[target].run_of
+    return kept_keys(catalog.training) if run_of not in ("", catalog.training.writer) else ()
 
 
 def _with_side_files(output: Output, catalog: Catalog) -> Output:

@@ -103,6 +103,10 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
 """By name, in the order in which they are asked."""
 
 
+VERIFY = "reshard verify {src} {dst}"
+"""Proves that a target holds what its source does."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetFormat:
     """A format that can be written.
@@ -118,11 +122,12 @@ class TargetFormat:
            kept_mesh: options that are sizes of mesh axes, each the source's if it is left out.
            carries_files: whether small files that lie beside the weights go along.
            weights_only: whether it has a place for weights alone.
+           run_of: the framework that goes on with the run; it reads nothing that another one kept.
     """
 
     module: str
     title: str
-    next_step: str
+    next_step: str = VERIFY
     names: str = ""
     instead: str = ""
     variants: Mapping[str, tuple[str, Mapping[str, float]]] = field(default_factory=dict)
@@ -130,6 +135,7 @@ class TargetFormat:
     kept_mesh: tuple[str, ...] = ()
     carries_files: bool = False
     weights_only: bool = False
+    run_of: str = ""
 
     def names_of(self, target: Target) -> tuple[str, dict[str, float]]:
         """The names that a target asks for, and facts of the model with them.
@@ -166,9 +172,9 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
         "deepspeed": TargetFormat(
             "reshard.formats.deepspeed.write_native",
             "DeepSpeed checkpoint",
-            "reshard verify {src} {dst}",
             kept_mesh=("pp", "tp", "ep"),
             carries_files=True,
+            run_of="deepspeed",
         ),
         "dcp": TargetFormat(
             "reshard.formats.dcp.write",
@@ -201,22 +207,23 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             "reshard.formats.deepspeed.write_universal",
             "folder in DeepSpeed's universal form",
             'DeepSpeed loads it with "checkpoint": {{"load_universal": true}} in its config',
+            run_of="deepspeed",
         ),
         "megatron": TargetFormat(
             "reshard.formats.megatron.write_legacy",
             "Megatron checkpoint",
-            "reshard verify {src} {dst}",
             names="megatron",
             mesh=("vpp", "pp", "tp", "ep"),
             carries_files=True,
+            run_of="megatron",
         ),
         "nanotron": TargetFormat(
             "reshard.formats.nanotron.write",
             "nanotron checkpoint",
-            "reshard verify {src} {dst}",
             names="nanotron",
             mesh=("pp", "tp", "dp"),
             carries_files=True,
+            run_of="nanotron",
         ),
         "hf": TargetFormat(
             "reshard.formats.hf.write",
@@ -229,10 +236,10 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
         "megatron-dist": TargetFormat(
             "reshard.formats.megatron.write_dist",
             "Megatron distributed checkpoint",
-            "reshard verify {src} {dst}",
             names="megatron_dist",
             carries_files=True,
             instead="megatron_dist_layers",
+            run_of="megatron",
         ),
     }
 )
