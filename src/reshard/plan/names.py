@@ -50,3 +50,15 @@ def _run(values: list[int]) -> str:
 def quantity(count: int, noun: str = "tensor") -> str:
     """` (48 tensors)`, or nothing for one."""
     return f" ({count} {noun}s)" if count > 1 else ""
+
+
+def listed_kinds(names: Iterable[str]) -> list[str]:
+    """The same patterns in quotes, each with how many names it has."""
+    return [f"`{pattern}`{quantity(count)}" for pattern, count in group_names(names)]
+
+
+def some(items: Iterable[str], most: int = 6) -> str:
+    """The first few of many, for messages: `a, b, and 3 more`."""
+    listed = list(items)
+    more = f", and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

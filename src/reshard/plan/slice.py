@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from reshard.algebra.box import Box
 from reshard.algebra.flat import cut
+from reshard.algebra.partition import Share
 from reshard.algebra.piece import Piece, row_major
 from reshard.plan.arrangement import Whole
 from reshard.plan.plan import ArraySpec
@@ -80,3 +82,25 @@ def _dim_of(piece: Piece, axis: int, outer: tuple[int, ...], shape: tuple[int, .
         for dim, (step, length) in enumerate(zip(outer, shape, strict=True))
         if stride >= step and stride % step == 0 and stride // step * (size - 1) < length
     )
+
+
+def flat_range(
+    segments: Iterable[tuple[str, Piece]], start: int, numel: int, at: int = 0
+) -> tuple[tuple[str, Piece], ...]:
+    """Some elements of a flat array, as they lie in another one.
+
+    Args:  segments: of the array.  start, numel: which elements.  at: where they lie in the other.
+    """
+    return tuple(
+        (key, part.shift(at - start))
+        for key, piece in segments
+        for part in cut(piece, start, start + numel)
+    )
+
+
+def in_shares(
+    segments: Sequence[tuple[str, Piece]], shares: Iterable[Share]
+) -> tuple[tuple[str, Piece], ...]:
+    """The elements of a flat tensor that lie in shares, where the ranks' arrays hold them."""
+    ranges = (flat_range(segments, share.start, share.numel, share.offset) for share in shares)
+    return tuple(item for part in ranges for item in part)

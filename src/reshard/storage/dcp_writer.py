@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from reshard.algebra.flat import cut
 from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
+from reshard.plan.slice import flat_range
 from reshard.storage.inert import Record, Size
 from reshard.storage.pickle_writer import write_pickle
 from reshard.storage.torch_output import TorchOutput
@@ -76,11 +76,7 @@ def _part(spec: ArraySpec, start: int, shape: tuple[int, ...]) -> ArraySpec:
     if shape == spec.shape:
         return spec
     numel = prod(shape)
-    segments = tuple(
-        (key, part.shift(-start))
-        for key, piece in spec.segments
-        for part in cut(piece, start, start + numel)
-    )
+    segments = flat_range(spec.segments, start, numel)
     return replace(
         spec, label=f"{spec.label} from {start}", numel=numel, segments=segments, shape=shape
     )

@@ -14,7 +14,7 @@ from deepspeed_targets import arranged, array, bits, converted, held, prepared, 
 
 import reshard
 from reshard.algebra.piece import row_major
-from reshard.formats.deepspeed.tensor_keys import tensor_keys
+from reshard.formats.deepspeed.write_universal import tensor_keys
 from reshard.storage.inert import Record
 from safetensors_files import save
 

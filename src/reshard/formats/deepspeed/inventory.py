@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from math import prod
 
@@ -67,11 +68,8 @@ class Inventory(inventory.Inventory):
 
     def weights_dtype(self) -> DType | None:
         """The element type of most parameters' weights; None where none are stored."""
-        counts: dict[DType, int] = {}
-        for name in self.trained:
-            if PARAM in self.states[name]:
-                dtype = self.states[name][PARAM].dtype
-                counts[dtype] = counts.get(dtype, 0) + 1
+        kinds = (self.states[name].get(PARAM) for name in self.trained)
+        counts = Counter(whole.dtype for whole in kinds if whole is not None)
         return max(counts, key=lambda dtype: counts[dtype], default=None)
 
     def weights(self, name: str, stored: DType | None, dtype: DType) -> tuple[str, DType]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, target_error
 from reshard.formats.deepspeed.inventory import Inventory
 from reshard.formats.deepspeed.native_options import SUB_GROUP_SIZE, NativeOptions, sub_group_size
 from reshard.formats.deepspeed.resume import Resume
-from reshard.plan.names import group_names, quantity
+from reshard.plan.names import listed_kinds
 from reshard.run.states import MASTER, PARAM, STEP
 
 MAX_GROUPS = 8
@@ -30,7 +30,19 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             notes=["DeepSpeed's own files hold all parameters of a group in one buffer, in order"],
             helps=["convert to `deepspeed-universal`, which has every parameter by its name"],
         )
-    _check_names(inventory, resume)
+    grouped = dict.fromkeys(name for group in resume.groups for name in group.members)
+    alone = listed_kinds(name for name in inventory.trained if name not in grouped)
+    absent = listed_kinds(name for name in grouped if name not in set(inventory.trained))
+    if alone or absent:
+        raise target_error(
+            "deepspeed-param-groups",
+            "the optimizer's param groups are not of the parameters that are stored",
+            notes=[
+                *(f"{item} is in no group" for item in alone[:MAX_GROUPS]),
+                *(f"{item} is not stored" for item in absent[:MAX_GROUPS]),
+            ],
+            helps=["if the tensors were renamed, convert with their own names"],
+        )
     if not any(group.settings for group in resume.groups):
         raise target_error(
             "deepspeed-no-settings",
@@ -42,9 +54,8 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
             ],
             helps=["convert to `deepspeed-universal`, which leaves those of the run in place"],
         )
-    is_same_type = options.dtype is options.stored
     needs_scaler = options.zero == 3 and options.dtype is DType.F16
-    if needs_scaler and "loss_scaler" not in resume.scaling(same=is_same_type):
+    if needs_scaler and "loss_scaler" not in resume.scaling(same=options.is_same_type):
         raise target_error(
             "deepspeed-no-scaler",
             "the source has no loss scaler for a run of fp16",
@@ -81,7 +92,7 @@ def check_universal(inventory: Inventory, resume: Resume) -> None:
         "momentum_buffer" in inventory.states.get(name, {})
         for group in resume.groups
         if group.settings.get("use_muon") is True
-        for name in group.params or ()
+        for name in group.members
     ):
         others = ["momentum_buffer"]
         why = "Muon keeps it of whole parameters, and the loader gives each rank its elements alone"
@@ -139,30 +150,12 @@ def _same_partition(resume: Resume, options: NativeOptions) -> bool:
     )
 
 
-def _check_names(inventory: Inventory, resume: Resume) -> None:
-    grouped = dict.fromkeys(name for group in resume.groups for name in group.params or ())
-    trained = set(inventory.trained)
-    alone = [name for name in inventory.trained if name not in grouped]
-    absent = [name for group in resume.groups for name in group.params or () if name not in trained]
-    if alone or absent:
-        raise target_error(
-            "deepspeed-param-groups",
-            "the optimizer's param groups are not of the parameters that are stored",
-            notes=[
-                *(f"{item} is in no group" for item in listed_names(alone)),
-                *(f"{item} is not stored" for item in listed_names(absent)),
-            ],
-            helps=["if the tensors were renamed, convert with their own names"],
-        )
-
-
-def listed_names(names: Iterable[str]) -> list[str]:
-    """Names for people, those that differ in numbers alone as one."""
-    groups = group_names(list(names))[:MAX_GROUPS]
-    return [f"`{name}`{quantity(count)}" for name, count in groups]
-
-
 # Warnings; None for what does not need one.
+
+
+def warning(code: str, headline: str, *notes: str, helps: Sequence[str] = ()) -> Diagnostic:
+    """A warning of a target."""
+    return Diagnostic(code, headline, "warning", notes=notes, helps=tuple(helps))
 
 
 def weights_only(inventory: Inventory, condition: str = "") -> Diagnostic | None:
@@ -172,29 +165,29 @@ def weights_only(inventory: Inventory, condition: str = "") -> Diagnostic | None
     """
     if any(set(inventory.states[name]) - {PARAM, MASTER} for name in inventory.trained):
         return None
-    return Diagnostic(
+    return warning(
         "deepspeed-no-states",
         "there are no optimizer states to write, so weights alone are written",
-        "warning",
-        notes=("the optimizer starts anew",),
-        helps=(f"load it {condition}",) if condition else (),
+        "the optimizer starts anew",
+        helps=[f"load it {condition}"] if condition else [],
     )
 
 
 def no_master(inventory: Inventory) -> Diagnostic | None:
     """That master weights are made of weights with fewer bits."""
-    states = {name: inventory.states[name] for name in inventory.trained}
     full = (DType.F32, DType.F64)
-    names = [n for n, own in states.items() if MASTER not in own and own[PARAM].dtype not in full]
-    if not names:
+    weights = {
+        n: inventory.states[n] for n in inventory.trained if MASTER not in inventory.states[n]
+    }
+    narrow = {n: own[PARAM].dtype for n, own in weights.items() if own[PARAM].dtype not in full}
+    if not narrow:
         return None
-    return Diagnostic(
+    return warning(
         "deepspeed-no-master",
-        f"{len(names)} parameters have no fp32 master weights; they are made of "
-        f"{states[names[0]][PARAM].dtype}",
-        "warning",
-        notes=tuple(listed_names(names)),
-        helps=("if the run that made them had master weights, convert its own checkpoint",),
+        f"{len(narrow)} parameters have no fp32 master weights; they are made of "
+        f"{next(iter(narrow.values()))}",
+        *listed_kinds(narrow)[:MAX_GROUPS],
+        helps=["if the run that made them had master weights, convert its own checkpoint"],
     )
 
 
@@ -203,19 +196,16 @@ def rank_state(resume: Resume, files: Sequence[str]) -> Diagnostic | None:
 
     Args:  files: of the source, with entries of their own that no target file has.
     """
-    keys = list(dict.fromkeys(key for file in files for key in resume.ranks[file]))
+    keys = list(dict.fromkeys(f"`{key}`" for file in files for key in resume.ranks[file]))
     if not keys:
         return None
-    return Diagnostic(
+    return warning(
         "deepspeed-rank-state",
         "what files of single ranks say for themselves is not written",
-        "warning",
-        notes=(
-            f"{', '.join(f'`{key}`' for key in keys[:MAX_GROUPS])} in {files[0]}",
-            *((f"and {len(files) - 1} more files",) if len(files) > 1 else ()),
-            "the first rank's is written for all",
-        ),
-        helps=("a `universal` checkpoint keeps it",),
+        f"{', '.join(keys[:MAX_GROUPS])} in {files[0]}",
+        *([f"and {len(files) - 1} more files"] if len(files) > 1 else []),
+        "the first rank's is written for all",
+        helps=["a `universal` checkpoint keeps it"],
     )
 
 
@@ -224,16 +214,13 @@ def unstored_names(resume: Resume, options: NativeOptions) -> Diagnostic | None:
     names = resume.unstored
     if not names or options.zero == 3 or resume.pipeline is not None:
         return None
-    return Diagnostic(
+    return warning(
         "deepspeed-unstored-name",
         f"{len(names)} names of the module are not written: no file of the source holds them",
-        "warning",
-        notes=(
-            *listed_names(names),
-            "a checkpoint of stage 3 lists them without any data: parameters in no param "
-            "group, or second names of others",
-        ),
-        helps=("load it with `engine.load_checkpoint(..., load_module_strict=False)`",),
+        *listed_kinds(names)[:MAX_GROUPS],
+        "a checkpoint of stage 3 lists them without any data: parameters in no param "
+        "group, or second names of others",
+        helps=["load it with `engine.load_checkpoint(..., load_module_strict=False)`"],
     )
 
 
@@ -248,10 +235,9 @@ def needed_settings(options: NativeOptions) -> Diagnostic | None:
         needed[f"`sub_group_size: {options.sub_group_size}`"] = f"`sub_group_size={SUB_GROUP_SIZE}`"
     if not needed:
         return None
-    return Diagnostic(
+    return warning(
         "deepspeed-needs-setting",
         f"the folder loads only where `zero_optimization` has {' and '.join(needed)}",
-        "warning",
-        notes=("it is so in the source's `ds_config`, or the target asks for it",),
-        helps=(f"for a run without, add {' and '.join(needed.values())} to the target",),
+        "it is so in the source's `ds_config`, or the target asks for it",
+        helps=[f"for a run without, add {' and '.join(needed.values())} to the target"],
     )

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from reshard.algebra.flat import cut
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
 from reshard.formats.deepspeed.experts import FUSED, expert_of
@@ -20,13 +19,23 @@ from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
+from reshard.plan.slice import flat_range
 from reshard.storage.torch_output import TorchOutput
 
+INFO = "universal_checkpoint_info"
 
-def expert_axis(arrangement: Arrangement, name: str) -> str | None:
-    """The axis that numbers experts in a tensor's name, where it is cut over ep."""
-    bound = arrangement.bound[name]
-    return next((a for a in bound.indices if a in bound.cuts and "ep" in bound.cuts[a].over), None)
+
+def _refuse(headline: str, note: str, advice: str) -> ReshardError:
+    """The error for experts that DeepSpeed itself would not load."""
+    return target_error("deepspeed-experts", headline, notes=[note], helps=[advice])
+
+
+def _unshared(count: int, ep: int, name: str) -> ReshardError:
+    return _refuse(
+        f"{count} experts cannot be shared by {ep} expert-parallel ranks",
+        f"DeepSpeed gives every rank as many; `{name}` is one of them",
+        f"choose an `ep` that divides {count}",
+    )
 
 
 def refuse_several_sizes(arrangement: Arrangement) -> None:
@@ -37,21 +46,17 @@ def refuse_several_sizes(arrangement: Arrangement) -> None:
     """
     sizes = {axis: n for axis, n in arrangement.mesh.items() if axis.startswith("ep") and n > 1}
     if len(sizes) > 1:
-        raise target_error(
-            "deepspeed-experts",
+        raise _refuse(
             "layers of experts have several expert-parallel sizes, and a target has one",
-            notes=[f"the source has {', '.join(f'{a}={n}' for a, n in sizes.items())}"],
-            helps=["convert to `universal`, which has every expert by its own number"],
+            f"the source has {', '.join(f'{a}={n}' for a, n in sizes.items())}",
+            "convert to `universal`, which has every expert by its own number",
         )
 
 
-def _unshared(count: int, ep: int, name: str) -> ReshardError:
-    return target_error(
-        "deepspeed-experts",
-        f"{count} experts cannot be shared by {ep} expert-parallel ranks",
-        notes=[f"DeepSpeed gives every rank as many; `{name}` is one of them"],
-        helps=[f"choose an `ep` that divides {count}"],
-    )
+def expert_axis(arrangement: Arrangement, name: str) -> str | None:
+    """The axis that numbers experts in a tensor's name, where it is cut over ep."""
+    bound = arrangement.bound[name]
+    return next((a for a in bound.indices if a in bound.cuts and "ep" in bound.cuts[a].over), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +104,11 @@ def local_names(
 
     Raises: ReshardError[deepspeed-experts].
     """
-    found: dict[str, dict[int, str]] = {}
+    out: dict[str, dict[int, str]] = {}
     for name in names:
         axis = expert_axis(arrangement, name)
         if axis is None:
-            found[name] = {0: name}
+            out[name] = {0: name}
             continue
         bound = arrangement.bound[name]
         count = bound.cuts[axis].size
@@ -112,8 +117,8 @@ def local_names(
         rank, index = divmod(bound.indices[axis], count // ep_size)
         pattern = arrangement.layout.rules[bound.rule].pattern
         local = pattern.fill({**bound.indices, axis: index}, bound.captures)
-        found.setdefault(local, {})[rank] = name
-    for local, ranks in found.items():
+        out.setdefault(local, {})[rank] = name
+    for local, ranks in out.items():
         yield NamedTensors(local, tuple(ranks[rank] for rank in sorted(ranks)))
 
 
@@ -123,20 +128,20 @@ class Experts:
     def __init__(
         self, arrangement: Arrangement, inventory: Inventory, resume: Resume, options: NativeOptions
     ) -> None:
-        self._arrangement = arrangement
         self._inventory = inventory
-        self._resume = resume
+        self._layers = resume.fused
+        self._info = resume.client.get(INFO)
         self._options = options
         self._fused = {name for layer in resume.fused for name in layer.names}
         layers = {module: index for index, module in enumerate(resume.expert_layers)}
         self._numbered = {
-            name: (layers[module], found[1])
+            name: (layers[module], place[1])
             for name in arrangement.bound
             if name not in self._fused
-            and (found := expert_of(name)) is not None
-            and (module := found[0].partition(".deepspeed_moe")[0]) in layers
+            and (place := expert_of(name)) is not None
+            and (module := place[0].partition(".deepspeed_moe")[0]) in layers
         }
-        self._check()
+        self._check(arrangement, resume.ep or arrangement.mesh.get("ep", 1))
 
     def owns(self, name: str) -> bool:
         """Whether a tensor lies elsewhere than in the `module` of model files."""
@@ -149,29 +154,26 @@ class Experts:
 
         Args:  held: by expert-parallel rank, its tensors by the name of the whole one.
         """
-        found: dict[tuple[int, int], dict[str, object]] = {}
-        for own in held:
-            for name, tensor in own.items():
-                if name in self._numbered:
-                    (spec,) = self._pieces(tensor, (name,), tensor.shape)
-                    found.setdefault(self._numbered[name], {})[name] = output.tensor(spec)
         if self._options.zero == 3:
             for name in self._fused:
                 self._inventory.derive_weights(name)
             return
+        out: dict[tuple[int, int], dict[str, object]] = {}
         for ep, own in enumerate(held):
-            for layer in self._resume.fused:
+            for name, tensor in own.items():
+                if name in self._numbered:
+                    (spec,) = self._pieces(tensor, (name,), tensor.shape)
+                    out.setdefault(self._numbered[name], {})[name] = output.tensor(spec)
+            for layer in self._layers:
                 assert layer.number is not None
-                for name in layer.names:
-                    if name not in own:
-                        continue
-                    experts = layer.experts[ep]
+                experts = layer.experts[ep]
+                for name in (name for name in layer.names if name in own):
                     keys = [f"{name}.{expert}" for expert in experts]
                     specs = self._pieces(own[name], keys, own[name].shape[1:])
                     for expert, spec in zip(experts, specs, strict=True):
-                        place = found.setdefault((layer.number, expert), {})
+                        place = out.setdefault((layer.number, expert), {})
                         place[spec.label] = output.tensor(spec)
-        for (number, expert), tensors in sorted(found.items()):
+        for (number, expert), tensors in sorted(out.items()):
             yield number, expert, tensors
 
     def _pieces(
@@ -181,44 +183,36 @@ class Experts:
         stored, computed = self._options.stored, self._options.dtype
         state, dtype = self._inventory.weights(tensor.whole, stored, computed)
         numel = prod(shape)
-        out = []
-        for index, key in enumerate(keys):
-            start = index * numel
-            segments = tuple(
-                (atom, part.shift(-start))
-                for atom, piece in tensor.segments
-                for part in cut(piece, start, start + numel)
-            )
-            out.append(ArraySpec(key, state, dtype, numel, segments, shape))
-        return out
+        parts = [flat_range(tensor.segments, i * numel, numel) for i in range(len(keys))]
+        return [
+            ArraySpec(key, state, dtype, numel, part, shape)
+            for key, part in zip(keys, parts, strict=True)
+        ]
 
     def described(self, dp_rank: int) -> dict[str, object]:
         """What a model file says about AutoEP's layers, for the rank that writes it."""
         if not self._fused:
             return {}
         options = self._options
-        ep = options.ep_rank(dp_rank)
+        ep, is_zero3 = options.ep_rank(dp_rank), options.zero == 3
         own = [
             {
                 **layer.description,
                 "num_local_experts": len(experts),
-                "checkpoint_format": "zero3_partitioned"
-                if options.zero == 3
-                else "per_expert_files",
-                "checkpoint_format_version": 1 if options.zero == 3 else None,
+                "checkpoint_format": "zero3_partitioned" if is_zero3 else "per_expert_files",
+                "checkpoint_format_version": 1 if is_zero3 else None,
                 "ep_rank": ep,
                 "expert_data_parallel_rank": options.sharing[ep].index(dp_rank),
                 "expert_data_parallel_world_size": options.dp // options.ep,
                 "global_expert_start": experts[0] if experts else 0,
                 "global_expert_end": experts[-1] + 1 if experts else 0,
             }
-            for layer in self._resume.fused
+            for layer in self._layers
             for experts in (layer.experts[ep],)
         ]
         out: dict[str, object] = {FUSED[0]: own}
-        info = self._resume.client.get("universal_checkpoint_info")
-        if isinstance(info, dict) and FUSED[0] in info:
-            out["universal_checkpoint_info"] = {**info, FUSED[0]: own}
+        if isinstance(self._info, dict) and FUSED[0] in self._info:
+            out[INFO] = {**self._info, FUSED[0]: own}
         return out
 
     def partition_groups(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:
@@ -243,38 +237,32 @@ class Experts:
             )
         return {"ds_zero_partition_groups": out}
 
-    def _check(self) -> None:
+    def _check(self, arrangement: Arrangement, source: int) -> None:
         """Refuse what DeepSpeed itself would not load.
 
-        Raises: ReshardError[deepspeed-experts].
+        Args:  source: expert-parallel ranks there.
         """
-        options = self._options
-        source = self._resume.ep or self._arrangement.mesh.get("ep", 1)
-        if self._fused and options.ep != source:
-            raise target_error(
-                "deepspeed-experts",
-                f"experts of AutoEP cannot go from {source} expert-parallel ranks to {options.ep}",
-                notes=["the native files say which rank has which expert, and how they are packed"],
-                helps=["convert to `deepspeed-universal`, which loads at any number of ranks"],
-            )
-        if self._numbered and options.zero == 3:
-            raise target_error(
-                "deepspeed-experts",
-                "DeepSpeed has no stage 3 for experts of `deepspeed.moe`",
-                notes=[f"`{next(iter(self._numbered))}` is one of them"],
-                helps=["choose `zero=1` or `zero=2`"],
+        ep = self._options.ep
+        if self._fused and ep != source:
+            raise _refuse(
+                f"experts of AutoEP cannot go from {source} expert-parallel ranks to {ep}",
+                "the native files say which rank has which expert, and how they are packed",
+                "convert to `deepspeed-universal`, which loads at any number of ranks",
             )
         for name in self._numbered:
-            axis = expert_axis(self._arrangement, name)
-            if axis is None:
-                if options.ep > 1:
-                    raise target_error(
-                        "deepspeed-experts",
-                        f"experts that every rank has cannot be shared by {options.ep} ranks",
-                        notes=[f"`{name}` is one of them; the source does not cut its layer"],
-                        helps=["choose `ep=1`, or convert to `universal`"],
-                    )
-                continue
-            count = self._arrangement.bound[name].cuts[axis].size
-            if count % options.ep:
-                raise _unshared(count, options.ep, name)
+            if self._options.zero == 3:
+                raise _refuse(
+                    "DeepSpeed has no stage 3 for experts of `deepspeed.moe`",
+                    f"`{name}` is one of them",
+                    "choose `zero=1` or `zero=2`",
+                )
+            axis = expert_axis(arrangement, name)
+            if axis is None and ep > 1:
+                raise _refuse(
+                    f"experts that every rank has cannot be shared by {ep} ranks",
+                    f"`{name}` is one of them; the source does not cut its layer",
+                    "choose `ep=1`, or convert to `universal`",
+                )
+            count = ep if axis is None else arrangement.bound[name].cuts[axis].size
+            if count % ep:
+                raise _unshared(count, ep, name)

@@ -6,12 +6,11 @@ Source: DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py `state_dict`, runtime/zer
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
-from reshard.algebra.flat import cut
-from reshard.algebra.partition import Share, aligned_gaps, round_robin, sub_groups
+from reshard.algebra.partition import aligned_gaps, round_robin, sub_groups
 from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import target_error
@@ -22,8 +21,43 @@ from reshard.formats.deepspeed.optimizer_file import BASE, BASE_ZERO3, MASTERS, 
 from reshard.formats.deepspeed.resume import Resume, loss_scaler, with_own
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
+from reshard.plan.slice import in_shares
 from reshard.storage.inert import Record
 from reshard.storage.torch_output import TorchOutput
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenGroup(FlatGroup):
+    """A group whose partitions are to be filled.
+
+    Args:  tensors: in the order of the buffer.
+           states: DeepSpeed's name of each state (`fp32` first) -> the source's.
+    """
+
+    tensors: tuple[LaidTensor, ...]
+    states: Mapping[str, str]
+
+    def array(
+        self, dp_rank: int, state: str, dtype: DType, *, stripped: int = 0, is_whole: bool = False
+    ) -> ArraySpec:
+        """A rank's flat array of one state.
+
+        Args:  state: as DeepSpeed names it.  stripped: elements at its end that are not written.
+               is_whole: it has all of every tensor that the rank has some of, one by one.
+        """
+        partition = self.partition(dp_rank)
+        segments: list[tuple[str, Piece]] = []
+        numel = self.cut.lengths[partition] - stripped
+        if is_whole:
+            numel = 0
+            for tensor in (self.tensors[index] for index in self.touched(partition)):
+                segments += [(key, piece.shift(numel)) for key, piece in tensor.segments]
+                numel += prod(tensor.shape)
+        else:
+            for share in self.cut.by_rank[partition]:
+                segments += in_shares(self.tensors[share.tensor].segments, (share,))
+        label = f"{state} of group {self.index} for dp={dp_rank}"
+        return ArraySpec(label, self.states[state], dtype, numel, tuple(segments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +83,8 @@ class OptimizerFiles:
         """
         make = self._zero3 if self.options.zero == 3 else self._zero12
         entries = {key: value for key, value in own.items() if key != "param_groups"}
-        told = own.get("param_groups")
-        base = self._base(groups, dp_rank, told if isinstance(told, list) else [], kept)
+        stated = own.get("param_groups")
+        base = self._base(groups, dp_rank, stated if isinstance(stated, list) else [], kept)
         return {
             "optimizer_state_dict": with_own(make(groups, dp_rank, base), entries),
             "ds_config": self.options.config(self.resume),
@@ -61,6 +95,7 @@ class OptimizerFiles:
         self, groups: Sequence[WrittenGroup], dp_rank: int, base: Mapping[str, object]
     ) -> dict[str, object]:
         paddings = [group.padding(dp_rank) for group in groups]
+        slices = [group.slices(group.partition(dp_rank)) for group in groups]
         return {
             **self._scaling(),
             **self._other(1, 2),
@@ -69,17 +104,14 @@ class OptimizerFiles:
                 self._array(group, dp_rank, FP32, padding)
                 for group, padding in zip(groups, paddings, strict=True)
             ],
-            "zero_stage": zero_stage(self.options.zero),
+            "zero_stage": _zero_stage(self.options.zero),
             "group_paddings": paddings,
             "param_alignment_paddings": [list(group.gaps) for group in groups],
             "partition_count": [len(group.members) for group in groups],
             "ds_version": self.resume.version,
             "param_slice_mappings": [
-                {
-                    name: _address(numel, start)
-                    for name, (start, numel) in group.slices(group.partition(dp_rank)).items()
-                }
-                for group in groups
+                {name: _address(numel, start) for name, (start, numel) in own.items()}
+                for own in slices
             ],
         }
 
@@ -87,11 +119,11 @@ class OptimizerFiles:
         self, groups: Sequence[WrittenGroup], dp_rank: int, base: Mapping[str, object]
     ) -> dict[str, object]:
         return {
-            "zero_stage": zero_stage(3),
+            "zero_stage": _zero_stage(3),
             "loss_scaler": loss_scaler(),
             "dynamic_loss_scale": False,
             "overflow": False,
-            **self._scaling(),
+            **{key: value for key, value in self._scaling().items() if key != "clip_grad"},
             **self._other(3),
             "partition_count": self.options.dp,
             BASE_ZERO3: base,
@@ -99,10 +131,7 @@ class OptimizerFiles:
         }
 
     def _scaling(self) -> dict[str, object]:
-        found = self.resume.scaling(same=self.options.dtype is self.options.stored)
-        if self.options.zero == 3:
-            found.pop("clip_grad", None)
-        return found
+        return self.resume.scaling(same=self.options.is_same_type)
 
     def _other(self, *stages: int) -> dict[str, object]:
         """Entries of no known meaning, for an optimizer of the same kind."""
@@ -112,44 +141,35 @@ class OptimizerFiles:
         self,
         groups: Sequence[WrittenGroup],
         dp_rank: int,
-        told: Sequence[Mapping[str, object]],
+        stated: Sequence[Mapping[str, object]],
         kept: Mapping[int, Mapping[str, object]],
     ) -> dict[str, object]:
         """What the optimizer itself keeps: its states by number, and its param groups.
 
-        Args:  told: the groups as the source's file of the same rank has them, if it says more.
+        Args:  stated: the groups as the source's file of the same rank has them, if it says more.
         """
-        states = {
-            number: own
-            for number, group in enumerate(groups)
-            if (own := {**self._states(group, dp_rank), **kept.get(number, {})})
-        }
+        states: dict[int, object] = {}
         members: dict[int, list[int]] = {}
         for number, group in enumerate(groups):
             members.setdefault(group.index, []).append(number)
+            if own := {**self._states(group, dp_rank), **kept.get(number, {})}:
+                states[number] = own
         settings = [group.settings for group in self.resume.groups]
-        if len(told) == len(settings):
-            settings = [{k: v for k, v in group.items() if k != "params"} for group in told]
-        return {
-            "state": states,
-            "param_groups": [
-                {**settings[index], "params": numbers} for index, numbers in members.items()
-            ],
-        }
+        if len(stated) == len(settings):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in stated]
+        param_groups = [{**settings[index], "params": own} for index, own in members.items()]
+        return {"state": states, "param_groups": param_groups}
 
     def _states(self, group: WrittenGroup, dp_rank: int) -> dict[str, object]:
         own: dict[str, object] = {}
         for state, numbers in self.inventory.numbers.items():
             number = numbers.get(group.tensors[0].whole)
-            if number is None:
-                continue
-            for tensor in group.tensors[1:]:
-                self.inventory.fold(tensor.whole, state, "one per param group")
-            own[state] = self.inventory.number(number, self.output)
-        for state in group.states:
-            if state != FP32:
-                own[state] = self._array(group, dp_rank, state)
-        return own
+            if number is not None:
+                for tensor in group.tensors[1:]:
+                    self.inventory.fold(tensor.whole, state, "one per param group")
+                own[state] = self.inventory.number(number, self.output)
+        others = (state for state in group.states if state != FP32)
+        return own | {state: self._array(group, dp_rank, state) for state in others}
 
     def _is_whole(self, group: WrittenGroup, state: str) -> bool:
         """Whether a rank keeps a state of all of every parameter that it has some of.
@@ -164,80 +184,22 @@ class OptimizerFiles:
         return is_muon and self.options.zero < 3 and device in (None, "none")
 
     def _array(self, group: WrittenGroup, dp_rank: int, state: str, stripped: int = 0) -> object:
-        """A rank's tensor of a state.
-
-        Args:  stripped: elements at its end that are not written.
-        """
-        source = group.states[state]
-        stored = self.inventory.whole(group.tensors[0].whole, source).dtype
-        if self._is_whole(group, state):
-            return self.output.tensor(group.wholes(dp_rank, state, stored))
-        spec = group.shares(dp_rank, state, DType.F32 if state == FP32 else stored, stripped)
-        return self.output.tensor(spec, requires_grad=state == FP32)
+        is_master = state == FP32
+        stored = self.inventory.whole(group.tensors[0].whole, group.states[state]).dtype
+        dtype = DType.F32 if is_master else stored
+        is_whole = self._is_whole(group, state)
+        spec = group.array(dp_rank, state, dtype, stripped=stripped, is_whole=is_whole)
+        return self.output.tensor(spec, requires_grad=is_master)
 
 
-def zero_stage(stage: int) -> Record:
+def _zero_stage(stage: int) -> Record:
     """A member of DeepSpeed's enum of stages."""
     return Record("deepspeed.runtime.zero.config", "ZeroStageEnum", (stage,))
 
 
 def _address(numel: int, start: int) -> Record:
-    record = Record("deepspeed.utils.tensor_fragment", "fragment_address", (), "newobj")
-    record.state.append({"numel": numel, "start": start})
-    return record
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenGroup(FlatGroup):
-    """A group whose partitions are to be filled.
-
-    Args:  tensors: in the order of the buffer.
-           states: DeepSpeed's name of each state (`fp32` first) -> the source's.
-    """
-
-    tensors: tuple[LaidTensor, ...]
-    states: Mapping[str, str]
-
-    def shares(self, dp_rank: int, state: str, dtype: DType, stripped: int) -> ArraySpec:
-        """A rank's flat array of one state.
-
-        Args:  state: as DeepSpeed names it.  stripped: elements at its end that are not written.
-        """
-        partition = self.partition(dp_rank)
-        segments = tuple(
-            item
-            for share in self.cut.by_rank[partition]
-            for item in placed(self.tensors[share.tensor].segments, share)
-        )
-        numel = self.cut.lengths[partition] - stripped
-        return self._spec(dp_rank, state, dtype, numel, segments)
-
-    def wholes(self, dp_rank: int, state: str, dtype: DType) -> ArraySpec:
-        """A state of all of every tensor that a rank has some of, one behind the other."""
-        segments: list[tuple[str, Piece]] = []
-        numel = 0
-        for tensor in (self.tensors[i] for i in self.touched(self.partition(dp_rank))):
-            segments += [(key, piece.shift(numel)) for key, piece in tensor.segments]
-            numel += prod(tensor.shape)
-        return self._spec(dp_rank, state, dtype, numel, tuple(segments))
-
-    def _spec(
-        self,
-        dp_rank: int,
-        state: str,
-        dtype: DType,
-        numel: int,
-        segments: tuple[tuple[str, Piece], ...],
-    ) -> ArraySpec:
-        label = f"{state} of group {self.index} for dp={dp_rank}"
-        return ArraySpec(label, self.states[state], dtype, numel, segments)
-
-
-def placed(segments: Sequence[tuple[str, Piece]], share: Share) -> Iterator[tuple[str, Piece]]:
-    """What a share takes of a tensor, at its place in the rank's array."""
-    for key, piece in segments:
-        for held in cut(piece, share.start, share.start + share.numel):
-            yield key, held.shift(share.offset - share.start)
+    fields = {"numel": numel, "start": start}
+    return Record("deepspeed.utils.tensor_fragment", "fragment_address", (), "newobj", [fields])
 
 
 def written_groups(
@@ -254,23 +216,22 @@ def written_groups(
     """
     out: list[WrittenGroup] = []
     for index, group in enumerate(resume.groups):
-        tensors = [held[name] for name in group.params or () if name in held]
+        tensors = [held[name] for name in group.members if name in held]
         if not tensors:
             continue
         members = _members(index, tensors, options, ep_rank)
         states = _states(index, tensors, inventory)
         count = len(members)
-        parts = [range(len(tensors))]
-        if options.zero == 3:
-            numels = [prod(tensor.shape) for tensor in tensors]
-            parts = sub_groups(numels, count, options.sub_group_size)
-        elif options.round_robin:
+        if options.zero < 3 and options.round_robin:
             tensors = [tensors[i] for i in round_robin(len(tensors), count)]
+        numels = [prod(tensor.shape) for tensor in tensors]
         gaps: tuple[int, ...] = ()
         if options.param_alignment:
             width = inventory.weights(tensors[0].whole, options.stored, options.dtype)[1].itemsize
-            numels = [prod(tensor.shape) for tensor in tensors]
             gaps = aligned_gaps(numels, 16 // gcd(16, width))
+        parts = [range(len(tensors))]
+        if options.zero == 3:
+            parts = sub_groups(numels, count, options.sub_group_size)
         for part in parts:
             own = tuple(tensors[i] for i in part)
             shapes = {tensor.name: tensor.shape for tensor in own}
@@ -282,6 +243,7 @@ def written_groups(
 def _members(
     index: int, tensors: Sequence[LaidTensor], options: NativeOptions, ep_rank: int
 ) -> range:
+    """The data-parallel ranks that share a group."""
     experts = [tensor for tensor in tensors if "ep" in dict(tensor.coord)]
     if not experts:
         return range(options.dp)
@@ -299,19 +261,19 @@ def _members(
 
 
 def _states(index: int, tensors: Sequence[LaidTensor], inventory: Inventory) -> Mapping[str, str]:
-    def listed(states: Mapping[str, str]) -> str:
-        return ", ".join(f"`{state}`" for state in states.values())
-
-    first = inventory.shaped_states(tensors[0].whole)
-    for tensor in tensors[1:]:
-        states = inventory.shaped_states(tensor.whole)
-        if states != first:
+    """The states of a group, which all its tensors must have."""
+    states = {tensor.whole: inventory.shaped_states(tensor.whole) for tensor in tensors}
+    one, first = next(iter(states.items()))
+    for other, own in states.items():
+        if own != first:
+            pairs = (
+                (name, ", ".join(f"`{s}`" for s in states[name].values())) for name in (one, other)
+            )
             raise target_error(
                 "deepspeed-missing-state",
                 f"parameters of group {index} have different states",
                 notes=[
-                    f"`{tensors[0].whole}` has {listed(first)}, "
-                    f"`{tensor.whole}` has {listed(states)}",
+                    ", ".join(f"`{name}` has {listed}" for name, listed in pairs),
                     "DeepSpeed keeps the states of a group in one flat array each",
                 ],
                 helps=["convert the weights alone with `--states weights`"],

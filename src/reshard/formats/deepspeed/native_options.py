@@ -13,18 +13,8 @@ from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.target import Target
 
-OPTIONS = (
-    "zero",
-    "dp",
-    "tp",
-    "pp",
-    "ep",
-    "dtype",
-    "round_robin",
-    "param_alignment",
-    "sub_group_size",
-    "tag",
-)
+_SIZES = ("dp", "tp", "pp", "ep")
+OPTIONS = ("zero", *_SIZES, "dtype", "round_robin", "param_alignment", "sub_group_size", "tag")
 
 SUB_GROUP_SIZE = 1_000_000_000
 """DeepSpeed's own `sub_group_size` where the configuration does not say."""
@@ -64,6 +54,11 @@ class NativeOptions:
         return {"pp": self.pp, "tp": self.tp, "ep": self.ep}
 
     @property
+    def is_same_type(self) -> bool:
+        """Whether the model computes with the type that it has in the source."""
+        return self.dtype is self.stored
+
+    @property
     def prefix(self) -> str:
         """What the names of optimizer files begin with."""
         return "bf16_" if self.dtype is DType.BF16 else ""
@@ -79,23 +74,19 @@ class NativeOptions:
 
     def config(self, resume: Resume) -> dict[str, object]:
         """The source's `ds_config`, with what these files are for."""
-        zero = dict(resume.zero)
-        zero["stage"] = self.zero
+        zero = {**resume.zero, "stage": self.zero}
         known = {
             "round_robin_gradients": self.round_robin,
             "parameter_alignment": self.param_alignment,
             "elastic_checkpoint": False,
         }
-        for key, value in known.items():
-            if value or key in zero:
-                zero[key] = value
+        zero |= {key: value for key, value in known.items() if value or key in zero}
         if self.zero == 3 and (self.sub_group_size != SUB_GROUP_SIZE or "sub_group_size" in zero):
             zero["sub_group_size"] = self.sub_group_size
         config = {**resume.config, "zero_optimization": zero}
-        if self.dtype is not self.stored:
-            for key, dtype in _DTYPES.items():
-                if key != "fp32" and (key in config or dtype is self.dtype):
-                    config[key] = {"enabled": dtype is self.dtype}
+        for key, dtype in _DTYPES.items() if not self.is_same_type else ():
+            if key != "fp32" and (key in config or dtype is self.dtype):
+                config[key] = {"enabled": dtype is self.dtype}
         return config
 
 
@@ -107,7 +98,6 @@ def native_options(
     Raises: ReshardError[unknown-option | bad-option].
     """
     target.reject_unknown(OPTIONS)
-    mesh = arrangement.mesh
     stored = resume.dtype or inventory.weights_dtype()
     zero = target.integer("zero", resume.zero_stage or 1, least=0)
     if zero not in (1, 2, 3):
@@ -118,10 +108,8 @@ def native_options(
             notes=[why] if zero == 0 else [],
             helps=[f"write it as `{target.format}:zero=1`"],
         )
-    known = {**mesh, "ep": resume.ep or mesh.get("ep", 1)}
-    sizes = {
-        axis: target.integer(axis, known.get(axis, 1)) or 1 for axis in ("dp", "tp", "pp", "ep")
-    }
+    known = {**arrangement.mesh, "ep": resume.ep or arrangement.mesh.get("ep", 1)}
+    sizes = {axis: target.integer(axis, known.get(axis, 1)) or 1 for axis in _SIZES}
     if sizes["dp"] % sizes["ep"]:
         raise target_error(
             "bad-option",
@@ -129,9 +117,8 @@ def native_options(
             notes=["every expert-parallel rank has as many data-parallel ranks"],
             helps=[f"choose a `dp` that is a multiple of ep={sizes['ep']}"],
         )
-    settings = resume.zero
     # Stage 3 has neither of the two orders, and no more has BF16_Optimizer.
-    is_plain = zero == 3 or (zero == 1 and bf16_optimizer(resume.config))
+    is_plain = zero == 3 or (zero == 1 and _is_bf16_optimizer(resume.config))
     return NativeOptions(
         zero,
         sizes["dp"],
@@ -140,15 +127,15 @@ def native_options(
         sizes["ep"],
         _dtype(target, stored),
         stored,
-        _flag(target, "round_robin", settings, "round_robin_gradients") and not is_plain,
-        _flag(target, "param_alignment", settings, "parameter_alignment") and not is_plain,
+        _flag(target, "round_robin", resume.zero, "round_robin_gradients") and not is_plain,
+        _flag(target, "param_alignment", resume.zero, "parameter_alignment") and not is_plain,
         resume.config.get("use_data_before_expert_parallelism") is True,
-        target.integer("sub_group_size", sub_group_size(settings)) or SUB_GROUP_SIZE,
+        target.integer("sub_group_size", sub_group_size(resume.zero)) or SUB_GROUP_SIZE,
         find_tag(target, f"global_step{resume.counters['global_steps']}"),
     )
 
 
-def bf16_optimizer(config: Mapping[str, object]) -> bool:
+def _is_bf16_optimizer(config: Mapping[str, object]) -> bool:
     """Whether stage 1 runs with DeepSpeed's `BF16_Optimizer`, which lays buffers out plainly."""
     types, bf16 = config.get("data_types"), config.get("bf16")
     return (

@@ -10,6 +10,7 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.deepspeed.faults import unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.plan.names import some
 from reshard.storage.inert import Record
 from reshard.storage.numbers import plain_number
 from reshard.storage.torch_file import TensorRef, read_small
@@ -84,7 +85,7 @@ class Node:
         return source_error(
             "missing-key",
             f"{self._name()} has no `{key}`",
-            notes=[f"it has {_some(self.mapping())}"],
+            notes=[f"it has {some((f'`{key}`' for key in self.mapping()), 12)}"],
             helps=["the file was written by another program, or by a version that is not known"],
         )
 
@@ -153,11 +154,6 @@ def _kind(value: object) -> str:
         return f"a {value.module}.{value.name}"
     name = "tensor" if isinstance(value, TensorRef) else type(value).__name__
     return f"an {name}" if name[0] in "aeiou" else f"a {name}"
-
-
-def _some(value: dict[object, object]) -> str:
-    keys = [f"`{key}`" for key in list(value)[:12]]
-    return ", ".join(keys) + (f", and {len(value) - 12} more" if len(value) > 12 else "")
 
 
 @dataclass(frozen=True, slots=True)

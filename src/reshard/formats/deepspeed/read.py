@@ -9,7 +9,7 @@ from reshard.errors import Diagnostic
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
 from reshard.formats.deepspeed.files import find_step
-from reshard.formats.deepspeed.model_file import ModelFile, differing, without
+from reshard.formats.deepspeed.model_file import differing, without
 from reshard.formats.deepspeed.node import Node
 from reshard.formats.deepspeed.optimizer_file import base_of
 from reshard.formats.deepspeed.source import Source, read_source
@@ -31,10 +31,10 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     """
     root = find_step(path, step)
     source = read_source(root)
-    found = collect(source)
-    described = describe(source, found, strict=strict_layout)
+    collected = collect(source)
+    described = describe(source, collected, strict=strict_layout)
     keeper = Keeper()
-    training, oddities = read_training(source, found, keeper)
+    training, oddities = read_training(source, collected, keeper)
     config, padding = run_config(source.first.root)
     version = source.first.root.get("ds_version")
     return Catalog(
@@ -46,13 +46,13 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         load_layout(described.layout, "deepspeed layout"),
         training,
         config=config,
-        aliases=found.aliases,
-        buffers=tuple(found.buffers),
-        frozen=tuple(found.frozen),
+        aliases=collected.aliases,
+        buffers=tuple(collected.buffers),
+        frozen=tuple(collected.frozen),
         files=source.files.seen,
         oddities=(*described.oddities, *oddities, *padding, *_ages(source.files.seen)),
-        withheld=found.withheld,
-        left=_left_of(source),
+        withheld=collected.withheld,
+        left=(*source.files.left, *_left(source)),
     )
 
 
@@ -83,73 +83,56 @@ def _ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
     )
 
 
+# What no reader has a use for, with the reason.
+
 _OPTIMIZER_FILE = ("optimizer_state_dict", "ds_config", "ds_version")
-_DIMENSIONS = ("pp_degree", "tp_degree")
 _UNKNOWN = "DeepSpeed is not known to read it"
 
 
-def _left_of(source: Source) -> tuple[Left, ...]:
-    """Everything that a reader passed over, with the reason."""
-    out = list(source.files.left)
+def _left(source: Source) -> Iterator[Left]:
     for model in source.models.values():
-        out += _of_model(model)
+        sizes = model.root.get("checkpoint_parallel_dimensions")
+        yield from _others(sizes, ("pp_degree", "tp_degree"), _UNKNOWN)
+        fragments = model.root.get("frozen_param_fragments")
+        known = tuple(model.frozen_shapes)
+        yield from _others(fragments, known, "`frozen_param_shapes` does not name it")
     for shard in source.shards.values():
-        out += _others(shard.root, _OPTIMIZER_FILE, _UNKNOWN)
-        out += _settings(source.first.root, shard.root)
+        yield from _others(shard.root, _OPTIMIZER_FILE, _UNKNOWN)
+        yield from _other_settings(source.first.root, shard.root)
         base = base_of(shard.optimizer)
-        if base is not None:
-            out += _of_base(base)
+        yield from _others(base, ("state", "param_groups"), "no optimizer of torch writes it")
+        yield from _of_no_group(base)
     for plain in source.plain.values():
-        out += _of_base(plain.inner, known=tuple(key for key, _ in plain.inner.entries()))
-    return tuple(out)
+        yield from _of_no_group(plain.inner)
 
 
-def _of_model(model: ModelFile) -> Iterator[Left]:
-    sizes = model.root.get("checkpoint_parallel_dimensions")
-    if sizes is not None and isinstance(sizes.value, dict):
-        yield from _others(sizes, _DIMENSIONS, _UNKNOWN)
-    frozen = model.root.get("frozen_param_fragments")
-    if frozen is not None and isinstance(frozen.value, dict):
-        shapes = tuple(model.frozen_shapes)
-        yield from _others(frozen, shapes, "`frozen_param_shapes` does not name it")
+def _others(node: Node | None, known: Iterable[str], why: str) -> Iterator[Left]:
+    """The entries of a dict that are not known."""
+    if node is not None and node.is_dict:
+        for item in without(node, set(known)).values():
+            yield Left(item.file, item.path, why)
 
 
-def _settings(first: Node, own: Node) -> Iterator[Left]:
+def _other_settings(first: Node, own: Node) -> Iterator[Left]:
     """What an optimizer's file says of the configuration otherwise than the model's file."""
     here, there = own.get("ds_config"), first.get("ds_config")
     if here is None:
         return
-    if not isinstance(here.value, dict):  # the path of a file
-        if there is None or here.value != there.value:
-            yield _left(here, f"{first.file} says otherwise, and is believed")
-        return
-    known = {} if there is None or not isinstance(there.value, dict) else dict(there.entries())
-    stated = dict(here.entries())
-    for key in differing(known, stated):
-        if key in stated:
-            yield _left(stated[key], f"{first.file} says otherwise, and is believed")
+    if not here.is_dict:  # the path of a file
+        others = [here] if there is None or here.value != there.value else []
+    else:
+        known = dict(there.entries()) if there is not None and there.is_dict else {}
+        stated = dict(here.entries())
+        others = [stated[key] for key in differing(known, stated) if key in stated]
+    for node in others:
+        yield Left(node.file, node.path, f"{first.file} says otherwise, and is believed")
 
 
-def _of_base(base: Node, known: Iterable[str] = ("state", "param_groups")) -> Iterator[Left]:
-    """Entries of an optimizer's own state dict."""
-    yield from _others(base, known, "no optimizer of torch writes it")
-    state, groups = base.get("state"), base.get("param_groups")
-    if state is None or groups is None or not isinstance(state.value, dict):
+def _of_no_group(base: Node | None) -> Iterator[Left]:
+    """States in an optimizer's own state dict whose numbers no group has."""
+    state, groups = (None, None) if base is None else (base.get("state"), base.get("param_groups"))
+    if groups is None:
         return
-    numbers = {
-        str(number)
-        for group in groups.items()
-        for params in [group.get("params")]
-        if params is not None
-        for number in params.sequence()
-    }
+    params = [group.get("params") for group in groups.items()]
+    numbers = {f"{number}" for node in params if node is not None for number in node.sequence()}
     yield from _others(state, numbers, "it is the state of a parameter in no group")
-
-
-def _others(node: Node, known: Iterable[str], why: str) -> Iterator[Left]:
-    for item in without(node, set(known)).values():
-        yield _left(item, why)
-
-
-def _left(node: Node, why: str) -> Left:
-    return Left(node.file, node.path, why)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic
-from reshard.formats.deepspeed.experts import FusedLayer, fused_layers
-from reshard.formats.deepspeed.model_file import COUNTERS, SCALING
+from reshard.formats.deepspeed.experts import fused_layers
+from reshard.formats.deepspeed.model_file import COUNTERS
 from reshard.formats.deepspeed.node import Node
 from reshard.plan.arrangement import Arrangement
 from reshard.run.run import Group
@@ -25,51 +24,72 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class Resume:
-    """The state of training, as objects that a pickle can hold.
+    """The state of training, as objects that a pickle can hold; `training` has read it.
 
-    Args:  version: DeepSpeed's.  counters: see COUNTERS.
-           groups: with decoded settings; () where the source does not tell.
-           optimizer: see SCALING, as far as the source has them; optimizer_other: entries of no
-                 known meaning beside them.
-           config: the source's `ds_config`.
-           model: other entries of a model file (`data_sampler`, `num_experts`, ...).
-           module: entries of a module's state that are no tensors, as the first file has them.
-           client: entries that the training script added.
-           pipeline: by layer number, the keys of its file and the tensors' names; None for a
-                 model that is no pipeline.
-           fused: layers of AutoEP.
-           expert_layers: modules that the numbered layers of experts belong to.
-           mesh: of the run that saved.
-           ranks: by file of the source, what it says otherwise than the first rank's.
-           kept: optimizer states that cannot be cut anew, by file and `GROUP.STATE`.
-           paths: by name of a weight, the keys that lead to it where modules are dicts of dicts.
-           unstored: names in a module of which no file holds anything.
-           missing: what the source does not tell and what is written instead, for people.
+    Args:  decoder: makes these objects.
     """
 
-    version: str
-    counters: Mapping[str, int]
-    groups: tuple[Group, ...]
-    lr_scheduler: object
-    optimizer: Mapping[str, object]
-    optimizer_other: Mapping[str, object]
-    config: Mapping[str, object]
-    model: Mapping[str, object]
-    module: Mapping[str, object]
-    client: Mapping[str, object]
-    dtype: DType | None
-    zero_stage: int | None
-    pipeline: Mapping[str, Mapping[str, str]] | None
-    fused: tuple[FusedLayer, ...]
-    expert_layers: tuple[str, ...]
-    mesh: Mapping[str, int]
-    ranks: Mapping[str, Mapping[str, object]]
-    kept: Mapping[str, Mapping[str, object]]
-    paths: Mapping[str, tuple[str, ...]]
-    unstored: tuple[str, ...]
-    missing: tuple[str, ...]
+    def __init__(self, arrangement: Arrangement, decoder: Decoder) -> None:
+        self._run = run = arrangement.catalog.training
+        self._decoder = decoder
+        kept = run.of("deepspeed")
+        known, state = decoder.mapping(kept.get("counters")), decoder.mapping(run.state)
+        stage, pipeline = kept.get("zero_stage"), kept.get("pipeline")
+        info = decoder.value(kept.get("universal_checkpoint_info"))
+
+        self.version = str(kept.get("version") or WRITTEN_FOR)
+        self.counters = {"global_steps": run.iteration or 0, "skipped_steps": 0} | {
+            key: value for key, value in known.items() if key in COUNTERS and isinstance(value, int)
+        }
+        self.groups = tuple(Group(decoder.mapping(g.settings), g.members) for g in run.param_groups)
+        """With decoded settings; () where the source does not tell."""
+        self.lr_scheduler = state.get("lr_scheduler")
+        self.optimizer_other = decoder.mapping(kept.get("optimizer_other"))
+        """Entries of no known meaning in the optimizer's state."""
+        self.config = _mapping(decoder.value(kept.get("ds_config")))
+        self.model = decoder.mapping(kept.get("other"))
+        """Other entries of a model file (`data_sampler`, `num_experts`, ...)."""
+        self.module = next(iter(decoder.nested(kept.get("module_other")).values()), {})
+        """Entries of a module's state that are no tensors, as the first file has them."""
+        self.client = decoder.mapping(kept.get("client_state"))
+        """Entries that the training script added."""
+        if info is not None:
+            self.client["universal_checkpoint_info"] = info
+        self.dtype = _DTYPES.get(str(kept.get("compute_dtype")))
+        self.zero_stage = stage if isinstance(stage, int) else None
+        self.pipeline: dict[str, dict[str, str]] | None = None
+        if pipeline is not None:
+            self.pipeline = {
+                layer: {key: str(name) for key, name in _mapping(keys).items()}
+                for layer, keys in _mapping(_mapping(pipeline).get("layers")).items()
+            }
+        """By layer number, the keys of its file and the tensors' names; None without a pipeline."""
+        self.fused = fused_layers(Node(dict(self.model), "the source"))
+        self.expert_layers = _names(_mapping(kept.get("moe")).get("layers"))
+        """Modules that the numbered layers of experts belong to."""
+        sizes = _mapping(kept.get("saved_over")).items()
+        self.mesh = {axis: n for axis, n in sizes if isinstance(n, int)} or dict(arrangement.mesh)
+        """Of the run that saved."""
+        self.ranks = decoder.nested(kept.get("per_rank"))
+        """By file of the source, what it says otherwise than the first rank's."""
+        self.kept = decoder.nested(kept.get("optimizer_states"))
+        """Optimizer states that cannot be cut anew, by file and `GROUP.STATE`."""
+        self.paths = {n: _names(path) for n, path in _mapping(kept.get("module_paths")).items()}
+        """By name of a weight, the keys that lead to it where modules are dicts of dicts."""
+        self.unstored = _names(kept.get("unstored"))
+        """Names in a module of which no file holds anything."""
+        unknown = {
+            "the number of steps done: 0 is written as `global_steps`": run.iteration is None
+            and "global_steps" not in known,
+            "steps that were skipped: 0 is written as `skipped_steps`": not kept,
+            "the learning rate schedule: None is written as `lr_scheduler`": not kept
+            and "lr_scheduler" not in state,
+            "the optimizer's hyper-parameters: those of the run that loads stay": (
+                not run.has_settings
+            ),
+        }
+        self._unknown = tuple(text for text, is_unknown in unknown.items() if is_unknown)
 
     @property
     def zero(self) -> Mapping[str, object]:
@@ -92,16 +112,11 @@ class Resume:
             for key in dict.fromkeys(key for settings in groups for key in settings)
             if any(key not in own or own[key] != groups[0].get(key) for own in groups)
         )
-        common = {key: value for key, value in groups[0].items() if key not in differing}
-        return common, differing
+        return {key: value for key, value in groups[0].items() if key not in differing}, differing
 
     def scaling(self, *, same: bool) -> dict[str, object]:
-        """The loss scaler and its kind, for a run of the same precision alone; gradient clipping.
-
-        Another run's scaler would scale what must not be, or not scale what must.
-        """
-        own = SCALING if same else ("clip_grad",)
-        return {key: self.optimizer[key] for key in own if key in self.optimizer}
+        """Gradient clipping, and the loss scaler for a run of the same precision alone."""
+        return self._decoder.mapping(self._run.scaling(same=same))
 
     def kept_in(self, file: str) -> dict[int, dict[str, object]]:
         """States of a file's groups that cannot be cut anew, by group."""
@@ -124,79 +139,21 @@ class Resume:
             *way, key = self.paths.get(name, (name,))
             inner = out
             for step in way:
-                found = inner.setdefault(step, {})
-                assert isinstance(found, dict)
-                inner = found
+                below = inner.setdefault(step, {})
+                assert isinstance(below, dict)
+                inner = below
             inner[key] = value
         return out
 
     def warning(self) -> Diagnostic | None:
-        """What was not told by the source."""
-        if not self.missing:
+        """What the source does not tell, and what is written instead."""
+        if not self._unknown:
             return None
+        headline = "the source does not tell all that DeepSpeed resumes with"
+        advice = "set in the training script what these values should be"
         return Diagnostic(
-            "deepspeed-defaults",
-            "the source does not tell all that DeepSpeed resumes with",
-            "warning",
-            notes=self.missing,
-            helps=("set in the training script what these values should be",),
+            "deepspeed-defaults", headline, "warning", notes=self._unknown, helps=(advice,)
         )
-
-
-def resume_of(arrangement: Arrangement, decoder: Decoder) -> Resume:
-    """What the catalog of an arrangement knows, decoded."""
-    run = arrangement.catalog.training
-    told = run.of("deepspeed")
-    missing = []
-    counters = {"global_steps": run.iteration or 0, "skipped_steps": 0}
-    known = decoder.mapping(told.get("counters"))
-    counters.update({k: v for k, v in known.items() if k in COUNTERS and isinstance(v, int)})
-    if run.iteration is None and "global_steps" not in known:
-        missing.append("the number of steps done: 0 is written as `global_steps`")
-    if not told and "skipped_steps" not in known:
-        missing.append("steps that were skipped: 0 is written as `skipped_steps`")
-    state = decoder.mapping(run.state)
-    if "lr_scheduler" not in state and not told:
-        missing.append("the learning rate schedule: None is written as `lr_scheduler`")
-    if not run.has_settings:
-        missing.append("the optimizer's hyper-parameters: those of the run that loads stay")
-    model = decoder.mapping(told.get("other"))
-    module = decoder.nested(told.get("module_other"))
-    client = decoder.mapping(told.get("client_state"))
-    info = decoder.value(told.get("universal_checkpoint_info"))
-    if info is not None:
-        client["universal_checkpoint_info"] = info
-    stage, pipeline = told.get("zero_stage"), told.get("pipeline")
-    saved_over = _mapping(told.get("saved_over")).items()
-    return Resume(
-        str(told.get("version") or WRITTEN_FOR),
-        counters,
-        tuple(Group(decoder.mapping(g.settings), g.params or ()) for g in run.param_groups),
-        state.get("lr_scheduler"),
-        {key: state[key] for key in SCALING if state.get(key) is not None},
-        decoder.mapping(told.get("optimizer_other")),
-        _mapping(decoder.value(told.get("ds_config"))),
-        model,
-        next(iter(module.values()), {}),
-        client,
-        _DTYPES.get(str(told.get("compute_dtype"))),
-        stage if isinstance(stage, int) else None,
-        None
-        if pipeline is None
-        else {
-            layer: {key: str(name) for key, name in _mapping(keys).items()}
-            for layer, keys in _mapping(_mapping(pipeline).get("layers")).items()
-        },
-        fused_layers(Node(dict(model), "the source")),
-        _names(_mapping(told.get("moe")).get("layers")),
-        {axis: size for axis, size in saved_over if isinstance(size, int)}
-        or dict(arrangement.mesh),
-        decoder.nested(told.get("per_rank")),
-        decoder.nested(told.get("optimizer_states")),
-        {name: _names(path) for name, path in _mapping(told.get("module_paths")).items()},
-        _names(told.get("unstored")),
-        tuple(missing),
-    )
 
 
 def with_own(root: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
@@ -209,9 +166,9 @@ def loss_scaler(scale: float = 1.0) -> Record:
 
     Source: DeepSpeed 0.19.8 deepspeed/runtime/fp16/loss_scaler.py.
     """
-    record = Record("deepspeed.runtime.fp16.loss_scaler", "LossScaler", (), "newobj")
-    record.state.append({"cur_scale": scale, "dynamic": False})
-    return record
+    fields = {"cur_scale": scale, "dynamic": False}
+    name = "deepspeed.runtime.fp16.loss_scaler"
+    return Record(name, "LossScaler", (), "newobj", [fields])
 
 
 def _mapping(value: object) -> dict[str, object]:

@@ -33,23 +33,21 @@ from reshard.formats.deepspeed.native_checks import (
     unstored_names,
     weights_only,
 )
-from reshard.formats.deepspeed.native_experts import Experts, refuse_several_sizes
-from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, placed, written_groups
+from reshard.formats.deepspeed.native_experts import INFO, Experts, refuse_several_sizes
+from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_groups
 from reshard.formats.deepspeed.native_options import native_options
-from reshard.formats.deepspeed.resume import resume_of, with_own
+from reshard.formats.deepspeed.resume import Resume, with_own
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.output import Output
 from reshard.plan.plan import ArraySpec
+from reshard.plan.slice import in_shares
 from reshard.plan.target import Target
 from reshard.run.states import PARAM
 from reshard.storage.inert import Size
 from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor
-
-_TOLD = {*FUSED, "universal_checkpoint_info"}
-"""What AutoEP's ranks say for themselves, which is written anew for every rank."""
 
 Held = Mapping[str, LaidTensor]
 """The tensors of one coordinate, by the name of the whole one."""
@@ -72,7 +70,7 @@ class _Run:
     def __init__(self, arrangement: Arrangement, target: Target) -> None:
         output = TorchOutput()
         inventory = Inventory(arrangement)
-        resume = resume_of(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
+        resume = Resume(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
         refuse_several_sizes(arrangement)
         options = native_options(arrangement, target, inventory, resume)
         check_native(inventory, resume, options)
@@ -97,10 +95,11 @@ class _Run:
                 stages.append(held[0])
             for name, content in self._layers(stages, tp):
                 self._add(name, content)
+        made = {*FUSED, INFO}  # AutoEP's ranks say it for themselves
         unused = [
             file
             for file, own in resume.ranks.items()
-            if file not in self._used and not (resume.fused and own.keys() <= _TOLD)
+            if file not in self._used and not (resume.fused and own.keys() <= made)
         ]
         warnings = (
             resume.warning(),
@@ -126,18 +125,19 @@ class _Run:
             for ep, own in enumerate(held)
         ]
         for dp in range(options.dp):
-            ep = options.ep_rank(dp)
+            ep, rank = options.ep_rank(dp), {"dp": dp, "mp": mp_rank}
             if options.zero == 3 or dp == 0:
-                name = (MODEL_ZERO3 if options.zero == 3 else MODEL).fill({"dp": dp, "mp": mp_rank})
+                name = (MODEL_ZERO3 if options.zero == 3 else MODEL).fill(rank)
                 dense = {n: t for n, t in held[ep].items() if not self._experts.owns(n)}
                 own = {**self._own(name), **self._experts.described(dp)}
                 self._add(name, with_own(self._model(dense, groups[ep], dp), own))
-            name = OPTIMIZERS[options.prefix].fill({"dp": dp, "mp": mp_rank})
+            name = OPTIMIZERS[options.prefix].fill(rank)
             own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
             kept = self._resume.kept_in(name)
             self._add(name, self._optimizers.root(groups[ep], dp, own, kept))
         for layer, expert, content in self._experts.files(held, self._output):
-            self._add(EXPERT.fill({"layer": layer, "expert": expert, "mp": mp_rank}), content)
+            name = EXPERT.fill({"layer": layer, "expert": expert, "mp": mp_rank})
+            self._add(name, content)
 
     def _own(self, name: str) -> dict[str, object]:
         """What the source's file of the same rank says for itself, if there is that rank."""
@@ -163,10 +163,9 @@ class _Run:
         frozen = [held[name] for name in names if name not in buffers]
         known = self._catalog.aliases or {}
         aliases = {alias: held[name].name for alias, name in known.items() if name in held}
-        module = None
+        module = shapes = fragments = None
         if resume.pipeline is None:
             module = resume.module_state(self._module(held, aliases))
-        shapes = fragments = None
         if options.zero > 1:
             shapes = {tensor.name: Size(tensor.shape) for tensor in frozen}
             fragments = {tensor.name: self._frozen(tensor, dp_rank) for tensor in frozen}
@@ -227,8 +226,7 @@ class _Run:
             return self._weights(tensor)
         state, dtype = self._source(tensor.whole)
         cut = spread(Each(), [tensor.shape], self._options.dp)
-        shares = cut.by_rank[dp_rank]
-        segments = tuple(item for share in shares for item in placed(tensor.segments, share))
+        segments = in_shares(tensor.segments, cut.by_rank[dp_rank])
         label = f"{tensor.name} for dp={dp_rank}"
         return self._output.tensor(ArraySpec(label, state, dtype, cut.lengths[dp_rank], segments))
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from reshard.algebra.partition import Partition, Share, spread
+from reshard.algebra.partition import Partition, spread
 from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Label, ReshardError, target_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.groups import STAGE
-from reshard.formats.described.sharing import pieces_of, rule_of, sharing_rule
+from reshard.formats.described.sharing import rule_of, sharing_rule
 from reshard.formats.described.shipped import descriptions, orders_of
 from reshard.formats.described.slices import made_slices
 from reshard.formats.dtensor import rank_mesh, row_shard
@@ -24,6 +24,7 @@ from reshard.plan.framework_config import framework_config
 from reshard.plan.names import group_names, quantity
 from reshard.plan.plan import ArraySpec
 from reshard.plan.recut import CutTensor, cut_tensors
+from reshard.plan.slice import in_shares
 from reshard.run.states import EXTRA, MASTER, PARAM
 from reshard.storage.inert import Record
 from reshard.storage.torch_output import TorchOutput
@@ -268,7 +269,7 @@ class WrittenStates:
         """A rank's part of one tensor."""
         rank, cuts = int(at[rule.over]), self._cuts_of(local, rule)
         length = cuts.lengths[rank]
-        segments = _shared(local.segments[whole.state], cuts.by_rank[rank])
+        segments = in_shares(local.segments[whole.state], cuts.by_rank[rank])
         shape: tuple[int, ...] = (length,)
         if rule.kind == "rows":
             row = prod(local.shape[1:])
@@ -320,7 +321,7 @@ class WrittenStates:
         held: list[tuple[str, Piece]] = []
         for share in cuts.by_rank[rank]:
             _, local = members[share.tensor]
-            held += _shared(local.segments[state], [share])
+            held += in_shares(local.segments[state], [share])
         length = cuts.lengths[rank]
         label = f"{state} of group {group}"
         return self._tensor(ArraySpec(label, state, first.dtype, length, tuple(held), (length,)))
@@ -449,18 +450,6 @@ def _same_weights(arrangement: Arrangement) -> dict[str, str]:
             if first != whole.name:
                 out[whole.name] = first
     return out
-
-
-def _shared(
-    segments: Sequence[tuple[str, Piece]], shares: Sequence[Share]
-) -> tuple[tuple[str, Piece], ...]:
-    """The elements of a flat tensor that lie in shares, where these hold them."""
-    return tuple(
-        (key, item)
-        for share in shares
-        for key, piece in segments
-        for item in pieces_of(piece, [share])
-    )
 
 
 def _number_spec(whole: Whole, segments: tuple[tuple[str, Piece], ...]) -> ArraySpec:

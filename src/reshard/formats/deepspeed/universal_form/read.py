@@ -23,7 +23,7 @@ from reshard.formats.deepspeed.files import (
     find_universal,
     no_model_file,
 )
-from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
+from reshard.formats.deepspeed.model_file import ModelFile, Shapes, read_model_file
 from reshard.formats.deepspeed.node import Node, scalar_of
 from reshard.formats.deepspeed.training import group_of, run_config, run_of
 from reshard.formats.deepspeed.weights import find_aliases
@@ -55,15 +55,16 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     first = models[0]
     groups = None if optimizer is None else optimizer.get("param_groups")
     nodes = [] if groups is None else list(groups.items())
-    told = first.param_shapes or ()
-    names = told if len(told) == len(nodes) else [{}] * len(nodes)
+    shapes = first.param_shapes or ()
+    names = shapes if len(shapes) == len(nodes) else [{}] * len(nodes)
     keeper = Keeper()
     items = enumerate(zip(nodes, names, strict=True))
     made = [group_of(index, node, own, keeper) for index, (node, own) in items]
     run = run_of(models, optimizer, made, keeper)
     states = _states(stored, models)
-    shapes = {item.name: item.shape for item in states if item.shape}
-    weights, unread = _weights(stored, models, shapes)
+    known = {item.name: item.shape for item in states if item.shape}
+    aliases = {a: name for a, name in find_aliases(models).items() if a not in stored}
+    weights, unread = _weights(stored, models, known, aliases)
     others = {item.name for item in weights} - set(stored)
     buffers = tuple(name for name in first.buffer_names if name in others)
     config, padding = run_config(first.root)
@@ -77,7 +78,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         load_layout(_LAYOUT, "deepspeed layout"),
         run,
         config=config,
-        aliases={a: name for a, name in find_aliases(models).items() if a not in stored},
+        aliases=aliases,
         buffers=buffers,
         frozen=tuple(sorted(others - set(buffers))),
         files=files.seen,
@@ -86,10 +87,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
 
 
 def _files(root: Path, files: Files) -> States:
-    """The folder of every parameter.
-
-    Raises: ReshardError[missing-file], and what the files raise.
-    """
+    """The folder of every parameter."""
     out: dict[str, dict[str, Node]] = {}
     for name in sorted(os.listdir(root / ZERO)):
         folder = root / ZERO / name
@@ -128,7 +126,7 @@ def _models(root: Path, files: Files) -> list[ModelFile]:
 def _states(stored: States, models: Sequence[ModelFile]) -> list[LocalTensor]:
     """Every state of every parameter."""
     out: list[LocalTensor] = []
-    shapes = {name: shape for model in models for name, shape in model.trained.items()}
+    shapes = {name: shape for model in models for name, shape in model.trained_shapes()}
     for name, files in stored.items():
         if expert_of(name) is not None:
             raise source_error(
@@ -148,15 +146,15 @@ def _state(name: str, state: str, node: Node, shape: tuple[int, ...] | None) -> 
 
     Args:  shape: of the parameter, where a model file tells it.
     """
-    value = node.at("param").value if isinstance(node.value, dict) else node.value
-    number = scalar_of(Node(value, node.file))
+    tensor = node.at("param") if node.is_dict else node
+    value, number = tensor.value, scalar_of(tensor)
     if number is not None and (state == STEP or not isinstance(value, TensorRef)):
         return number.local(name, state, ())
     if not isinstance(value, TensorRef):
         raise unexpected(f"{node.file} holds neither a tensor nor a number")
-    if isinstance(node.value, dict) or shape in (None, value.shape):
+    if node.is_dict or shape is None or shape == value.shape:
         return local_tensor(value, name, state, (), node.file)
-    assert shape is not None  # ZeRO-3 merges partitions without giving them their shape back
+    # ZeRO-3 merges partitions without giving them their shape back.
     if not value.is_contiguous or value.numel != prod(shape):
         raise source_error(
             "shape-mismatch",
@@ -164,12 +162,12 @@ def _state(name: str, state: str, node: Node, shape: tuple[int, ...] | None) -> 
             notes=[f"`param_shapes` says {list(shape)}"],
             helps=["convert the checkpoint again that the folder was made from"],
         )
-    run = (Fragment(0, value.numel, node.file, value.byte_offset),) if value.numel else ()
+    run = (Fragment(0, value.numel, node.file, value.byte_offset),) * bool(value.numel)
     return LocalTensor(name, state, (), shape, value.dtype, run)
 
 
 def _weights(
-    stored: States, models: Sequence[ModelFile], shapes: Mapping[str, tuple[int, ...]]
+    stored: States, models: Sequence[ModelFile], shapes: Shapes, aliases: Mapping[str, str]
 ) -> tuple[list[LocalTensor], list[str]]:
     """Weights of the model files, and the names of those that are there only in pieces.
 
@@ -178,13 +176,12 @@ def _weights(
     """
     out: list[LocalTensor] = []
     unread: dict[str, None] = {}
-    aliases = find_aliases(models)
     for rank, model in enumerate(models):
         coord = () if len(models) == 1 else (("tp", rank),)
         for name, ref in model.module.items():
-            if name in aliases and name not in stored:
-                continue
             is_whole = len(models) == 1 and ref.shape == shapes.get(name, ref.shape)
+            if name in aliases:
+                continue
             if name not in stored or is_whole:
                 out.append(local_tensor(ref, name, PARAM, coord, model.file))
             elif ref.numel:  # ZeRO-3 leaves an empty tensor in the place of each weight
@@ -192,7 +189,7 @@ def _weights(
     return out, list(unread)
 
 
-def _cut_weights(first: ModelFile, unread: list[str]) -> tuple[Diagnostic, ...]:
+def _cut_weights(first: ModelFile, unread: Sequence[str]) -> tuple[Diagnostic, ...]:
     if not unread:
         return ()
     return (
