@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,15 +74,18 @@ def read_folder(
         left=(*walked.left, *states.left),
         oddities=(
             *(replace(item, level="warning") for item in states.withheld),
-            *_other_optimizers(walked),
+            *_other_optimizers(walked, states.frozen),
         ),
         withheld=states.withheld,
     )
     return catalog, walked
 
 
-def _other_optimizers(walked: Walked) -> list[Diagnostic]:
-    """A warning where a file has a list of optimizers, and the layout reads one of them."""
+def _other_optimizers(walked: Walked, frozen: Sequence[str]) -> list[Diagnostic]:
+    """A warning where a file has a list of optimizers, and the layout reads one of them.
+
+    Args:  frozen: names of parameters without states.
+    """
     read: dict[str, set[Where]] = {}
     for leaf in walked.of("states", "run"):
         where = _of_list(leaf.where)
@@ -100,7 +104,8 @@ def _other_optimizers(walked: Walked) -> list[Diagnostic]:
             headline=f"{file} has {len(found) + 1} optimizers, and the states of one are read",
             notes=(
                 f"not read: {listed([f'`{show(where)}`' for where in found])}",
-                "parameters that only the others train are taken to be frozen",
+                "parameters that only the others train are taken to be frozen"
+                + (f": {listed([f'`{name}`' for name in frozen])}" if frozen else ""),
                 "a universal checkpoint keeps the others as they are; other targets lack them",
             ),
             helps=("go on training from the source; `--states weights` converts the weights",),
