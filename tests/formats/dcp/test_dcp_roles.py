@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reshard
+import tiny_llama
 from reshard.errors import ReshardError
 from reshard.formats.dcp.names import Names
 from reshard.formats.dcp.wrappers import called
@@ -213,7 +215,8 @@ def test_factored_states_are_kept_as_found(tmp_path: Path) -> None:
         "  = note: it has neither the shape of its parameter nor one number (Adafactor keeps rows "
         "and columns)\n"
         "  = note: first `optim.state.w.row_var`\n"
-        "  = note: targets other than `dcp` and `universal` leave it out"
+        "  = note: `universal` has it, and `dcp` under the same names; other targets leave it "
+        "out"
     ]
 
 
@@ -321,3 +324,26 @@ def test_names_meet_whatever_wraps_them(
     found = called(weights, states)
     assert [found.of(name, "param") for name in weights] == names
     assert [found.of(name, "exp_avg") for name in states] == names
+
+
+def test_rows_and_columns_of_parameters_with_other_names(tmp_path: Path) -> None:
+    """They cannot be named anew, and are not left under a name that no parameter has."""
+    forge = Forge(tmp_path / "ckpt")
+    for name, shape in tiny_llama.SHAPES.items():
+        forge.tensor(f"model.{name}", counted(*shape), path=("model", name))
+        rows = {"exp_avg_sq": counted(*shape)}
+        if len(shape) == 2:
+            rows = {"exp_avg_sq_row": counted(shape[0]), "exp_avg_sq_col": counted(shape[1])}
+        for state, value in rows.items():
+            forge.tensor(f"optim.state.{name}.{state}", value, path=("optim", "state", name, state))
+    source = forge.write()
+    (source / "config.json").write_text(json.dumps(tiny_llama.CONFIG))
+    reshard.convert(source, tmp_path / "same", "dcp:dp=2")
+    assert reshard.verify(source, tmp_path / "same").ok
+    why = "it has not the shape of its parameter, which has another name here"
+    for target, names in (("dcp", "torchtitan"), ("torchtitan", None), ("olmo-core", None)):
+        done = reshard.convert(source, tmp_path / target, target, names=names)
+        lost = [(item.name, item.why) for item in done.report.fates if item.kind == "dropped"]
+        assert len(lost) == 18 - 2 * (names is not None or target == "torchtitan")
+        assert ("optim.state.model.embed_tokens.weight.exp_avg_sq_row", why) in lost
+        assert "exp_avg_sq" in reshard.open(tmp_path / target).states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
@@ -76,10 +76,11 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     out.aliases = dict(catalog.aliases or {})
     kinds: dict[str, dict[str, Whole]] = {}
     for whole in arrangement.wholes:
-        if whole.state == EXTRA:
-            _sort_extra(out, whole, own)
-        else:
+        if whole.state != EXTRA:
             kinds.setdefault(whole.name, {})[whole.state] = whole
+    for whole in arrangement.wholes:
+        if whole.state == EXTRA:
+            _sort_extra(out, whole, own, kinds)
     _sort_weights(out, kinds)
     _sort_states(out, kinds)
     trained = [name for name in kinds if name in out.states]
@@ -91,8 +92,19 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     return out
 
 
-def _sort_extra(out: Contents, whole: Whole, own: Mapping[str, object]) -> None:
-    """A tensor of no parameter.  Args: own: what a checkpoint of this format kept for itself."""
+def _sort_extra(
+    out: Contents, whole: Whole, own: Mapping[str, object], names: Collection[str]
+) -> None:
+    """A tensor of no parameter.
+
+    Args:  own: what a checkpoint of this format kept for itself.  names: of the parameters.
+    """
+    unlike = own.get("unlike")
+    owner = unlike.get(whole.name) if isinstance(unlike, dict) else None
+    if isinstance(owner, list) and owner[0] not in names:
+        why = "it has not the shape of its parameter, which has another name here"
+        out.drop(whole.name, EXTRA, why)
+        return
     if own:
         out.extras.append((_path(own, whole.name), whole))
         return

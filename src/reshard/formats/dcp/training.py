@@ -67,7 +67,7 @@ def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
                 "it has neither the shape of its parameter nor one number "
                 "(Adafactor keeps rows and columns)",
                 f"first `{next(iter(found.unlike))}`",
-                "targets other than `dcp` and `universal` leave it out",
+                "`universal` has it, and `dcp` under the same names; other targets leave it out",
             ),
         ),
     )
