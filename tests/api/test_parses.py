@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import reshard
+from reshard.formats.megatron import modules
 from reshard.language import blocks, library, parser
 from reshard.language.compile import compile_layouts
 from reshard.language.expand import expand
@@ -53,6 +54,8 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
         library._blocks,
         library._expander,
         library._shipped_model,
+        library.shipped_layout,
+        modules.description,
     ):
         function.cache_clear()
     return names
@@ -63,9 +66,9 @@ def test_no_text_is_parsed_twice(
 ) -> None:
     source = fixture_checkpoint("z3_fp32_dp2_untied") / "ckpt"
     reshard.convert(source, tmp_path / "universal", "universal")
-    assert parsed == ["text deepspeed layout"]
+    assert parsed == ["layout deepspeed"]
     reshard.inspect(tmp_path / "universal").to_text()
-    assert parsed == ["text deepspeed layout", "text universal layout"]
+    assert parsed == ["layout deepspeed", "layout deepspeed"]
 
 
 def test_a_configuration_says_which_layouts_are_parsed(
@@ -75,7 +78,7 @@ def test_a_configuration_says_which_layouts_are_parsed(
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     reshard.convert(source, tmp_path / "out", "hf", config=tmp_path / "config.json")
     assert parsed == [
-        "text deepspeed layout",
+        "layout deepspeed",
         *("model llama", "layout llama hf", "config transformers"),
     ]
 
@@ -86,7 +89,7 @@ def test_the_names_say_which_layouts_are_parsed(
     source = fixture_checkpoint("megatron_untied_tp2_pp2") / "ckpt"
     reshard.convert(source, tmp_path / "out", "universal", names="hf")
     assert parsed == [
-        *("text description.ucl", "text megatron layout"),
+        *("layout megatron", "text megatron layout"),
         *("model gpt", "layout gpt megatron", "config megatron_groups", "config megatron_args"),
         *("model llama", "layout llama megatron", "model qwen_moe", "layout qwen_moe megatron"),
         *("layout llama hf", "config transformers"),

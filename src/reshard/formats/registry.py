@@ -349,7 +349,7 @@ def described_names() -> tuple[str, ...]:
 
 def described_layout(name: str) -> Layout:
     """One of them."""
-    layout = module_of("reshard.formats.described.shipped").descriptions()[name]
+    layout = module_of("reshard.formats.described.shipped").description(name)
     assert isinstance(layout, Layout)
     return layout
 

@@ -15,6 +15,7 @@ from reshard.language.layout import Layout, Model
 from reshard.language.library import missing_models, parse
 from reshard.language.models import NO_MODELS
 from reshard.language.pattern import NamePattern
+from reshard.language.shipped_trees import TEXTS
 from reshard.language.tree import Document
 
 __all__ = [
@@ -51,4 +52,5 @@ def load_layout(
     """
     document = parse(text, file_name)
     known = models or missing_models(document)
+    is_checked = is_checked or text in TEXTS
     return compile_layout(document, layout_name, models=known, is_checked=is_checked)

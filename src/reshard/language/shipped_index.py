@@ -1,4 +1,4 @@
-"""Made by `python -m reshard.language.make_shipped`; not edited by hand.
+"""Made by `python -m reshard.formats.make_shipped`; not edited by hand.
 
 MODELS: of every model the file, and of every layout the types of models and the forms of its names.
 DESCRIPTIONS: of every description of files its name, and the names of the files that must be there.

@@ -71,13 +71,21 @@ def find_files(layout: Layout, root: Path, only: str | None = None) -> Files:
     return Files(tuple(known), mesh)
 
 
-def first_file(rule: FileRule, root: Path) -> str | None:
-    """A file of a rule in a folder; nothing deeper than its names is looked at."""
-    depth = max(name.text.count("/") for name in rule.names)
-    for path in _paths(root, depth):
-        if any(name.pattern.match(path) is not None for name in rule.names):
-            return path
-    return None
+class Listing:
+    """The files of a folder, listed once for each depth that is asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._paths: dict[int, list[str]] = {}
+
+    def first(self, names: tuple[str, ...]) -> str | None:
+        """A file with one of some names; nothing deeper than they are is looked at."""
+        depth = max(name.count("/") for name in names)
+        if depth not in self._paths:
+            self._paths[depth] = list(_paths(self.root, depth))
+        patterns = [FileName.parse(name).pattern for name in names]
+        found = (x for x in self._paths[depth] if any(y.match(x) is not None for y in patterns))
+        return next(found, None)
 
 
 def _order(item: RankFile) -> tuple[object, ...]:

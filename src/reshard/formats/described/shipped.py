@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
 
 from reshard.errors import ReshardError
-from reshard.formats.described.files import first_file
+from reshard.formats.described.files import Listing
 from reshard.formats.described.tree import find, open_tree
 from reshard.formats.described.walk import fits, needed_of
-from reshard.language import load_layout
 from reshard.language.layout import FileRule, Layout, ParameterOrder
+from reshard.language.library import shipped_layout
+from reshard.language.shipped_index import DESCRIPTIONS
 
 ANY_FILE = "single_file"
 """The description of any one file, which is tried last."""
 
 
-@cache
-def descriptions() -> Mapping[str, Layout]:
-    """Every description, by the name of its layout."""
-    folder = resources.files("reshard").joinpath("layouts", "files")
-    out = {}
-    for item in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if item.name.endswith(".ucl"):
-            layout = load_layout(item.read_text(encoding="utf-8"), item.name, is_checked=True)
-            out[layout.name] = layout
-    return MappingProxyType(out)
+_FILES = {name: file for file, (name, _) in DESCRIPTIONS.items()}
+
+
+def description(name: str) -> Layout:
+    """The description whose layout has a name."""
+    return shipped_layout(_FILES[name])
+
+
+def is_shipped(layout: Layout) -> bool:
+    """Whether a layout is one of the descriptions."""
+    return layout.name in _FILES and description(layout.name) is layout
 
 
 def orders_of(layout: Layout) -> tuple[ParameterOrder, ...]:
@@ -37,7 +35,7 @@ def orders_of(layout: Layout) -> tuple[ParameterOrder, ...]:
     """
     if layout.orders or not layout.names:
         return layout.orders
-    others = [item for item in descriptions().values() if item.name != layout.name]
+    others = [description(name) for name in _FILES if name != layout.name]
     same = (item.orders for item in others if item.names == layout.names and item.orders)
     return next(same, ())
 
@@ -47,18 +45,24 @@ def find_descriptions(path: Path) -> list[Layout]:
 
     One file of each kind is opened, if all kinds are there by their names.
     """
-    out = []
-    for item in descriptions().values():
-        rules = [rule for rule in item.files if not rule.optional]
-        if item.name == ANY_FILE:
-            continue
-        firsts = [first_file(rule, path) for rule in rules]
-        if all(
-            name is not None and holds(rule, path / name)
-            for rule, name in zip(rules, firsts, strict=True)
-        ):
-            out.append(item)
-    return out
+    listing = Listing(path)
+    return [
+        layout
+        for name, required in DESCRIPTIONS.values()
+        if name != ANY_FILE
+        and all(listing.first(names) is not None for names in required)
+        and _has_all(layout := description(name), listing)
+    ]
+
+
+def _has_all(layout: Layout, listing: Listing) -> bool:
+    """Whether the first file of each kind has what must be in it."""
+    for rule in layout.files:
+        if not rule.optional:
+            name = listing.first(tuple(item.text for item in rule.names))
+            if name is None or not holds(rule, listing.root / name):
+                return False
+    return True
 
 
 def holds(rule: FileRule, path: Path) -> bool:

@@ -13,7 +13,7 @@ from reshard.errors import Diagnostic, Label, ReshardError, target_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.groups import STAGE
 from reshard.formats.described.sharing import rule_of, sharing_rule
-from reshard.formats.described.shipped import descriptions, orders_of
+from reshard.formats.described.shipped import is_shipped, orders_of
 from reshard.formats.described.slices import made_slices
 from reshard.formats.dtensor import rank_mesh, row_shard
 from reshard.language.expression import known_value
@@ -150,7 +150,7 @@ class WrittenStates:
         if (
             home is None
             or home.role == "state"
-            or descriptions().get(self._layout.name) is not self._layout
+            or not is_shipped(self._layout)
             or framework.get("layout") == self._layout.name
         ):
             return ()

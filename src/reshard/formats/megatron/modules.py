@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib import resources
 
 from reshard.algebra.term import Leaf, Sum, Term
 from reshard.errors import ReshardError, source_error
-from reshard.language import load_layout
 from reshard.language.expression import Expression, Value, known_value
 from reshard.language.layout import Layout, Rule, Split
+from reshard.language.library import shipped_layout
 from reshard.language.pattern import NamePattern
 from reshard.models.run_arguments import Arguments
 from reshard.plan.environment import flatten
@@ -47,9 +46,7 @@ _BUFFERS = ("expert_bias", "local_tokens_per_expert", "inv_freq", "running_mean"
 @cache
 def description() -> Layout:
     """The layout of Megatron's modules."""
-    folder = resources.files("reshard").joinpath("formats", "megatron")
-    text = folder.joinpath("description.ucl").read_text("utf-8")
-    return load_layout(text, "description.ucl", is_checked=True)
+    return shipped_layout("formats/megatron/description.ucl")
 
 
 @cache

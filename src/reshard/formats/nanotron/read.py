@@ -10,7 +10,7 @@ from reshard.errors import Diagnostic, source_error
 from reshard.formats.described.faults import not_a_shard
 from reshard.formats.described.groups import SHARED
 from reshard.formats.described.read import read_folder
-from reshard.formats.described.shipped import descriptions
+from reshard.formats.described.shipped import description
 from reshard.formats.described.walk import Walked
 from reshard.formats.nanotron import METADATA, NAME, OPTIMIZER_CONFIG
 from reshard.formats.nanotron.detect import step_folder
@@ -42,7 +42,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
             `read_folder` raises.
     """
     root = step_folder(path, step)
-    layout = descriptions()[NAME]
+    layout = description(NAME)
     _check_names(root, layout)
     catalog, walked = read_folder(layout, root, name=NAME)
     state = dict(catalog.training.state)

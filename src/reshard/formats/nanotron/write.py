@@ -14,7 +14,7 @@ from math import prod
 from reshard.algebra.partition import Each, spread
 from reshard.dtypes import DType
 from reshard.errors import target_error
-from reshard.formats.described.shipped import descriptions
+from reshard.formats.described.shipped import description
 from reshard.formats.described.write import Writer
 from reshard.formats.nanotron import LATEST, NAME, OPTIMIZER_CONFIG
 from reshard.formats.nanotron.stages import place
@@ -63,7 +63,7 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
     )
     catalog = replace(arrangement.catalog, training=training)
     tag = str(training.iteration or 0)
-    layout = descriptions()[NAME] if states else _of_weights(descriptions()[NAME])
+    layout = description(NAME) if states else _of_weights(description(NAME))
     output = Writer(
         replace(arrangement, catalog=catalog, wholes=tuple(wholes)),
         layout,

@@ -34,7 +34,7 @@ from reshard.storage.kept import Keeper, local_tensor
 from reshard.storage.torch_file import TensorRef
 
 NAME = "deepspeed-universal"
-_LAYOUT = 'layout deepspeed {\n    mesh tp\n    "**" = [...]\n}\n'
+LAYOUT = 'layout deepspeed {\n    mesh tp\n    "**" = [...]\n}\n'
 States = Mapping[str, Mapping[str, Node]]
 """By parameter, what its files hold, by state (`fp32`, `exp_avg`, ..., `step`)."""
 
@@ -75,7 +75,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         str(root.resolve()),
         {"tp": len(models) if others else 1},
         (*states, *weights, *keeper.tensors),
-        load_layout(_LAYOUT, "deepspeed layout"),
+        load_layout(LAYOUT, "deepspeed layout"),
         run,
         config=config,
         aliases=aliases,

@@ -15,9 +15,9 @@ def detect(path: Path) -> bool:
 
 def find_file(path: Path) -> Path | None:
     """The file; None where there is none, or several."""
-    from reshard.formats.described.shipped import ANY_FILE, descriptions, holds
+    from reshard.formats.described.shipped import ANY_FILE, description, holds
 
-    rule = descriptions()[ANY_FILE].files[0]
+    rule = description(ANY_FILE).files[0]
     found = [path] if path.is_file() else [item for item in path.iterdir() if item.is_file()]
     named = [
         item for item in found if any(x.pattern.match(item.name) is not None for x in rule.names)

@@ -1,16 +1,23 @@
-"""Writes what is known of the shipped texts beforehand: `python -m reshard.language.make_shipped`.
+"""Writes what is known of the shipped texts beforehand: `python -m reshard.formats.make_shipped`.
 
 `shipped_index` says which types of models and which names a layout has, and which files a
 description asks for, so that those that a checkpoint may be in are known before one is made.
-`shipped_trees` has every block of every text, parsed.
+`shipped_trees` has every block of every text, parsed, and of the texts that the formats make for a
+checkpoint whose tensors are whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from reshard.language import library, parser
+from reshard.formats.dcp import read as dcp
+from reshard.formats.deepspeed.ucl_text import layout_text
+from reshard.formats.deepspeed.universal_form import read as universal_form
+from reshard.formats.hf import read as hf
+from reshard.formats.megatron import read_dist, read_fsdp
+from reshard.language import format_document, library, parser, tree
 from reshard.language.blocks import Blocks, ParsedBlocks, block_name
 from reshard.language.compile import compile_layouts
 from reshard.language.compiled import encoded
@@ -20,7 +27,8 @@ from reshard.language.layout import FileRule, Layout
 from reshard.language.pattern import IndexSlot, NamePattern
 
 PACKAGE = Path(__file__).parents[1]
-_MADE = '"""Made by `python -m reshard.language.make_shipped`; not edited by hand.'
+LANGUAGE = PACKAGE / "language"
+_MADE = '"""Made by `python -m reshard.formats.make_shipped`; not edited by hand.'
 _INDEX = f"""{_MADE}
 
 MODELS: of every model the file, and of every layout the types of models and the forms of its names.
@@ -31,7 +39,7 @@ Texts = tuple[str, ...]
 """
 _TREES = f"""{_MADE}
 
-By file the blocks of every text, as `compiled` encodes them.
+The blocks of texts, as `compiled` encodes them: TREES by file, TEXTS of formats by the text.
 \"\"\"
 
 TREES: dict[str, dict[tuple[str, str, str], str]] = """
@@ -46,7 +54,35 @@ def trees_text() -> str:
         rows.append(f"    {file!r}: {{")
         rows += (f"        {block_name(x)!r}: {encoded(x)!r}," for x in document.blocks)
         rows.append("    },")
+    rows += ["}", "TEXTS: dict[str, dict[tuple[str, str, str], str]] = {"]
+    for text in own_texts():
+        document = parser.parse(text)
+        trees = {block_name(block): encoded(block) for block in document.blocks}
+        rows.append(f"    {text!r}: {trees!r},")
     return "\n".join(rows) + "\n}\n"
+
+
+def own_texts() -> tuple[str, ...]:
+    """The texts of formats that cut nothing by rank, and what each is in a universal checkpoint."""
+    plain = (
+        dcp.LAYOUT,
+        hf.LAYOUT,
+        read_dist.LAYOUT,
+        read_fsdp.LAYOUT,
+        universal_form.LAYOUT,
+        layout_text(("pp", "tp", "dp"), {"any": "[...]"}, local={}),
+    )
+    return (*plain, *(_of_universal(text) for text in plain if "optional" in text))
+
+
+def _of_universal(text: str) -> str:
+    document = parser.parse(text)
+    (block,) = document.layouts
+    rules = [
+        replace(item, optional=False) if isinstance(item, tree.RuleStatement) else item
+        for item in block.statements
+    ]
+    return format_document(replace(document, blocks=(replace(block, statements=tuple(rules)),)))
 
 
 def index_text() -> str:
@@ -102,6 +138,5 @@ def _form(pattern: NamePattern) -> str:
 
 
 if __name__ == "__main__":
-    own = Path(__file__)
-    own.with_name("shipped_trees.py").write_text(trees_text(), encoding="utf-8")
-    own.with_name("shipped_index.py").write_text(index_text(), encoding="utf-8")
+    (LANGUAGE / "shipped_trees.py").write_text(trees_text(), encoding="utf-8")
+    (LANGUAGE / "shipped_index.py").write_text(index_text(), encoding="utf-8")
