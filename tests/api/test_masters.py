@@ -103,6 +103,39 @@ def test_one_element_is_found_by_who_reads_all(
     assert done.report.warnings == (warning,)
 
 
+def test_weights_of_one_file_of_another_run_are_refused(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Beside the master weights of a rank that has others as well, which are the most."""
+    source = tmp_path / "source"
+    shutil.copytree(fixture_checkpoint("moe_ep2_dp4_z1_bf16") / "ckpt", source)
+    file = min(source.glob("*/layer_*_expert_0_*.pt"))
+    with zipfile.ZipFile(file) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(file, "w") as new:
+        for name, data in members.items():
+            negative = np.frombuffer(data, "<u2") ^ 0x8000 if "/data/" in name else None
+            new.writestr(zipfile.ZipInfo(name), data if negative is None else negative.tobytes())
+    for target in ("universal", "deepspeed:zero=2,dp=2", "dcp"):
+        with pytest.raises(reshard.ReshardError, match="master-mismatch") as caught:
+            reshard.convert(source, tmp_path / "out", target)
+        assert f"in {file.name}, byte " in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert [item.code for item in reshard.verify(source).faults] == ["master-mismatch"]
+
+
+def test_one_element_among_the_samples_is_a_warning(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def change(data: np.ndarray) -> np.ndarray:
+        return np.concatenate((data[:1] + np.float32(1), data[1:]))
+
+    source = changed(fixture_checkpoint("z1_bf16_dp4_tied"), tmp_path / "source", change)
+    done = reshard.convert(source, tmp_path / "out", "universal")
+    assert [item.code for item in done.report.warnings] == ["master-mismatch"]
+    assert "the master weights of 1 of 20 tensors" in done.report.warnings[0].headline
+
+
 @pytest.mark.parametrize("case", ["z1_bf16_dp4_tied", "z0_bf16_dp2", "megatron_do_dp2_buckets"])
 def test_masters_of_the_same_step_are_no_news(
     case: str, fixture_checkpoint: Callable[[str], Path], tmp_path: Path

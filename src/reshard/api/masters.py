@@ -41,8 +41,8 @@ def check_masters(
     how: OnDrift = "error" if on_drift == "error" else "first"
     with source.files() as files:
         mismatch = find_mismatch(arrangement, files, on_drift=how, full=full)
-    if mismatch is None or (mismatch.level == "warning" and not full):
-        return ()  # samples are no proof of little
+    if mismatch is None:
+        return ()
     if mismatch.level == "error" and on_drift == "error":
         keep = "keep only the weights with `--states weights`, or both with `--on-drift first`"
         raise ReshardError(replace(mismatch, helps=(*mismatch.helps, keep)), Exit.SOURCE)
@@ -58,8 +58,8 @@ def find_mismatch(
 ) -> Diagnostic | None:
     """What is wrong with master weights that do not round to the weights beside them.
 
-    It is an error where most of the masters of some file are not those of the weights: it is of
-    another run.  Where fewer are not, it is a warning.
+    It is an error where most of what some file holds, masters or weights, does not agree with
+    the others: it is of another run.  Where less does not, it is a warning.
 
     Args:  full: read all of both; else samples of everything that is stored in one piece.
     Raises: ReshardError for files that cannot be read, and copies that differ.

@@ -24,6 +24,9 @@ WEIGHTS = frozenset((DType.F16, DType.BF16, DType.F32, DType.F64))
 _THROUGH = (None, DType.BF16, DType.F16)
 """Weights may have been widened again after they were rounded to the type that was trained in."""
 
+_DIGITS = {"bfloat16": 7, "float16": 10, "float32": 23, "float64": 52}
+"""Binary places behind the first one."""
+
 _RUN = 16
 _WINDOW = 1 << 18
 
@@ -45,8 +48,9 @@ class Held:
     """One tensor of weights, held against its masters.
 
     Args:  apart: the first element that differs, if any.
-           looked: elements of masters that samples were taken of, by file.
-           wrong: those of them that differ; a file where others do counts 0.
+           looked: elements of which samples were taken, by the file of masters or of weights.
+           wrong: those of them that differ, of weights by more than one unit in the last place;
+                  a file where others do counts 0.
     """
 
     apart: Apart | None
@@ -66,7 +70,7 @@ def hold_masters(
     sides = Filler(weight, files), Filler(master, files)
     looked: Counter[str] = Counter()
     seen: dict[DType | None, list[_Wrong]] = {through: [] for through in _THROUGH}
-    for start, stop, file in _ranges(weight, master, full=full):
+    for start, stop, side, file in _ranges(weight, master, full=full):
         if not file and all(seen.values()):
             break
         one, other = (_read(filler, start, stop, gatherer) for filler in sides)
@@ -77,11 +81,15 @@ def hold_masters(
             if len(where):
                 at = int(where[0])
                 pair = one[at : at + 1], other[at : at + 1]
-                found.append(_Wrong(start + at, *pair, file, len(where)))
+                far = _are_far(one[where], other[where], through) if side is weight else len(where)
+                found.append(_Wrong(start + at, *pair, file, len(where), far))
     found = min(seen.values(), key=lambda items: sum(item.count for item in items))
     wrong: Counter[str] = Counter()
     for item in found:
-        wrong[item.file or _file(master, item.index)] += item.count if item.file else 0
+        for side in (weight, master):
+            wrong[_file(side, item.index)] += 0
+        if item.file:
+            wrong[item.file] += item.far
     if not found:
         return Held(None, looked, wrong)
     first = min(found, key=lambda item: item.index)
@@ -95,27 +103,32 @@ def hold_masters(
 
 @dataclass(frozen=True, slots=True)
 class _Wrong:
-    """The first element of a range that differs, and how many do; the file if all are of one."""
+    """The first element of a range that differs, and how many do; the file if all are of one.
+
+    Args:  far: how many of them count against the file.
+    """
 
     index: int
     weight: Elements
     master: Elements
     file: str
     count: int
+    far: int
 
 
-def _ranges(weight: Array, master: Array, *, full: bool) -> Iterator[tuple[int, int, str]]:
+def _ranges(
+    weight: Array, master: Array, *, full: bool
+) -> Iterator[tuple[int, int, Array | None, str]]:
     """Flat ranges to look at: samples first, and then all of it if that is asked for.
 
-    With each the file of the masters, where all of them are of one.
+    With each sample what it was taken of, and the file.
     """
-    for lo, hi in _samples(master):
-        yield lo, hi, _file(master, lo)
-    for lo, hi in _samples(weight):
-        yield lo, hi, ""
+    for side in (master, weight):
+        for lo, hi in _samples(side):
+            yield lo, hi, side, _file(side, lo)
     if full:
         numel = weight.spec.numel
-        yield from ((x, min(x + _WINDOW, numel), "") for x in range(0, numel, _WINDOW))
+        yield from ((x, min(x + _WINDOW, numel), None, "") for x in range(0, numel, _WINDOW))
 
 
 def _file(array: Array, index: int) -> str:
@@ -159,6 +172,19 @@ def _differ(weight: Elements, master: Elements, through: DType | None) -> Elemen
         if weight.dtype == numpy_dtype(DType.BF16) and master.dtype == np.float32:
             same |= _is_tie_upwards(weight, master)
     return np.logical_not(same)
+
+
+def _are_far(weight: Elements, master: Elements, through: DType | None) -> int:
+    """How many weights are not even neighbours of their masters.
+
+    The weights of the step before often are; those of another run are not.
+    """
+    kind = weight.dtype if through is None else numpy_dtype(through)
+    digits = _DIGITS[kind.name]
+    with np.errstate(all="ignore"):
+        wide = master.astype(np.float64)
+        near = np.abs(weight.astype(np.float64) - wide) <= np.abs(wide) * 2.0**-digits
+    return len(near) - int(np.count_nonzero(near))
 
 
 def _is_tie_upwards(weight: Elements, master: Elements) -> Elements:

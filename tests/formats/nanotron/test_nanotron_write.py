@@ -85,7 +85,9 @@ def test_the_same_size_gives_the_same_files(
     assert {name: told(value) for name, value in found.items()} == {
         name: told(value) for name, value in wanted.items()
     }
-    assert [item.render() for item in done.report.warnings] == [
+    # The masters of these cases are made-up numbers, and not those of the weights.
+    warnings = [item for item in done.report.warnings if item.code != "master-mismatch"]
+    assert [item.render() for item in warnings] == [
         "warning[nanotron-left]: nanotron's folder lacks some of the state of the training\n"
         "  = note: random states, of which there is one a rank\n"
         "  = help: set `load_lr_scheduler: false` in the run's config where it is missing"
