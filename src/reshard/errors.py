@@ -107,6 +107,11 @@ class Label:
     text: str = ""
 
 
+def label(span: Span | None, text: str) -> Label | None:
+    """A label at a span, where it is known."""
+    return None if span is None else Label(span, text)
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
     """One thing that is wrong (or worth knowing), in the form that every message of reshard has."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.dtypes import DType
-from reshard.errors import Label, source_error
+from reshard.errors import label, source_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.faults import bad_fact
 from reshard.formats.described.groups import (
@@ -106,7 +106,7 @@ def _check_filled(walked: Walked, mesh: Mapping[str, int]) -> None:
                 f"are of {', '.join(f'{axis}={size}' for axis, size in mesh.items())}",
                 notes=[f"the layout says that it is {to_text(leaf.entry.value)}: {here}"],
                 helps=["the folder holds files of two runs, or not all of one; copy those of one"],
-                primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
+                primary=label(leaf.entry.span, "read here"),
             )
 
 
@@ -137,7 +137,7 @@ def _agreed(walked: Walked) -> dict[tuple[str, int], Leaf]:
                 f"files disagree about `{name}`",
                 notes=[f"one is at {first.shown}", f"the other at {leaf.shown}"],
                 helps=["the files may be of different runs or steps; copy those of one"],
-                primary=Label(leaf.entry.span, "read here") if leaf.entry.span else None,
+                primary=label(leaf.entry.span, "read here"),
             )
     return out
 
@@ -147,16 +147,13 @@ def _kept(walked: Walked, keeper: _Keeper) -> list[object]:
     alike: dict[tuple[int, Where], list[Leaf]] = {}
     for leaf in walked.of("keep"):
         alike.setdefault((leaf.file.rule, leaf.where), []).append(leaf)
-    counts: dict[int, int] = {}
+    files: dict[int, set[str]] = {}
     for leaf in walked.leaves:
-        counts.setdefault(leaf.file.rule, 0)
-    files = {
-        rule: len({x.file.path for x in walked.leaves if x.file.rule == rule}) for rule in counts
-    }
+        files.setdefault(leaf.file.rule, set()).add(leaf.file.path)
     out: list[object] = []
     for (rule, where), leaves in alike.items():
         equal = len({_digest(leaf.value) for leaf in leaves}) == 1
-        whole = equal and len(leaves) == files[rule]
+        whole = equal and len(leaves) == len(files[rule])
         for leaf in leaves[:1] if whole else leaves:
             out.append(
                 {

@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from reshard.errors import Diagnostic, Label, ReshardError, Span, source_error
+from reshard.errors import Diagnostic, Label, ReshardError, label, source_error
 from reshard.formats.described.walk import Leaf
 from reshard.language.layout import PartitionRule
 from reshard.run.numbering import NAMES_ONLY
 
 Shape = tuple[int, ...]
-
-
-def label(span: Span | None, text: str) -> Label | None:
-    return None if span is None else Label(span, text)
 
 
 def share_mismatch(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from reshard.errors import Label, ReshardError, source_error
+from reshard.errors import ReshardError, label, source_error
 from reshard.language.layout import FileRule, Layout
 from reshard.language.place import HOLES, Bindings, FileName
 
@@ -158,7 +158,7 @@ def _check_grid(rule: FileRule, root: Path, mine: list[RankFile], mesh: Mapping[
                 f"{other.path} and {item.path} are of the same rank",
                 notes=[f"in {root}"],
                 helps=["the folder holds files of two runs; keep those of one"],
-                primary=_label(rule, "both have a name of this file"),
+                primary=label(rule.names[0].span, "both have a name of this file"),
             )
     lost = [p for p in product(*(range(mesh[axis]) for axis in axes)) if p not in held]
     if lost:
@@ -172,7 +172,7 @@ def _check_grid(rule: FileRule, root: Path, mine: list[RankFile], mesh: Mapping[
             f"{len(lost)} of {len(lost) + len(held)} files are missing: {', '.join(names[:4])}",
             notes=[f"the others of {', '.join(f'{a}={mesh[a]}' for a in axes)} are in {root}"],
             helps=["copy the files of all ranks into one folder"],
-            primary=_label(rule, "one for each rank"),
+            primary=label(rule.names[0].span, "one for each rank"),
         )
 
 
@@ -189,10 +189,5 @@ def _no_file(layout: Layout, rule: FileRule, root: Path, others: list[str]) -> R
         f"{root} has no file `{rule.names[0].text}` of layout `{layout.name}`",
         notes=[f"it has {shown}{more}"],
         helps=["correct the name, or write `optional` behind it if the file may be missing"],
-        primary=_label(rule, "no such file"),
+        primary=label(rule.names[0].span, "no such file"),
     )
-
-
-def _label(rule: FileRule, text: str) -> Label | None:
-    span = rule.names[0].span
-    return None if span is None else Label(span, text)

@@ -99,8 +99,9 @@ def merge(
     merged: dict[tuple[str, int], tuple[StageGroup, dict[str, object]]] = {}
     for stage, groups in stages.items():
         seen: dict[str, int] = {}
+        listed = _by_group(schedulers.get(stage, {}), len(groups))
         for index, group in enumerate(groups):
-            entries = _entries(schedulers.get(stage, {}), index, len(groups))
+            entries = {name: of[index] for name, of in listed.items()}
             key = repr((sorted(group.settings.items()), sorted(entries.items())))
             number = 0 if is_each else seen.get(key, 0)
             seen[key] = number + 1
@@ -110,15 +111,15 @@ def merge(
     kind = ONE_EACH if is_each else SHARED
     if not schedulers:
         return Merged(found, None, kind)
-    rest = [
-        (f"stage {stage}", _rest(value, len(stages.get(stage, ()))))
-        for stage, value in schedulers.items()
-    ]
+    rest = []
+    for stage, value in schedulers.items():
+        of_groups = _by_group(value, len(stages.get(stage, ())))
+        rest.append((f"stage {stage}", {k: v for k, v in value.items() if k not in of_groups}))
     whole = agreed(rest, "learning rate schedulers")
     assert isinstance(whole, dict)
-    lists = dict.fromkeys(name for _, entries in merged.values() for name in entries)
-    listed = {name: [entries.get(name) for _, entries in merged.values()] for name in lists}
-    return Merged(found, {**whole, **listed}, kind)
+    names = dict.fromkeys(name for _, entries in merged.values() for name in entries)
+    lists = {name: [entries.get(name) for _, entries in merged.values()] for name in names}
+    return Merged(found, {**whole, **lists}, kind)
 
 
 def scheduler_of(
@@ -128,27 +129,10 @@ def scheduler_of(
 
     Args:  scheduler: of the whole run, of `count` groups.  chosen: the groups of the stage.
     """
-    return {
-        name: [value[index] for index in chosen]
-        if isinstance(value, list) and len(value) == count
-        else value
-        for name, value in scheduler.items()
-    }
+    listed = _by_group(scheduler, count)
+    return {**scheduler, **{name: [of[index] for index in chosen] for name, of in listed.items()}}
 
 
-def _entries(scheduler: Mapping[str, object], index: int, count: int) -> dict[str, object]:
-    """What a stage's scheduler says of one of its groups."""
-    return {
-        name: value[index]
-        for name, value in scheduler.items()
-        if isinstance(value, list) and len(value) == count
-    }
-
-
-def _rest(scheduler: Mapping[str, object], count: int) -> dict[str, object]:
-    """What it says of no single group."""
-    return {
-        name: value
-        for name, value in scheduler.items()
-        if not (isinstance(value, list) and len(value) == count)
-    }
+def _by_group(scheduler: Mapping[str, object], count: int) -> dict[str, list[object]]:
+    """What a scheduler says of each of its groups."""
+    return {k: v for k, v in scheduler.items() if isinstance(v, list) and len(v) == count}

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from reshard.algebra.box import Box
-from reshard.algebra.partition import Partition, spread
 from reshard.algebra.piece import Piece, row_major
 from reshard.formats.described.faults import bad_shard, share_mismatch
-from reshard.formats.described.sharing import pieces_of, rule_of, sharing_rule
+from reshard.formats.described.sharing import Sharing
 from reshard.formats.described.slices import SlicesError, read_slices
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.formats.dtensor import RankTensor
 from reshard.language.layout import Layout
 from reshard.plan.matching import STAGE_AXES
+from reshard.plan.slice import in_shares
 from reshard.storage.tensor_ref import TensorRef
 
 
@@ -38,11 +38,12 @@ class _Shard:
 class Shards:
     """What the files of a layout say of the parts that they hold."""
 
-    def __init__(self, layout: Layout, walked: Walked, mesh: Mapping[str, int]) -> None:
-        self._layout, self._mesh = layout, mesh
+    def __init__(
+        self, layout: Layout, walked: Walked, mesh: Mapping[str, int], sharing: Sharing
+    ) -> None:
+        self._sharing, self._mesh = sharing, mesh
         self._said = {leaf.file.path: leaf.value for leaf in walked.of("slices")}
         self._shards: dict[str, list[_Shard]] = {}
-        self._cuts: dict[tuple[object, ...], Partition] = {}
         self.are_used = any(x.role == "slices" for rule in layout.files for x in rule.entries)
 
     def add(self, name: str, leaf: Leaf) -> None:
@@ -86,18 +87,13 @@ class Shards:
         ranks = {axis: int(bindings[axis]) for axis in self._mesh if axis in bindings}
         if not ref.shape and shard.whole:
             return [RankTensor(ref, (), Box.whole(()), (*ranks.items(),), ())]
-        rule = rule_of(self._layout, state, bindings)
+        rule = self._sharing.rule(state, bindings)
         pieces = list(shard.pieces)
         if rule is not None:
-            key = (rule, shard.local)
-            count = self._mesh[rule.over]
-            cuts = self._cuts.get(key)
-            if cuts is None:
-                how = sharing_rule(rule, self._mesh, count)
-                cuts = self._cuts[key] = spread(how, [shard.local], count)
-            rank = ranks.pop(rule.over)
+            rank, cuts = ranks.pop(rule.over), self._sharing.cuts(rule, shard.local)
             length = cuts.lengths[rank]
-            pieces = [part for piece in pieces for part in pieces_of(piece, cuts.by_rank[rank])]
+            held = in_shares([("", piece) for piece in pieces], cuts.by_rank[rank])
+            pieces = [piece for _, piece in held]
             if ref.numel != length:
                 raise share_mismatch(rule, state, [(name, shard.local)], leaf, ref.numel, length)
         elif ref.numel != prod(shard.local):

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from reshard.algebra.flat import cut
-from reshard.algebra.partition import Buckets, Buffer, Each, Rows, Rule, Share
-from reshard.algebra.piece import Piece
-from reshard.errors import Label, layout_error
+from reshard.algebra.partition import (
+    Buckets,
+    Buffer,
+    Each,
+    Partition,
+    Rows,
+    Rule,
+    spread,
+)
+from reshard.errors import label, layout_error
 from reshard.language.expression import Expression, evaluate
 from reshard.language.layout import Layout, PartitionRule
+from reshard.run.states import PARAM
 
 ALL = "states"
 """What stands in a `partition` for all states but the weights."""
 
 
-def rule_of(
-    layout: Layout, state: str, at: Mapping[str, object] | None = None
-) -> PartitionRule | None:
-    """How ranks share a state: as the line says that names it, else as that of all states does.
+class Sharing:
+    """How the ranks of a mesh share states, as a layout says; asked by the reader and the writer.
 
-    Args:  at: bindings of a file; one that is of no rank of the line's axis has the state whole.
+    Args:  mesh: sizes of its axes.
     """
-    rules = {name: rule for rule in layout.partitions for name in rule.states}
-    rule = rules.get(state) or (rules.get(ALL) if state != "param" else None)
-    return rule if rule is None or at is None or rule.over in at else None
+
+    def __init__(self, layout: Layout, mesh: Mapping[str, int]) -> None:
+        self._rules = {name: rule for rule in layout.partitions for name in rule.states}
+        self._mesh = mesh
+        self._cuts: dict[tuple[object, ...], Partition] = {}
+
+    def rule(self, state: str, at: Mapping[str, object] | None = None) -> PartitionRule | None:
+        """The line that names a state, else that of all states.
+
+        Args:  at: bindings of a file; one that is of no rank of the line's axis has it whole.
+        """
+        rule = self._rules.get(state) or (self._rules.get(ALL) if state != PARAM else None)
+        return rule if rule is None or at is None or rule.over in at else None
+
+    def cuts(self, rule: PartitionRule | None, *shapes: tuple[int, ...]) -> Partition:
+        """What each rank has of the tensors that lie in one place; one rank has all by no rule."""
+        key = (rule, *shapes)
+        if key not in self._cuts:
+            ranks = 1 if rule is None else self._mesh.get(rule.over, 1)
+            self._cuts[key] = spread(_algebraic(rule, self._mesh, ranks), shapes, ranks)
+        return self._cuts[key]
 
 
-def pieces_of(piece: Piece, shares: Sequence[Share]) -> list[Piece]:
-    """The elements of a flat tensor's piece that lie in shares, where these hold them."""
-    return [
-        part.shift(share.offset - share.start)
-        for share in shares
-        for part in cut(piece, share.start, share.start + share.numel)
-    ]
-
-
-def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int) -> Rule:
+def _algebraic(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int) -> Rule:
     """The rule of the algebra for a line of a layout; without a line, one rank has a plain buffer.
 
     Raises: ReshardError[share-mismatch] for an alignment that is not shared by all ranks alike.
@@ -56,7 +70,7 @@ def sharing_rule(rule: PartitionRule | None, mesh: Mapping[str, int], ranks: int
             f"an alignment of {align} elements does not cut into {ranks} equal shares",
             notes=[f"`{rule.over}` has {ranks} ranks"],
             helps=[f"write a multiple of `{rule.over}`: `align 2 * {rule.over}`"],
-            primary=None if rule.span is None else Label(rule.span, f"{align} elements"),
+            primary=label(rule.span, f"{align} elements"),
         )
     return Buffer(align or 1, (), starts or 1, rule.is_round_robin)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from reshard.errors import ReshardError
 from reshard.formats.described.files import Listing
 from reshard.formats.described.tree import find, open_tree
 from reshard.formats.described.walk import fits, needed_of
+from reshard.language.expression import known_value
 from reshard.language.layout import FileRule, Layout, ParameterOrder
 from reshard.language.library import shipped_layout
 from reshard.language.shipped_index import DESCRIPTIONS
@@ -29,15 +31,24 @@ def is_shipped(layout: Layout) -> bool:
     return layout.name in _FILES and description(layout.name) is layout
 
 
-def orders_of(layout: Layout) -> tuple[ParameterOrder, ...]:
-    """The orders of a module's parameters: the layout's own, else those that another description
-    has for the same names.
+def order_of(
+    layout: Layout, names: Sequence[str], config: Mapping[str, object]
+) -> ParameterOrder | None:
+    """The order of a module's parameters that has all of them: one of the layout's own, else of
+    those that another description has for the same names. None where there is none.
+
+    Args:  config: of the model; which order it has may depend on it.
     """
-    if layout.orders or not layout.names:
-        return layout.orders
-    others = [description(name) for name in _FILES if name != layout.name]
-    same = (item.orders for item in others if item.names == layout.names and item.orders)
-    return next(same, ())
+    orders = layout.orders
+    if not orders and layout.names:
+        others = [description(name) for name in _FILES if name != layout.name]
+        same = (item.orders for item in others if item.names == layout.names and item.orders)
+        orders = next(same, ())
+    for order in orders:
+        holds = order.when is None or known_value(order.when, config) is True
+        if holds and all(map(order.has, names)):
+            return order
+    return None
 
 
 def find_descriptions(path: Path) -> list[Layout]:

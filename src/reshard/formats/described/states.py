@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.algebra.partition import spread
-from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, label, source_error
 from reshard.formats.described.boxes import join_boxes, parts_of
 from reshard.formats.described.faults import (
     flat_buffer,
-    label,
     no_shape,
     share_mismatch,
     unknown_member,
@@ -20,11 +18,10 @@ from reshard.formats.described.faults import (
 from reshard.formats.described.local import are_alike, integer, local_tensor, memory_of, shape_of
 from reshard.formats.described.names import Unwrapped, name_numbers
 from reshard.formats.described.shards import Shards
-from reshard.formats.described.sharing import ALL, rule_of, sharing_rule
-from reshard.formats.described.shipped import orders_of
+from reshard.formats.described.sharing import ALL, Sharing
+from reshard.formats.described.shipped import order_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
-from reshard.language.expression import known_value
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
@@ -93,7 +90,8 @@ class _Together:
         self._shared = {rule.over for rule in layout.partitions}
         self._leaves = name_numbers(walked.leaves)
         leaves = self._of("state", "states")
-        self._shards = Shards(layout, walked, mesh)
+        self._sharing = Sharing(layout, mesh)
+        self._shards = Shards(layout, walked, mesh, self._sharing)
         if self._shards.are_used:
             self._shared = set(mesh)
         self._out = States()
@@ -181,7 +179,7 @@ class _Together:
         self, home: Coord, state: str, name: str, found: Sequence[Leaf], shape: Shape | None
     ) -> None:
         """One parameter's tensor of one state, from the ranks that share it or have copies."""
-        rule = rule_of(self._layout, state, found[0].bindings)
+        rule = self._sharing.rule(state, found[0].bindings)
         first = found[0].value
         is_alone = rule is not None and rule.is_dtensor and isinstance(first, TensorRef)
         if (
@@ -196,10 +194,7 @@ class _Together:
             self._out.tensors += joined
             return
         if rule is None or not isinstance(first, TensorRef) or not first.shape:
-            without = self._shared if are_alike(found) else set()
-            made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
-            for coord, leaf in reversed(made.items()):
-                self._out.tensors.append(local_tensor(name, state, coord, leaf))
+            self._copies(name, state, found)
             return
         parts = self._by_rank(rule, found, f"`{name}` ({state})")
         whole = self._whole_shape(state, found) if rule.kind == "rows" else shape
@@ -225,13 +220,10 @@ class _Together:
                 primary=label(found[0].entry.span, "states of a group"),
             )
         members = list(orders[group].items())
-        rule = rule_of(self._layout, state, found[0].bindings)
+        rule = self._sharing.rule(state, found[0].bindings)
         if not isinstance(found[0].value, TensorRef) or not found[0].value.shape:
             for name, _ in members:
-                without = self._shared if are_alike(found) else set()
-                made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
-                for coord, leaf in reversed(made.items()):
-                    self._out.tensors.append(local_tensor(name, state, coord, leaf))
+                self._copies(name, state, found)
             return
         if rule is None:
             used = PartitionRule((state,), "", "buffer", None, span=found[0].entry.span)
@@ -239,6 +231,13 @@ class _Together:
             return
         parts = self._by_rank(rule, found, f"group {group} ({state})")
         self._shares(home, state, rule, members, parts)
+
+    def _copies(self, name: str, state: str, found: Sequence[Leaf]) -> None:
+        """What each rank has whole; numbers that are alike are there once."""
+        without = self._shared if are_alike(found) else set()
+        made = {self._coord(leaf, without): leaf for leaf in reversed(found)}
+        for coord, leaf in reversed(made.items()):
+            self._out.tensors.append(local_tensor(name, state, coord, leaf))
 
     def _by_rank(self, rule: PartitionRule, found: Sequence[Leaf], what: str) -> list[Leaf]:
         """The share of every rank, in order."""
@@ -264,8 +263,7 @@ class _Together:
     ) -> None:
         """The tensors whose elements ranks share; shares that are not as long as they must be are
         refused."""
-        how = sharing_rule(rule, self._mesh, len(parts))
-        cut = spread(how, [shape for _, shape in members], len(parts))
+        cut = self._sharing.cuts(rule, *(shape for _, shape in members))
         refs = [leaf.value for leaf in parts]
         for leaf, ref, length in zip(parts, refs, cut.lengths, strict=True):
             numel = ref.numel if isinstance(ref, TensorRef) else -1
@@ -300,7 +298,7 @@ class _Together:
             parts = parts_of(found[0], self._mesh)
             return parts[0].shape if parts else ()
         shapes = [leaf.value.shape for leaf in found if isinstance(leaf.value, TensorRef)]
-        rule = rule_of(self._layout, state, found[0].bindings)
+        rule = self._sharing.rule(state, found[0].bindings)
         if rule is None or rule.kind != "rows" or rule.is_dtensor or not shapes[0]:
             return shapes[0]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -359,14 +357,12 @@ class _Together:
         numbered: Mapping[tuple[str, int], Sequence[Leaf]],
     ) -> list[tuple[str, Shape]]:
         """The parameters with the shapes that numbered states have: those of flat shares."""
-        rules = [rule_of(self._layout, state) for state, _ in numbered]
+        rules = [self._sharing.rule(state) for state, _ in numbered]
         kinds = ("each", "balanced")
         rule = next((item for item in rules if item is not None and item.kind in kinds), None)
         if rule is None:
             return parameters
-        ranks = self._mesh[rule.over]
-        how = sharing_rule(rule, self._mesh, ranks)
-        return [(n, (spread(how, [s], ranks).lengths[0],)) for n, s in parameters]
+        return [(n, (self._sharing.cuts(rule, s).lengths[0],)) for n, s in parameters]
 
     def _in_order(
         self, parameters: list[tuple[str, Shape]]
@@ -376,10 +372,9 @@ class _Together:
         What a layout says goes first; a file of torch has the module's order, and one of
         safetensors has its names sorted.
         """
-        for order in orders_of(self._layout):
-            holds = order.when is None or known_value(order.when, self._config) is True
-            if holds and all(order.has(name) for name, _ in parameters):
-                return True, sorted(parameters, key=lambda item: order.key(item[0]))
+        order = order_of(self._layout, [name for name, _ in parameters], self._config)
+        if order is not None:
+            return True, sorted(parameters, key=lambda item: order.key(item[0]))
         weights = [leaf.file.path for leaf in self._of("state") if NAME in leaf.bindings]
         is_sorted = any(path.endswith(".safetensors") for path in weights) or looks_sorted(
             [name for name, _ in parameters]

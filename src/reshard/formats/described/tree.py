@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from reshard.algebra.piece import row_major
 from reshard.errors import source_error
 from reshard.language.place import Bindings, Hole, Item, Key, Place, Rest, key_text
 from reshard.storage.bounded_json import load_bounded
@@ -67,7 +68,7 @@ def open_tree(path: Path) -> object:
                 item.byte_offset,
                 item.dtype,
                 item.shape,
-                _row_major(item.shape),
+                row_major(item.shape),
                 name,
                 item.nbytes // item.dtype.itemsize,
                 0,
@@ -99,14 +100,6 @@ def _text(path: Path) -> object:
         raise source_error(
             "bad-config", f"{path} is no JSON", notes=[str(error)], helps=["copy the file again"]
         ) from None
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 def children(node: object) -> list[tuple[At, object]]:

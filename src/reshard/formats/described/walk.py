@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from reshard.errors import Label, ReshardError, source_error
+from reshard.errors import ReshardError, label, source_error
 from reshard.formats.described.files import Files, RankFile
 from reshard.formats.described.tree import (
     Account,
@@ -204,7 +204,7 @@ def _nothing(entry: Entry, item: RankFile, keys: Iterable[str]) -> ReshardError:
         f"nothing lies at `{place.text}` in {item.path}",
         notes=[f"it has {listed([f'`{key}`' for key in known])}"],
         helps=helps,
-        primary=None if place.span is None else Label(place.span, "nothing lies here"),
+        primary=label(place.span, "nothing lies here"),
     )
 
 
@@ -218,7 +218,5 @@ def _unnamed(rule: FileRule, item: RankFile, lost: list[str]) -> ReshardError:
             f'say what they are: `state param at "..."`, `keep "{lost[0]}"`, or `leave out '
             f'"{lost[0]}" because "..."`'
         ],
-        primary=None
-        if rule.span is None
-        else Label(rule.names[0].span or rule.span, "in this file"),
+        primary=label(rule.names[0].span or rule.span, "in this file"),
     )

@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import PurePosixPath
 from typing import cast
 
-from reshard.errors import Diagnostic, Label, ReshardError, Span, target_error
+from reshard.errors import Diagnostic, ReshardError, label, target_error
 from reshard.formats.described.groups import STAGE
 from reshard.formats.described.make import Tree, where_of
 from reshard.formats.described.tree import At
-from reshard.formats.described.write_facts import Facts, facts_of
+from reshard.formats.described.write_facts import Facts
 from reshard.formats.described.write_states import Placement, WrittenStates
 from reshard.formats.run_files import is_of_model
 from reshard.language.expression import evaluate
@@ -77,7 +77,7 @@ class Writer:
         self._torch = TorchOutput()
         self._made_warnings: tuple[Diagnostic, ...] = ()
         self._states = WrittenStates(arrangement, layout, mesh, self._torch, device, placement)
-        self._facts: Facts = facts_of(arrangement, layout, self._states, self._torch)
+        self._facts = Facts(arrangement, layout, self._states, self._torch)
 
     def output(self) -> Output:
         """Everything."""
@@ -155,7 +155,7 @@ class Writer:
                 f"the source has nothing for `{path}` of layout `{self._layout.name}`",
                 notes=[_listed_states(self._states.kinds)],
                 helps=["write `optional` behind the file if it may be missing"],
-                primary=_label(name.span, "nothing to write here"),
+                primary=label(name.span, "nothing to write here"),
             )
         self._add(path, tree.root)
 
@@ -319,7 +319,7 @@ def _made_place(entry: Entry) -> Place:
         "no-place",
         f"nothing can be written to `{entry.places[0].text}`",
         notes=["a `*` in a place stands for anything, and says no one key"],
-        primary=_label(entry.span, "no place to write to"),
+        primary=label(entry.span, "no place to write to"),
     )
 
 
@@ -329,7 +329,7 @@ def _unnamed_file(rule: FileRule) -> ReshardError:
         f"a file of the name `{rule.names[0].text}` cannot be written",
         notes=["a `*` in a name stands for anything, and says no one name"],
         helps=['add a name without it: `file "model.pt" or "*.pt"`'],
-        primary=_label(rule.names[0].span, "which file?"),
+        primary=label(rule.names[0].span, "which file?"),
     )
 
 
@@ -338,13 +338,9 @@ def _no_fact(entry: Entry, path: str) -> ReshardError:
         "no-place",
         f"the source does not record `{entry.names[0]}`, which {path} has",
         helps=["write `optional` behind it if it may be missing"],
-        primary=_label(entry.span, "not known"),
+        primary=label(entry.span, "not known"),
     )
 
 
 def _listed_states(kinds: Sequence[str]) -> str:
     return f"it has the states {', '.join(f'`{kind}`' for kind in kinds)}"
-
-
-def _label(span: Span | None, text: str) -> Label | None:
-    return None if span is None else Label(span, text)

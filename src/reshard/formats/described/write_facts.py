@@ -157,13 +157,6 @@ class Facts:
             )
 
 
-def facts_of(
-    arrangement: Arrangement, layout: Layout, states: WrittenStates, output: TorchOutput
-) -> Facts:
-    """The facts of a source for a layout."""
-    return Facts(arrangement, layout, states, output)
-
-
 def _show(where: Sequence[Sequence[object]]) -> str:
     steps = tuple(At(decode(v, lambda x: x), is_item=kind == "item") for kind, v in where)
     return f"`{show(steps)}`"

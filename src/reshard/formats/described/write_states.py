@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from reshard.algebra.partition import Partition, spread
 from reshard.algebra.piece import Piece
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, Label, ReshardError, target_error
+from reshard.errors import Diagnostic, label, target_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.groups import STAGE
-from reshard.formats.described.sharing import rule_of, sharing_rule
-from reshard.formats.described.shipped import is_shipped, orders_of
+from reshard.formats.described.sharing import Sharing
+from reshard.formats.described.shipped import is_shipped, order_of
 from reshard.formats.described.slices import made_slices
 from reshard.formats.dtensor import rank_mesh, row_shard
-from reshard.language.expression import known_value
 from reshard.language.layout import Entry, Layout, PartitionRule
 from reshard.language.place import NAME, NUMBER
 from reshard.plan.arrangement import Arrangement, Whole
@@ -86,7 +84,7 @@ class WrittenStates:
         self._device = device
         uncut = arrangement.catalog.training.of(FORMAT).get("uncut", [])
         self._uncut = frozenset(uncut if isinstance(uncut, list) else [])
-        self._placement = placement
+        self._placement, self._sharing = placement, Sharing(layout, mesh)
         self._cut = placement.cut if placement else cut_tensors(arrangement, layout, mesh)
         entries = [entry for rule in layout.files for entry in rule.entries]
         self._counts_by_file = any(
@@ -111,8 +109,8 @@ class WrittenStates:
         self._folded: dict[tuple[str, str], str] = {}
         self._homes = self._find_homes()
         self._masters = self._masters_as_weights()
-        for name, state in list(self._wholes):  # the weights of a source that has no others
-            if state == MASTER:
+        for name, state in list(self._wholes) if placement else ():
+            if state == MASTER:  # the weights of a source that has no others
                 self._wholes.setdefault((name, PARAM), self._wholes[name, state])
         self._homes = self._find_homes()
         order = self._cut if placement else ()
@@ -184,11 +182,10 @@ class WrittenStates:
         config = dict(self._arrangement.catalog.config or {})
         if self._arrangement.layout.model is not None:
             config |= framework_config(self._arrangement.layout, self._arrangement.values)
-        for order in orders_of(self._layout):
-            holds = order.when is None or known_value(order.when, config) is True
-            if holds and all(order.has(name) for group in groups for name in group):
-                self.names.sort(key=order.key)
-                return [sorted(group, key=order.key) for group in groups], False
+        order = order_of(self._layout, [name for group in groups for name in group], config)
+        if order is not None:
+            self.names.sort(key=order.key)
+            return [sorted(group, key=order.key) for group in groups], False
         framework = self._arrangement.catalog.training.framework
         return groups, not is_known or framework.get("layout") != self._layout.name
 
@@ -231,7 +228,7 @@ class WrittenStates:
             f"`{name}` has no number, since it is in no parameter group of the source",
             notes=["states are written by number here, group by group"],
             helps=["leave the states out with `--states weights`"],
-            primary=Label(entry.span, "by number") if entry.span else None,
+            primary=label(entry.span, "by number"),
         )
 
     def weights(self) -> list[Whole]:
@@ -256,28 +253,36 @@ class WrittenStates:
                 yield name, local.name, self._tensor(_number_spec(whole, whole.segments))
                 continue
             self._check_axes(local, at, path)
-            rule = rule_of(self._layout, state, at)
-            if rule is None or not local.shape or (rule.is_dtensor and name in self._uncut):
-                held = local.segments[whole.state]
-                numel = prod(local.shape)
-                spec = ArraySpec(name, whole.state, whole.dtype, numel, held, local.shape)
-                yield name, local.name, self._tensor(spec)
-            else:
-                yield name, local.name, self._share(whole, local, rule, at)
+            rule = self._sharing.rule(state, at)
+            if rule is not None and (not local.shape or (rule.is_dtensor and name in self._uncut)):
+                rule = None
+            yield name, local.name, self._share(whole, local, rule, at)
 
-    def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule, at: At) -> object:
+    def _share(self, whole: Whole, local: CutTensor, rule: PartitionRule | None, at: At) -> object:
         """A rank's part of one tensor."""
-        rank, cuts = int(at[rule.over]), self._cuts_of(local, rule)
-        length = cuts.lengths[rank]
-        segments = in_shares(local.segments[whole.state], cuts.by_rank[rank])
-        shape: tuple[int, ...] = (length,)
-        if rule.kind == "rows":
-            row = prod(local.shape[1:])
-            shape = (length // row if row else 0, *local.shape[1:])
-        part = self._tensor(
-            ArraySpec(whole.name, whole.state, whole.dtype, length, segments, shape)
-        )
-        return row_shard(part, local.shape, self._rank_mesh(rule, at)) if rule.is_dtensor else part
+        length, segments = self._held([(whole, local)], rule, at)
+        shape = local.shape
+        if rule is not None:
+            row = prod(shape[1:])
+            rows = (length // row if row else 0, *shape[1:])
+            shape = rows if rule.kind == "rows" else (length,)
+        spec = ArraySpec(whole.name, whole.state, whole.dtype, length, segments, shape)
+        part = self._tensor(spec)
+        if rule is None or not rule.is_dtensor:
+            return part
+        return row_shard(part, local.shape, self._rank_mesh(rule, at))
+
+    def _held(
+        self, members: Sequence[tuple[Whole, CutTensor]], rule: PartitionRule | None, at: At
+    ) -> tuple[int, tuple[tuple[str, Piece], ...]]:
+        """What a rank has of tensors that lie in one place: how many elements, and which."""
+        rank = 0 if rule is None else int(at[rule.over])
+        cuts = self._sharing.cuts(rule, *(local.shape for _, local in members))
+        held: list[tuple[str, Piece]] = []
+        for share in cuts.by_rank[rank]:
+            whole, local = members[share.tensor]
+            held += in_shares(local.segments[whole.state], [share])
+        return cuts.lengths[rank], tuple(held)
 
     def _rank_mesh(self, rule: PartitionRule, at: At) -> Record:
         """The mesh as a rank's tensors of one file name it: once, as torch pickles it."""
@@ -304,7 +309,7 @@ class WrittenStates:
                 f"not every parameter of group {group} has a state `{state}`",
                 notes=["one place holds it for all of the group"],
                 helps=["leave it out with `--states`"],
-                primary=Label(entry.span, "of a whole group") if entry.span else None,
+                primary=label(entry.span, "of a whole group"),
             )
         first, _ = members[0]
         self._placed.update((whole.name, state) for whole, _ in members)
@@ -313,18 +318,9 @@ class WrittenStates:
             for whole, _ in members[1:]:
                 self._folded[whole.name, state] = f"one `{state}` of its group"
             return self._tensor(_number_spec(first, segments))
-        rule = rule_of(self._layout, state, at)
-        ranks = 1 if rule is None else self._mesh[rule.over]
-        rank = 0 if rule is None else int(at[rule.over])
-        shapes = [local.shape for _, local in members]
-        cuts = spread(sharing_rule(rule, self._mesh, ranks), shapes, ranks)
-        held: list[tuple[str, Piece]] = []
-        for share in cuts.by_rank[rank]:
-            _, local = members[share.tensor]
-            held += in_shares(local.segments[state], [share])
-        length = cuts.lengths[rank]
-        label = f"{state} of group {group}"
-        return self._tensor(ArraySpec(label, state, first.dtype, length, tuple(held), (length,)))
+        length, held = self._held(members, self._sharing.rule(state, at), at)
+        what = f"{state} of group {group}"
+        return self._tensor(ArraySpec(what, state, first.dtype, length, held, (length,)))
 
     def local_shape(self, name: str, at: At) -> tuple[int, ...]:
         """The shape of a parameter at a coordinate."""
@@ -353,16 +349,11 @@ class WrittenStates:
     def _has_share(self, name: str, at: At) -> bool:
         """Whether a file has some of a parameter's states."""
         local = self._local(name, at)
-        states = (state for known, state in self._wholes if known == name and state != PARAM)
-        rule = next((x for state in states if (x := rule_of(self._layout, state, at))), None)
+        rules = (self._sharing.rule(state, at) for state in self.kinds if state != PARAM)
+        rule = next((rule for rule in rules if rule is not None), None)
         if local is None or rule is None:
             return local is not None
-        return bool(self._cuts_of(local, rule).lengths[int(at[rule.over])])
-
-    def _cuts_of(self, local: CutTensor, rule: PartitionRule) -> Partition:
-        """How the ranks share one tensor."""
-        ranks = self._mesh[rule.over]
-        return spread(sharing_rule(rule, self._mesh, ranks), [local.shape], ranks)
+        return bool(self._sharing.cuts(rule, local.shape).lengths[int(at[rule.over])])
 
     def _local(self, name: str, at: At) -> CutTensor | None:
         """What a coordinate holds of a tensor; None for nothing."""
@@ -378,7 +369,7 @@ class WrittenStates:
                     "no-place",
                     f"`{local.name}` is cut over `{axis}`, and {path} is not of one rank of it",
                     helps=[f"name the file after the rank: `{{{axis}}}`"],
-                    primary=Label(self._layout.span, "this layout") if self._layout.span else None,
+                    primary=label(self._layout.span, "this layout"),
                 )
 
     def _tensor(self, spec: ArraySpec) -> NewTensor:
@@ -454,6 +445,3 @@ def _same_weights(arrangement: Arrangement) -> dict[str, str]:
 
 def _number_spec(whole: Whole, segments: tuple[tuple[str, Piece], ...]) -> ArraySpec:
     return ArraySpec(whole.name, whole.state, whole.dtype, 1, segments, ())
-
-
-__all__ = ["ReshardError", "WrittenStates"]
