@@ -98,7 +98,7 @@ def test_the_names_say_which_layouts_are_parsed(
 
 @pytest.mark.parametrize("family", shipped(), ids=lambda family: family.name)
 def test_a_layout_by_itself_is_as_in_its_text(family: library.Family) -> None:
-    document = expand(parser.parse(shipped_text(family.name) or "", family.file), library._KNOWN)
+    document = expand(parser.parse(shipped_text(family.name) or "", family.file), library.known())
     assert family.document == document
     whole = compile_layouts(document)
     assert family.layout_names == tuple(whole)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import Diagnostic, ReshardError
-from reshard.language import check, format_document, parse
+from reshard.language import format_document, parse
+from reshard.language.check import check
 
 CASES = sorted((Path(__file__).resolve().parents[1] / "cases").glob("*.ucl"))
 _EXPECTED = re.compile(r'^# (error|warning): (\d+):(\d+) \[([a-z-]+)\] "(.*)"$', re.M)

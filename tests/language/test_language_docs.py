@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import ReshardError, render_all
-from reshard.language import check, compile_layout, evaluate, format_document, parse
+from reshard.language import compile_layout, evaluate, format_document, parse
+from reshard.language.check import check
 from reshard.language.library import missing_models
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from reshard.errors import ReshardError, render_all
-from reshard.language import check, parse
+from reshard.language import parse
+from reshard.language.check import check
 
 
 def message(text: str) -> str:

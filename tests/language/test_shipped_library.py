@@ -12,7 +12,8 @@ from importlib.resources.abc import Traversable
 
 import pytest
 
-from reshard.language import check, format_document, names, parse, tree
+from reshard.language import format_document, names, parse, tree
+from reshard.language.check import check
 from reshard.language.expression import Binary, Expression, Unary, Variable
 from reshard.language.library import missing_models, shipped
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from reshard.errors import ReshardError, render_all
-from reshard.language import check, compile_layout, format_document, parse
+from reshard.language import compile_layout, format_document, parse
+from reshard.language.check import check
 from reshard.language.parser import parse as parse_as_written
 
 RIGHT = (Path(__file__).parent / "right_short.ucl").read_text(encoding="utf-8")

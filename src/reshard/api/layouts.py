@@ -11,7 +11,8 @@ from reshard.api.arguments import checked
 from reshard.api.request import PathLike
 from reshard.api.user_layouts import read_layout_file
 from reshard.errors import Diagnostic, Exit, ReshardError, layout_error
-from reshard.language import check, compile_layout, format_document, parse, parser
+from reshard.language import compile_layout, format_document, parse, parser
+from reshard.language.check import check
 from reshard.language.compile import one_layout
 from reshard.language.expression import to_text
 from reshard.language.faults import closest

@@ -11,8 +11,7 @@ from reshard.errors import ReshardError, layout_error
 from reshard.language import Document, compile_layout, parse
 from reshard.language.compile import compile_layouts
 from reshard.language.layout import Layout
-from reshard.language.library import Family, missing_models, own_families
-from reshard.language.parser import MAX_LENGTH
+from reshard.language.library import MAX_TEXT, Family, missing_models, own_families
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def read_layout_file(path: Path) -> str:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            return file.read(MAX_LENGTH + 1)  # the language refuses what is longer
+            return file.read(MAX_TEXT + 1)  # the language refuses what is longer
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         reason = error.strerror or type(error).__name__
         raise _no_layout(path, reason.lower()) from None

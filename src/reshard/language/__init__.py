@@ -1,14 +1,14 @@
 """UCL, the language that says how a checkpoint is laid out.
 
-Importing this package does not import lark; `parse` does, on its first call.
+Importing this package imports nothing that parses, checks, or prints a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from reshard.language.canonical import format_document
-from reshard.language.check import check
 from reshard.language.compile import compile_layout, compile_models
 from reshard.language.expression import evaluate, names, to_text
 from reshard.language.layout import Layout, Model
@@ -18,12 +18,14 @@ from reshard.language.pattern import NamePattern
 from reshard.language.shipped_trees import TEXTS
 from reshard.language.tree import Document
 
+if TYPE_CHECKING:
+    from reshard.language.canonical import format_document
+
 __all__ = [
     "Document",
     "Layout",
     "Model",
     "NamePattern",
-    "check",
     "compile_layout",
     "compile_models",
     "evaluate",
@@ -33,6 +35,15 @@ __all__ = [
     "parse",
     "to_text",
 ]
+
+
+_HOME_OF = {"format_document": "reshard.language.canonical"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME_OF[name]), name)
 
 
 def load_layout(

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from reshard.algebra.term import Leaf, Part, Product, Sum, Term
 from reshard.errors import Diagnostic, Exit, Label, ReshardError
 from reshard.language import tree
-from reshard.language.check import check
 from reshard.language.conditions import conjunction
 from reshard.language.expression import Expression
 from reshard.language.implied import implied, spelled_out
@@ -96,6 +95,8 @@ def compile_models(
 
 
 def _raise_faults(document: tree.Document, models: Mapping[str, Model]) -> None:
+    from reshard.language.check import check
+
     faults = [item for item in check(document, models=models) if item.level == "error"]
     if faults:
         raise ReshardError(faults, Exit.LAYOUT)

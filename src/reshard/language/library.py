@@ -8,21 +8,24 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from reshard.errors import Source
-from reshard.language import parser
 from reshard.language.blocks import Blocks, ShippedBlocks
 from reshard.language.compile import compile_block, compile_layout, compile_layouts
-from reshard.language.expand import Expander, expand
-from reshard.language.expand_models import Known
 from reshard.language.expression import Binary, Expression, Text, Variable
-from reshard.language.faults import Faults
 from reshard.language.layout import Layout, Model
 from reshard.language.models import compile_model
 from reshard.language.shipped_index import MODELS
 from reshard.language.shipped_trees import TEXTS, TREES
 from reshard.language.tree import Document, ModelBlock
+
+if TYPE_CHECKING:
+    from reshard.language.expand import Expander
+    from reshard.language.expand_models import Known
+
+MAX_TEXT = 1 << 22
+"""Characters of one text of a user."""
 
 _DIGITS = re.compile("[0-9#]+")
 _TYPE = "model_type"
@@ -128,7 +131,15 @@ def parse(text: str, name: str = "<text>") -> Document:
     if text in TEXTS:
         source = Source(name, text)
         return Document(ShippedBlocks(source, TEXTS[text]).every(), (), source)
-    return expand(parser.parse(text, name), _KNOWN)
+    from reshard.language import parser
+
+    return _expanded(parser.parse(text, name))
+
+
+def _expanded(document: Document) -> Document:
+    from reshard.language.expand import expand
+
+    return expand(document, known())
 
 
 @cache
@@ -146,7 +157,7 @@ def shipped() -> tuple[Family, ...]:
 
 
 def _shipped_document(file: str, name: str) -> Document:
-    return _of_model(expand(_written(file), _KNOWN), name)
+    return _of_model(_expanded(_written(file)), name)
 
 
 def _shipped_layout(model: str, name: str) -> Layout:
@@ -178,7 +189,7 @@ def shipped_layout(file: str, name: str = "") -> Layout:
     blocks = _blocks(file)
     source = blocks.source if not name else Source(name, blocks.source.text)
     document = Document(ShippedBlocks(source, TREES[file]).every(), (), source)
-    return compile_layout(expand(document, _KNOWN), is_checked=True)
+    return compile_layout(_expanded(document), is_checked=True)
 
 
 @cache
@@ -202,7 +213,10 @@ def _blocks(file: str) -> ShippedBlocks:
 
 @cache
 def _expander(file: str) -> Expander:
-    return Expander(_blocks(file), _KNOWN, Faults())
+    from reshard.language.expand import Expander
+    from reshard.language.faults import Faults
+
+    return Expander(_blocks(file), known(), Faults())
 
 
 def _model_home(name: str) -> Blocks | None:
@@ -219,7 +233,12 @@ def _written(file: str) -> Document:
     return Document(_blocks(file).every(), (), _blocks(file).source)
 
 
-_KNOWN = Known(_model_home, _shared_home)
+@cache
+def known() -> Known:
+    """The texts that ship, for those that refer to them."""
+    from reshard.language.expand_models import Known
+
+    return Known(_model_home, _shared_home)
 
 
 def missing_models(document: Document) -> Mapping[str, Model]:

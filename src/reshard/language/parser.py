@@ -9,6 +9,7 @@ from reshard.errors import Diagnostic, Exit, Label, ReshardError, Source, Span, 
 from reshard.language import grammar, tree
 from reshard.language.comments import with_comments
 from reshard.language.expression import Expression
+from reshard.language.library import MAX_TEXT
 from reshard.language.parse_terms import TermBuilder
 from reshard.language.recover import without_fault
 from reshard.language.syntax import syntax_fault
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from lark import Token, Tree
 
     Node = Tree[Token]
-
-MAX_LENGTH = 1 << 22
-"""Characters of one text."""
 
 MAX_FAULTS = 20
 """Faults of one text that are looked for."""
@@ -65,10 +63,10 @@ def _start(fault: Diagnostic) -> int:
 
 def _refuse_large(source: Source) -> None:
     """Refuse what nobody writes, and would take long to read."""
-    if len(source.text) > MAX_LENGTH:
+    if len(source.text) > MAX_TEXT:
         raise layout_error(
             "syntax",
-            f"a text has {len(source.text)} characters; at most {MAX_LENGTH} are read",
+            f"a text has {len(source.text)} characters; at most {MAX_TEXT} are read",
             primary=Label(Span.of(source, 0, 1), "the text begins here"),
         )
     blocks = len(_BLOCK.findall(source.text))
