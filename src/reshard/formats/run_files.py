@@ -17,13 +17,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
 
 from reshard.errors import ReshardError
 from reshard.models.config_json import model_config_of
 from reshard.plan.catalog import Catalog, Left, SourceFile
-from reshard.store.links import refuse_outside
 from reshard.store.owned import RECEIPT
+from reshard.store.source import LocalSource
 
 MAX_NBYTES = 64 << 20
 """Of all the files that go along; a larger one is no part of a tokenizer."""
@@ -98,33 +97,45 @@ def with_run_files(path: Path, catalog: Catalog) -> Catalog:
     Args:  path: as the user gave it: the folder of a run, or of one of its steps.
     """
     root = Path(catalog.root)
-    found = _Found(root, frozenset(file.path for file in catalog.files))
+    account = _Account(root, frozenset(file.path for file in catalog.files))
     given, real = Path(os.path.realpath(path)), Path(os.path.realpath(root))
-    found.look_into(root, "", is_run=False)
+    account.look_into(_Folder(LocalSource(root)), is_run=False)
     above, prefix = real, ""
     while above != given and given in above.parents:
         above, prefix = above.parent, f"{prefix}../"
-        found.look_into(Path(os.path.normpath(root / prefix)), prefix, is_run=True)
+        folder = Path(os.path.normpath(root / prefix))
+        account.look_into(_Folder(LocalSource(folder), prefix), is_run=True)
     while above.name in _PART or _STEP.fullmatch(f"{above.name}/"):
         is_part = above.name in _PART
         above, prefix = above.parent, f"{prefix}../"
-        found.look_for_known(root / prefix, prefix)
+        account.look_for_known(_Folder(LocalSource(root / prefix), prefix))
         if not is_part:
             break
-    return found.added_to(catalog)
+    return account.added_to(catalog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A folder that is looked at.
+
+    Args:  prefix: its path from the root of the catalog.
+    """
+
+    source: LocalSource
+    prefix: str = ""
 
 
 @dataclass(slots=True)
-class _Found:
-    """What was found so far.
+class _Account:
+    """What becomes of every file and folder.
 
     Args:  read: paths that the format has read.
-           wanted: by the name under which a file goes along, where it lies; the nearest one wins.
+           side_files: by the name under which a file goes along, where it lies; the nearest wins.
     """
 
     root: Path
     read: frozenset[str]
-    wanted: dict[str, SourceFile] = field(default_factory=dict)
+    side_files: dict[str, SourceFile] = field(default_factory=dict)
     left: list[Left] = field(default_factory=list)
     nearby: dict[str, list[str]] = field(default_factory=dict)
     entries: int = 0
@@ -135,40 +146,39 @@ class _Found:
             f"{parent}/" for path in self.read for parent in PurePosixPath(path).parents
         }
 
-    def look_into(self, folder: Path, prefix: str, *, is_run: bool) -> None:
+    def look_into(self, folder: _Folder, *, is_run: bool) -> None:
         """Account for every entry of a folder.
 
-        Args:  prefix: the folder's path from the root.
-               is_run: it holds the folders of steps; folders of no known use are not entered.
+        Args:  is_run: it holds the folders of steps; folders of no known use are not entered.
         """
-        for name in self._entries(folder, prefix, "", 0, is_run=is_run):
-            self._file(prefix, name)
+        for name in self._files(folder, "", 0, is_run=is_run):
+            self._file(folder, name)
 
-    def look_for_known(self, folder: Path, prefix: str) -> None:
+    def look_for_known(self, folder: _Folder) -> None:
         """Take the files of a folder that have the names of a run's files, and no others."""
+        source = folder.source
         try:
-            names = sorted(os.listdir(folder))[:_MAX_ENTRIES]
+            names = sorted((*source.files(), *source.folders()))[:_MAX_ENTRIES]
         except OSError:
             return
         for name in names:
-            known = _MODEL.fullmatch(name) or _TRAINING.fullmatch(name)
-            if known and (folder / name).is_file() and not _TRACKERS.fullmatch(name):
-                self._take(f"{prefix}{name}", name)
-            elif name in ("tokenizer", "context") and (folder / name).is_dir():
-                for inner in self._entries(folder / name, prefix, f"{name}/", 1, is_run=False):
-                    self._file(prefix, inner)
+            if name in ("tokenizer", "context") and source.has_folder(name):
+                for inner in self._files(folder, name, 1, is_run=False):
+                    self._file(folder, inner)
+            elif _is_known(name) and source.has(name) and not _TRACKERS.fullmatch(name):
+                self._take(folder, name)
 
     def added_to(self, catalog: Catalog) -> Catalog:
-        """The catalog with all of it, and with the configuration of the model where that was
-        found beside it.
+        """The catalog with all of it, and with the configuration of the model where that is a file
+        next to it.
         """
         side: dict[str, str] = {}
         files = {file.path: file for file in catalog.files}
         total = 0
-        for name in sorted(self.wanted, key=lambda name: (not _MODEL.fullmatch(name), name)):
-            file = self.wanted[name]
+        for name in sorted(self.side_files, key=lambda name: (not _MODEL.fullmatch(name), name)):
+            file = self.side_files[name]
             if total + file.nbytes > MAX_NBYTES or len(side) == _MAX_FILES:
-                self.left.append(Left(file.path, "", _BEYOND))
+                self._leave(file.path, _BEYOND)
                 continue
             total += file.nbytes
             side[name] = file.path
@@ -182,125 +192,120 @@ class _Found:
         config = catalog.config
         if config is None and "config.json" in side:
             config = model_config_of(self.root / side["config.json"])
-        told = {(item.file, item.key) for item in catalog.left}
+        known = {(item.file, item.key) for item in catalog.left}
         return replace(
             catalog,
             config=config,
             files=tuple(files.values()),
             side_files=side,
             nearby={what: tuple(names) for what, names in self.nearby.items()},
-            left=(*catalog.left, *(x for x in self.left if (x.file, x.key) not in told)),
+            left=(*catalog.left, *(x for x in self.left if (x.file, x.key) not in known)),
         )
 
-    def _entries(
-        self, folder: Path, prefix: str, inner: str, depth: int, *, is_run: bool
-    ) -> Iterator[str]:
-        """Names of files below a folder; what is not entered is noted."""
+    def _files(self, folder: _Folder, inner: str, depth: int, *, is_run: bool) -> Iterator[str]:
+        """Names of files below a folder in it; what is not entered is noted."""
+        source, prefix = folder.source, folder.prefix
         try:
-            with os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            folders = source.folders(inner)
+            names = sorted((*source.files(inner), *folders))
         except OSError as error:
-            self.left.append(Left(f"{prefix}{inner}", "", f"it cannot be read: {error.strerror}"))
+            self._leave(f"{prefix}{inner}{'/' if inner else ''}", _unread(error))
             return
-        for entry in found:
-            name = f"{inner}{entry.name}"
+        for name in names:
             self.entries += 1
             if self.entries > _MAX_ENTRIES:
-                self.left.append(Left(f"{prefix}{name}", "", "there are too many files"))
+                self._leave(f"{prefix}{name}", "there are too many files")
                 return
-            if not entry.is_dir(follow_symlinks=False):
+            if name not in folders or source.is_link(name):
                 yield name
-            elif self._is_entered(entry, prefix, name, is_run=is_run):
-                if depth == _MAX_DEPTH and not self._has_read(f"{prefix}{name}/"):
-                    self.left.append(Left(f"{prefix}{name}/", "", "it lies too deep"))
-                    continue
-                yield from self._entries(
-                    folder / entry.name, prefix, f"{name}/", depth + 1, is_run=False
-                )
+            elif self._is_entered(folder, name, is_run=is_run):
+                if depth == _MAX_DEPTH and f"{prefix}{name}/" not in self._folders:
+                    self._leave(f"{prefix}{name}/", "it lies too deep")
+                else:
+                    yield from self._files(folder, name, depth + 1, is_run=False)
 
-    def _is_entered(self, entry: os.DirEntry[str], prefix: str, name: str, *, is_run: bool) -> bool:
-        shown = f"{entry.name}/"
-        if self._has_read(f"{prefix}{name}/"):
+    def _is_entered(self, folder: _Folder, name: str, *, is_run: bool) -> bool:
+        path = f"{folder.prefix}{name}/"
+        above, _, base = name.rpartition("/")
+        if path in self._folders:
             return True
-        if is_run and _is_of_hub(entry):
-            return False  # links in the snapshot lead to what is needed of it
-        if is_run and Path(entry.path) in (self.root, *self.root.parents):
+        if is_run and base in _CACHE and folder.source.has(f"{above}/refs/main".lstrip("/")):
+            return False  # of the hub's cache: links in the snapshot lead to what is needed of it
+        if is_run and folder.source.root / name in (self.root, *self.root.parents):
             return False  # it holds what was read
-        if entry.name.startswith("."):
-            self.left.append(Left(f"{prefix}{name}/", "", "it is a hidden folder"))
-        elif _LOGS.fullmatch(shown):
-            self._near(_LOG, shown)
-        elif _STEP.fullmatch(shown):
-            self._near(_STEPS, entry.name)
-        elif is_run and not (_MODEL.fullmatch(shown) or _TRAINING.fullmatch(shown)):
-            self.left.append(Left(f"{prefix}{name}/", "", "it is no part of this step"))
+        if base.startswith("."):
+            self._leave(path, "it is a hidden folder")
+        elif _LOGS.fullmatch(f"{base}/"):
+            self._near(_LOG, f"{base}/")
+        elif _STEP.fullmatch(f"{base}/"):
+            self._near(_STEPS, base)
+        elif is_run and not _is_known(f"{base}/"):
+            self._leave(path, "it is no part of this step")
         else:
             return True
         return False
-
-    def _has_read(self, folder: str) -> bool:
-        return folder in self._folders
 
     def _near(self, what: str, name: str) -> None:
         names = self.nearby.setdefault(what, [])
         if name not in names:
             names.append(name)
 
-    def _file(self, prefix: str, name: str) -> None:
-        path = f"{prefix}{name}"
+    def _leave(self, path: str, why: str) -> None:
+        self.left.append(Left(path, "", why))
+
+    def _file(self, folder: _Folder, name: str) -> None:
+        path = f"{folder.prefix}{name}"
         base = name.rpartition("/")[2]
-        is_known = _MODEL.fullmatch(name) or _TRAINING.fullmatch(name)
         if path in self.read or base == RECEIPT or _TRACKERS.fullmatch(name):
             return
         if _LOGS.fullmatch(base):
             self._near(_LOG, base)
-        elif not is_known and _TENSORS.fullmatch(base):
-            if not self._is_empty(path):  # a rank that had nothing to write
-                self.left.append(Left(path, "", _OTHER_TENSORS))
+        elif not _is_known(name) and _TENSORS.fullmatch(base):
+            if not _is_empty(folder.source, name):  # a rank that had nothing to write
+                self._leave(path, _OTHER_TENSORS)
         elif _RESERVED.fullmatch(name):
-            self.left.append(Left(path, "", "its name is taken in a universal checkpoint"))
+            self._leave(path, "its name is taken in a universal checkpoint")
         elif not name.isprintable() or "\\" in name or len(name) > 250:
             shown = repr(path)[1:-1][:200]
-            why = "its name has characters that a path here may not have"
-            self.left.append(Left(shown, "", why))
-        elif base.startswith(".") and not is_known:
-            self.left.append(Left(path, "", "it is a hidden file"))
+            self._leave(shown, "its name has characters that a path here may not have")
+        elif base.startswith(".") and not _is_known(name):
+            self._leave(path, "it is a hidden file")
         else:
-            self._take(path, name)
+            self._take(folder, name)
 
-    def _is_empty(self, path: str) -> bool:
-        try:
-            status = (self.root / path).stat()
-        except OSError:
-            return False
-        return S_ISREG(status.st_mode) and not status.st_size
-
-    def _take(self, path: str, name: str) -> None:
+    def _take(self, folder: _Folder, name: str) -> None:
         """Let a file go along, if it is one, and if no nearer one has its name."""
-        nearer = self.wanted.get(name)
+        path = f"{folder.prefix}{name}"
+        nearer = self.side_files.get(name)
         if nearer is not None:
-            self.left.append(Left(path, "", f"`{nearer.path}` has its name, and lies nearer"))
+            self._leave(path, f"`{nearer.path}` has its name, and lies nearer")
             return
+        source = folder.source
         try:
-            refuse_outside(self.root / path.removesuffix(name), self.root / path)
-            if not (self.root / path).is_file():
-                self.left.append(Left(path, "", "it is no ordinary file"))
-                return
-            status = (self.root / path).stat()
+            source.path(name)
+            if source.has(name):
+                self.side_files[name] = replace(source.stat(name), path=path)
+            else:
+                self._leave(path, "it is no ordinary file")
         except ReshardError:
-            self.left.append(Left(path, "", "it is a link that points outside of the folder"))
+            self._leave(path, "it is a link that points outside of the folder")
         except OSError as error:
-            self.left.append(Left(path, "", f"it cannot be read: {error.strerror}"))
-        else:
-            self.wanted[name] = SourceFile(path, status.st_size, status.st_mtime_ns)
+            self._leave(path, _unread(error))
 
 
-def _is_of_hub(entry: os.DirEntry[str]) -> bool:
-    """Whether a folder is one of a model in the cache of the Hugging Face hub, not its snapshots.
+def _is_empty(source: LocalSource, name: str) -> bool:
+    try:
+        return source.has(name) and not source.stat(name).nbytes
+    except (OSError, ReshardError):
+        return False
 
-    Source: huggingface_hub/file_download.py.
-    """
-    return entry.name in _CACHE and (Path(entry.path).parent / "refs" / "main").is_file()
+
+def _unread(error: OSError) -> str:
+    return f"it cannot be read: {error.strerror}"
+
+
+def _is_known(name: str) -> bool:
+    return is_of_model(name) or is_of_training(name)
 
 
 def is_of_model(name: str) -> bool:

@@ -20,8 +20,8 @@ from reshard.storage.torch_file import (
     open_torch_file,
     read_tensor_pickle,
 )
-from reshard.store.links import refuse_outside
 from reshard.store.regular_file import open_regular
+from reshard.store.source import LocalSource
 
 _MAX_HEADER = 100_000_000
 """Bytes of the longest header of a safetensors file."""
@@ -61,7 +61,11 @@ class ChunkReader:
         Raises: ReshardError[missing-file].
         """
         if file not in self.files:
-            self.files[file] = _source_file(self.root, file)
+            self.files[file] = LocalSource(self.root).need(
+                file,
+                f"`.metadata` in {self.root}",
+                "copy the whole folder; every rank wrote a part of it",
+            )
 
     def open(self, stored: StoredTensor, chunk: Chunk) -> TensorRef:
         """The tensor of a chunk, as it lies.
@@ -259,17 +263,3 @@ def _mismatch(stored: StoredTensor, chunk: Chunk, path: Path, why: str) -> Resha
         ],
         helps=["the folder mixes files of two checkpoints, or is damaged; copy it again"],
     )
-
-
-def _source_file(root: Path, file: str) -> SourceFile:
-    refuse_outside(root, root / file)
-    try:
-        stat = (root / file).stat()
-    except OSError:
-        raise source_error(
-            "missing-file",
-            f"{root / file} is missing",
-            notes=[f"`.metadata` in {root} names it"],
-            helps=["copy the whole folder; every rank wrote a part of it"],
-        ) from None
-    return SourceFile(file, stat.st_size, stat.st_mtime_ns)

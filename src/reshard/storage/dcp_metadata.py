@@ -18,6 +18,7 @@ from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.pickle_values import dtype_of_global
 from reshard.store.regular_file import read_file
+from reshard.store.source import LocalSource
 
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63 - 1
@@ -37,10 +38,11 @@ _KNOWN = (
 
 def metadata_files(folder: Path) -> tuple[str, ...]:
     """The names of the files that tell what a folder holds: `.metadata`, or one of each rank."""
-    if (folder / ".metadata").is_file():
+    source = LocalSource(folder)
+    if source.has(".metadata"):
         return (".metadata",)
-    found = [_RANK.fullmatch(item.name) for item in folder.glob("__*.metadata")]
-    return tuple(m[0] for m in sorted((m for m in found if m), key=lambda m: int(m[1])))
+    matches = [match for name in source.files() if (match := _RANK.fullmatch(name))]
+    return tuple(match[0] for match in sorted(matches, key=lambda match: int(match[1])))
 
 
 def read_metadata(folder: Path, *, shown: str = "") -> Metadata:

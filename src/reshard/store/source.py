@@ -47,6 +47,21 @@ class LocalSource:
                 if fnmatchcase(name.rpartition("/")[2], last):
                     yield name
 
+    def below(self, folder: str = "", depth: int | None = None) -> Iterator[str]:
+        """Files in a folder and in those below it, none hidden; not what lies behind a link to a
+        folder, or in one that may not be read.
+
+        Args:  depth: so many folders down.
+        """
+        try:
+            files, folders = self.files(folder), self.folders(folder)
+        except OSError:
+            return
+        yield from (name for name in files if not _is_hidden(name))
+        for name in folders if depth != 0 else ():
+            if not _is_hidden(name) and not self.is_link(name):
+                yield from self.below(name, None if depth is None else depth - 1)
+
     def has(self, name: str) -> bool:
         """Whether there is an ordinary file; what lies behind a link counts."""
         try:
@@ -57,6 +72,10 @@ class LocalSource:
     def has_folder(self, name: str = "") -> bool:
         """Whether there is a folder; what lies behind a link counts."""
         return self._at(name).is_dir()
+
+    def is_link(self, name: str) -> bool:
+        """Whether a name is that of a link."""
+        return self._at(name).is_symlink()
 
     def note(self, name: str) -> str:
         """The text of a file of one word, such as the one that names the last step.
@@ -131,6 +150,10 @@ class LocalSource:
         except (FileNotFoundError, NotADirectoryError):
             return ()
         return tuple(f"{prefix}{name}" for name in sorted(found))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from reshard.errors import ReshardError, label, source_error
 from reshard.language.layout import FileRule, Layout
 from reshard.language.place import HOLES, Bindings, FileName
+from reshard.store.source import LocalSource
 
 _MOST_FILES = 1_000_000
 
@@ -46,7 +46,7 @@ def find_files(layout: Layout, root: Path, only: str | None = None) -> Files:
     Args:  only: the one file that is looked at.
     Raises: ReshardError[missing-file | missing-rank-file | mesh-mismatch].
     """
-    paths = list(_paths(root)) if only is None else [only]
+    paths = list(islice(LocalSource(root).below(), _MOST_FILES)) if only is None else [only]
     known: list[RankFile] = []
     others: list[str] = []
     for path in paths:
@@ -82,7 +82,8 @@ class Listing:
         """A file with one of some names; nothing deeper than they are is looked at."""
         depth = max(name.count("/") for name in names)
         if depth not in self._paths:
-            self._paths[depth] = list(_paths(self.root, depth))
+            paths = LocalSource(self.root).below("", depth)
+            self._paths[depth] = list(islice(paths, _MOST_FILES))
         patterns = [FileName.parse(name).pattern for name in names]
         found = (x for x in self._paths[depth] if any(y.match(x) is not None for y in patterns))
         return next(found, None)
@@ -96,22 +97,6 @@ def _order(item: RankFile) -> tuple[object, ...]:
         else (0, value)
         for value in item.bindings.values()
     )
-
-
-def _paths(root: Path, depth: int | None = None) -> Iterator[str]:
-    """The files below a folder, in order; hidden ones are not part of a checkpoint."""
-    count = 0
-    for parent, folders, files in os.walk(root):
-        here = Path(parent).relative_to(root)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if depth is not None and len(here.parts) >= depth:
-            folders[:] = []
-        for name in sorted(files):
-            if not name.startswith("."):
-                count += 1
-                if count > _MOST_FILES:
-                    return
-                yield (here / name).as_posix()
 
 
 def _rule_of(layout: Layout, path: str) -> RankFile | None:

@@ -13,6 +13,7 @@ from reshard.formats.steps import (
     several_models,
     step_number,
 )
+from reshard.store.source import LocalSource
 
 
 def has_described(path: Path) -> bool:
@@ -22,7 +23,8 @@ def has_described(path: Path) -> bool:
     """
     if find_descriptions(path) or _models(path):
         return True
-    is_model = next(path.glob("*.safetensors"), None) or next(path.glob("pytorch_model*.bin"), None)
+    patterns = ("*.safetensors", "pytorch_model*.bin")
+    is_model = any(any(LocalSource(path).matching(pattern)) for pattern in patterns)
     return not is_model and bool(_steps(path))
 
 
@@ -61,4 +63,5 @@ def _models(step: Path) -> list[Path]:
     """The models of a step that has a folder for each: the `actor` and the `critic` of verl."""
     if step_number(step.name) is None:
         return []
-    return [item for item in sorted(step.iterdir()) if item.is_dir() and find_descriptions(item)]
+    folders = (step / name for name in LocalSource(step).folders())
+    return [folder for folder in folders if find_descriptions(folder)]

@@ -25,7 +25,7 @@ from reshard.language.layout import Entry, FileRule, Layout
 from reshard.language.place import NUMBER, Bindings, Key, Place
 from reshard.plan.catalog import Left, SourceFile
 from reshard.plan.text import show_count
-from reshard.store.links import refuse_outside
+from reshard.store.source import LocalSource
 
 _UNNAMED = "the layout does not name it"
 
@@ -75,17 +75,16 @@ def walk_files(layout: Layout, root: Path, files: Files) -> Walked:
     places: dict[int, Place] = {}
     seen: dict[int, list[str]] = {}
     unnamed: list[ReshardError] = []
+    source = LocalSource(root)
     for item in files.known:
-        path = root / item.path
-        refuse_outside(root, path)
-        found = path.stat()
+        stored = source.stat(item.path)
         rule = layout.files[item.rule]
         if not rule.entries:
             out.left.append(Left(item.path, "", "the layout names nothing in it"))
             continue
         if any(entry.names != ("config",) for entry in rule.entries):  # it goes along by itself
-            out.files.append(SourceFile(item.path, found.st_size, found.st_mtime_ns))
-        tree = open_tree(path)
+            out.files.append(stored)
+        tree = open_tree(root / item.path)
         seen[item.rule] = [str(key).lstrip("/") for key, _ in children(tree)]
         count = len(out.leaves)
         lost = _walk(out, rule, item, tree, places)
