@@ -394,6 +394,18 @@ def schedule_of_others(tree: dict[str, Any]) -> None:
     del tree["opt_param_scheduler"]
 
 
+def iteration(tree: dict[str, Any]) -> None:
+    tree["iteration"] = 4
+
+
+def operations(tree: dict[str, Any]) -> None:
+    tree["num_floating_point_operations_so_far"] = 8
+
+
+def multiplier(tree: dict[str, Any]) -> None:
+    tree["optimizer"]["param_groups"][0]["wd_mult"] = 0.25
+
+
 def setting_of_one(tree: dict[str, Any]) -> None:
     tree["optimizer"]["param_groups"][0]["max_lr"] = 0.75
 
@@ -411,13 +423,18 @@ GROUP = "settings of the param group with wd_mult=1.0, is_expert_parallel=False"
         (argument, "settings of the run", "num_attention_heads", "2", "4"),
         (schedule, "settings of `opt_param_scheduler`", "num_steps", "12", "13"),
         (rate, GROUP, "lr", "0.5", "0.25"),
+        (iteration, "settings of the run", "iteration", "3", "4"),
+        (
+            *(operations, "settings of the run", "num_floating_point_operations_so_far"),
+            *("not there", "8"),
+        ),
     ],
     ids=[
         "argument of one",
         "argument of others",
         "schedule of others",
         "setting of one",
-        *("argument", "schedule", "rate"),
+        *("argument", "schedule", "rate", "iteration", "operations"),
     ],
 )
 def test_ranks_that_say_other_things(
@@ -428,6 +445,29 @@ def test_ranks_that_say_other_things(
         f"error[mixed-runs]: the {what} differ between ranks",
         f"  = note: `{key}` is {first} in mp_rank_00_000/model_optim_rng.pt, "
         f"and {other} in mp_rank_01_001/model_optim_rng.pt",
+        "  = help: the files may be from different runs or steps; use the files of one run and "
+        "one step",
+    ]
+
+
+def test_the_iteration_that_a_run_began_with_hides_no_other(tmp_path: Path) -> None:
+    """Arguments have one, which is the same on all ranks."""
+
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        tree["args"] = namespace(**{**tree["args"].attributes, "iteration": 1})
+        tree["iteration"] = 4 if place == (1, 1, 0) else 3
+
+    Forge(tp=2, pp=2, stages=(1, 1), change=change).write(tmp_path)
+    assert message(tmp_path, tmp_path)[1].startswith("  = note: `iteration` is 3 in ")
+
+
+def test_a_parameter_in_two_param_groups(tmp_path: Path) -> None:
+    """What tells groups apart differs between the ranks of one parameter."""
+    otherwise(multiplier).write(tmp_path)
+    name = "decoder.layers.1.self_attention.linear_proj.weight"
+    assert message(tmp_path, tmp_path) == [
+        f"error[mixed-runs]: the settings of the param group of `{name}` differ between ranks",
+        "  = note: `wd_mult` is 1.0 in one rank, and 0.25 in another",
         "  = help: the files may be from different runs or steps; use the files of one run and "
         "one step",
     ]

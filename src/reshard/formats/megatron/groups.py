@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.megatron.modules import is_expert
+from reshard.plan.agreement import agreed
 from reshard.run.run import Group
 from reshard.storage.kept import encode
 
@@ -90,7 +91,15 @@ class Groups:
         params.update(dict.fromkeys(members))
 
     def all(self) -> tuple[Group, ...]:
-        """Hyper-parameters and names of every group."""
+        """Hyper-parameters and names of every group.
+
+        Raises: ReshardError[mixed-runs] for a parameter that is in several.
+        """
+        group_of: dict[str, Mapping[str, object]] = {}
+        for settings, names in self._found:
+            for name in names:
+                copies = ("one rank", group_of.setdefault(name, settings)), ("another", settings)
+                agreed(copies, f"settings of the param group of `{name}`")
         return tuple(Group(values, names) for values, names in self._found)
 
 

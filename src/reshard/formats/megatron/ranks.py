@@ -26,6 +26,7 @@ _OLD_OPTIMIZER = "optim.pt"
 MAX_RANKS = 1 << 20
 
 _OF_ONE_RANK = ("rank", "local_rank", "node_rank", "global_rank", "device", "local_world_size")
+_OF_ALL_RANKS = ("iteration", "checkpoint_version", "num_floating_point_operations_so_far")
 _KEYS = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr", "default_config")
 """What tells one param group from another."""
 
@@ -241,9 +242,13 @@ def _check_same(files: Sequence[RankFile]) -> None:
 
 def _settings(file: RankFile) -> dict[str, Settings]:
     """What all ranks have in common, by what it is."""
-    run = {key: file.root.get(key) for key in ("iteration", "checkpoint_version")}
-    arguments = {k: v for k, v in file.args.values.items() if k not in _OF_ONE_RANK}
-    out = {"settings of the run": {**run, **_plain(arguments.items())}}
+    run = {key: file.root[key] for key in _OF_ALL_RANKS if key in file.root}
+    arguments = {
+        f"args.{key}" if key in _OF_ALL_RANKS else key: value
+        for key, value in file.args.values.items()
+        if key not in _OF_ONE_RANK
+    }
+    out = {"settings of the run": _plain((run | arguments).items())}
     for key in ("opt_param_scheduler", "lr_scheduler"):
         out[f"settings of `{key}`"] = _plain(_entries(file.root.get(key)))
     groups: dict[str, list[Settings]] = {}
