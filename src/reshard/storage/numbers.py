@@ -10,6 +10,8 @@ from pathlib import Path
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.plan.arrangement import Arrangement, StoredPart, Whole
+from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.run.states import STEP
 from reshard.store.regular_file import pread_regular
 
 _FORMATS = {
@@ -57,6 +59,37 @@ def plain_number(value: object) -> tuple[DType, bytes] | None:
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
         return DType.I64, value.to_bytes(8, "little", signed=True)
     return (DType.F64, struct.pack("<d", value)) if isinstance(value, float) else None
+
+
+def literal_tensor(
+    name: str, state: str, number: tuple[DType, bytes], file: str, coord: Coord = ()
+) -> LocalTensor:
+    """A number that a pickle holds itself, as a tensor of shape ()."""
+    dtype, data = number
+    return LocalTensor(name, state, coord, (), dtype, (Fragment(0, 1, file, 0, None, data),))
+
+
+def number_in(dtype: DType, data: bytes) -> int | float | None:
+    """The number that bytes hold; None where they hold none of a type that is known."""
+    form = _FORMATS.get(dtype)
+    if form is None or len(data) != struct.calcsize(form):
+        return None
+    value: int | float = struct.unpack(form, data)[0]
+    return value
+
+
+def steps_done(root: Path, tensors: Iterable[LocalTensor]) -> int | None:
+    """What every parameter's own count says, where all say the same."""
+    found: set[int | float | None] = set()
+    for tensor in tensors:
+        if tensor.state == STEP and tensor.numel == 1 and len(found) < 2:
+            where, size = tensor.fragments[0], tensor.dtype.itemsize
+            data = where.literal
+            if data is None:
+                data = pread_regular(root / where.file, where.byte_offset, size)
+            found.add(number_in(tensor.dtype, data))
+    step = found.pop() if len(found) == 1 else None
+    return int(step) if step is not None and step == step // 1 else None
 
 
 def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str, Number]:

@@ -13,7 +13,6 @@ from reshard.formats.dcp.folders import Folder, Part
 from reshard.formats.dcp.groups import listed, params_lists, plain_groups
 from reshard.formats.dcp.mark import left_attributes, read_mark
 from reshard.formats.dcp.names import GroupKey, Names, Path, Role
-from reshard.formats.dcp.number import local_number
 from reshard.formats.dcp.tied import find_tied
 from reshard.formats.dcp.wrappers import Called, called
 from reshard.plan.catalog import Catalog, Coord, Left, LocalTensor
@@ -22,6 +21,7 @@ from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
 from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
+from reshard.storage.numbers import literal_tensor, plain_number
 from reshard.storage.torch_file import read_small
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -111,7 +111,7 @@ class _Read:
     order: list[str]
     counts: Counter[str]
     tensors: list[tuple[Role, StoredTensor]]
-    numbers: list[tuple[Role, object, str]] = field(default_factory=list)
+    numbers: list[tuple[Role, tuple[DType, bytes], str]] = field(default_factory=list)
     is_marked: bool = False
     is_ordered: bool = True
     paths: Mapping[str, Path] = field(default_factory=dict)
@@ -214,11 +214,8 @@ def _add_tensors(out: Collected, read: _Read, chunks: ChunkReader, shapes: Shape
             continue
         coord = _coord(out, read, stored, name) if out.copies > 1 else ()
         out.tensors.append(LocalTensor(name, state, coord, stored.shape, stored.dtype, fragments))
-    for role, value, file in read.numbers:
-        number = local_number(out.name_of(role), role.state, value, file)
-        if number is None:
-            raise AssertionError("a number was recognized before")
-        out.tensors.append(number)
+    for role, number, file in read.numbers:
+        out.tensors.append(literal_tensor(out.name_of(role), role.state, number, file))
 
 
 def _count_copies(reads: list[_Read], out: Collected) -> None:
@@ -339,9 +336,10 @@ class _Part:
                 out.groups.setdefault(group, value)
                 continue
             state = names.state_of(item.name)
-            if state is not None and local_number("", "", value, "") is not None:
+            number = None if isinstance(value, bool) else plain_number(value)
+            if state is not None and number is not None:
                 if all(role != state for role, _, _ in read.numbers):
-                    read.numbers.append((state, value, item.file))
+                    read.numbers.append((state, number, item.file))
                 continue
             path = names.path(item.name)
             if len(path) > 1:

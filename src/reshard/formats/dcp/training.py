@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import struct
-
-from reshard.dtypes import DType
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
 from reshard.formats.dcp.side_files import Told
-from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
-from reshard.store.source import LocalSource
+from reshard.storage.numbers import steps_done
 
 _COUNTERS = ("train_state.step", "trainer.global_step", "global_step", "step")
 """Keys that count the steps of the optimizer, the surest first."""
 
 _SCHEDULE = "lr_scheduler.last_epoch"
 """It counts the steps of the schedule: those of the optimizer, or epochs."""
-
-_FORMATS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
@@ -104,7 +98,7 @@ def _iteration(
     """
     stated = [] if files.iteration is None else [(files.iteration, files.iteration_at)]
     stated += [(n, f"`{key}`") for key in _COUNTERS if (n := _number(found, key)) is not None]
-    counted, scheduled = _steps_done(folder, found), _number(found, _SCHEDULE)
+    counted, scheduled = steps_done(folder.root, found.tensors), _number(found, _SCHEDULE)
     last = [] if stated or scheduled is None else [(scheduled, f"`{_SCHEDULE}`")]
     if counted is not None:
         stated.append((counted, "the optimizer's states"))
@@ -130,25 +124,6 @@ def _iteration(
 def _number(found: Collected, key: str) -> int | None:
     value = found.numbers.get(key, found.objects.get(key))
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _steps_done(folder: Folder, found: Collected) -> int | None:
-    """What every parameter's own count says, where all say the same."""
-    steps: set[float] = set()
-    source = LocalSource(folder.root)
-    for tensor in found.tensors:
-        if tensor.state == "step" and tensor.shape == () and tensor.dtype in _FORMATS:
-            steps.add(struct.unpack(_FORMATS[tensor.dtype], _bytes(source, tensor))[0])
-            if len(steps) > 1:
-                return None
-    return int(step) if steps and (step := steps.pop()) == int(step) else None
-
-
-def _bytes(source: LocalSource, tensor: LocalTensor) -> bytes:
-    fragment = tensor.fragments[0]
-    if fragment.literal is not None:
-        return fragment.literal
-    return source.pread(fragment.file, fragment.byte_offset, tensor.dtype.itemsize)
 
 
 def _param_groups(found: Collected) -> tuple[Group, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from reshard.formats.deepspeed.faults import unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.plan.names import some
 from reshard.storage.inert import Record
-from reshard.storage.numbers import plain_number
+from reshard.storage.numbers import number_in, plain_number
 from reshard.storage.torch_file import TensorRef, read_small
 
 
@@ -175,10 +174,8 @@ class Scalar:
         return LocalTensor(name, state, coord, (), self.dtype, (fragment,))
 
     def __str__(self) -> str:
-        formats = {DType.F64: "<d", DType.F32: "<f", DType.I64: "<q", DType.I32: "<i"}
-        if self.dtype in formats:
-            return f"{struct.unpack(formats[self.dtype], self.data)[0]:g}"
-        return f"0x{self.data[::-1].hex()}"
+        number = number_in(self.dtype, self.data)
+        return f"0x{self.data[::-1].hex()}" if number is None else f"{number:g}"
 
 
 def scalar_of(node: Node | None) -> Scalar | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from reshard.dtypes import DType
 from reshard.errors import label, source_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.faults import bad_fact
@@ -24,18 +23,17 @@ from reshard.formats.described.tree import At, Where, show
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.language.expression import evaluate, to_text
 from reshard.language.layout import Layout
-from reshard.language.place import STATE
 from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
 from reshard.storage.inert import Record
 from reshard.storage.kept import Keeper, encode, fingerprint
+from reshard.storage.numbers import number_in, steps_done
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
 PARAM_GROUPS = "param_groups"
 """The fact of a layout that places the param groups."""
 _ITERATION, _CONFIG = "iteration", "config"
-_NUMBERS = {DType.F32: "<f", DType.F64: "<d", DType.I64: "<q", DType.I32: "<i"}
 
 
 @dataclass(slots=True)
@@ -55,8 +53,12 @@ def read_config(walked: Walked) -> Mapping[str, object] | None:
     return None if leaf is None else _config(leaf)
 
 
-def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str, int]) -> Facts:
+def read_facts(
+    layout: Layout, root: Path, walked: Walked, states: States, mesh: Mapping[str, int]
+) -> Facts:
     """The facts of a run.
+
+    Args:  root: the folder.
 
     Raises: ReshardError[ranks-disagree | bad-fact | mixed-runs].
     """
@@ -88,7 +90,7 @@ def read_facts(layout: Layout, walked: Walked, states: States, mesh: Mapping[str
     if states.uncut:
         framework["uncut"] = states.uncut
     if iteration is None:
-        iteration = _steps_done(states.tensors, walked)
+        iteration = steps_done(root, states.tensors)
     training = Run(iteration, tuple(param_groups), state, framework)
     return Facts(training, keeper.tensors)
 
@@ -108,19 +110,6 @@ def _check_filled(walked: Walked, mesh: Mapping[str, int]) -> None:
                 helps=["the folder holds files of two runs, or not all of one; copy those of one"],
                 primary=label(leaf.entry.span, "read here"),
             )
-
-
-def _steps_done(tensors: Sequence[LocalTensor], walked: Walked) -> int | None:
-    """What every parameter's own count says, where all say the same."""
-    found = {
-        number_of(leaf.value)
-        for leaf in walked.of("state", "states")
-        if "step" in (*leaf.entry.names, leaf.bindings.get(STATE))
-    }
-    step = found.pop() if len(found) == 1 else None
-    if isinstance(step, float) and step.is_integer():
-        step = int(step)
-    return step if isinstance(step, int) and any(t.state == "step" for t in tensors) else None
 
 
 def _agreed(walked: Walked) -> dict[tuple[str, int], Leaf]:
@@ -198,8 +187,9 @@ def _whole_number(leaf: Leaf) -> int:
 
 def number_of(value: object) -> object:
     """The number in a tensor of one; any other value as it is."""
-    if isinstance(value, TensorRef) and value.numel == 1 and value.dtype in _NUMBERS:
-        return struct.unpack(_NUMBERS[value.dtype], read_small(value))[0]
+    if isinstance(value, TensorRef) and value.numel == 1:
+        number = number_in(value.dtype, read_small(value))
+        return value if number is None else number
     return value
 
 

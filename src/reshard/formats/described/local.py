@@ -8,7 +8,7 @@ from reshard.dtypes import DType
 from reshard.formats.described.walk import Leaf
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.inert import Record
-from reshard.storage.numbers import plain_number
+from reshard.storage.numbers import literal_tensor, plain_number
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -37,8 +37,7 @@ def local_tensor(name: str, state: str, coord: Coord, leaf: Leaf) -> LocalTensor
             (Fragment(0, value.numel, file, value.byte_offset, strides),) if value.numel else ()
         )
         return LocalTensor(name, state, coord, value.shape, value.dtype, fragments)
-    dtype, data = _number(value)
-    return LocalTensor(name, state, coord, (), dtype, (Fragment(0, 1, file, 0, None, data),))
+    return literal_tensor(name, state, _number(value), file, coord)
 
 
 def _number(value: object) -> tuple[DType, bytes]:

@@ -54,7 +54,7 @@ def read_folder(
     walked = walk_files(layout, root, files)
     config = read_config(walked)
     states = put_together(layout, walked, files.mesh, config)
-    facts = read_facts(layout, walked, states, files.mesh)
+    facts = read_facts(layout, root, walked, states, files.mesh)
     # Where files say themselves which parts they hold, nothing lies at a coordinate.
     has_slices = any(x.role == "slices" for rule in layout.files for x in rule.entries)
     mesh = {} if has_slices else files.mesh
