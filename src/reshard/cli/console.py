@@ -116,8 +116,8 @@ def annotation(level: str, title: str, text: str, where: Mapping[str, str] | Non
     """One workflow command of GitHub, which reads them from either stream; else nothing."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
         properties = {**(where or {}), "title": f"reshard: {title}"}
-        listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-        put(sys.stderr, f"::{level} {listed}::{_data(text)}")
+        pairs = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
+        put(sys.stderr, f"::{level} {pairs}::{_data(text)}")
 
 
 def _data(text: str) -> str:

@@ -35,7 +35,7 @@ def convert(
     from reshard.cli.streams import complete
 
     with show_progress("convert", quiet=quiet, color=not no_color) as on_progress:
-        done = api.convert(
+        result = api.convert(
             source,
             target,
             to,
@@ -46,10 +46,10 @@ def convert(
         )
     with complete("this was a dry run" if dry_run else f"`{target}` is complete"):
         if as_json:
-            print_json(done.to_json())
+            print_json(result.to_json())
             return
-        print_diagnostics(done.report.warnings, color=not no_color)
+        print_diagnostics(result.report.warnings, color=not no_color)
         if dry_run:
-            print_answer(done.report.to_text(), color=not no_color)
+            print_answer(result.report.to_text(), color=not no_color)
         elif not quiet:
-            print_answer(done.to_text(), color=not no_color)
+            print_answer(result.to_text(), color=not no_color)

@@ -72,12 +72,12 @@ def check(file: File, as_json: Json = False, no_color: NoColor = False) -> None:
     from reshard import api
     from reshard.cli.console import print_answer, print_diagnostics, print_json
 
-    checked = api.check_layout(file)
+    result = api.check_layout(file)
     if as_json:
-        print_json(checked.to_json())
+        print_json(result.to_json())
         return
-    print_answer(checked.to_text(), color=not no_color)
-    print_diagnostics(checked.warnings, color=not no_color)
+    print_answer(result.to_text(), color=not no_color)
+    print_diagnostics(result.warnings, color=not no_color)
 
 
 @layout.command()

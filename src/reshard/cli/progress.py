@@ -57,12 +57,12 @@ class Lines:
 
 def line(progress: Progress, seconds: float) -> str:
     """`1.2 GB of 4.8 GB (25 %), 345.0 MB/s, 10.4 s left`."""
-    done, total = progress.nbytes_done, progress.nbytes_total
-    share = f" ({100 * done // total} %)" if total else ""
-    text = f"{show_nbytes(done)} of {show_nbytes(total)}{share}"
-    if done and seconds > 0:
-        remaining = (total - done) * seconds / done
-        text += f", {show_nbytes(round(done / seconds))}/s, {show_seconds(remaining)} left"
+    count, total = progress.nbytes_done, progress.nbytes_total
+    share = f" ({100 * count // total} %)" if total else ""
+    text = f"{show_nbytes(count)} of {show_nbytes(total)}{share}"
+    if count and seconds > 0:
+        remaining = (total - count) * seconds / count
+        text += f", {show_nbytes(round(count / seconds))}/s, {show_seconds(remaining)} left"
     return text
 
 
@@ -93,7 +93,7 @@ def _bar(title: str, color: bool) -> Iterator[OnProgress]:
                 if current not in tasks:
                     tasks[current] = bar.add_task(current, total=None)
                 bar.update(tasks[current], visible=True)
-            done, total = progress.nbytes_done, progress.nbytes_total
-            bar.update(tasks[current], completed=done, total=total)
+            count, total = progress.nbytes_done, progress.nbytes_total
+            bar.update(tasks[current], completed=count, total=total)
 
         yield update

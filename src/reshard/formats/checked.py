@@ -69,20 +69,20 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
     root = Path(catalog.root)
     source = LocalSource(root)
     holding = {*tensor_files(catalog)}
-    beside = {*catalog.side_files.values()}
+    side_names = {*catalog.side_files.values()}
     faults: list[Diagnostic] = []
     read: list[str] = []
-    kept: list[str] = []
+    side_files: list[str] = []
     for name in (file.path for file in catalog.files):
         if name.endswith(_SAFETENSORS):
             faults += library_faults(root / name)
-        elif name in beside:
-            kept += [name] if name.endswith(_TORCH) and _is_zip(source, name) else []
+        elif name in side_names:
+            side_files += [name] if name.endswith(_TORCH) and _is_zip(source, name) else []
         elif name.endswith(_TORCH) or (name in holding and _is_zip(source, name)):
             read.append(name)
-    found, covered = check_blobs(root, [(name, 0, None) for name in read], on_bytes)
-    others, _ = check_blobs(root, [(name, 0, None) for name in kept], on_bytes)
-    faults += [*found, *(item for item in others if item.code != "not-a-torch-file")]
+    faults_of_files, covered = check_blobs(root, [(name, 0, None) for name in read], on_bytes)
+    others, _ = check_blobs(root, [(name, 0, None) for name in side_files], on_bytes)
+    faults += [*faults_of_files, *(item for item in others if item.code != "not-a-torch-file")]
     return checked(catalog, tuple(faults), covered)
 
 

@@ -53,8 +53,8 @@ def rank_tensors(value: object, rank: int) -> list[RankTensor]:
         kind = value.args[1]
         if isinstance(kind, Global) and kind.name == "ShardedTensor":
             return _shards(value.args[3], rank)
-    found = rank_tensor(value, rank)
-    return [] if found is None else [found]
+    tensor = rank_tensor(value, rank)
+    return [] if tensor is None else [tensor]
 
 
 def _shards(state: object, rank: int) -> list[RankTensor]:
@@ -72,8 +72,8 @@ def _shards(state: object, rank: int) -> list[RankTensor]:
     for shard in state[0]:
         fields = shard.attributes if isinstance(shard, Record) else {}
         ref, metadata = fields.get("tensor"), fields.get("metadata")
-        told = metadata.attributes if isinstance(metadata, Record) else {}
-        lo, size = told.get("shard_offsets"), told.get("shard_sizes")
+        fields_of = metadata.attributes if isinstance(metadata, Record) else {}
+        lo, size = fields_of.get("shard_offsets"), fields_of.get("shard_sizes")
         if not (isinstance(ref, TensorRef) and isinstance(lo, list) and isinstance(size, list)):
             raise DTensorError("one of its shards is not one that can be read")
         if tuple(size) != ref.shape or len(lo) != len(whole):
@@ -136,8 +136,8 @@ def _mesh(mesh: object) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ..
         return sizes, numbers, tuple(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
     layout = fields.get("_layout")
     axes = layout.attributes.get("axes") if isinstance(layout, Record) else None
-    listed = axes if isinstance(axes, tuple) else ()
-    flat = [axis.attributes for axis in listed if isinstance(axis, Record)]
+    items = axes if isinstance(axes, tuple) else ()
+    flat = [axis.attributes for axis in items if isinstance(axis, Record)]
     shapes = [(axis.get("shape"), axis.get("stride")) for axis in flat]
     if not shapes or not all(_is_one(shape) and _is_one(stride) for shape, stride in shapes):
         raise DTensorError("its mesh is not one of plain axes")
@@ -244,7 +244,7 @@ def row_shard(local: NewTensor, shape: tuple[int, ...], mesh: Record) -> Record:
     }
     strided = Record("torch.serialization", "_get_layout", ("torch.strided",))
     device = Record("torch", "device", ("cpu",))
-    made = (kind, dtype, shape, strides, 0, strided, device, False)
+    arguments = (kind, dtype, shape, strides, 0, strided, device, False)
     state = {"_local_tensor": local, "_spec": Record(specs, "DTensorSpec", (), "newobj", [spec])}
     build = Global("torch._utils", "_rebuild_wrapper_subclass")
-    return Record("torch._tensor", "_rebuild_from_type_v2", (build, kind, made, (None, state)))
+    return Record("torch._tensor", "_rebuild_from_type_v2", (build, kind, arguments, (None, state)))

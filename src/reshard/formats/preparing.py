@@ -71,13 +71,13 @@ def _with_side_files(output: Output, catalog: Catalog) -> Output:
     """Write side files as they are, where the target has no files of these names."""
     if output.beside is None:
         return output
-    taken = {*output.files, *(item.file for item in output.head), *output.made_last}
+    names = {*output.files, *(item.file for item in output.head), *output.made_last}
     paths = {
         name: f"{output.beside}{output.elsewhere.get(name, name)}" for name in catalog.side_files
     }
-    data = read_side_files(catalog, (name for name, path in paths.items() if path not in taken))
-    beside = (FileBytes(paths[name], 0, held) for name, held in data.items())
-    return replace(output, head=(*output.head, *beside))
+    data = read_side_files(catalog, (name for name, path in paths.items() if path not in names))
+    extra = (FileBytes(paths[name], 0, content) for name, content in data.items())
+    return replace(output, head=(*output.head, *extra))
 
 
 def _why_not(target: str, name: str) -> str:

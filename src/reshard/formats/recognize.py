@@ -35,14 +35,14 @@ def _recognized(path: Path) -> str:
         if not _above(path) and is_source(SINGLE_FILE, path):
             return SINGLE_FILE
         raise _not_a_folder(path)
-    found = formats_of(path)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        titles = " and a ".join(SOURCES[name].title for name in found)
+    names = formats_of(path)
+    if len(names) == 1:
+        return names[0]
+    if names:
+        titles = " and a ".join(SOURCES[name].title for name in names)
         raise source_error(
             "mixed-source",
-            f"`{path}` looks like {len(found)} formats at once",
+            f"`{path}` looks like {len(names)} formats at once",
             notes=[f"it has the marks of a {titles}"],
             helps=["move one of them into a folder of its own"],
         )
@@ -63,8 +63,8 @@ def _missing(path: Path) -> ReshardError:
     if not parent.is_dir():
         notes = [f"there is no folder `{path.parent}` either"]
     else:
-        seen = [entry.name for entry in _entries(parent) if not entry.name.startswith(".")]
-        near = _near(path.name, seen)
+        names = [entry.name for entry in _entries(parent) if not entry.name.startswith(".")]
+        near = _near(path.name, names)
         helps = [f"did you mean `{path.parent / near}`?"] if near else []
         if Places(path.absolute()).old.is_dir():
             notes = ["what was there was about to be replaced by a run that was stopped"]
@@ -99,9 +99,9 @@ def _unknown(path: Path) -> ReshardError:
     entries = _entries(path)
     if not entries:
         notes.append("the folder is empty")
-    told = _resembles(entries)
-    if told:
-        notes.append(told)
+    resemblance = _resembles(entries)
+    if resemblance:
+        notes.append(resemblance)
     below = [
         entry
         for entry in entries
@@ -114,7 +114,7 @@ def _unknown(path: Path) -> ReshardError:
     elif len(single := _single_files(entries)) > 1:
         notes.append(f"it holds {len(single)} files that may be checkpoints: {_listed(single)}")
         helps = [f"give one of them, e.g. {single[-1]}"]
-    elif entries and not told:
+    elif entries and not resemblance:
         helps = ["describe its files in a layout, and give that with `--layout FILE.ucl`"]
     return source_error(
         "unknown-source", f"`{path}` is not a known checkpoint format", notes=notes, helps=helps
@@ -146,13 +146,13 @@ def _resembles(entries: list[Path]) -> str:
 
 def _single_files(entries: list[Path]) -> list[str]:
     """Files of `torch.save`, by the numbers in their names: the last one is the last step."""
-    found = [item for item in entries if item.suffix in _TORCH and item.is_file()]
+    files = [item for item in entries if item.suffix in _TORCH and item.is_file()]
 
     def numbers(path: Path) -> list[tuple[int, str]]:
         parts = re.split("([0-9]{1,18})", path.name)
         return [(int(part) if part.isdecimal() else -1, part) for part in parts]
 
-    return [f"`{item}`" for item in sorted(found, key=numbers)]
+    return [f"`{item}`" for item in sorted(files, key=numbers)]
 
 
 def _near(name: str, names: list[str]) -> str:
@@ -171,6 +171,6 @@ def _entries(path: Path) -> list[Path]:
 
 
 def _listed(items: list[str]) -> str:
-    shown = items[:4]
+    texts = items[:4]
     more = f", and {len(items) - 4} more" if len(items) > 4 else ""
-    return ", ".join(shown) + more
+    return ", ".join(texts) + more

@@ -253,9 +253,9 @@ def formats_of(path: Path, last: int = 9) -> tuple[str, ...]:
     """
     for turn in sorted({source.turn for source in SOURCES.values() if source.turn <= last}):
         names = [name for name in SOURCES if SOURCES[name].turn == turn]
-        found = tuple(name for name in names if is_source(name, path))
-        if found:
-            return found
+        matching = tuple(name for name in names if is_source(name, path))
+        if matching:
+            return matching
     return ()
 
 
@@ -320,11 +320,11 @@ def check_bytes(name: str, catalog: Catalog, on_bytes: Callable[[int], None]) ->
 
     Args:  on_bytes: is told how many bytes more were read.
     """
-    own = f"{SOURCES[name].package}.verify"
-    module = module_of(own if find_spec(own) else "reshard.formats.checked")
-    found = module.check_bytes(catalog, on_bytes)
-    assert isinstance(found, Checked)
-    return found
+    module_name = f"{SOURCES[name].package}.verify"
+    module = module_of(module_name if find_spec(module_name) else "reshard.formats.checked")
+    result = module.check_bytes(catalog, on_bytes)
+    assert isinstance(result, Checked)
+    return result
 
 
 _READ_ONLY = frozenset(
@@ -343,8 +343,8 @@ def described_names() -> tuple[str, ...]:
     """The layouts that describe files, and ship, and are written."""
     folder = resources.files("reshard").joinpath("layouts", "files")
     names = sorted(item.name for item in folder.iterdir())
-    found = (name.removesuffix(".ucl") for name in names if name.endswith(".ucl"))
-    return tuple(name for name in found if name not in _READ_ONLY)
+    stems = (name.removesuffix(".ucl") for name in names if name.endswith(".ucl"))
+    return tuple(name for name in stems if name not in _READ_ONLY)
 
 
 def described_layout(name: str) -> Layout:

@@ -192,14 +192,14 @@ class _Account:
         config = catalog.config
         if config is None and "config.json" in side:
             config = model_config_of(self.root / side["config.json"])
-        known = {(item.file, item.key) for item in catalog.left}
+        reported = {(item.file, item.key) for item in catalog.left}
         return replace(
             catalog,
             config=config,
             files=tuple(files.values()),
             side_files=side,
             nearby={what: tuple(names) for what, names in self.nearby.items()},
-            left=(*catalog.left, *(x for x in self.left if (x.file, x.key) not in known)),
+            left=(*catalog.left, *(x for x in self.left if (x.file, x.key) not in reported)),
         )
 
     def _files(self, folder: _Folder, inner: str, depth: int, *, is_run: bool) -> Iterator[str]:
@@ -266,8 +266,8 @@ class _Account:
         elif _RESERVED.fullmatch(name):
             self._leave(path, "its name is taken in a universal checkpoint")
         elif not name.isprintable() or "\\" in name or len(name) > 250:
-            shown = repr(path)[1:-1][:200]
-            self._leave(shown, "its name has characters that a path here may not have")
+            escaped = repr(path)[1:-1][:200]
+            self._leave(escaped, "its name has characters that a path here may not have")
         elif base.startswith(".") and not _is_known(name):
             self._leave(path, "it is a hidden file")
         else:

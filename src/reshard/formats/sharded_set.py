@@ -149,5 +149,5 @@ def _state_set(state: str, wholes: Sequence[Whole], max_file_nbytes: int) -> Sta
 def _set_file(path: str, wholes: Sequence[Whole]) -> SetFile:
     tensors = {item.name: (item.dtype, item.shape) for item in wholes}
     head, offsets, total = layout_header(tensors, _METADATA)
-    placed = sorted(wholes, key=lambda item: (offsets[item.name], nbytes(item)))
-    return SetFile(path, head, offsets, total, tuple(placed))
+    tensors_in_order = sorted(wholes, key=lambda item: (offsets[item.name], nbytes(item)))
+    return SetFile(path, head, offsets, total, tuple(tensors_in_order))

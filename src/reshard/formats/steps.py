@@ -35,8 +35,8 @@ _NUMBER = re.compile(
 
 def step_number(name: str) -> int | None:
     """The number of the step that a folder is named after."""
-    found = _NUMBER.fullmatch(name)
-    return int(found[1]) if found else None
+    match = _NUMBER.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def find_steps(run: Path, is_one: Callable[[Path], bool]) -> dict[str, int]:
@@ -45,41 +45,41 @@ def find_steps(run: Path, is_one: Callable[[Path], bool]) -> dict[str, int]:
     Args:  is_one: whether a folder is a checkpoint.
     """
     numbers = {name: step_number(name) for name in LocalSource(run).folders()}
-    found = {
+    steps = {
         name: number
         for name, number in numbers.items()
         if number is not None and is_one(run / name)
     }
-    return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
+    return dict(sorted(steps.items(), key=lambda pair: (pair[1], pair[0])))
 
 
-def choose_step(run: Path, known: Mapping[str, int], step: str | None) -> str:
+def choose_step(run: Path, steps: Mapping[str, int], step: str | None) -> str:
     """The folder of one of the steps of a run.
 
-    Args:  known: as of `find_steps`.  step: a name, or the number in it; the one that the run says
+    Args:  steps: as of `find_steps`.  step: a name, or the number in it; the one that the run says
            is its last by default, or else the one with the highest number.
     Raises: ReshardError[unknown-step].
     """
-    wanted = step if step is not None else last_step(run, known)
-    chosen = [name for name in known if wanted is None or _is_step(name, wanted)]
-    if not chosen:
+    name_or_number = step if step is not None else last_step(run, steps)
+    matches = [name for name in steps if name_or_number is None or _is_step(name, name_or_number)]
+    if not matches:
         raise source_error(
             "unknown-step",
-            f"{run} has no step `{wanted}`",
-            notes=[f"steps: {', '.join(f'`{name}`' for name in known) or 'none'}"],
+            f"{run} has no step `{name_or_number}`",
+            notes=[f"steps: {', '.join(f'`{name}`' for name in steps) or 'none'}"],
             helps=["give the name of one of these folders, or the number at its end"],
         )
-    return chosen[-1]
+    return matches[-1]
 
 
-def last_step(run: Path, known: Mapping[str, int]) -> str | None:
+def last_step(run: Path, steps: Mapping[str, int]) -> str | None:
     """The step that a run says is its last, if it is one of those that are known."""
     link = run / _LATEST
-    if link.is_symlink() and Path(os.readlink(link)).name in known:
+    if link.is_symlink() and Path(os.readlink(link)).name in steps:
         return Path(os.readlink(link)).name
     source = LocalSource(run)
     noted = source.note(TRACKER) if source.has(TRACKER) else ""
-    return noted if any(_is_step(name, noted) for name in known) else None
+    return noted if any(_is_step(name, noted) for name in steps) else None
 
 
 def refuse_another(path: Path, step: str | None) -> None:

@@ -68,20 +68,20 @@ def model_config(arrangement: Arrangement, weights: Iterable[Whole]) -> ModelCon
     is_named = has_hf_names(arrangement) and layout.model is not None
     data = config_bytes(catalog)
     if data is not None and (is_named or layout.model is None):
-        stated = parse_config(data)
-        if not is_named or stated is None:
+        config = parse_config(data)
+        if not is_named or config is None:
             return ModelConfig(_with_dtype(data, arrangement, weights))
-        if _is_of(layout, stated, arrangement.values):
-            data, warnings = _brought_up(data, stated, arrangement)
+        if _is_of(layout, config, arrangement.values):
+            data, warnings = _brought_up(data, config, arrangement)
             return ModelConfig(_with_dtype(data, arrangement, weights), warnings)
     if is_named:
         return _made(arrangement, weights)
     return ModelConfig(None, (_absent(arrangement),))
 
 
-def _is_of(layout: Layout, stated: Mapping[str, object], values: Mapping[str, object]) -> bool:
+def _is_of(layout: Layout, config: Mapping[str, object], values: Mapping[str, object]) -> bool:
     """Whether the names of a layout are those of the model that a configuration states."""
-    return holds(layout.when, {**_meant(layout, stated), **values}) is not False
+    return holds(layout.when, {**_meant(layout, config), **values}) is not False
 
 
 def _meant(layout: Layout, config: Mapping[str, object]) -> dict[str, object]:
@@ -95,35 +95,35 @@ def _meant(layout: Layout, config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _brought_up(
-    data: bytes, stated: Mapping[str, object], arrangement: Arrangement
+    data: bytes, config: Mapping[str, object], arrangement: Arrangement
 ) -> tuple[bytes, tuple[Diagnostic, ...]]:
     """The source's file; with other values where the checkpoint itself says otherwise."""
     layout, values = arrangement.layout, arrangement.values
     assert layout.model is not None
-    kind = kind_of(stated.get("model_type"))
-    said = _meant(layout, stated)
-    else_said = _meant(layout, {**kind.default, **stated} if kind else stated)
+    kind = kind_of(config.get("model_type"))
+    meaning = _meant(layout, config)
+    else_said = _meant(layout, {**kind.default, **config} if kind else config)
     changed: dict[str, object] = {}
     notes = []
-    known = dict(layout.config)
+    expressions = dict(layout.config)
     for name in model_names(layout.model):
         is_unsaid_tie = name == _TIED and kind is not None and name in kind.default
-        if name not in known and (name in stated or is_unsaid_tie):
-            known[name] = Variable(name)
-    for name, expression in known.items():
+        if name not in expressions and (name in config or is_unsaid_tie):
+            expressions[name] = Variable(name)
+    for name, expression in expressions.items():
         value = values.get(name)
-        is_nothing = value is None and name in values and said.get(name) is not None
+        is_nothing = value is None and name in values and meaning.get(name) is not None
         if (value is None and not is_nothing) or not any(True for _ in names(expression)):
             continue
-        old = said.get(name, else_said.get(name))
+        old = meaning.get(name, else_said.get(name))
         if _is_same(old, value) or (old is None and value is False):
             continue
-        assign(_place(expression, flatten(stated)), value, changed)
+        assign(_place(expression, flatten(config)), value, changed)
         key = next(iter(names(expression)), name)
-        is_said = said.get(name) is not None or name not in else_said
+        is_said = meaning.get(name) is not None or name not in else_said
         how = "the file says" if is_said else "without it transformers takes"
         notes.append(f"`{key}`: {json.dumps(value)} is written, {how} {json.dumps(old)}")
-    notes += _changed_facts(arrangement, stated, kind, changed)
+    notes += _changed_facts(arrangement, config, kind, changed)
     if not changed:
         return data, ()
     new = json.loads(data)
@@ -140,25 +140,27 @@ def _brought_up(
 
 def _changed_facts(
     arrangement: Arrangement,
-    stated: Mapping[str, object],
+    config: Mapping[str, object],
     kind: Kind | None,
     changed: dict[str, object],
 ) -> list[str]:
     """Put facts of the source's framework that a file says otherwise among what is changed."""
     defaults = {k: v for k, v in kind.default.items() if k not in ROPE} if kind else {}
-    whole = {**defaults, **stated}
+    whole = {**defaults, **config}
     notes = []
     for name, value in _facts(arrangement).items():
         if is_said(whole, name, value):
             continue
-        key = next((key for key in ROPE if name in ROPE and key in stated), _key_in(kind, name))
-        old, new = stated.get(key), value
+        key = next((key for key in ROPE if name in ROPE and key in config), _key_in(kind, name))
+        old, new = config.get(key), value
         if name in ROPE:
             scaling = {"rope_type": "default", **(value if isinstance(value, Mapping) else {})}
-            gone = old.keys() - scaling.keys() - _BESIDE_SCALING if isinstance(old, Mapping) else ()
+            removed = (
+                old.keys() - scaling.keys() - _BESIDE_SCALING if isinstance(old, Mapping) else ()
+            )
             earlier = changed.get(key)
             base = earlier if isinstance(earlier, dict) else {}
-            new = {**base, **scaling, **dict.fromkeys(gone)}
+            new = {**base, **scaling, **dict.fromkeys(removed)}
         changed[key] = new
         notes.append(f"`{key}`: {json.dumps(value)} is written, the file says {json.dumps(old)}")
     return notes
@@ -205,8 +207,8 @@ def _with_dtype(data: bytes, arrangement: Arrangement, weights: tuple[Whole, ...
             notes=["`config.json` has a `quantization_config`: other tensors hold their scales"],
             helps=["leave `--dtype` out; they are copied as they are"],
         )
-    stated = [key for key in _KEYS if key in value] or ["torch_dtype"]
-    value.update({key: name for key in stated if name is not None})
+    keys = [key for key in _KEYS if key in value] or ["torch_dtype"]
+    value.update({key: name for key in keys if name is not None})
     return _json(value)
 
 
@@ -218,47 +220,47 @@ def _made(arrangement: Arrangement, weights: tuple[Whole, ...]) -> ModelConfig:
     layout, values = arrangement.layout, arrangement.values
     assert layout.model is not None
     facts = {key: value for key, value in _facts(arrangement).items() if value is not None}
-    told = framework_config(layout, values, lambda found: _has_keys(found, facts))
-    kind = kind_of(told.get("model_type"))
-    if "model_type" not in told:
+    new_config = framework_config(layout, values, lambda config: _has_keys(config, facts))
+    kind = kind_of(new_config.get("model_type"))
+    if "model_type" not in new_config:
         return ModelConfig(None, (_absent(arrangement),))
     for name in dict.fromkeys(model_names(layout.model)):
         if name in layout.config or values.get(name) is None:
             continue
         if kind is None or name in kind.default:
-            told.setdefault(name, values[name])
-    if not _has_keys(told, facts):
-        raise _no_key(str(told["model_type"]), kind, facts)
-    told.update({_key_in(kind, name): value for name, value in facts.items()})
+            new_config.setdefault(name, values[name])
+    if not _has_keys(new_config, facts):
+        raise _no_key(str(new_config["model_type"]), kind, facts)
+    new_config.update({_key_in(kind, name): value for name, value in facts.items()})
     dtype = _TORCH_NAMES.get(_main_dtype(weights))
     if dtype is not None:
-        told["torch_dtype"] = dtype
+        new_config["torch_dtype"] = dtype
     if kind is not None:
-        _complete(kind, told)
-    missing = _missing(arrangement, kind, told)
+        _complete(kind, new_config)
+    missing = _missing(arrangement, kind, new_config)
     ordered = {
         **({"architectures": [kind.architecture]} if kind and kind.architecture else {}),
-        "model_type": told.pop("model_type"),
-        **dict(sorted(told.items())),
+        "model_type": new_config.pop("model_type"),
+        **dict(sorted(new_config.items())),
     }
     # Some ways to scale rotary positions begin where the trained positions end.
-    is_scaled = rope_of(told).get("rope_type", "default") != "default"
-    needed = [key for key in missing if kind is None or is_scaled or not is_harmless(key)]
-    warnings = [_unknown(needed)] if needed else []
-    if len(needed) < len(missing):
-        warnings.append(_defaulted([key for key in missing if key not in needed]))
+    is_scaled = rope_of(new_config).get("rope_type", "default") != "default"
+    unknown = [key for key in missing if kind is None or is_scaled or not is_harmless(key)]
+    warnings = [_unknown(unknown)] if unknown else []
+    if len(unknown) < len(missing):
+        warnings.append(_defaulted([key for key in missing if key not in unknown]))
     return ModelConfig(_json(decode(ordered, lambda tensor: tensor)), tuple(warnings))
 
 
 def _facts(arrangement: Arrangement) -> Mapping[str, object]:
     """What the source's framework says of the model beyond its sizes."""
-    found = (arrangement.catalog.config or {}).get(FACTS)
-    return found if isinstance(found, Mapping) else {}
+    facts = (arrangement.catalog.config or {}).get(FACTS)
+    return facts if isinstance(facts, Mapping) else {}
 
 
-def _has_keys(told: Mapping[str, object], facts: Mapping[str, object]) -> bool:
+def _has_keys(config: Mapping[str, object], facts: Mapping[str, object]) -> bool:
     """Whether the type that a configuration states has a key for every fact."""
-    kind = kind_of(told.get("model_type"))
+    kind = kind_of(config.get("model_type"))
     return kind is None or all(_has_key(kind, name) for name in facts)
 
 
@@ -275,18 +277,18 @@ def _key_in(kind: Kind | None, name: str) -> str:
 
 
 def _no_key(model_type: str, kind: Kind | None, facts: Mapping[str, object]) -> Exception:
-    lost = {k: v for k, v in facts.items() if kind is not None and not _has_key(kind, k)}
+    losses = {k: v for k, v in facts.items() if kind is not None and not _has_key(kind, k)}
     return target_error(
         "other-facts",
         f"transformers' `{model_type}` cannot compute what this model computes",
         notes=[
-            f"it has no `{key}`, which is {json.dumps(value)} here" for key, value in lost.items()
+            f"it has no `{key}`, which is {json.dumps(value)} here" for key, value in losses.items()
         ],
         helps=["convert to `universal`, which keeps the arguments, or change the run's arguments"],
     )
 
 
-def _missing(arrangement: Arrangement, kind: Kind | None, told: dict[str, object]) -> list[str]:
+def _missing(arrangement: Arrangement, kind: Kind | None, config: dict[str, object]) -> list[str]:
     """Keys that the source does not tell; of a size that the model goes without, `null` is told."""
     without = _sizes_of_nothing(arrangement)
     missing = []
@@ -294,26 +296,26 @@ def _missing(arrangement: Arrangement, kind: Kind | None, told: dict[str, object
         if arrangement.values.get(name) is not None:
             continue
         key = next(iter(names(expression)), name)
-        if key in told:
+        if key in config:
             continue
         if name in arrangement.values or key in arrangement.values:
-            assign(_place(expression, {}), None, told)  # the user states that it has no value
+            assign(_place(expression, {}), None, config)  # the user states that it has no value
         elif name not in without or "." in key:
             missing.append(key)
         elif kind is None or key in kind.nullable:
-            told[key] = None  # transformers' own way to say that a model goes without
+            config[key] = None  # transformers' own way to say that a model goes without
     return missing
 
 
-def _complete(kind: Kind, told: dict[str, object]) -> None:
+def _complete(kind: Kind, config: dict[str, object]) -> None:
     """Say what the type would otherwise take another value for."""
     for key, value in kind.plain.items():
         if key in kind.default:
-            told.setdefault(key, value)
-    if told.get("sliding_window") and "use_sliding_window" in kind.default:
-        told.update(use_sliding_window=True, max_window_layers=0)
-    if "num_key_value_heads" in kind.default and "num_attention_heads" in told:
-        told.setdefault("num_key_value_heads", told["num_attention_heads"])
+            config.setdefault(key, value)
+    if config.get("sliding_window") and "use_sliding_window" in kind.default:
+        config.update(use_sliding_window=True, max_window_layers=0)
+    if "num_key_value_heads" in kind.default and "num_attention_heads" in config:
+        config.setdefault("num_key_value_heads", config["num_attention_heads"])
 
 
 def _sizes_of_nothing(arrangement: Arrangement) -> set[str]:
@@ -363,23 +365,23 @@ def _absent(arrangement: Arrangement) -> Diagnostic:
 
 
 def _unknown(missing: Iterable[str]) -> Diagnostic:
-    listed = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
     return Diagnostic(
         "incomplete-model-config",
         "`config.json` is incomplete, and the source does not record the missing values",
         level="warning",
-        notes=(f"without a value: {listed}", "transformers takes its own defaults for them"),
+        notes=(f"without a value: {names}", "transformers takes its own defaults for them"),
         helps=("look them up in the configuration of the run, and write them into the file",),
     )
 
 
 def _defaulted(missing: Iterable[str]) -> Diagnostic:
-    listed = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
+    names = ", ".join(f"`{name}`" for name in dict.fromkeys(missing))
     return Diagnostic(
         "defaulted-model-config",
         "`config.json` leaves to transformers what the source does not record",
         level="warning",
-        notes=(f"without a value: {listed}", "it changes no number that the model computes"),
+        notes=(f"without a value: {names}", "it changes no number that the model computes"),
         helps=("state it, like `--set max_position_embeddings=4096`, if other programs read it",),
     )
 

@@ -67,22 +67,22 @@ def check_facts(
     catalog = before.catalog
     if source == target:
         return catalog, ()
-    found = _Source(before, source)
+    own = _Source(before, source)
     warnings: tuple[Diagnostic, ...] = ()
     if source.startswith(_MEGATRON) and target.startswith(_MEGATRON):
         pass  # the arguments go along
     else:
-        warnings = found.check()
+        warnings = own.check()
     config = catalog.config or {}
-    known = config.get(FACTS)
-    words = {**(known if isinstance(known, Mapping) else {}), **found.facts.words}
+    facts = config.get(FACTS)
+    words = {**(facts if isinstance(facts, Mapping) else {}), **own.facts.words}
     if before.values.get(_ACTIVATION) and stated_type(catalog) is None:
         words.setdefault("hidden_act", before.values[_ACTIVATION])
     if words:
         catalog = replace(catalog, config={**config, FACTS: words})
     if target != "transformers":
-        left = _left(catalog, words, after, family, target) | _otherwise(before, after)
-        warnings = (*warnings, *_warning(left, target))
+        losses = _left(catalog, words, after, family, target) | _otherwise(before, after)
+        warnings = (*warnings, *_warning(losses, target))
     return catalog, warnings
 
 
@@ -149,10 +149,10 @@ class _Source:
         if self._table is None:
             return ()
         used = self._used()
-        left = self._table.unsaid(self._config, used)
-        left |= {key: self._config[key] for key in self.facts.lost if key in self._config}
-        if left:
-            raise self._other_facts(left)
+        losses = self._table.unsaid(self._config, used)
+        losses |= {key: self._config[key] for key in self.facts.lost if key in self._config}
+        if losses:
+            raise self._other_facts(losses)
         others = self._table.unknown(self._config, used)
         return (self._unknown(others),) if others and self._framework != _OLD_MEGATRON else ()
 
@@ -170,7 +170,7 @@ class _Source:
             used |= {"use_scaled_rope", "rope_scaling"}  # it says which scaling is meant
         return used
 
-    def _other_facts(self, left: Mapping[str, object]) -> ReshardError:
+    def _other_facts(self, losses: Mapping[str, object]) -> ReshardError:
         headline = "the source's configuration changes what the model computes, and no other layout"
         rest = "of the model can state that"
         helps = ["convert to `universal`, which keeps the configuration"]
@@ -181,7 +181,7 @@ class _Source:
                 "convert to `universal` or to `megatron`, which keep the arguments; reshard knows "
                 "no other layout for such a model"
             ]
-        if {"use_scaled_rope", "rope_scaling"} & left.keys():
+        if {"use_scaled_rope", "rope_scaling"} & losses.keys():
             helps.insert(
                 0,
                 "if transformers' `config.json` states how positions are scaled, give it: "
@@ -190,7 +190,7 @@ class _Source:
         return layout_error(
             "other-facts",
             f"{headline} {rest}",
-            notes=[f"`{name}` is {_shown(value)}" for name, value in left.items()],
+            notes=[f"`{name}` is {_shown(value)}" for name, value in losses.items()],
             helps=helps,
         )
 
@@ -226,40 +226,40 @@ def _left(
     config = words if kind is None else {**known_facts(catalog), "model_type": kind}
     used = _carried(kind, after, family)
     if target == _MEGATRON:
-        told = megatron_facts(config, after)
-        used = (used | told.said) - told.lost
+        arguments = megatron_facts(config, after)
+        used = (used | arguments.said) - arguments.lost
     elif target in _TABLES:
         used |= keys_of(_TABLES[target]).config(config).said
-    said = after.layout.config.get(_ACTIVATION)
-    always = None if said is None else constant(said, {})
+    expression = after.layout.config.get(_ACTIVATION)
+    always = None if expression is None else constant(expression, {})
     activation = activation_of(config)
     if always is None or activation is None:
         return changing_keys(config, used)
-    left = changing_keys(config, {*used, *ACTIVATIONS})
+    losses = changing_keys(config, {*used, *ACTIVATIONS})
     key, value = activation
-    return left if is_activation(value, always) else {**left, key: value}
+    return losses if is_activation(value, always) else {**losses, key: value}
 
 
 def _otherwise(before: Arrangement, after: Arrangement) -> dict[str, object]:
     """What the framework always computes in another way: `config activation = "gelu"`."""
     out: dict[str, object] = {}
     for name, expression in after.layout.config.items():
-        said, here = constant(expression, {}), after.values.get(name)
-        if isinstance(said, str) and here not in (None, said):
+        constant_value, value = constant(expression, {}), after.values.get(name)
+        if isinstance(constant_value, str) and value not in (None, constant_value):
             spelled = names(before.layout.config.get(name, expression))
-            out[next(iter(spelled), name)] = here
+            out[next(iter(spelled), name)] = value
     return out
 
 
-def _warning(left: Mapping[str, object], target: str) -> tuple[Diagnostic, ...]:
-    if not left:
+def _warning(losses: Mapping[str, object], target: str) -> tuple[Diagnostic, ...]:
+    if not losses:
         return ()
     return (
         Diagnostic(
             "model-facts-left",
-            f"{target} cannot store {len(left)} of the settings of the model",
+            f"{target} cannot store {len(losses)} of the settings of the model",
             level="warning",
-            notes=tuple(f"`{key}` is {_shown(value)}" for key, value in left.items()),
+            notes=tuple(f"`{key}` is {_shown(value)}" for key, value in losses.items()),
             helps=(
                 f"set them in the {target} run, or it computes something different",
                 "`config.json` is copied if the target has a folder for it",
@@ -271,12 +271,12 @@ def _warning(left: Mapping[str, object], target: str) -> tuple[Diagnostic, ...]:
 def megatron_facts(config: Mapping[str, object], after: Arrangement) -> Facts:
     """Megatron's arguments for a configuration in transformers' words."""
     args = framework_config(after.layout, after.values).get("args")
-    known = args if isinstance(args, Mapping) else {}
+    arguments = args if isinstance(args, Mapping) else {}
     return megatron.arguments_for(
         config,
-        is_latent="kv_lora_rank" in known,
-        is_gated=known.get("swiglu") is not False,
-        is_biased=known.get("add_bias_linear") is True,
+        is_latent="kv_lora_rank" in arguments,
+        is_gated=arguments.get("swiglu") is not False,
+        is_biased=arguments.get("add_bias_linear") is True,
     )
 
 
@@ -285,11 +285,11 @@ def _carried(kind: str | None, after: Arrangement, family: Family) -> set[str]:
     layout, model = after.layout, after.layout.model
     assert model is not None
     sizes = {name for axis in model.axes.values() if axis.size for name in names(axis.size)}
-    told = {*sizes, *facts(layout), *model_names(model)}
-    out = set(told)
+    names_of_layout = {*sizes, *facts(layout), *model_names(model)}
+    out = set(names_of_layout)
     for line in _lines(family, kind):
         for name, expression in line.config.items():
-            if name in told or _says(layout, name, after.values.get(name)):
+            if name in names_of_layout or _says(layout, name, after.values.get(name)):
                 out.update(names(expression))
     return out
 
@@ -304,8 +304,8 @@ def _lines(family: Family, kind: str | None) -> Iterable[Layout]:
 def _says(layout: Layout, name: str, value: object) -> bool:
     if name not in layout.config:
         return False
-    said = constant(layout.config[name], {})
-    return said is None or said == value
+    constant_value = constant(layout.config[name], {})
+    return constant_value is None or constant_value == value
 
 
 def _shown(value: object) -> str:

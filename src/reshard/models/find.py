@@ -65,29 +65,29 @@ def find_model(
     Raises: ReshardError[unknown-model-name | no-layout-fits | several-layouts-fit].
     """
     families = (*extra, *shipped())
-    known = {family.name: family for family in families}
-    if model is not None and model not in known:
+    by_name = {family.name: family for family in families}
+    if model is not None and model not in by_name:
         raise layout_error(
             "unknown-model-name",
             f"there is no model `{model}`",
-            notes=[f"known are {listed(known)}"],
+            notes=[f"known are {listed(by_name)}"],
             helps=["describe it in a UCL file, and give it with `--layout`"],
         )
-    asked = [item for item in families if model is None or item.name == model]
+    searched = [item for item in families if model is None or item.name == model]
     kind = stated_type(catalog) if model is None else None
     unsaid = undescribed(catalog)
     if unsaid:
         raise indescribable(catalog, unsaid)
     if kind is not None:
-        asked = [item for item in asked if kind in item.types() or not item.types()]
+        searched = [item for item in searched if kind in item.types() or not item.types()]
     problems: list[tuple[int, ReshardError]] = []
-    for candidate in candidates(catalog, asked):
+    for candidate in candidates(catalog, searched):
         try:
-            return _fitted(candidate, known, asked, model, kind, settings or {})
+            return _fitted(candidate, by_name, searched, model, kind, settings or {})
         except ReshardError as error:
             if any(item.code not in UNFITTING for item in error.diagnostics):
                 raise
-            near = nearest(candidate, asked, StoredNames.of(candidate))
+            near = nearest(candidate, searched, StoredNames.of(candidate))
             distance = sys.maxsize if near is None else near.distance
             problems.append((distance, error))
     raise min(problems, key=lambda pair: pair[0])[1]
@@ -100,8 +100,8 @@ def find_own(
 
     Raises: ReshardError[no-layout-fits | several-layouts-fit].
     """
-    known = {family.name: family for family in families}
-    return _fitted(catalog, known, families, next(iter(known)), None, settings or {})
+    by_name = {family.name: family for family in families}
+    return _fitted(catalog, by_name, families, next(iter(by_name)), None, settings or {})
 
 
 def fitted(
@@ -110,17 +110,17 @@ def fitted(
     """A checkpoint with the facts that its names tell under a layout, and the layout with the
     uneven cuts that the checkpoint states; both as they are where the names do not follow it.
     """
-    found = fit(_as_stated(layout, catalog.layout), catalog, settings or {})
-    if found is None:
+    result = fit(_as_stated(layout, catalog.layout), catalog, settings or {})
+    if result is None:
         return catalog, layout
-    config = {**(catalog.config or {}), **found.facts}
-    return replace(catalog, config=config), found.layout
+    config = {**(catalog.config or {}), **result.facts}
+    return replace(catalog, config=config), result.layout
 
 
 def _fitted(
     catalog: Catalog,
-    known: Mapping[str, Family],
-    asked: Sequence[Family],
+    by_name: Mapping[str, Family],
+    searched: Sequence[Family],
     model: str | None,
     kind: str | None,
     settings: Mapping[str, float | None],
@@ -129,42 +129,42 @@ def _fitted(
 
     Raises: ReshardError[no-layout-fits | several-layouts-fit].
     """
-    stored = StoredNames.of(catalog)
-    forms = _name_forms(catalog, stored)
+    names = StoredNames.of(catalog)
+    forms = _name_forms(catalog, names)
     fitting = [
         Found(family, item)
-        for family in asked
+        for family in searched
         for layout in (family.layout(x) for x in family.layout_names if family.may_have(x, forms))
-        if (item := fit(_as_stated(layout, catalog.layout), catalog, settings, stored)) is not None
+        if (item := fit(_as_stated(layout, catalog.layout), catalog, settings, names)) is not None
     ]
-    found = [item for item in fitting if item.fit.agrees is not False]
-    if not found and model is not None:
-        found = fitting  # the user knows better
-    if not found:
-        if kind is not None and not any(kind in item.types() for item in known.values()):
-            raise unknown_type(catalog, kind, known)
-        raise nothing_fits(catalog, known, asked, fitting, stored)
-    if any(item.fit.is_used for item in found):
-        found = [item for item in found if item.fit.is_used]  # no experts, no model with experts
-    stated = [item for item in found if item.fit.agrees]
-    exact = [item for item in found if item.fit.layout.name == catalog.layout.name]
-    kindred = [item for item in found if item.fit.layout.name.startswith(catalog.layout.name)]
-    for closer in (stated, exact, kindred):
-        if len(found) > 1 and len(closer) == 1:
-            found = closer  # the checkpoint says it, or the reader knows which form it met
-    if len(found) > 1:
-        found = [item for item in found if _has_shapes(item.fit, catalog, settings)] or found
-    first = found[0].fit
-    if not all(read_alike(first, item.fit, catalog, stored) for item in found[1:]):
-        raise several_fit(catalog, found)
-    item = found[0].fit
+    fits = [item for item in fitting if item.fit.agrees is not False]
+    if not fits and model is not None:
+        fits = fitting  # the user knows better
+    if not fits:
+        if kind is not None and not any(kind in item.types() for item in by_name.values()):
+            raise unknown_type(catalog, kind, by_name)
+        raise nothing_fits(catalog, by_name, searched, fitting, names)
+    if any(item.fit.is_used for item in fits):
+        fits = [item for item in fits if item.fit.is_used]  # no experts, no model with experts
+    agreeing = [item for item in fits if item.fit.agrees]
+    exact = [item for item in fits if item.fit.layout.name == catalog.layout.name]
+    kindred = [item for item in fits if item.fit.layout.name.startswith(catalog.layout.name)]
+    for closer in (agreeing, exact, kindred):
+        if len(fits) > 1 and len(closer) == 1:
+            fits = closer  # the checkpoint says it, or the reader knows which form it met
+    if len(fits) > 1:
+        fits = [item for item in fits if _has_shapes(item.fit, catalog, settings)] or fits
+    first = fits[0].fit
+    if not all(read_alike(first, item.fit, catalog, names) for item in fits[1:]):
+        raise several_fit(catalog, fits)
+    item = fits[0].fit
     config = {**(catalog.config or {}), **item.facts}
     oddities = catalog.oddities
     is_named = item.layout.name == _NAMES or item.layout.name.startswith(f"{_NAMES}_")
-    if is_named and kind is None and model is None and found[0].family in shipped():
-        oddities = (*oddities, guessed(found[0].family.name))
+    if is_named and kind is None and model is None and fits[0].family in shipped():
+        oddities = (*oddities, guessed(fits[0].family.name))
     catalog = replace(catalog, config=config, oddities=oddities)
-    return Modelled(catalog, item.layout, found[0].family)
+    return Modelled(catalog, item.layout, fits[0].family)
 
 
 def _name_forms(catalog: Catalog, stored: StoredNames) -> frozenset[str]:
@@ -190,9 +190,9 @@ def _as_stated(layout: Layout, own: Layout) -> Layout:
     """A layout of the model, with the uneven cuts that the checkpoint's own layout states."""
     places = dict(layout.places)
     for axis, split in own.places.items():
-        known = places.get(axis)
-        if split.rule == "sizes" and known is not None and known.rule == "even":
-            places[axis] = replace(known, rule="sizes", sizes=split.sizes)
+        split_of = places.get(axis)
+        if split.rule == "sizes" and split_of is not None and split_of.rule == "even":
+            places[axis] = replace(split_of, rule="sizes", sizes=split.sizes)
     return over_own_axes(replace(layout, places=places), own)
 
 
@@ -223,12 +223,12 @@ def rename_to(
             f"model `{family.name}` has no layout `{names}`",
             notes=[f"it has {listed(family.layout_names)}"],
         )
-    own = arrangement.layout.name
-    if not exact and own in near:
-        exact = [own]  # what is named so already keeps its names
-    stated = [name for name in (*exact, *near) if is_stated(arrangement.catalog, family, name)]
+    present = arrangement.layout.name
+    if not exact and present in near:
+        exact = [present]  # what is named so already keeps its names
+    preferred = [name for name in (*exact, *near) if is_stated(arrangement.catalog, family, name)]
     problems: list[ReshardError] = []
-    for name in stated or (*exact, *near):
+    for name in preferred or (*exact, *near):
         try:
             layout = place(family.layout(name), places or {})
             return rename(arrangement, layout, mesh, settings=settings)

@@ -59,9 +59,9 @@ class FrameworkKeys:
             form = rule["as"]
             assert isinstance(form, Mapping), key
             for name, item in form.items():
-                found = _found(item, _stated(words, name))
-                if found is not None:
-                    out[key] = found
+                value = _found(item, _stated(words, name))
+                if value is not None:
+                    out[key] = value
                     said.update(_names_of(name))
         return Facts(out, frozenset(said))
 
@@ -78,8 +78,8 @@ class FrameworkKeys:
 
     def unknown(self, config: Mapping[str, object], said: Collection[str]) -> tuple[str, ...]:
         """Keys that the framework does not have, and that are not off."""
-        known = {*self.changing, *self.harmless, *self.says, *said}
-        return tuple(sorted(k for k, v in config.items() if k not in known and not _is_off(v)))
+        keys = {*self.changing, *self.harmless, *self.says, *said}
+        return tuple(sorted(k for k, v in config.items() if k not in keys and not _is_off(v)))
 
 
 @cache
@@ -120,8 +120,8 @@ def _found(form: object, value: object) -> object:
         return None
     if form.keys() != value.keys():
         return None
-    found = next((value[key] for key, item in form.items() if item == _VALUE), None)
-    return found if _filled(form, found) == value else None
+    filling = next((value[key] for key, item in form.items() if item == _VALUE), None)
+    return filling if _filled(form, filling) == value else None
 
 
 def _is_plain(value: object, plain: tuple[object, ...]) -> bool:

@@ -87,20 +87,20 @@ def _scaling_of(args: Mapping[str, object]) -> tuple[dict[str, object] | None, s
     if args.get("position_embedding_type") == "yarn" and not is_latent:
         if args.get("rotary_scaling_factor") in (None, 1):
             return {}, {"position_embedding_type"}  # all of it is as without
-        told = {key: args.get(name) or plain for key, (name, plain) in _PLAIN_YARN.items()}
-        told.update(_attention_factor(args, told["factor"]))
+        scaling = {key: args.get(name) or plain for key, (name, plain) in _PLAIN_YARN.items()}
+        scaling.update(_attention_factor(args, scaling["factor"]))
         if args.get(_ROUNDED) is False:
-            told["truncate"] = False
-        return {"rope_type": "yarn", **told}, {"position_embedding_type"}
+            scaling["truncate"] = False
+        return {"rope_type": "yarn", **scaling}, {"position_embedding_type"}
     if args.get("use_rope_scaling") and not factor:
-        told = {"factor": args.get("rope_scaling_factor") or 8.0, **_LLAMA3}
-        return {"rope_type": "llama3", **told}, {"use_rope_scaling"}
+        scaling = {"factor": args.get("rope_scaling_factor") or 8.0, **_LLAMA3}
+        return {"rope_type": "llama3", **scaling}, {"use_rope_scaling"}
     if factor and not args.get("use_rope_scaling"):
         said = {"rotary_seq_len_interpolation_factor"}
         return {"rope_type": "linear", "factor": factor}, said
     if _has_yarn(args):
-        told = {key: args[name] for key, name in _YARN.items() if args.get(name) is not None}
-        return {"rope_type": "yarn", **told}, set()
+        scaling = {key: args[name] for key, name in _YARN.items() if args.get(name) is not None}
+        return {"rope_type": "yarn", **scaling}, set()
     is_plain = args.get("use_rope_scaling") is False and not factor and not is_latent
     return {} if is_plain and args.get("position_embedding_type") == "rope" else None, set()
 
@@ -161,11 +161,11 @@ def _router_of(args: Mapping[str, object]) -> Facts:
     return Facts(words if is_v3 else {"topk_method": "group_limited_greedy"})
 
 
-def _is_group_size(best: object, chosen: object, *, is_v3: bool) -> bool:
+def _is_group_size(best: object, size: object, *, is_v3: bool) -> bool:
     """Whether both take as many experts of a group together."""
-    if not isinstance(best, int) or not isinstance(chosen, int) or not chosen:
+    if not isinstance(best, int) or not isinstance(size, int) or not size:
         return False
-    return best // chosen == (2 if is_v3 else 1)
+    return best // size == (2 if is_v3 else 1)
 
 
 def _window_before(window: object) -> int | None:
@@ -198,10 +198,12 @@ def arguments_for(
         args["window_size"] = (window - 1, 0)
         said.update(WINDOW)
     if not is_gated:
-        found = activation_of(config)
-        told = _activation_for(found[1] if found else None, is_biased=is_biased)
-        if told is not None:
-            args.update(told)
+        activation = activation_of(config)
+        activation_args = _activation_for(
+            activation[1] if activation else None, is_biased=is_biased
+        )
+        if activation_args is not None:
+            args.update(activation_args)
             said.update(ACTIVATIONS)
     if is_latent:
         router = _router_for(config)
@@ -268,19 +270,19 @@ def _plain_yarn(
     scaled: Mapping[str, object], config: Mapping[str, object]
 ) -> dict[str, object] | None:
     """Arguments for YaRN outside of latent attention; None where there are none."""
-    told = dict(scaled)
-    factor, length = told.get("factor"), config.get("max_position_embeddings")
-    if not told.setdefault("original_max_position_embeddings", length):
+    scaling = dict(scaled)
+    factor, length = scaling.get("factor"), config.get("max_position_embeddings")
+    if not scaling.setdefault("original_max_position_embeddings", length):
         return None
-    rounded, stated = told.pop("truncate", True), told.pop("attention_factor", None)
-    scale, all_dim = told.pop("mscale", None), told.pop("mscale_all_dim", None)
+    rounded, stated = scaling.pop("truncate", True), scaling.pop("attention_factor", None)
+    scale, all_dim = scaling.pop("mscale", None), scaling.pop("mscale_all_dim", None)
     if not (scale and all_dim):
         scale, all_dim = 1.0, 0.0  # transformers takes one alone for none
     if stated is not None and stated != _mscale(factor, scale) / _mscale(factor, all_dim):
         return None
-    if not told.keys() <= _PLAIN_YARN.keys() or not isinstance(factor, (int, float)):
+    if not scaling.keys() <= _PLAIN_YARN.keys() or not isinstance(factor, (int, float)):
         return None
-    known = {name: told.get(key) or plain for key, (name, plain) in _PLAIN_YARN.items()}
+    known = {name: scaling.get(key) or plain for key, (name, plain) in _PLAIN_YARN.items()}
     args: dict[str, object] = {"position_embedding_type": "yarn", **known}
     return {**args, "mscale": scale, "mscale_all_dim": all_dim, _ROUNDED: bool(rounded)}
 

@@ -79,7 +79,7 @@ def with_tied_head(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Cata
 
     Args:  layouts: those that the source's configuration states.
     """
-    stored = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state != EXTRA)
+    names = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state != EXTRA)
     for layout in layouts:
         try:
             env = environment(layout, catalog, dict(catalog.mesh), {})
@@ -91,9 +91,9 @@ def with_tied_head(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Cata
             next((rule.pattern.text for rule in layout.rules if rule.atom == atom), None)
             for atom in ("head", "embed")
         )
-        if head not in stored or embed is None:
+        if head not in names or embed is None:
             continue
-        if embed not in stored:
+        if embed not in names:
             yield _renamed(catalog, {head: embed})
         elif "copy" not in catalog.mesh:
             yield _with_copy(catalog, head, embed)
@@ -124,11 +124,11 @@ def leave_out(catalog: Catalog, reasons: Mapping[str, str]) -> Catalog:
     for tensor in catalog.tensors:
         if tensor.name in reasons:
             first.setdefault(tensor.name, tensor)
-    left = (Left(tensor.file, name, reasons[name]) for name, tensor in first.items())
+    items = (Left(tensor.file, name, reasons[name]) for name, tensor in first.items())
     return replace(
         catalog,
         tensors=tuple(tensor for tensor in catalog.tensors if tensor.name not in reasons),
-        left=(*catalog.left, *left),
+        left=(*catalog.left, *items),
         aliases={
             alias: name
             for alias, name in (catalog.aliases or {}).items()
@@ -164,13 +164,13 @@ def with_prefixes(catalog: Catalog, layouts: Sequence[Layout]) -> Iterator[Catal
 
     Args:  layouts: those that the source's configuration states.
     """
-    seen: set[str] = set()
+    tried: set[str] = set()
     for layout in layouts:
         counts = Counter(_prefix(rule.pattern.text) for rule in layout.rules)
         for prefix, count in counts.items():
-            if not prefix or prefix in seen or 2 * count < len(layout.rules):
+            if not prefix or prefix in tried or 2 * count < len(layout.rules):
                 continue
-            seen.add(prefix)
+            tried.add(prefix)
             matched = {
                 tensor.name for tensor in catalog.tensors if any(layout.matches(tensor.name))
             }
@@ -244,10 +244,10 @@ def without_named(catalog: Catalog, patterns: Iterable[str]) -> Catalog:
     for text in patterns:
         parts = (re.escape(part) for part in text.split("*"))
         pattern = re.compile(".*".join(parts), re.DOTALL)
-        found = [name for name in names if pattern.fullmatch(name)]
-        if not found:
+        matches = [name for name in names if pattern.fullmatch(name)]
+        if not matches:
             raise _unknown(text, names)
-        reasons.update(dict.fromkeys(found, f"excluded by the name `{text}`"))
+        reasons.update(dict.fromkeys(matches, f"excluded by the name `{text}`"))
     return leave_out(catalog, reasons) if reasons else catalog
 
 
@@ -270,5 +270,5 @@ def without_left_out(catalog: Catalog, layout: Layout) -> Catalog:
     if not layout.left_out or layout.files:  # the reader of described files obeys it
         return catalog
     names = dict.fromkeys(tensor.name for tensor in catalog.tensors)
-    found = {name: item.because for name in names if (item := layout.leaves_out(name))}
-    return leave_out(catalog, found) if found else catalog
+    reasons = {name: item.because for name in names if (item := layout.leaves_out(name))}
+    return leave_out(catalog, reasons) if reasons else catalog

@@ -62,8 +62,8 @@ def stated_layouts(
     catalog: Catalog, families: Sequence[Family]
 ) -> tuple[tuple[Family, Layout], ...]:
     """The layouts that the source's configuration says it is in."""
-    found = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
-    return tuple(pair for pair, agrees in found if agrees)
+    pairs = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
+    return tuple(pair for pair, agrees in pairs if agrees)
 
 
 def _all(families: Sequence[Family]) -> list[tuple[Family, Layout]]:
@@ -84,35 +84,35 @@ def _agreement(catalog: Catalog, layout: Layout) -> bool | None:
     return agrees
 
 
-def nearest(catalog: Catalog, families: Sequence[Family], stored: StoredNames) -> Near | None:
+def nearest(catalog: Catalog, families: Sequence[Family], names: StoredNames) -> Near | None:
     """The layout that most stored names follow.
 
     Those that the configuration contradicts do not count; of those that are equally near, one that
     it states goes first.
     """
-    found = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
-    is_stated = any(agrees for _, agrees in found)
+    pairs = [(pair, _agreement(catalog, pair[1])) for pair in _all(families)]
+    is_stated = any(agrees for _, agrees in pairs)
     near = [
-        _near(catalog, *pair, stored, is_stated=agrees is True)
-        for pair, agrees in found
+        _near(catalog, *pair, names, is_stated=agrees is True)
+        for pair, agrees in pairs
         if not is_stated or agrees is not False
     ]
-    near = [item for item in near if item.is_stated or len(item.unknown) < len(stored.kinds)]
+    near = [item for item in near if item.is_stated or len(item.unknown) < len(names.kinds)]
     return min(
         near, key=lambda item: (len(item.unknown), item.distance, not item.is_stated), default=None
     )
 
 
 def _near(
-    catalog: Catalog, family: Family, layout: Layout, stored: StoredNames, *, is_stated: bool
+    catalog: Catalog, family: Family, layout: Layout, names: StoredNames, *, is_stated: bool
 ) -> Near:
-    missing = tuple(rule.pattern.text for rule in unused_rules(layout, catalog, stored))
+    missing = tuple(rule.pattern.text for rule in unused_rules(layout, catalog, names))
     out = tuple(
         (rule.pattern.text, to_text(rule.when))
-        for rule in ruled_out(layout, catalog, stored)
+        for rule in ruled_out(layout, catalog, names)
         if rule.when is not None
     )
-    return Near(family, layout, is_stated, unmatched(layout, stored), missing, out)
+    return Near(family, layout, is_stated, unmatched(layout, names), missing, out)
 
 
 def block_scales(catalog: Catalog) -> dict[str, str]:
@@ -143,9 +143,9 @@ UNFITTING = ("no-layout-fits", "quantized-weights")
 """Codes of errors which say that no layout fits."""
 
 
-def several_fit(catalog: Catalog, found: Sequence[Found]) -> ReshardError:
+def several_fit(catalog: Catalog, fits: Sequence[Found]) -> ReshardError:
     """More than one layout fits, and they do not say the same."""
-    models = dict.fromkeys(item.family.name for item in found)
+    models = dict.fromkeys(item.family.name for item in fits)
     helps = ["choose one with `--model NAME`"]
     if len(models) == 1:
         helps = [
@@ -155,17 +155,17 @@ def several_fit(catalog: Catalog, found: Sequence[Found]) -> ReshardError:
         "several-layouts-fit",
         f"the names of this {catalog.format} checkpoint fit several "
         f"{'models' if len(models) > 1 else 'layouts'}",
-        notes=[f"these match: {', '.join(map(str, found))}"],
+        notes=[f"these match: {', '.join(map(str, fits))}"],
         helps=helps,
     )
 
 
 def nothing_fits(
     catalog: Catalog,
-    known: Mapping[str, Family],
-    asked: Sequence[Family],
+    by_name: Mapping[str, Family],
+    searched: Sequence[Family],
     fitting: Sequence[Found],
-    stored: StoredNames,
+    names: StoredNames,
 ) -> ReshardError:
     """Why no layout fits: the configuration forbids those that would, or the names do."""
     describe = "describe the model in a UCL file, and give it with `--layout FILE#NAME`"
@@ -197,19 +197,19 @@ def nothing_fits(
                 "`universal` and `dcp` keep weights and scales unchanged",
             ],
         )
-    near = nearest(catalog, asked, stored)
+    near = nearest(catalog, searched, names)
     if near is None:
         notes.append(_example(catalog))
     else:
         notes += near_notes(near, catalog)
         if near.unknown and not near.missing:
-            few = group_names(name for name in stored.every if stored.every[name] in near.unknown)
+            few = group_names(name for name in names.every if names.every[name] in near.unknown)
             if len(few) <= _SHOWN:
                 patterns = " ".join(f"--leave-out '{_starred(name)}'" for name, _ in few)
                 helps.append(f"exclude them if the target does not need them: `{patterns}`")
     if near is None or not near.is_stated:
-        notes.append(f"known models: {listed(known)}")
-    whose = "a known model" if len(asked) > 1 else f"model `{asked[0].name}`"
+        notes.append(f"known models: {listed(by_name)}")
+    whose = "a known model" if len(searched) > 1 else f"model `{searched[0].name}`"
     if near is not None and near.is_stated:
         whose = f"model `{near.family.name}`, which its configuration states"
     return layout_error(
@@ -220,7 +220,7 @@ def nothing_fits(
     )
 
 
-def unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> ReshardError:
+def unknown_type(catalog: Catalog, kind: str, by_name: Mapping[str, object]) -> ReshardError:
     """The configuration states a type of model that no layout is of."""
     return layout_error(
         "no-layout-fits",
@@ -229,7 +229,7 @@ def unknown_type(catalog: Catalog, kind: str, known: Mapping[str, object]) -> Re
         notes=[
             f"{_example(catalog)}",
             "a model of another type may have the same names and compute something different",
-            f"known models: {listed(known)}",
+            f"known models: {listed(by_name)}",
         ],
         helps=[
             "describe the model in a UCL file, and give it with `--layout FILE#NAME`",
@@ -252,10 +252,10 @@ def near_notes(near: Near, catalog: Catalog) -> list[str]:
     """What a layout has no rule for, and what it has that is not stored."""
     head = f"the closest layout is {near}"
     if near.is_stated:
-        said = (catalog.config or {}).get("model_type")
+        kind = (catalog.config or {}).get("model_type")
         head = f"its configuration is that of layout {near}"
-        if isinstance(said, str):
-            head = f"its configuration states `{said}`, which is layout {near}"
+        if isinstance(kind, str):
+            head = f"its configuration states `{kind}`, which is layout {near}"
     notes = [head]
     if near.unknown:
         notes.append(f"the layout has no rule for {_few(near.unknown)}")
@@ -270,9 +270,9 @@ def near_notes(near: Near, catalog: Catalog) -> list[str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = [f"`{name}`{quantity(count)}" for name, count in group_names(names)]
-    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return ", ".join(shown[:_SHOWN]) + more
+    patterns = [f"`{name}`{quantity(count)}" for name, count in group_names(names)]
+    more = f", and {len(patterns) - _SHOWN} more" if len(patterns) > _SHOWN else ""
+    return ", ".join(patterns[:_SHOWN]) + more
 
 
 def _starred(pattern: str) -> str:

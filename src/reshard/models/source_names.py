@@ -59,8 +59,8 @@ def are_own_names(catalog: Catalog, names: str | None, families: Sequence[Family
 
 def _nearest_form(catalog: Catalog, families: Sequence[Family]) -> Near | None:
     """The nearest layout to what transformers takes the names for: it makes a prefix good."""
-    stated = [layout for _, layout in stated_layouts(catalog, families)]
-    forms = (catalog, *with_prefixes(catalog, stated))
+    layouts = [layout for _, layout in stated_layouts(catalog, families)]
+    forms = (catalog, *with_prefixes(catalog, layouts))
     near = [nearest(form, families, StoredNames.of(form)) for form in forms]
     return min(filter(None, near), key=lambda item: item.distance, default=None)
 
@@ -72,9 +72,9 @@ def _has_unread_scales(catalog: Catalog, config: Mapping[str, object]) -> bool:
 
 def _has_all(near: Near, config: Mapping[str, object]) -> bool:
     """Whether what is missing is only the head, and the configuration names a model without it."""
-    listed = config.get("architectures")
+    classes = config.get("architectures")
     heads = all(_is_head(pattern) for pattern in near.missing)
-    causal = not isinstance(listed, list) or any(_CAUSAL.search(str(name)) for name in listed)
+    causal = not isinstance(classes, list) or any(_CAUSAL.search(str(name)) for name in classes)
     return heads and not causal
 
 
@@ -109,13 +109,13 @@ def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnosti
     unknown = [name for name in near.unknown if name not in scales]
     if not unknown:
         return ()
-    shown = tuple(f"`{name}`" for name, _ in group_names(unknown))[:8]
+    patterns = tuple(f"`{name}`" for name, _ in group_names(unknown))[:8]
     return (
         Diagnostic(
             "unnamed-kept",
             f"{near} has no rule for {len(unknown)} names, which are kept unchanged",
             level="warning",
-            notes=shown,
+            notes=patterns,
             helps=("the loader ignores names that its model does not have",),
         ),
     )

@@ -17,9 +17,9 @@ _TYPE = "model_type"
 def stated_type(catalog: Catalog) -> str | None:
     """The type of model that a source states; the class of transformers where it states no type."""
     for config in (stated_config(catalog), catalog.config):
-        found = None if config is None else config.get(_TYPE)
-        if isinstance(found, str) and found:
-            return found
+        kind = None if config is None else config.get(_TYPE)
+        if isinstance(kind, str) and kind:
+            return kind
     classes = (catalog.config or {}).get("architectures")
     if isinstance(classes, list) and classes and isinstance(classes[0], str):
         return type_of_architecture(classes[0]) or classes[0]

@@ -45,9 +45,9 @@ class Kind:
 @cache
 def _table() -> Mapping[str, object]:
     text = resources.files("reshard").joinpath("layouts", "transformers.json").read_text("utf-8")
-    found = json.loads(text)
-    assert isinstance(found, dict)
-    return found
+    table = json.loads(text)
+    assert isinstance(table, dict)
+    return table
 
 
 @cache
@@ -55,15 +55,15 @@ def kind_of(model_type: object) -> Kind | None:
     """What is known of a type; None for one that no shipped layout is of."""
     types = _table()["types"]
     assert isinstance(types, dict)
-    found = types.get(model_type)
-    if found is None:
+    entry = types.get(model_type)
+    if entry is None:
         return None
     return Kind(
-        found.get("architecture", ""),
-        found["default"],
-        found.get("plain", {}),
-        frozenset(found.get("nullable", ())),
-        frozenset(found.get("derived", ())),
+        entry.get("architecture", ""),
+        entry["default"],
+        entry.get("plain", {}),
+        frozenset(entry.get("nullable", ())),
+        frozenset(entry.get("derived", ())),
     )
 
 
@@ -95,9 +95,9 @@ def is_harmless(key: str) -> bool:
 
 @cache
 def _harmless() -> frozenset[str]:
-    found = _table()["harmless"]
-    assert isinstance(found, list)
-    return frozenset(found)
+    keys = _table()["harmless"]
+    assert isinstance(keys, list)
+    return frozenset(keys)
 
 
 def rope_of(config: Mapping[str, object]) -> dict[str, object]:
@@ -117,10 +117,10 @@ def activation_of(config: Mapping[str, object]) -> tuple[str, object] | None:
     The default of its type where it is not said; None where nothing tells.
     """
     kind = kind_of(config.get("model_type"))
-    for known in (config, kind.default if kind else {}):
+    for settings in (config, kind.default if kind else {}):
         for key in ACTIVATIONS:
-            if known.get(key) and (kind is None or key in kind.default):
-                return key, known[key]
+            if settings.get(key) and (kind is None or key in kind.default):
+                return key, settings[key]
     return None
 
 
@@ -139,13 +139,13 @@ def is_said(config: Mapping[str, object], name: str, value: object) -> bool:
     """
     if name in ROPE:
         length = config.get("max_position_embeddings")
-        stated = _plain_scaling(rope_of(config), length)
-        return stated == _plain_scaling(value if isinstance(value, Mapping) else {}, length)
+        scaling = _plain_scaling(rope_of(config), length)
+        return scaling == _plain_scaling(value if isinstance(value, Mapping) else {}, length)
     if name == "sliding_window":
         return window_of(config) == value
     if name in ACTIVATIONS:
-        found = activation_of(config)
-        return found is not None and is_activation(found[1], value)
+        activation = activation_of(config)
+        return activation is not None and is_activation(activation[1], value)
     return _alike(config.get(name), value)
 
 
@@ -207,8 +207,8 @@ def changing_keys(config: Mapping[str, object], used: Collection[str]) -> dict[s
         elif key in WINDOW:
             changes = key == "sliding_window" and window_of(config) is not None
         elif isinstance(value, Mapping) and (inner := _inside(key, used)):
-            known = kind.default.get(key)
-            usual = known if isinstance(known, Mapping) else {}
+            default = kind.default.get(key)
+            usual = default if isinstance(default, Mapping) else {}
             for name, item in changing_keys(value, inner).items():
                 if name not in usual or not _alike(item, usual[name]):
                     out[f"{key}.{name}"] = item
@@ -228,9 +228,9 @@ def _inside(key: str, used: Collection[str]) -> set[str]:
 
 def _is_mixed(kinds: object) -> bool:
     """Whether layers attend to different things; the window says it where they are alike."""
-    alike = ("full_attention", "sliding_attention")
+    uniform = ("full_attention", "sliding_attention")
     return not isinstance(kinds, list) or not any(
-        all(item == kind for item in kinds) for kind in alike
+        all(item == kind for item in kinds) for kind in uniform
     )
 
 

@@ -63,12 +63,13 @@ def names_of_numbers(
             (group, position), names = next(iter(error.candidates.items()))
             which = f"number {groups[group][position]} may be {either(names)}"
             raise _unclear(where, error.why, which) from None
-        known = {*by_name.values(), ()}
-        alone = [number for number in numbers if shapes.get(number, ()) not in known]
-        if not alone:
+        shapes_of_model = {*by_name.values(), ()}
+        others = (number for number in numbers if shapes.get(number, ()) not in shapes_of_model)
+        number = next(others, None)
+        if number is None:
             raise _unclear(where, error.why) from None
         why = (
-            f"number {alone[0]} has a state of shape {list(shapes[alone[0]])}, and no parameter "
+            f"number {number} has a state of shape {list(shapes[number])}, and no parameter "
             "has that shape; names are given by shapes, and factored states have others"
         )
         raise _unclear(where, why, helps=NAMES_ONLY) from None
@@ -175,7 +176,9 @@ def assign(
                 reached.setdefault(at, []).append((at, None))
         if len(reached) > MAX_STATES:
             raise NoOneWayError("too many parameters of one shape are in several groups")
-        ways = {at: min(2, sum(ways[before] for before, _ in own)) for at, own in reached.items()}
+        ways = {
+            at: min(2, sum(ways[before] for before, _ in steps)) for at, steps in reached.items()
+        }
         layers.append(reached)
     count = ways.get(end, 0)
     if count != 1:
@@ -195,23 +198,23 @@ def _candidates(
     names: Sequence[str], layers: Sequence[_Layer], end: At
 ) -> dict[tuple[int, int], list[str]]:
     """Which names can stand at each place, where there are several."""
-    found: dict[tuple[int, int], dict[str, None]] = {}
+    by_place: dict[tuple[int, int], dict[str, None]] = {}
     goals = {end}
     for name, layer in zip(reversed(names), reversed(layers), strict=True):
         edges = [edge for goal in goals for edge in layer.get(goal, ())]
         for before, group in edges:
             if group is not None:
-                found.setdefault((group, before[group]), {})[name] = None
+                by_place.setdefault((group, before[group]), {})[name] = None
         goals = {before for before, _ in edges}
-    return {place: [*reversed(own)] for place, own in sorted(found.items()) if len(own) > 1}
+    return {place: [*reversed(own)] for place, own in sorted(by_place.items()) if len(own) > 1}
 
 
 def either(names: Sequence[str]) -> str:
     """``a`, `b`, or `c``, for messages."""
-    shown = [f"`{name}`" for name in names[:_SHOWN]]
+    quoted = [f"`{name}`" for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
-        shown.append(f"one of {len(names) - _SHOWN} more")
-    return f"{', '.join(shown[:-1])}, or {shown[-1]}" if len(shown) > 2 else " or ".join(shown)
+        quoted.append(f"one of {len(names) - _SHOWN} more")
+    return f"{', '.join(quoted[:-1])}, or {quoted[-1]}" if len(quoted) > 2 else " or ".join(quoted)
 
 
 _SAVE = (

@@ -32,5 +32,5 @@ def check_blobs(
             opened.check_all_crcs(on_bytes)
         except ReshardError as error:
             problems[file] = error.diagnostics
-    faults = tuple(item for found in problems.values() for item in found)
+    faults = tuple(item for problem in problems.values() for item in problem)
     return faults, frozenset(file for file, is_covered in covered.items() if is_covered)

@@ -98,8 +98,8 @@ class ChunkReader:
             )
             crc = 0
             if chunk.tensor is None and ref.is_contiguous and ref.numel == ref.storage_numel:
-                found = open_torch_file(ref.file, chunk.byte_offset, chunk.nbytes)
-                crc = found.members[f"data/{ref.storage_key}"].crc
+                torch_file = open_torch_file(ref.file, chunk.byte_offset, chunk.nbytes)
+                crc = torch_file.members[f"data/{ref.storage_key}"].crc
             for at in range(0, 0 if crc else ref.nbytes, _READ):
                 count = min(_READ, ref.nbytes - at)
                 crc = crc32(os.pread(fd, count, ref.byte_offset + at), crc)
@@ -216,13 +216,13 @@ def check_volume(stored: StoredTensor) -> None:
 
     Raises: ReshardError[missing-chunk].
     """
-    held = sum(prod(chunk.size) for chunk in stored.chunks)
-    if held < prod(stored.shape):
+    volume = sum(prod(chunk.size) for chunk in stored.chunks)
+    if volume < prod(stored.shape):
         raise source_error(
             "missing-chunk",
             f"`{stored.name}` is incomplete",
             notes=[
-                f"its chunks contain {held} of the {prod(stored.shape)} elements "
+                f"its chunks contain {volume} of the {prod(stored.shape)} elements "
                 f"of shape {list(stored.shape)}"
             ],
             helps=["the checkpoint is damaged, or one rank's part is missing; use an earlier one"],

@@ -33,9 +33,9 @@ def merge(parts: Sequence[Metadata]) -> Metadata:
                     f"`{tensor.name}` is {first.dtype} of shape {list(first.shape)} for one rank, "
                     f"and {tensor.dtype} of shape {list(tensor.shape)} for another"
                 )
-            held = boxes.setdefault(tensor.name, {})
+            chunks_of = boxes.setdefault(tensor.name, {})
             for chunk in tensor.chunks:
-                held.setdefault((chunk.lo, chunk.size), []).append(chunk)
+                chunks_of.setdefault((chunk.lo, chunk.size), []).append(chunk)
     tensors = [
         StoredTensor(name, first.dtype, first.shape, chunks, copy)
         for name, first in firsts.items()
@@ -56,10 +56,10 @@ def _copies(
     name: str, boxes: dict[tuple[Offsets, Offsets], list[Chunk]]
 ) -> list[tuple[Chunk, ...]]:
     """The chunks of each copy of a tensor; empty boxes count for nothing."""
-    held = {key: chunks for key, chunks in boxes.items() if prod(key[1])} or boxes
-    counts = {len(chunks) for chunks in held.values()}
+    nonempty = {key: chunks for key, chunks in boxes.items() if prod(key[1])} or boxes
+    counts = {len(chunks) for chunks in nonempty.values()}
     if len(counts) > 1:
         raise DisagreementError(
             f"some boxes of `{name}` are stored {max(counts)} times, others less"
         )
-    return [tuple(c[copy] for c in held.values()) for copy in range(max(counts, default=1))]
+    return [tuple(c[copy] for c in nonempty.values()) for copy in range(max(counts, default=1))]

@@ -85,7 +85,7 @@ class _Parser:
 
     def parse(self, root: Mapping[object, object]) -> Metadata:
         where = self._storage(root["storage_data"])
-        apart = self._apart(root.get("all_tensor_metadata"))
+        extents = self._apart(root.get("all_tensor_metadata"))
         tensors, objects = [], []
         entries = root["state_dict_metadata"]
         if not isinstance(entries, dict):
@@ -94,16 +94,16 @@ class _Parser:
             if not isinstance(name, str) or not isinstance(entry, Record):
                 raise TypeError(f"the entry of {name!r}")
             if entry.name == "TensorStorageMetadata":
-                tensors.append(self._tensor(name, entry.attributes, where, apart))
+                tensors.append(self._tensor(name, entry.attributes, where, extents))
             elif entry.name == "BytesStorageMetadata":
                 if (name, None) not in where:
                     raise _bad(self._path, f"object `{name}` is stored nowhere")
                 objects.append(StoredObject(name, *where[name, None], self._path.name))
             else:
                 raise _bad(self._path, f"`{name}` is a {entry.name}")
-        known: set[tuple[str, Offsets | None]] = {(t.name, c.lo) for t in tensors for c in t.chunks}
-        known |= {(item.name, None) for item in objects}
-        foreign = next((key for key in where if key not in known), None)
+        names: set[tuple[str, Offsets | None]] = {(t.name, c.lo) for t in tensors for c in t.chunks}
+        names |= {(item.name, None) for item in objects}
+        foreign = next((key for key in where if key not in names), None)
         if foreign is not None:
             raise _bad(
                 self._path, f"a chunk of `{foreign[0]}` at {foreign[1]} is stored but not listed"
@@ -174,7 +174,7 @@ class _Parser:
         name: str,
         entry: Mapping[object, object],
         where: Mapping[tuple[str, Offsets | None], tuple[str, int, int]],
-        apart: Mapping[tuple[str, Offsets | None], bytes],
+        extents: Mapping[tuple[str, Offsets | None], bytes],
     ) -> StoredTensor:
         shape = _integers(entry["size"])
         if len(shape) > _MAX_DIMENSIONS:
@@ -195,17 +195,17 @@ class _Parser:
                     f"a chunk of `{name}` at {list(lo)} of {list(size)} "
                     f"exceeds its shape {list(shape)}",
                 )
-            found = where.get((name, lo))
-            if found is None and not lo:
-                found = where.get((name, None))
-            if found is None:
+            place = where.get((name, lo))
+            if place is None and not lo:
+                place = where.get((name, None))
+            if place is None:
                 raise source_error(
                     "missing-chunk",
                     f"the chunk of `{name}` at {list(lo)} is not stored",
                     notes=[f"listed in {self._path}, shape {list(size)} of {list(shape)}"],
                     helps=["the checkpoint is damaged; go back to an earlier one"],
                 )
-            chunks.append(Chunk(lo, size, *found, apart.get((name, lo))))
+            chunks.append(Chunk(lo, size, *place, extents.get((name, lo))))
         return StoredTensor(name, dtype, shape, tuple(chunks))
 
 

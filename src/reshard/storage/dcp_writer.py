@@ -132,15 +132,17 @@ class DcpWriter:
                chunks: disjoint, together the whole tensor; one may be empty.
         """
         self._claim(name)
-        listed = []
+        entries = []
         for position, chunk in enumerate(chunks):
             size = chunk.spec.shape
             if size is None or chunk.spec.dtype is not dtype:
                 raise ValueError(f"a chunk of {name} has no shape, or is not of {dtype}")
             self._store(name, Size(chunk.lo), position, chunk.file, self._blobs.tensor(chunk.spec))
-            listed.append(_record("ChunkStorageMetadata", offsets=Size(chunk.lo), sizes=Size(size)))
+            entries.append(
+                _record("ChunkStorageMetadata", offsets=Size(chunk.lo), sizes=Size(size))
+            )
         self._entries[name] = _record(
-            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=listed
+            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=entries
         )
 
     def add_object(self, name: str, root: object, file: str) -> None:
@@ -194,12 +196,12 @@ class DcpWriter:
         self._entries, self._storage = {}, {}
         return FileBytes(f"{self._folder}{METADATA}", 0, data)
 
-    def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
+    def finish(self, results: Sequence[Written]) -> tuple[FileBytes, ...]:
         """The directories of all blobs.
 
-        Args:  written: of `placed`, in the same order.
+        Args:  results: of `placed`, in the same order.
         """
-        return self._blobs.finish(written)
+        return self._blobs.finish(results)
 
     def _claim(self, name: str) -> None:
         if name in self._entries:

@@ -78,11 +78,11 @@ class Keeper:
         """
 
         def tensor(ref: TensorRef) -> object:
-            known = self._names.get(ref)
-            if known is None:
-                known = self._names[ref] = self._free(name)
-                self.tensors.append(local_tensor(ref, known, EXTRA, (), file))
-            return {"$tensor": known}
+            name_of = self._names.get(ref)
+            if name_of is None:
+                name_of = self._names[ref] = self._free(name)
+                self.tensors.append(local_tensor(ref, name_of, EXTRA, (), file))
+            return {"$tensor": name_of}
 
         return encode(obj, tensor)
 

@@ -79,10 +79,10 @@ class _Reader:
 
     def next(self) -> object:
         """The tree of the next pickle, with nothing for its tensors."""
-        left = self._stop - self._at
+        rest = self._stop - self._at
         root, self.last = read_first_pickle(
-            lambda count: self._file.pread(min(count, left), self._at),
-            left,
+            lambda count: self._file.pread(min(count, rest), self._at),
+            rest,
             self._where,
             self._storage,
         )

@@ -98,14 +98,14 @@ def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str,
     Raises: ReshardError[numbers-disagree | unreadable-number].
     """
     root = Path(arrangement.catalog.root)
-    known: dict[tuple[str, int, str], int | float] = {}
+    cache: dict[tuple[str, int, str], int | float] = {}
     out: dict[str, Number] = {}
     for whole in wholes:
         key, piece = whole.segments[0]
         found: dict[int | float, StoredPart] = {}
         for part in arrangement.parts.get((key, whole.state), ()):
             if part.piece.box.lo == piece.box.lo:
-                found.setdefault(_value(root, part, known), part)
+                found.setdefault(_value(root, part, cache), part)
         values = list(found)
         if len(values) != 1:
             raise _disagree(whole, found)
@@ -114,7 +114,7 @@ def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str,
 
 
 def _value(
-    root: Path, part: StoredPart, known: dict[tuple[str, int, str], int | float]
+    root: Path, part: StoredPart, cache: dict[tuple[str, int, str], int | float]
 ) -> int | float:
     fragment = part.fragments[0]
     form = _FORMATS.get(part.dtype)
@@ -124,10 +124,10 @@ def _value(
         return _unpack(form, fragment.literal, fragment.file)
     at = fragment.byte_offset + (part.piece.offset - fragment.start) * part.dtype.itemsize
     place = (fragment.file, at, form)
-    if place not in known:
+    if place not in cache:
         data = pread_regular(root / fragment.file, at, part.dtype.itemsize)
-        known[place] = _unpack(form, data, fragment.file)
-    return known[place]
+        cache[place] = _unpack(form, data, fragment.file)
+    return cache[place]
 
 
 def _unpack(form: str, data: bytes, file: str) -> int | float:
@@ -146,8 +146,8 @@ def _unreadable(why: str, file: str) -> ReshardError:
     )
 
 
-def _disagree(whole: Whole, found: dict[int | float, StoredPart]) -> ReshardError:
-    items = list(found.items())
+def _disagree(whole: Whole, values: dict[int | float, StoredPart]) -> ReshardError:
+    items = list(values.items())
     return source_error(
         "numbers-disagree",
         f"copies of `{whole.state}` of `{whole.name}` differ",

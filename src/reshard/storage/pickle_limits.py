@@ -67,43 +67,43 @@ def tree_fault(root: object, limits: PickleLimits) -> str:
     Its depth, and the number of objects that a walk meets, are added up from the leaves; each
     object is looked at once.
     """
-    known: dict[int, tuple[int, int]] = {}  # of a container: what a walk meets, and levels
+    sizes: dict[int, tuple[int, int]] = {}  # of a container: what a walk meets, and levels
     weighed: set[object] = set()
     entered: set[int] = set()
-    made = 0
+    count = 0
     stack: list[tuple[object, bool]] = [(root, False)]
     while stack:
-        value, left = stack.pop()
-        own = id(value)
-        if own in known or not isinstance(value, _CONTAINERS):
+        value, rest = stack.pop()
+        key = id(value)
+        if key in sizes or not isinstance(value, _CONTAINERS):
             continue
-        if not left:
-            if own in entered:
+        if not rest:
+            if key in entered:
                 return "an object holds itself"
-            entered.add(own)
+            entered.add(key)
             stack.append((value, True))
             stack += [(item, False) for item in _children(value) if isinstance(item, _CONTAINERS)]
             continue
         met, levels = 1, 0
-        made += 1
+        count += 1
         for item in _children(value):
             if isinstance(item, _CONTAINERS):
-                below, deep = known[id(item)]
+                below, deep = sizes[id(item)]
                 met += below
                 levels = max(levels, deep)
                 continue
             weight = _weight(item)
             met += weight
             if weight == 1:
-                made += 1
+                count += 1
             elif _identity(item) not in weighed:
                 weighed.add(_identity(item))
-                made += weight
-        known[own] = met, levels + 1
+                count += weight
+        sizes[key] = met, levels + 1
         if levels + 1 > limits.depth:
             return f"objects are nested deeper than {limits.depth}"
-        if met > _MAX_RATIO * made + limits.repeats:
-            return f"{made} objects name each other such that a walk meets {met} and more"
+        if met > _MAX_RATIO * count + limits.repeats:
+            return f"{count} objects name each other such that a walk meets {met} and more"
     return ""
 
 

@@ -84,8 +84,8 @@ class Machine:
     def _bytes(self, count: int) -> bytes:
         end = self._next + count
         if count < 0 or end > len(self._data):
-            left = len(self._data) - self._next
-            raise ShortError(f"{count} bytes are wanted, {left} are left")
+            rest = len(self._data) - self._next
+            raise ShortError(f"{count} bytes are wanted, {rest} are left")
         out = self._data[self._next : end]
         self._next = end
         return out
@@ -153,8 +153,8 @@ class Machine:
     def frame(self) -> None:
         size = self._unsigned(8)
         if size > len(self._data) - self._next:
-            left = len(self._data) - self._next
-            raise ShortError(f"a frame of {size} bytes, {left} are left")
+            rest = len(self._data) - self._next
+            raise ShortError(f"a frame of {size} bytes, {rest} are left")
 
     def put_long(self, size_nbytes: int) -> None:
         count = self._unsigned(size_nbytes)

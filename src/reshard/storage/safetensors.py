@@ -122,10 +122,10 @@ def _entry(name: str, entry: object, data_nbytes: int, data_at: int) -> StoredTe
     start, stop = offsets
     if not 0 <= start <= stop <= data_nbytes:
         _fail(f"`{name}` lies at bytes {start} to {stop} of {data_nbytes}")
-    wanted = prod(shape) * dtype.itemsize
-    if stop - start != wanted:
-        _fail(f"`{name}` has {stop - start} bytes, {dtype} of shape {list(shape)} takes {wanted}")
-    return StoredTensor(dtype, tuple(shape), data_at + start, wanted)
+    expected = prod(shape) * dtype.itemsize
+    if stop - start != expected:
+        _fail(f"`{name}` has {stop - start} bytes, {dtype} of shape {list(shape)} takes {expected}")
+    return StoredTensor(dtype, tuple(shape), data_at + start, expected)
 
 
 def _counts(name: str, value: object) -> list[int]:

@@ -47,14 +47,16 @@ def library_faults(path: str | os.PathLike[str]) -> tuple[Diagnostic, ...]:
 
 
 def _differences(file: object, header: SafetensorsHeader) -> list[str]:
-    found = sorted(file.keys())  # type: ignore[attr-defined]
-    if found != sorted(header.tensors):
-        return [f"it reads {len(found)} tensors, and the header lists {len(header.tensors)}"]
+    names = sorted(file.keys())  # type: ignore[attr-defined]
+    if names != sorted(header.tensors):
+        return [f"it reads {len(names)} tensors, and the header lists {len(header.tensors)}"]
     out = []
     for name, item in header.tensors.items():
         part = file.get_slice(name)  # type: ignore[attr-defined]
-        told = (part.get_dtype(), part.get_shape())
-        wanted = (str(item.dtype), written_shape(item.dtype, item.shape))
-        if told != wanted:
-            out.append(f"`{name}` is {told[0]} {told[1]} to it, {wanted[0]} {wanted[1]} here")
+        actual = (part.get_dtype(), part.get_shape())
+        expected = (str(item.dtype), written_shape(item.dtype, item.shape))
+        if actual != expected:
+            out.append(
+                f"`{name}` is {actual[0]} {actual[1]} to it, {expected[0]} {expected[1]} here"
+            )
     return out

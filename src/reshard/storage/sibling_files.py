@@ -59,11 +59,13 @@ def _look(path: Path) -> tuple[bytes, dict[str, Member]]:
     """The bytes of a file's pickle, and its members without the name of the archive's folder."""
     fd = open_regular(path)
     try:
-        found = read_zip_directory(Window(fd), str(path), 0, os.fstat(fd).st_size)
-        members = {name.partition("/")[2]: item for name, item in found.items()}
-        own = members.get(_PICKLE)
-        known = own is not None and own.nbytes <= _MOST_NBYTES
-        return os.pread(fd, own.nbytes, own.byte_offset) if own and known else b"", members
+        directory = read_zip_directory(Window(fd), str(path), 0, os.fstat(fd).st_size)
+        members = {name.partition("/")[2]: item for name, item in directory.items()}
+        member = members.get(_PICKLE)
+        is_small = member is not None and member.nbytes <= _MOST_NBYTES
+        return os.pread(
+            fd, member.nbytes, member.byte_offset
+        ) if member and is_small else b"", members
     finally:
         os.close(fd)
 

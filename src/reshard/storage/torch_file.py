@@ -172,11 +172,13 @@ def _open(
         tree = read_pickle(legacy.pickle, where, old.storage, old.constructors())
         return TorchFile(tree, where, legacy.members, "little", has_checksums=False)
     _refuse_tar(head, where)
-    found = read_zip_directory(file, where, byte_offset, nbytes)
-    folder = next((name[: -len("data.pkl")] for name in found if name.endswith("/data.pkl")), None)
+    directory = read_zip_directory(file, where, byte_offset, nbytes)
+    folder = next(
+        (name[: -len("data.pkl")] for name in directory if name.endswith("/data.pkl")), None
+    )
     if folder is None:
         raise _missing(where, "data.pkl")
-    outside = next((name for name in found if not name.startswith(folder)), None)
+    outside = next((name for name in directory if not name.startswith(folder)), None)
     if outside is not None:
         raise source_error(
             "bad-zip",
@@ -184,7 +186,7 @@ def _open(
             notes=[f"member `{outside}` is not in the folder `{folder}` of its pickle"],
             helps=["the file is damaged; copy it again"],
         )
-    members = {name.removeprefix(folder): item for name, item in found.items()}
+    members = {name.removeprefix(folder): item for name, item in directory.items()}
     byteorder = "little"
     if "byteorder" in members:
         byteorder = _pread(file, where, members["byteorder"], 16).decode("ascii", "replace")
@@ -197,9 +199,9 @@ def _open(
         )
     reader = _Reader(where, members)
     data = _pread(file, where, members["data.pkl"], PickleLimits().nbytes)
-    again = None if known is None else _again(known.get(data), where, members)
-    if again is not None:
-        return TorchFile(again, where, members, byteorder)
+    earlier = None if known is None else _again(known.get(data), where, members)
+    if earlier is not None:
+        return TorchFile(earlier, where, members, byteorder)
     root = read_pickle(data, where, reader.storage, reader.constructors())
     if known is not None and isinstance(root, TensorRef) and len(known) < _MOST_KNOWN:
         known[data] = root
@@ -255,9 +257,9 @@ class _Reader:
         name, numel = key[2], key[4]
         if dtype is None or not isinstance(name, str) or not isinstance(numel, int):
             raise ValueError(f"a storage of class {key[1]}")
-        known = self._storages.get((name, dtype))
-        if known is not None:
-            return known
+        earlier = self._storages.get((name, dtype))
+        if earlier is not None:
+            return earlier
         member = self._members.get(f"data/{name}")
         if member is None:
             raise _missing(self._where, f"data/{name}")
@@ -268,9 +270,9 @@ class _Reader:
                 f"its pickle says {numel * dtype.itemsize}",
                 helps=["the file is damaged; copy it again"],
             )
-        made = _Storage(member, dtype, name, numel)
-        self._storages[name, dtype] = made
-        return made
+        storage = _Storage(member, dtype, name, numel)
+        self._storages[name, dtype] = storage
+        return storage
 
     def _tensor(self, args: tuple[object, ...]) -> object:
         return self._make(args[0], args[1], args[2], args[3], None)
@@ -308,10 +310,10 @@ class _Reader:
                 Global("torch.nn.parameter", "Parameter"),
                 Global("torch", "Tensor"),
             ):
-                made = make(inner)
-                if isinstance(made, TensorRef) and isinstance(state, dict) and state:
-                    return replace(made, attributes=state)
-                return made
+                tensor = make(inner)
+                if isinstance(tensor, TensorRef) and isinstance(state, dict) and state:
+                    return replace(tensor, attributes=state)
+                return tensor
         return Record("torch._tensor", "_rebuild_from_type_v2", args)
 
     def _refuse_bytes(self, args: tuple[object, ...]) -> object:

@@ -91,15 +91,15 @@ class TorchOutput:
         at = self.files.get(file, 0)
         return at, self._plan(file, at, root, "archive")
 
-    def finish(self, written: Sequence[Written]) -> tuple[FileBytes, ...]:
+    def finish(self, results: Sequence[Written]) -> tuple[FileBytes, ...]:
         """What follows once the checksums are known: the directories of all zip archives."""
         out = []
         for item in self._planned:
             crcs = dict(item.crcs)
-            for key, done in zip(item.keys, written[item.first :], strict=False):
-                if done.crc is None:
+            for key, result in zip(item.keys, results[item.first :], strict=False):
+                if result.crc is None:
                     raise RuntimeError(f"no checksum of {key} in {item.file}")
-                crcs[key] = done.crc
+                crcs[key] = result.crc
             out += [FileBytes(item.file, item.at + at, data) for at, data in item.image.tail(crcs)]
         return tuple(out)
 
@@ -108,13 +108,13 @@ class TorchOutput:
         key = _key(root)
         if key is None:
             return plan_torch_file(root, archive)
-        known = self._alike.get((archive, key))
-        if known is None:
-            known = self._alike.setdefault((archive, key), plan_torch_file(root, archive))
+        image = self._alike.get((archive, key))
+        if image is None:
+            image = self._alike.setdefault((archive, key), plan_torch_file(root, archive))
         if not isinstance(root, NewTensor):
-            return known
-        slots = tuple(replace(slot, storage=root.storage) for slot in known.storages)
-        return replace(known, storages=slots)
+            return image
+        slots = tuple(replace(slot, storage=root.storage) for slot in image.storages)
+        return replace(image, storages=slots)
 
     def _plan(self, file: str, at: int, root: object, archive: str) -> int:
         image = self._image(root, archive)
@@ -122,10 +122,10 @@ class TorchOutput:
         crcs: dict[str, int] = {}
         for slot in image.storages:
             place = at + slot.byte_offset
-            known = self._known.get(id(slot.storage))
-            if known is not None:
-                self.head.append(FileBytes(file, place, known[1]))
-                crcs[slot.key] = crc32(known[1])
+            plan = self._known.get(id(slot.storage))
+            if plan is not None:
+                self.head.append(FileBytes(file, place, plan[1]))
+                crcs[slot.key] = crc32(plan[1])
                 continue
             _, spec = self._specs[id(slot.storage)]
             if not spec.nbytes:

@@ -197,12 +197,12 @@ class _Pickler:
             hooks,
         )
         if typed:
-            made: Reduced = Global("torch._utils", "_rebuild_tensor_v2"), args
+            call: Reduced = Global("torch._utils", "_rebuild_tensor_v2"), args
         else:
-            made = Global("torch._utils", "_rebuild_tensor_v3"), (*args, torch_dtype(storage.dtype))
+            call = Global("torch._utils", "_rebuild_tensor_v3"), (*args, torch_dtype(storage.dtype))
         if not value.parameter:
-            return made
-        tensor = Record(made[0].module, made[0].name, made[1])
+            return call
+        tensor = Record(call[0].module, call[0].name, call[1])
         return Global("torch._utils", "_rebuild_parameter"), (tensor, value.requires_grad, hooks)
 
 
@@ -313,14 +313,14 @@ def _central_header(entry: _Entry, crc: int) -> bytes:
     if offset == _WIDE:
         wide += struct.pack("<Q", entry.header_at)
     extra = struct.pack("<2H", 1, len(wide)) + wide if wide else b""
-    needed = 45 if wide else 20
+    version = 45 if wide else 20
     return (
         struct.pack(
             "<4s4B4H3L5H2L",
             b"PK\x01\x02",
-            needed,
+            version,
             0,
-            needed,
+            version,
             0,
             _FLAGS,
             0,

@@ -164,11 +164,11 @@ def _directory(
     else:
         fields, directory_end = long
         limits = (0xFFFF,) * 4 + (0xFFFFFFFF,) * 2
-        for told, wide, limit in zip(short, fields, limits, strict=True):
-            if told not in (limit, wide):
-                raise _bad(where, f"its end records disagree: {told}, and {wide}")
-    disk, first_disk, here, count, size, offset = fields
-    if disk or first_disk or here != count:
+        for value, wide, limit in zip(short, fields, limits, strict=True):
+            if value not in (limit, wide):
+                raise _bad(where, f"its end records disagree: {value}, and {wide}")
+    disk, first_disk, disks, count, size, offset = fields
+    if disk or first_disk or disks != count:
         raise _bad(where, "it is one of several volumes")
     return count, size, offset, directory_end
 
@@ -183,10 +183,10 @@ def _zip64(file: Window, where: str, end_at: int, start: int) -> tuple[list[int]
     raw = file.pread(_END64.size, at) if at + _END64.size <= locator_at else b""
     if len(raw) < _END64.size or raw[:4] != b"PK\x06\x06":
         raise _bad(where, "its 64-bit end record cannot be found")
-    _, nbytes, _, _, disk, first_disk, here, count, size, offset = _END64.unpack(raw)
+    _, nbytes, _, _, disk, first_disk, disks, count, size, offset = _END64.unpack(raw)
     if at + 12 + nbytes != locator_at:
         raise _bad(where, "its 64-bit end record cannot be found")
-    return [disk, first_disk, here, count, size, offset], at
+    return [disk, first_disk, disks, count, size, offset], at
 
 
 def _wide(

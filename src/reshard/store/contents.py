@@ -45,14 +45,14 @@ def _windows(nbytes: int) -> list[Range]:
     return [(last * index // (_WINDOWS - 1), _WINDOW_NBYTES) for index in range(_WINDOWS)]
 
 
-def changed_by_list(folder: Path, listed: Mapping[str, object]) -> Iterator[str]:
+def changed_by_list(folder: Path, entries: Mapping[str, object]) -> Iterator[str]:
     """The files that do not hold what a list says; those that are gone are left out.
 
-    Args:  listed: name -> number of bytes and digest.
+    Args:  entries: name -> number of bytes and digest.
     Raises: OSError.
     """
-    for name, said in listed.items():
-        match said:
+    for name, entry in entries.items():
+        match entry:
             case [int(nbytes), str(digest)] if nbytes >= 0:
                 if _is_changed(folder, name, nbytes, [(_windows(nbytes), digest)]):
                     yield name
@@ -72,8 +72,8 @@ def changed_by_manifest(
             case {"file": str(file), "byte_range": [int(start), int(end)], "digest": digest}:
                 if 0 <= start < end <= start + _WHOLE_NBYTES:
                     members.setdefault(file, []).append((end - start, start, digest))
-    for name, said in files.items():
-        match said:
+    for name, entry in files.items():
+        match entry:
             case {"nbytes": int(nbytes), "digest": digest} if nbytes <= _MAX_NBYTES:
                 claims: list[Claim] = [([(0, nbytes)], digest)]
             case {"nbytes": int(nbytes)}:
@@ -94,10 +94,10 @@ def _is_changed(folder: Path, name: str, nbytes: int, claims: Sequence[Claim]) -
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             return False  # a folder; what is no file is somebody's own, and said elsewhere
-        return found.st_size != nbytes or any(
+        return status.st_size != nbytes or any(
             digest_bytes(b"".join(os.pread(fd, size, at) for at, size in ranges)) != digest
             for ranges, digest in claims
         )

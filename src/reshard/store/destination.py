@@ -74,8 +74,8 @@ class Places:
         """Whether the run of this journal had put its folder in place before it was stopped."""
         if notes is None or notes.committed is None:
             return False
-        found = folder_inode(self.dst)
-        return found is not None and found == notes.committed and not os.path.lexists(self.data)
+        inode = folder_inode(self.dst)
+        return inode is not None and inode == notes.committed and not os.path.lexists(self.data)
 
 
 def folder_inode(path: Path) -> int | None:
@@ -84,10 +84,10 @@ def folder_inode(path: Path) -> int | None:
     Raises: OSError.
     """
     try:
-        found = os.stat(path, follow_symlinks=False)
+        status = os.stat(path, follow_symlinks=False)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return found.st_ino if stat.S_ISDIR(found.st_mode) else None
+    return status.st_ino if stat.S_ISDIR(status.st_mode) else None
 
 
 def is_unfinished(path: Path) -> bool:
@@ -191,5 +191,5 @@ def _not_replaced(dst: Path, foreign: list[str], is_listed: bool) -> ReshardErro
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return shown + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    text = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return text + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

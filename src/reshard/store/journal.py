@@ -43,19 +43,19 @@ class Making:
     files: Mapping[str, int]
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def changed(self, wanted: Making) -> frozenset[str]:
+    def changed(self, other: Making) -> frozenset[str]:
         """The files of the source that may not be what they were."""
         return frozenset(
-            name for name, found in wanted.sources.items() if self.sources.get(name) != found
+            name for name, identity in other.sources.items() if self.sources.get(name) != identity
         )
 
-    def difference(self, wanted: Making) -> str:
+    def difference(self, other: Making) -> str:
         """Why this is not what is wanted, in words; empty if it is."""
-        if self.program != wanted.program:
-            return f"it was written by {self.program}, and this is {wanted.program}"
-        if self.target != wanted.target:
+        if self.program != other.program:
+            return f"it was written by {self.program}, and this is {other.program}"
+        if self.target != other.target:
             return f"it was written for `{self.target}`"
-        if self.plan != wanted.plan or self.files != wanted.files:
+        if self.plan != other.plan or self.files != other.files:
             return "the source or the options of the conversion have changed"
         return ""
 
@@ -119,9 +119,9 @@ class Journal:
         }
         head |= {"plan": making.plan, "files": dict(making.files)}
         text = _line(head | {"sources": dict(making.sources)})
-        listed = [_value(item) for item in records]
-        if listed:
-            text += _line({"done": listed})
+        values = [_value(item) for item in records]
+        if values:
+            text += _line({"done": values})
         fd = os.open(new, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             _write(fd, text)
@@ -224,9 +224,9 @@ def _notes(making: Making, documents: Iterable[Mapping[str, object]], fault: str
     files, void = set(making.files), set()
     committed = None
     for document in documents:
-        done, file = document.get("done"), document.get("file")
-        if isinstance(done, list):
-            for item in done:
+        arrays, file = document.get("done"), document.get("file")
+        if isinstance(arrays, list):
+            for item in arrays:
                 record = _record(item)
                 if record is None:
                     fault = fault or "its journal contains an invalid record"

@@ -33,11 +33,11 @@ class Lock:
                     raise
                 raise _no_lock(path) from None
             try:
-                found = os.fstat(fd)
-                if not stat.S_ISREG(found.st_mode) or found.st_size:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size:
                     raise _no_lock(path)
                 _lock(fd, dst)
-                if _is_at(path, found):
+                if _is_at(path, status):
                     return Lock(path, fd)
             except BaseException:
                 os.close(fd)
@@ -68,12 +68,12 @@ def _lock(fd: int, dst: Path) -> None:
         ) from None
 
 
-def _is_at(path: Path, found: os.stat_result) -> bool:
+def _is_at(path: Path, status: os.stat_result) -> bool:
     try:
-        there = os.stat(path, follow_symlinks=False)
+        current = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (found.st_dev, found.st_ino)
+    return (current.st_dev, current.st_ino) == (status.st_dev, status.st_ino)
 
 
 def _no_lock(path: Path) -> Exception:

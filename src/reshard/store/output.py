@@ -83,7 +83,7 @@ class OutputFolder:
                 output-unwritable].
         """
         places = Places(Path(os.path.abspath(dst)))
-        made = making or Making("", "", "", {})
+        effective = making or Making("", "", "", {})
         with as_output_error(places.dst):
             if not places.dst.parent.is_dir():
                 check_destination(places.dst, force)
@@ -91,7 +91,7 @@ class OutputFolder:
         folder: OutputFolder | None = None
         try:
             with as_output_error(places.dst):
-                folder = _begin(places, lock, made, force)
+                folder = _begin(places, lock, effective, force)
                 if not folder.is_in_place and not folder.claims:
                     folder._start()
         except BaseException:
@@ -114,29 +114,29 @@ class OutputFolder:
     ) -> None:
         if self._done:
             return
-        told = None
+        failure = None
         try:
             if self._is_in_place():
                 if not os.path.lexists(self._places.old):
                     self._clean()
-                told = error and kept_error(error, self.path, "", 0, 0)
+                failure = error and kept_error(error, self.path, "", 0, 0)
             elif error is not None and self._is_worth_keeping(error):
-                told = self._keep(error)
+                failure = self._keep(error)
             else:
                 self.abort()
         finally:
             self._finish()
-        if told is not None and told is not error:
-            raise told from None
+        if failure is not None and failure is not error:
+            raise failure from None
 
     def find_kept(self, name: str, nbytes: int) -> bool:
         """Open a file that an earlier run made, for `read`; False if it is not as it should be."""
         if name in self._open:
             return True
         try:
-            found = os.stat(self._path(name), follow_symlinks=False)
-            is_plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-            if not is_plain or found.st_size != nbytes:
+            status = os.stat(self._path(name), follow_symlinks=False)
+            is_plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+            if not is_plain or status.st_size != nbytes:
                 return False
             self._open.add(name, lambda: self._opened(name))
         except OSError:
@@ -292,8 +292,8 @@ class OutputFolder:
 
         def read(byte_offset: int, nbytes: int) -> bytes:
             out = bytearray(nbytes)
-            found = self.read(name, byte_offset, memoryview(out)) if nbytes else 0
-            return bytes(out[:found])
+            count = self.read(name, byte_offset, memoryview(out)) if nbytes else 0
+            return bytes(out[:count])
 
         nbytes = os.stat(self._path(name)).st_size
         return nbytes, content_digest(nbytes, read)
@@ -363,15 +363,15 @@ class OutputFolder:
         return False
 
     def _keep(self, error: BaseException) -> BaseException:
-        done, total = 0, sum(self._making.files.values())
+        nbytes, total = 0, sum(self._making.files.values())
         if self._journal is not None:
-            done = self._journal.nbytes_done
+            nbytes = self._journal.nbytes_done
             with contextlib.suppress(OSError):
                 self._sync_files()
                 self._journal.sync()
         with contextlib.suppress(OSError):
             self._open.close()
-        return kept_error(error, self.path, self._places.partial.name, done, total)
+        return kept_error(error, self.path, self._places.partial.name, nbytes, total)
 
     def _opened(self, name: str) -> int:
         return os.open(self._path(name), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)

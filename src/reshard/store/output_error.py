@@ -60,25 +60,25 @@ def too_many_open() -> str:
 
 
 def kept_error(
-    error: BaseException, dst: Path, partial: str, done: int, total: int
+    error: BaseException, dst: Path, partial: str, nbytes: int, total: int
 ) -> BaseException:
     """An error that also says what is left, and how to go on.
 
     Args:  partial: name of the folder that is left; empty if `dst` is complete already.
            done: bytes of arrays in it; 0 if that is not known.  total: of the output.
     """
-    if partial and not done:
-        left = f"the partial output of an earlier run is kept in `{partial}`"
+    if partial and not nbytes:
+        state = f"the partial output of an earlier run is kept in `{partial}`"
     elif partial:
-        left = f"{show_nbytes(done)} of {show_nbytes(total)} are written and kept in `{partial}`"
+        state = f"{show_nbytes(nbytes)} of {show_nbytes(total)} are written and kept in `{partial}`"
     else:
-        left = f"`{dst.name}` is already complete"
+        state = f"`{dst.name}` is already complete"
     go_on = "run the same command again to continue from there, or remove that folder"
     helps = (go_on,) if partial else ()
     if isinstance(error, KeyboardInterrupt):
-        return KeyboardInterrupt("\n".join((f"interrupted; {left}", *helps)))
+        return KeyboardInterrupt("\n".join((f"interrupted; {state}", *helps)))
     if isinstance(error, ReshardError):
         first, *rest = error.diagnostics
-        first = replace(first, notes=(*first.notes, left), helps=(*first.helps, *helps))
+        first = replace(first, notes=(*first.notes, state), helps=(*first.helps, *helps))
         return ReshardError((first, *rest), error.exit_code)
     return error

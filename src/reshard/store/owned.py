@@ -54,9 +54,9 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises: OSError.
     """
-    listed = _document(folder / RECEIPT).get("contents")
-    if isinstance(listed, dict):
-        return list(changed_by_list(folder, listed))
+    contents = _document(folder / RECEIPT).get("contents")
+    if isinstance(contents, dict):
+        return list(changed_by_list(folder, contents))
     document = _document(folder / _MANIFEST)
     files, tensors = document.get("files"), document.get("tensors")
     if document.get("format") != _MANIFEST_FORMAT or not isinstance(files, dict):
@@ -106,8 +106,8 @@ def remove_written(root: Path, names: Iterable[str]) -> None:
     if foreign:
         raise foreign_error(root, foreign)
     last = {RECEIPT, _MANIFEST}
-    for folder, _, found in os.walk(root, topdown=False):
-        for name in found:
+    for folder, _, files_in in os.walk(root, topdown=False):
+        for name in files_in:
             if folder != str(root) or name not in last:
                 os.unlink(os.path.join(folder, name))
         if folder != str(root):
@@ -120,12 +120,12 @@ def remove_written(root: Path, names: Iterable[str]) -> None:
 
 def foreign_error(root: Path, foreign: list[str]) -> ReshardError:
     """The error for a folder that holds what reshard did not write."""
-    listed = ", ".join(f"`{name}`" for name in foreign[:_SHOWN])
+    names = ", ".join(f"`{name}`" for name in foreign[:_SHOWN])
     more = f", and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     return output_error(
         "output-foreign",
         f"{root} contains files that reshard did not write",
-        notes=[listed + more],
+        notes=[names + more],
         helps=["move them elsewhere, or choose another destination"],
     )
 

@@ -60,10 +60,10 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
         size = os.fstat(fd).st_size
         if size > limit:
             raise FileTooLargeError(size, limit)
-        pieces, left = [], size
-        while left and (piece := os.read(fd, min(_PIECE_NBYTES, left))):
+        pieces, rest = [], size
+        while rest and (piece := os.read(fd, min(_PIECE_NBYTES, rest))):
             pieces.append(piece)
-            left -= len(piece)
+            rest -= len(piece)
         return b"".join(pieces)
     finally:
         os.close(fd)

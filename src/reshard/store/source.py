@@ -89,8 +89,8 @@ class LocalSource:
 
         Raises: OSError; ReshardError[outside-link].
         """
-        found = self.path(name).stat()
-        return SourceFile(name, found.st_size, found.st_mtime_ns)
+        status = self.path(name).stat()
+        return SourceFile(name, status.st_size, status.st_mtime_ns)
 
     def read(self, name: str, limit: int) -> bytes:
         """All bytes of a file.
@@ -146,10 +146,10 @@ class LocalSource:
         prefix = f"{folder}/" if folder else ""
         try:
             with os.scandir(self.root / folder) as entries:
-                found = [item.name for item in entries if _is_folder(item) == folders]
+                names = [item.name for item in entries if _is_folder(item) == folders]
         except (FileNotFoundError, NotADirectoryError):
             return ()
-        return tuple(f"{prefix}{name}" for name in sorted(found))
+        return tuple(f"{prefix}{name}" for name in sorted(names))
 
 
 def _is_hidden(name: str) -> bool:

@@ -34,8 +34,8 @@ class _State:
     ctime_ns: int
 
     @staticmethod
-    def of(found: os.stat_result) -> _State:
-        return _State(found.st_ino, found.st_ctime_ns)
+    def of(status: os.stat_result) -> _State:
+        return _State(status.st_ino, status.st_ctime_ns)
 
 
 class SourceFiles:
@@ -85,15 +85,15 @@ class SourceFiles:
         """
         item = self._acquire(file)
         try:
-            done = 0
-            while done < len(out):
+            count_read = 0
+            while count_read < len(out):
                 try:
-                    count = os.preadv(item.fd, [out[done:]], byte_offset + done)
+                    count = os.preadv(item.fd, [out[count_read:]], byte_offset + count_read)
                 except OSError as error:
                     raise unreadable(self.root / file, error) from None
                 if count == 0:
                     raise _truncated(self.root / file, item.fd, byte_offset, len(out))
-                done += count
+                count_read += count
         finally:
             with self._lock:
                 item.users -= 1
@@ -116,8 +116,8 @@ class SourceFiles:
         item = self._acquire(file)
         with self._lock:
             item.users -= 1
-            seen = self._seen[file]
-        return seen.nbytes, seen.mtime_ns
+            known = self._seen[file]
+        return known.nbytes, known.mtime_ns
 
     def identity(self, file: str) -> str:
         """What changes when a file is replaced or written, even if its size and time are kept.
@@ -134,14 +134,14 @@ class SourceFiles:
         Raises: ReshardError[source-changed | source-unreadable], every file of which it is true.
         """
         problems: list[Diagnostic] = []
-        for file, seen in self._seen.items():
+        for file, before in self._seen.items():
             path = self.root / file
             try:
-                found = path.stat()
+                status = path.stat()
             except OSError as error:
                 problems += unreadable(path, error).diagnostics
             else:
-                problems += _changes(path, seen, found, self._states[file])
+                problems += _changes(path, before, status, self._states[file])
         if problems:
             raise ReshardError(problems, Exit.SOURCE)
 
@@ -166,16 +166,16 @@ class SourceFiles:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._close_idle():
                     raise unreadable(path, error) from None
         try:
-            found = os.fstat(fd)
+            status = os.fstat(fd)
         except OSError as error:
             _close(fd)
             raise unreadable(path, error) from None
-        seen = self._seen.get(file) or self._known.get(file)
-        if seen is None:
-            seen = SourceFile(file, found.st_size, found.st_mtime_ns)
-        self._seen[file] = seen
-        state = self._states.setdefault(file, _State.of(found))
-        problems = _changes(path, seen, found, state)
+        before = self._seen.get(file) or self._known.get(file)
+        if before is None:
+            before = SourceFile(file, status.st_size, status.st_mtime_ns)
+        self._seen[file] = before
+        state = self._states.setdefault(file, _State.of(status))
+        problems = _changes(path, before, status, state)
         if problems:
             _close(fd)
             raise ReshardError(problems, Exit.SOURCE)
@@ -197,17 +197,17 @@ class SourceFiles:
 
 
 def _changes(
-    path: Path, seen: SourceFile, found: os.stat_result, state: _State
+    path: Path, before: SourceFile, status: os.stat_result, state: _State
 ) -> list[Diagnostic]:
     # Some file systems give a file another inode when it is opened again; its ctime they keep.
-    if found.st_size != seen.nbytes:
-        what = f"it had {seen.nbytes} bytes and has {found.st_size} now"
-    elif found.st_mtime_ns == seen.mtime_ns:
-        if found.st_ctime_ns == state.ctime_ns:
+    if status.st_size != before.nbytes:
+        what = f"it had {before.nbytes} bytes and has {status.st_size} now"
+    elif status.st_mtime_ns == before.mtime_ns:
+        if status.st_ctime_ns == state.ctime_ns:
             return []
         what = "it was replaced, or its time of writing, permissions, or links were changed"
     else:
-        what = f"it has {found.st_size} bytes as before, but was written again"
+        what = f"it has {status.st_size} bytes as before, but was written again"
     return [
         Diagnostic(
             "source-changed",

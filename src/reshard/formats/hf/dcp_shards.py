@@ -57,7 +57,7 @@ def read_shards(
         for tensor, stored in header.tensors.items():
             parts.setdefault(tensor, []).append(_Part(offsets[tensor], stored, name))
     _refuse_missing(root, weights.files, parts)
-    tensors = tuple(_tensor(root, name, found) for name, found in parts.items())
+    tensors = tuple(_tensor(root, name, parts_of) for name, parts_of in parts.items())
     return tensors, files, _unproved(root, weights.files, parts)
 
 
@@ -97,10 +97,10 @@ def _offsets(path: Path, header: SafetensorsHeader) -> Mapping[str, tuple[int, .
     out: dict[str, tuple[int, ...]] = {}
     for name, stored in header.tensors.items():
         entry = info.get(name)
-        found = entry.get("saved_offsets") if isinstance(entry, dict) else None
-        listed = found if isinstance(found, list) else []
-        good = [n for n in listed if type(n) is int and 0 <= n < 2**63]
-        if found != good or len(good) != len(stored.shape):
+        offsets = entry.get("saved_offsets") if isinstance(entry, dict) else None
+        values = offsets if isinstance(offsets, list) else []
+        good = [n for n in values if type(n) is int and 0 <= n < 2**63]
+        if offsets != good or len(good) != len(stored.shape):
             raise _bad(path, f"its `{_INFO}` has no offsets for `{name}` {list(stored.shape)}")
         if stored.dtype == DType.F4 and good:
             if good[-1] % 2:
@@ -121,15 +121,15 @@ def _refuse_missing(root: Path, files: Sequence[str], parts: Mapping[str, Sequen
             notes=[f"its files say that there are {' and '.join(map(str, sorted(totals)))} files"],
             helps=["move one of them out of the folder"],
         )
-    shared = [part for found in parts.values() if len(found) > 1 for part in found]
+    shared = [part for parts_of in parts.values() if len(parts_of) > 1 for part in parts_of]
     cut = {int(_NAME.sub(r"\2", part.file)) for part in shared}
     total = totals.pop()
     ranks = range(1, max(rank for rank, _, _ in grid) + 1)
     present = {number for _, number, _ in grid}
-    wanted = [(rank, number) for number in range(1, total + 1) for rank in ranks]
+    expected = [(rank, number) for number in range(1, total + 1) for rank in ranks]
     missing = [
         f"shard-{rank:05}-model-{number:05}-of-{total:05}.safetensors"
-        for rank, number in wanted
+        for rank, number in expected
         if (rank, number, total) not in grid and (number in cut or number not in present)
     ]
     if missing:
@@ -149,9 +149,9 @@ def _unproved(
     root: Path, files: Sequence[str], parts: Mapping[str, Sequence[_Part]]
 ) -> tuple[Diagnostic, ...]:
     """A warning where no tensor's last part is shorter than its first, so none is surely last."""
-    cut = [found for found in parts.values() if len(found) > 1]
-    for found in cut:
-        ordered = sorted(found, key=lambda part: part.lo)
+    cut = [parts_of for parts_of in parts.values() if len(parts_of) > 1]
+    for parts_of in cut:
+        ordered = sorted(parts_of, key=lambda part: part.lo)
         if prod(ordered[-1].stored.shape) < prod(ordered[0].stored.shape):
             return ()
     if not cut:

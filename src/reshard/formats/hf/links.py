@@ -25,11 +25,11 @@ def known_files(root: Path, names: Sequence[str], named_by: str) -> tuple[Source
     if len(missing) < 2:
         return tuple(known_file(root, name, named_by) for name in names)
     more = f", and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
-    shown = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
+    examples = ", ".join(f"`{name}`" for name in missing[:_SHOWN])
     raise source_error(
         "missing-file",
         f"{root} lacks {len(missing):,} of the {len(names):,} files that {named_by} names",
-        notes=[f"missing: {shown}{more}"],
+        notes=[f"missing: {examples}{more}"],
         helps=["copy the missing files from where the model came from"],
     )
 

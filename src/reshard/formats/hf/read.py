@@ -90,8 +90,8 @@ def _config(path: Path, name: str) -> Mapping[str, object] | None:
 
 
 def _version(config: object) -> str:
-    found = config.get("transformers_version") if isinstance(config, dict) else None
-    return found if isinstance(found, str) else ""
+    version = config.get("transformers_version") if isinstance(config, dict) else None
+    return version if isinstance(version, str) else ""
 
 
 __all__ = ["CONFIG", "LAYOUT", "read"]

@@ -60,19 +60,19 @@ def check_index(root: Path, weights: WeightFiles, held: Mapping[str, tuple[str, 
     ]
     for file, names in held.items():
         for name in names:
-            listed = weights.weight_map.get(name)
-            if listed is None:
+            indexed = weights.weight_map.get(name)
+            if indexed is None:
                 faults.append(f"`{name}` in `{file}` is not in the index")
-            elif listed != file and name in names_of[listed]:
-                faults.append(f"`{name}` is in `{file}` too, and the index has it in `{listed}`")
+            elif indexed != file and name in names_of[indexed]:
+                faults.append(f"`{name}` is in `{file}` too, and the index has it in `{indexed}`")
     if faults:
         raise _mismatch(root, weights, faults)
 
 
-def _refuse_twice(root: Path, held: Mapping[str, tuple[str, ...]]) -> None:
+def _refuse_twice(root: Path, names_of: Mapping[str, tuple[str, ...]]) -> None:
     """Refuse a name that several files of a set without an index have."""
     first: dict[str, str] = {}
-    for file, names in held.items():
+    for file, names in names_of.items():
         for name in names:
             if name in first:
                 raise source_error(

@@ -40,8 +40,8 @@ def second_set(
     try:
         other = _stored(root)
     except ReshardError as error:
-        said = error.diagnostics[0].headline
-        return left, (_warning(read, present[0], [f"it was not compared: {said}"]),)
+        headline = error.diagnostics[0].headline
+        return left, (_warning(read, present[0], [f"it was not compared: {headline}"]),)
     notes = _differences(read, present[0], tensors, other)
     return left, (_warning(read, present[0], notes),) if notes else ()
 
@@ -67,15 +67,15 @@ def differing_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> tuple[
             continue
         if len(tensor.fragments) != 1 or tensor.fragments[0].box is not None:
             continue
-        here, nbytes = tensor.fragments[0], ref.numel * ref.dtype.itemsize
-        places = ((here.file, here.byte_offset), (file, ref.byte_offset))
+        fragment, nbytes = tensor.fragments[0], ref.numel * ref.dtype.itemsize
+        places = ((fragment.file, fragment.byte_offset), (file, ref.byte_offset))
         if not _are_same(root, *places, nbytes, on_bytes):
             unlike.append(tensor.name)
     if not unlike:
         return ()
-    shown = ", ".join(f"`{name}`" for name in unlike[:_SHOWN])
+    examples = ", ".join(f"`{name}`" for name in unlike[:_SHOWN])
     more = f", and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
-    return (_warning(first, present[0], [f"other bytes in both: {shown}{more}"]),)
+    return (_warning(first, present[0], [f"other bytes in both: {examples}{more}"]),)
 
 
 def _torch_names(root: Path) -> list[str]:
@@ -99,31 +99,33 @@ def _differences(
     tensors: Sequence[LocalTensor],
     other: Mapping[str, tuple[str, TensorRef]],
 ) -> list[str]:
-    here = {tensor.name: tensor for tensor in tensors}
-    tied = {_place(*other[name]) for name in here if name in other}
+    by_name = {tensor.name: tensor for tensor in tensors}
+    tied = {_place(*other[name]) for name in by_name if name in other}
     lists = {
-        f"only in `{read}`": [name for name in here if name not in other],
+        f"only in `{read}`": [name for name in by_name if name not in other],
         f"only in `{second}`": [
-            name for name, where in other.items() if name not in here and _place(*where) not in tied
+            name
+            for name, where in other.items()
+            if name not in by_name and _place(*where) not in tied
         ],
-        "of other shapes or types": list(_unlike(here, other, second)),
+        "of other shapes or types": list(_unlike(by_name, other, second)),
     }
     out = []
     for what, names in lists.items():
         if names:
             more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            shown = names if "types" in what else [f"`{name}`" for name in names]
-            out.append(f"{what}: {', '.join(shown[:_SHOWN])}{more}")
+            texts = names if "types" in what else [f"`{name}`" for name in names]
+            out.append(f"{what}: {', '.join(texts[:_SHOWN])}{more}")
     return out
 
 
 def _unlike(
-    here: Mapping[str, LocalTensor], other: Mapping[str, tuple[str, TensorRef]], second: str
+    by_name: Mapping[str, LocalTensor], other: Mapping[str, tuple[str, TensorRef]], second: str
 ) -> Iterator[str]:
-    for name, tensor in here.items():
-        found = other.get(name)
-        if found is not None and _kind(found[1]) != (tensor.dtype, tensor.shape):
-            dtype, shape = _kind(found[1])
+    for name, tensor in by_name.items():
+        entry = other.get(name)
+        if entry is not None and _kind(entry[1]) != (tensor.dtype, tensor.shape):
+            dtype, shape = _kind(entry[1])
             yield (
                 f"`{name}` is {tensor.dtype} {list(tensor.shape)}, and {dtype} {list(shape)} in "
                 f"`{second}`"

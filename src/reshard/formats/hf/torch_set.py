@@ -24,11 +24,11 @@ def read_torch_set(
     """
     named_by = f"`{weights.index}`" if weights.index else "the folder"
     files = known_files(root, weights.files, named_by)
-    found = {name: state_dict(root / name) for name in weights.files}
-    check_index(root, weights, {name: tuple(item) for name, item in found.items()})
+    states = {name: state_dict(root / name) for name in weights.files}
+    check_index(root, weights, {name: tuple(item) for name, item in states.items()})
     tensors: list[LocalTensor] = []
     aliases: dict[str, str] = {}
-    for file, state in found.items():
+    for file, state in states.items():
         first: dict[tuple[object, ...], str] = {}
         for name, ref in state.items():
             same = (ref.storage_key, ref.storage_offset, ref.dtype, ref.shape, ref.strides)

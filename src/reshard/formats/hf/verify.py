@@ -16,5 +16,5 @@ def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
 
     Args:  on_bytes: is told how many bytes more were read.
     """
-    found = checked.check_bytes(catalog, on_bytes)
-    return replace(found, warnings=differing_bytes(catalog, on_bytes))
+    result = checked.check_bytes(catalog, on_bytes)
+    return replace(result, warnings=differing_bytes(catalog, on_bytes))

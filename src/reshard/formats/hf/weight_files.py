@@ -48,20 +48,20 @@ def find_weights(path: Path) -> WeightFiles:
     index = _index(path, names)
     shards = [name for name in plain if _SHARD.fullmatch(name)]
     if index is not None:
-        found = _indexed(path, "safetensors", index)
-        _refuse_second(path, found, [name for name in plain if _is_of(name, index)])
+        weights = _indexed(path, "safetensors", index)
+        _refuse_second(path, weights, [name for name in plain if _is_of(name, index)])
         if shards:
             _ambiguous(path, f"`{index}`", f"`{shards[0]}`")
-        return found
+        return weights
     if shards:
         if len(shards) < len(plain):
             other = next(name for name in plain if name not in shards)
             _ambiguous(path, f"`{shards[0]}`", f"`{other}`")
         return WeightFiles("shards", tuple(sorted(shards, key=_numbers)))
     if "model.safetensors" in plain or (len(plain) == 1 and not _is_whole_set(plain)):
-        chosen = "model.safetensors" if "model.safetensors" in plain else plain[0]
-        _refuse_unindexed(path, [chosen] if len(plain) == 1 else plain)
-        return WeightFiles("safetensors", (chosen,))
+        file = "model.safetensors" if "model.safetensors" in plain else plain[0]
+        _refuse_unindexed(path, [file] if len(plain) == 1 else plain)
+        return WeightFiles("safetensors", (file,))
     if _is_whole_set(plain):
         return WeightFiles("safetensors", tuple(plain))
     if plain:
@@ -79,12 +79,12 @@ def find_torch(path: Path) -> WeightFiles:
 
 
 def _index(path: Path, names: list[str]) -> str | None:
-    found = [name for name in names if name.endswith(SUFFIX)]
-    if f"model{SUFFIX}" in found:
+    indices = [name for name in names if name.endswith(SUFFIX)]
+    if f"model{SUFFIX}" in indices:
         return f"model{SUFFIX}"
-    if len(found) > 1:
-        _ambiguous(path, f"`{found[0]}`", f"`{found[1]}`")
-    return found[0] if found else None
+    if len(indices) > 1:
+        _ambiguous(path, f"`{indices[0]}`", f"`{indices[1]}`")
+    return indices[0] if indices else None
 
 
 def _is_of(name: str, index: str) -> bool:
@@ -103,9 +103,9 @@ def _indexed(path: Path, kind: Kind, index: str) -> WeightFiles:
 def _torch_files(path: Path, names: list[str]) -> WeightFiles:
     numbered = [n for n in names if n.startswith("pytorch_model-") and n.endswith(".bin")]
     if _TORCH_INDEX in names:
-        found = _indexed(path, "torch", _TORCH_INDEX)
-        _refuse_second(path, found, [*numbered, *([_TORCH] if _TORCH in names else [])])
-        return found
+        weights = _indexed(path, "torch", _TORCH_INDEX)
+        _refuse_second(path, weights, [*numbered, *([_TORCH] if _TORCH in names else [])])
+        return weights
     if _TORCH not in names and _is_whole_set(numbered):
         return WeightFiles("torch", tuple(numbered))
     if numbered:
@@ -114,11 +114,11 @@ def _torch_files(path: Path, names: list[str]) -> WeightFiles:
     return WeightFiles("torch", (adapters.TORCH if is_adapter else _TORCH,))
 
 
-def _refuse_second(path: Path, found: WeightFiles, candidates: list[str]) -> None:
+def _refuse_second(path: Path, weights: WeightFiles, candidates: list[str]) -> None:
     """Refuse files that by their names belong to the set and that its index does not name."""
     for name in candidates:
-        if name not in found.files:
-            _ambiguous(path, f"`{found.index}`", f"`{name}`, which it does not name")
+        if name not in weights.files:
+            _ambiguous(path, f"`{weights.index}`", f"`{name}`, which it does not name")
 
 
 def _refuse_unindexed(path: Path, names: list[str]) -> None:
@@ -128,35 +128,37 @@ def _refuse_unindexed(path: Path, names: list[str]) -> None:
     if len(numbered) < len(names):
         other = next(name for name in names if name not in numbered)
         _ambiguous(path, f"`{other}`", f"`{numbered[0]}`")
-    found = [match for name in numbered if (match := _NUMBERED.fullmatch(name))]
-    stem, total, ending = found[0][1], found[0][3], found[0][4]
-    for match in found:
+    matches = [match for name in numbered if (match := _NUMBERED.fullmatch(name))]
+    stem, total, ending = matches[0][1], matches[0][3], matches[0][4]
+    for match in matches:
         if match.group(1, 3, 4) != (stem, total, ending):
-            _ambiguous(path, f"`{found[0][0]}`", f"`{match[0]}`")
-    present = {int(match[2]) for match in found}
+            _ambiguous(path, f"`{matches[0][0]}`", f"`{match[0]}`")
+    present = {int(match[2]) for match in matches}
     count = int(total)
     less = count - sum(1 <= number <= count for number in present)
     if not less:
-        _ambiguous(path, f"`{found[0][0]}`", f"`{found[-1][0]}`")
+        _ambiguous(path, f"`{matches[0][0]}`", f"`{matches[-1][0]}`")
     missing = (n for n in range(1, count + 1) if n not in present)
-    shown = [f"`{stem}-{n:0{len(total)}}-of-{total}{ending}`" for n in islice(missing, _SHOWN)]
+    examples = [f"`{stem}-{n:0{len(total)}}-of-{total}{ending}`" for n in islice(missing, _SHOWN)]
     more = f", and {less - _SHOWN:,} more" if less > _SHOWN else ""
     raise source_error(
         "incomplete-hf",
         f"{path} lacks {less:,} of the {count:,} files of a set of weights",
-        notes=[f"by the names of the others there are also {', '.join(shown)}{more}"],
+        notes=[f"by the names of the others there are also {', '.join(examples)}{more}"],
         helps=["copy the missing files; a set that is whole needs no index"],
     )
 
 
 def _is_whole_set(names: list[str]) -> bool:
     """Whether numbered files are all of one set, as their names say; an index tells no more."""
-    found = [match for name in names if (match := _NUMBERED.fullmatch(name))]
-    stems = {(match[1], match[3], match[4]) for match in found}
-    numbers = sorted(int(match[2]) for match in found)
-    is_one = len(found) == len(names) and len(stems) == 1
+    matches = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    stems = {(match[1], match[3], match[4]) for match in matches}
+    numbers = sorted(int(match[2]) for match in matches)
+    is_one = len(matches) == len(names) and len(stems) == 1
     return (
-        is_one and int(found[0][3]) == len(numbers) and numbers == [*range(1, int(found[0][3]) + 1)]
+        is_one
+        and int(matches[0][3]) == len(numbers)
+        and numbers == [*range(1, int(matches[0][3]) + 1)]
     )
 
 

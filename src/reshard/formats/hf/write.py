@@ -46,8 +46,8 @@ def prepare(
     weights, dropped = _choose(arrangement)
     _check(arrangement, weights)
     is_adapter = adapter_of(arrangement.catalog) is not None
-    made = ModelConfig(None) if is_adapter else model_config(arrangement, weights)
-    weights = (*weights, *_untied(arrangement, weights, made))
+    config = ModelConfig(None) if is_adapter else model_config(arrangement, weights)
+    weights = (*weights, *_untied(arrangement, weights, config))
     state_of = {item.name: item.state for item in weights}
     if is_adapter:
         max_file_nbytes = sum(map(nbytes, weights)) + 1  # PEFT reads one file
@@ -58,10 +58,10 @@ def prepare(
     last = [] if len(files) == 1 else [FileBytes(group.index_path, 0, group.index())]
     catalog = arrangement.catalog
     small = read_side_files(catalog, (name for name in catalog.side_files if name != CONFIG))
-    if made.data is not None:
-        small[CONFIG] = made.data
+    if config.data is not None:
+        small[CONFIG] = config.data
 
-    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
+    def finish(results: Sequence[Written]) -> tuple[FileBytes, ...]:
         return tuple(last)
 
     return Output(
@@ -73,7 +73,7 @@ def prepare(
         files={file.path: file.nbytes for file in files},
         head=(*_heads(files), *(FileBytes(path, 0, data) for path, data in small.items())),
         finish=finish,
-        warnings=_warnings(arrangement, weights, made),
+        warnings=_warnings(arrangement, weights, config),
         dropped=dropped,
     )
 
@@ -87,18 +87,18 @@ def _choose(
         for item in arrangement.wholes:
             if item.state == state and not (state == MASTER and item.rule < 0):
                 best.setdefault(item.name, item)
-    chosen = {(item.name, item.state) for item in best.values()}
+    keys = {(item.name, item.state) for item in best.values()}
     dropped = tuple(
         (item.name, item.state, _ONLY_WEIGHTS)
         for item in arrangement.wholes
-        if (item.name, item.state) not in chosen
+        if (item.name, item.state) not in keys
     )
     return tuple(best.values()), dropped
 
 
-def _untied(arrangement: Arrangement, weights: Sequence[Whole], made: ModelConfig) -> list[Whole]:
+def _untied(arrangement: Arrangement, weights: Sequence[Whole], model: ModelConfig) -> list[Whole]:
     """Other names of tied weights, where the configuration says that nothing is tied."""
-    config = None if made.data is None else json.loads(made.data)
+    config = None if model.data is None else json.loads(model.data)
     if config is None or config.get("tie_word_embeddings") is not False:
         return []
     by_name = {item.name: item for item in weights}
@@ -133,29 +133,29 @@ def _heads(files: Sequence[SetFile]) -> list[FileBytes]:
 
 
 def _warnings(
-    arrangement: Arrangement, weights: Sequence[Whole], made: ModelConfig
+    arrangement: Arrangement, weights: Sequence[Whole], config: ModelConfig
 ) -> tuple[Diagnostic, ...]:
-    out = list(made.warnings)
+    out = list(config.warnings)
     masters = [item.name for item in weights if item.state == MASTER]
     if masters:
-        shown = [f"`{name}`{quantity(count)}" for name, count in group_names(masters)[:_SHOWN]]
+        patterns = [f"`{name}`{quantity(count)}" for name, count in group_names(masters)[:_SHOWN]]
         out.append(
             Diagnostic(
                 "weights-of-masters",
                 f"{len(masters)} tensors are written from the optimizer's master weights",
                 level="warning",
-                notes=("the source stores no other weights of them", *shown),
+                notes=("the source stores no other weights of them", *patterns),
                 helps=("`--dtype bf16` rounds them to the type of the computation",),
             )
         )
-    lost = ", ".join(_of_training(arrangement.catalog.training))
-    if lost:
+    losses = ", ".join(_of_training(arrangement.catalog.training))
+    if losses:
         out.append(
             Diagnostic(
                 "training-left",
                 "the state of the training is not in a model folder",
                 level="warning",
-                notes=(f"left behind: {lost}",),
+                notes=(f"left behind: {losses}",),
                 helps=("keep the source, or convert to `universal`, to go on training",),
             )
         )
@@ -168,8 +168,8 @@ def _of_training(training: Run) -> Iterator[str]:
         yield f"`iteration` ({training.iteration:,})"
     if training.param_groups:
         keys = dict.fromkeys(key for group in training.param_groups for key in group.settings)
-        shown = [f"`{key}`" for key in keys]
-        more = f", and {len(shown) - _KEYS} more" if len(shown) > _KEYS else ""
+        quoted = [f"`{key}`" for key in keys]
+        more = f", and {len(quoted) - _KEYS} more" if len(quoted) > _KEYS else ""
         count = show_count(len(training.param_groups), "group")
-        yield f"`param_groups` ({count}: {', '.join(shown[:_KEYS])}{more})"
+        yield f"`param_groups` ({count}: {', '.join(quoted[:_KEYS])}{more})"
     yield from (f"`{key}`" for key in training.state)

@@ -24,7 +24,7 @@ def check_files(path: Path, manifest: Manifest) -> dict[str, bytes]:
     Returns: `layout.ucl`, `extra/framework.json`, and the files that go along, by path.
     Raises: ReshardError[missing-file | changed-file | bad-safetensors], every one that is found.
     """
-    problems = [item for found in file_problems(path, manifest).values() for item in found]
+    problems = [item for faults in file_problems(path, manifest).values() for item in faults]
     texts: dict[str, bytes] = {}
     source = LocalSource(path)
     if not problems:
@@ -60,9 +60,9 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
     for item in manifest.files:
         if item.path in problems:
             continue
-        found = source.stat(item.path).nbytes
-        if found != item.nbytes:
-            problems[item.path] = [_size(path, item, found)]
+        nbytes = source.stat(item.path).nbytes
+        if nbytes != item.nbytes:
+            problems[item.path] = [_size(path, item, nbytes)]
         elif item.head_nbytes is not None:
             faults = _header(path, item, members.get(item.path, []))
             if faults:
@@ -71,36 +71,36 @@ def file_problems(path: Path, manifest: Manifest) -> dict[str, list[Diagnostic]]
 
 
 def _missing(path: Path, names: list[str], total: int) -> Diagnostic:
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    examples = ", ".join(f"`{name}`" for name in names[:_SHOWN])
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return Diagnostic(
         "missing-file",
         f"{len(names)} of {total} files that the manifest lists are not there",
-        notes=(f"in {path}: {shown}{more}",),
+        notes=(f"in {path}: {examples}{more}",),
         helps=AGAIN,
     )
 
 
-def _size(path: Path, item: FileEntry, found: int) -> Diagnostic:
+def _size(path: Path, item: FileEntry, nbytes: int) -> Diagnostic:
     return Diagnostic(
         "changed-file",
-        f"`{item.path}` has {found} bytes, the manifest says {item.nbytes}",
+        f"`{item.path}` has {nbytes} bytes, the manifest says {item.nbytes}",
         notes=(f"in {path}",),
         helps=AGAIN,
     )
 
 
 def _changed_text(path: Path, item: FileEntry, data: bytes) -> list[Diagnostic]:
-    found = digest_bytes(data)
-    if found == item.digest:
+    digest = digest_bytes(data)
+    if digest == item.digest:
         return []
-    own = "to read through a layout of your own, keep this file and use `--layout`"
+    advice = "to read through a layout of your own, keep this file and use `--layout`"
     return [
         Diagnostic(
             "changed-file",
             f"`{item.path}` is not as it was written",
-            notes=(f"in {path}", f"its digest is {found}, the manifest says {item.digest}"),
-            helps=(own, *AGAIN) if item.path == LAYOUT else AGAIN,
+            notes=(f"in {path}", f"its digest is {digest}, the manifest says {item.digest}"),
+            helps=(advice, *AGAIN) if item.path == LAYOUT else AGAIN,
         )
     ]
 
@@ -110,20 +110,20 @@ def _header(path: Path, item: FileEntry, members: list[TensorEntry]) -> list[Dia
         header = read_header(path / item.path)
     except ReshardError as error:
         return list(error.diagnostics)
-    found = {
+    in_file = {
         name: (stored.dtype, stored.shape, stored.byte_offset)
         for name, stored in header.tensors.items()
     }
-    listed = {entry.name: (entry.dtype, entry.shape, entry.byte_offset) for entry in members}
+    in_manifest = {entry.name: (entry.dtype, entry.shape, entry.byte_offset) for entry in members}
     notes = []
-    head = min((offset for _, _, offset in found.values()), default=header.nbytes)
+    head = min((offset for _, _, offset in in_file.values()), default=header.nbytes)
     if head != item.head_nbytes:
         notes.append(f"its header has {head} bytes, the manifest says {item.head_nbytes}")
-    for name in [*found, *(name for name in listed if name not in found)]:
-        if found.get(name) != listed.get(name):
+    for name in [*in_file, *(name for name in in_manifest if name not in in_file)]:
+        if in_file.get(name) != in_manifest.get(name):
             notes.append(
-                f"`{name}` is {_told(found.get(name))} in the file, "
-                f"{_told(listed.get(name))} in the manifest"
+                f"`{name}` is {_told(in_file.get(name))} in the file, "
+                f"{_told(in_manifest.get(name))} in the manifest"
             )
     if not notes:
         return []

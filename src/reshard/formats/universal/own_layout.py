@@ -62,14 +62,14 @@ def _difference(
 
     States of one shape are read alike, so one for each shape of a parameter is enough.
     """
-    alike = {_kind(item): item for item in reversed(entries) if item.state != EXTRA}
+    by_kind = {_kind(item): item for item in reversed(entries) if item.state != EXTRA}
     config = arrangement.catalog.config
-    tensors = local_tensors(alike.values())
+    tensors = local_tensors(by_kind.values())
     catalog = Catalog(NAME, "", "", {}, tensors, layout, Run(), config=config)
-    again = bind(layout, catalog)
-    found = {_kind(item): item.segments for item in again.wholes}
+    reread = bind(layout, catalog)
+    segments = {_kind(item): item.segments for item in reread.wholes}
     for item in wholes:
-        if item.state != EXTRA and found.get(_kind(item)) != item.segments:
+        if item.state != EXTRA and segments.get(_kind(item)) != item.segments:
             return f"`{item.name}` ({item.state}) differs"
     return ""
 

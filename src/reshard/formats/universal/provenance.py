@@ -49,14 +49,14 @@ def with_copies(
     records: Sequence[Mapping[str, object]],
     arrangement: Arrangement,
     wholes: Sequence[Whole],
-    written: Sequence[Written],
+    results: Sequence[Written],
 ) -> tuple[Mapping[str, object], ...]:
     """The records, with what became of the copies of each tensor in the last one."""
-    return (*records[:-1], {**records[-1], "copies": _copies(arrangement, wholes, written)})
+    return (*records[:-1], {**records[-1], "copies": _copies(arrangement, wholes, results)})
 
 
 def _copies(
-    arrangement: Arrangement, wholes: Sequence[Whole], written: Sequence[Written]
+    arrangement: Arrangement, wholes: Sequence[Whole], results: Sequence[Written]
 ) -> dict[str, dict[str, object]]:
     """Tensors that the source holds more than once: how often, and what became of the copies.
 
@@ -67,7 +67,7 @@ def _copies(
         (item.placed.array.spec.label, item.placed.array.spec.state): {
             copy.mode for copy in item.placed.array.copies
         }
-        for item in written
+        for item in results
     }
     out: dict[str, dict[str, object]] = {}
     for whole in wholes:
@@ -75,8 +75,8 @@ def _copies(
         count = max((len(replicas(parts)) for parts in stored), default=0)
         if count < 2:
             continue
-        found = modes.get((whole.name, whole.state), set())
-        agreement = "mean" if "mean" in found else "equal" if "agree" in found else "first"
+        modes_of = modes.get((whole.name, whole.state), set())
+        agreement = "mean" if "mean" in modes_of else "equal" if "agree" in modes_of else "first"
         out.setdefault(whole.name, {})[whole.state] = [count, agreement]
     return out
 
@@ -92,4 +92,4 @@ def _casts(arrangement: Arrangement) -> dict[str, str]:
             for part in arrangement.parts.get((key, whole.state), ())[:1]:
                 if part.dtype != whole.dtype:
                     out.setdefault(whole.state, {})[f"{part.dtype} to {whole.dtype}"] = None
-    return {state: ", ".join(found) for state, found in out.items()}
+    return {state: ", ".join(casts) for state, casts in out.items()}

@@ -36,7 +36,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         if not isinstance(framework, dict):
             raise bad_manifest([f"`{FRAMEWORK}` is not an object"], [f"in {path}"])
         training = replace(training, framework=framework)
-    listed = [MANIFEST, *(item.path for item in manifest.files)]
+    names = [MANIFEST, *(item.path for item in manifest.files)]
     return Catalog(
         format=NAME,
         version=manifest.written_by,
@@ -49,7 +49,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
         aliases=manifest.aliases,
         buffers=manifest.buffers,
         frozen=manifest.frozen,
-        files=tuple(map(LocalSource(path).stat, listed)),
+        files=tuple(map(LocalSource(path).stat, names)),
         names_of=_names_of(manifest),
         side_files={item.path: item.path for item in manifest.files if is_side_file(item)},
     )

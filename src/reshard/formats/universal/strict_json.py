@@ -26,9 +26,9 @@ def load_json(data: bytes, where: str) -> object:
 
 def bad_manifest(headlines: Iterable[str], notes: Iterable[str] = ()) -> ReshardError:
     """The error for faults of a manifest, or of the JSON files beside it."""
-    told = tuple(notes)
+    lines = tuple(notes)
     return ReshardError(
-        [Diagnostic("bad-manifest", headline, notes=told) for headline in headlines], Exit.SOURCE
+        [Diagnostic("bad-manifest", headline, notes=lines) for headline in headlines], Exit.SOURCE
     )
 
 
@@ -53,16 +53,16 @@ class Node:
 
     def fields(self, required: tuple[str, ...]) -> dict[str, Node] | None:
         """The members of an object with exactly these keys; None if it is not one."""
-        found = self.members()
-        if found is None:
+        members = self.members()
+        if members is None:
             return None
         for key in required:
-            if key not in found:
+            if key not in members:
                 self._note(f"`{self._at(key)}` is missing in `manifest.json`")
-        for key in found:
+        for key in members:
             if key not in required:
                 self._note(f"`{self._at(key)}` in `manifest.json` is no key of format version 1")
-        return found if found.keys() == set(required) else None
+        return members if members.keys() == set(required) else None
 
     def members(self) -> dict[str, Node] | None:
         """The members of an object; None if it is not one."""

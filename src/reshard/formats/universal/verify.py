@@ -37,7 +37,7 @@ class DigestedRange:
 
 def digests(manifest: Manifest) -> tuple[DigestedRange, ...]:
     """Ranges that together are all bytes of the files that a manifest lists, in file order."""
-    found = [
+    ranges = [
         DigestedRange(f"`{item.path}`", item.path, 0, item.nbytes, item.digest)
         if item.head_nbytes is None
         else DigestedRange(
@@ -45,13 +45,13 @@ def digests(manifest: Manifest) -> tuple[DigestedRange, ...]:
         )
         for item in manifest.files
     ]
-    found += [
+    ranges += [
         DigestedRange(
             f"`{item.name}` ({item.state})", item.file, item.byte_offset, item.nbytes, item.digest
         )
         for item in manifest.tensors
     ]
-    return tuple(sorted(found, key=lambda item: (item.file, item.byte_offset, item.nbytes)))
+    return tuple(sorted(ranges, key=lambda item: (item.file, item.byte_offset, item.nbytes)))
 
 
 def check_bytes(catalog: Catalog, on_bytes: Callable[[int], None]) -> Checked:
@@ -75,11 +75,11 @@ def verify_files(
     """
     manifest = read_manifest(path)
     broken = file_problems(path, manifest)
-    problems = [item for found in broken.values() for item in found]
+    problems = [item for faults in broken.values() for item in faults]
     todo = [item for item in digests(manifest) if item.file not in broken]
     with ThreadPoolExecutor(THREADS) as pool:
         for item, problem in zip(
-            todo, pool.map(lambda wanted: _check(path, wanted), todo), strict=True
+            todo, pool.map(lambda expected: _check(path, expected), todo), strict=True
         ):
             if problem is not None:
                 problems.append(problem)
@@ -88,20 +88,20 @@ def verify_files(
     return tuple(problems)
 
 
-def _check(path: Path, wanted: DigestedRange) -> Diagnostic | None:
+def _check(path: Path, expected: DigestedRange) -> Diagnostic | None:
     try:
-        found = digest_file_range(path / wanted.file, wanted.byte_offset, wanted.nbytes)
+        digest = digest_file_range(path / expected.file, expected.byte_offset, expected.nbytes)
     except OSError as error:
-        return unreadable(path / wanted.file, error).diagnostics[0]
-    if found == wanted.digest:
+        return unreadable(path / expected.file, error).diagnostics[0]
+    if digest == expected.digest:
         return None
-    stop = wanted.byte_offset + wanted.nbytes
+    stop = expected.byte_offset + expected.nbytes
     return Diagnostic(
         "digest-mismatch",
-        f"{wanted.what} is not what was written",
+        f"{expected.what} is not what was written",
         notes=(
-            f"bytes {wanted.byte_offset} to {stop} of {path / wanted.file}",
-            f"their digest is {found}, the manifest says {wanted.digest}",
+            f"bytes {expected.byte_offset} to {stop} of {path / expected.file}",
+            f"their digest is {digest}, the manifest says {expected.digest}",
         ),
         helps=AGAIN,
     )

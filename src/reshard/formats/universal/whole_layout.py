@@ -28,9 +28,9 @@ def whole_layout(arrangement: Arrangement, names: Collection[str]) -> tree.Docum
     assert layout.document is not None, "it was compiled from a text"
     block = next(item for item in layout.document.layouts if item.name.text == layout.name)
     bounds = [bound for name, bound in arrangement.bound.items() if name in names]
-    own = replace(block, statements=tuple(_statements(block, layout, bounds)))
+    whole = replace(block, statements=tuple(_statements(block, layout, bounds)))
     model = None if layout.model is None else layout.model.block
-    return tree.Document((own,) if model is None else (model, own))
+    return tree.Document((whole,) if model is None else (model, whole))
 
 
 def _statements(
@@ -54,8 +54,8 @@ def _statements(
         elif isinstance(item, tree.MeshStatement):
             yield replace(item, axes=tuple(tree.MeshAxis(axis.name) for axis in item.axes))
         elif isinstance(item, tree.PlaceStatement):
-            own = {everywhere.get(axis.text) for axis in item.axes}
-            size = own.pop() if len(own) == 1 else None
+            sizes_of = {everywhere.get(axis.text) for axis in item.axes}
+            size = sizes_of.pop() if len(sizes_of) == 1 else None
             yield replace(item, placement=_placement(item.placement, size))
         elif isinstance(item, tree.ConfigStatement):
             yield item

@@ -52,27 +52,29 @@ def prepare(
     Raises: ReshardError[unknown-option | tensor-name].
     """
     target.reject_unknown(())
-    chosen, dropped = _choose(arrangement, states)
-    sets = share_out(chosen, max_file_nbytes)
+    selected, dropped = _choose(arrangement, states)
+    sets = share_out(selected, max_file_nbytes)
     places = {
         (item.name, item.state): (file.path, file.offsets[item.name])
         for group in sets
         for file in group.files
         for item in file.tensors
     }
-    entries = tuple(_entry(item, *places[item.name, item.state]) for item in chosen)
-    layout_name, layout, warnings = own_layout(arrangement, chosen, entries)
-    weights_from, small = _small_files(arrangement, chosen, sets, places)
+    entries = tuple(_entry(item, *places[item.name, item.state]) for item in selected)
+    layout_name, layout, warnings = own_layout(arrangement, selected, entries)
+    weights_from, small = _small_files(arrangement, selected, sets, places)
     small[LAYOUT] = layout.encode("utf-8")
     if has_hf_names(arrangement) and (arrangement.layout.model is not None or CONFIG in small):
-        made = model_config(arrangement, [item for item in chosen if item.state in weights_from])
-        warnings = (*warnings, *made.warnings)
-        if made.data is not None:
-            small[CONFIG] = made.data
+        config = model_config(
+            arrangement, [item for item in selected if item.state in weights_from]
+        )
+        warnings = (*warnings, *config.warnings)
+        if config.data is not None:
+            small[CONFIG] = config.data
     heads = [FileBytes(file.path, 0, file.head) for group in sets for file in group.files]
     files = {file.path: file.nbytes for group in sets for file in group.files}
-    listed = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]
-    listed += [
+    file_entries = [FileEntry(path, len(data), digest_bytes(data)) for path, data in small.items()]
+    file_entries += [
         FileEntry(head.file, files[head.file], digest_bytes(head.data), len(head.data))
         for head in heads
     ]
@@ -82,7 +84,7 @@ def prepare(
         layout_name=layout_name,
         weights_from=weights_from,
         tensors=entries,
-        files=tuple(sorted(listed, key=lambda item: natural(item.path))),
+        files=tuple(sorted(file_entries, key=lambda item: natural(item.path))),
         aliases=catalog.aliases or {},
         buffers=catalog.buffers,
         frozen=catalog.frozen,
@@ -95,12 +97,12 @@ def prepare(
     )
     manifest_bytes(replace(draft, tensors=()))  # what cannot be written shows before tensors are
 
-    def finish(written: Sequence[Written]) -> tuple[FileBytes, ...]:
-        found = {(w.placed.array.spec.label, w.placed.array.spec.state): w for w in written}
+    def finish(results: Sequence[Written]) -> tuple[FileBytes, ...]:
+        by_key = {(w.placed.array.spec.label, w.placed.array.spec.state): w for w in results}
         manifest = replace(
             draft,
-            tensors=tuple(_digested(item, found[item.name, item.state]) for item in entries),
-            provenance=with_copies(draft.provenance, arrangement, chosen, written),
+            tensors=tuple(_digested(item, by_key[item.name, item.state]) for item in entries),
+            provenance=with_copies(draft.provenance, arrangement, selected, results),
         )
         return (FileBytes(MANIFEST, 0, manifest_bytes(manifest)),)
 
@@ -126,14 +128,14 @@ def _choose(
     wholes = arrangement.wholes
     if states is None:
         return wholes, ()
-    kept = {*states, EXTRA}
-    chosen = tuple(item for item in wholes if item.state in kept)
+    kinds = {*states, EXTRA}
+    selected = tuple(item for item in wholes if item.state in kinds)
     dropped = tuple(
         (item.name, item.state, "not among the states asked for")
         for item in wholes
-        if item.state not in kept
+        if item.state not in kinds
     )
-    return chosen, dropped
+    return selected, dropped
 
 
 def _entry(item: Whole, file: str, byte_offset: int) -> TensorEntry:
