@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from operator import mul
+from operator import mul, sub
 
 from reshard.algebra.box import Box
+
+Shape = tuple[int, ...]
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -34,9 +37,8 @@ class Piece:
 
     def at(self, lo: tuple[int, ...]) -> int:
         """The address of one element of the box."""
-        return self.offset + sum(
-            s * (x - a) for s, x, a in zip(self.strides, lo, self.box.lo, strict=True)
-        )
+        steps: Iterator[int] = map(mul, self.strides, map(sub, lo, self.box.lo))
+        return self.offset + sum(steps)
 
     def restrict(self, box: Box) -> Piece:
         """The same map over a box that lies inside this one."""
@@ -114,13 +116,29 @@ def moves(box: Box, sources: Sequence[Piece], dst: Piece) -> tuple[Move, ...]:
 
     Args:  box: inside the box of every piece.
     """
-    axes = [axis for axis, size in enumerate(box.size) if size != 1]
-    axes.sort(key=lambda axis: (-dst.strides[axis], -sources[0].strides[axis]))
+    shape, steps = _merged(box.size, dst.strides, tuple([source.strides for source in sources]))
+    dst_offset = dst.at(box.lo)
+    return tuple(
+        [
+            Move(shape, source.at(box.lo), strides, dst_offset, steps[0])
+            for source, strides in zip(sources, steps[1:], strict=True)
+        ]
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def _merged(box: Shape, dst: Shape, sources: tuple[Shape, ...]) -> tuple[Shape, tuple[Shape, ...]]:
+    """The fewest axes of a box, and the strides along them: of the destination, and each source.
+
+    Args:  box: its size.  dst, sources: strides along its axes.
+    """
+    axes = [axis for axis, size in enumerate(box) if size != 1]
+    axes.sort(key=lambda axis: (-dst[axis], -sources[0][axis]))
     sizes: list[int] = []
     steps: list[list[int]] = []  # per merged axis: the destination stride, then one per source
     for axis in axes:
-        size = box.size[axis]
-        step = [dst.strides[axis], *(source.strides[axis] for source in sources)]
+        size = box[axis]
+        step = [dst[axis], *(strides[axis] for strides in sources)]
         if steps and all(
             outer == inner * size for outer, inner in zip(steps[-1], step, strict=True)
         ):
@@ -129,12 +147,5 @@ def moves(box: Box, sources: Sequence[Piece], dst: Piece) -> tuple[Move, ...]:
         else:
             steps.append(step)
             sizes.append(size)
-    shape = tuple(sizes)
-    dst_offset = dst.at(box.lo)
-    dst_strides = tuple(step[0] for step in steps)
-    return tuple(
-        Move(
-            shape, source.at(box.lo), tuple(step[index] for step in steps), dst_offset, dst_strides
-        )
-        for index, source in enumerate(sources, start=1)
-    )
+    by_place = tuple(tuple(step[i] for step in steps) for i in range(len(sources) + 1))
+    return tuple(sizes), by_place

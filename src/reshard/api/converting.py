@@ -21,6 +21,7 @@ from reshard.engine.progress import Progress
 from reshard.errors import Diagnostic, target_error
 from reshard.models.adapters import is_complete_adapter
 from reshard.plan.build import OnDrift, build_plan
+from reshard.plan.collector import uncollected
 from reshard.plan.fate import fates
 from reshard.plan.kept_states import without_kept_states
 from reshard.plan.left_text import left_warnings
@@ -255,6 +256,7 @@ def _prepare(src: PathLike, to: str, request: Request) -> Prepared:
     return prepared
 
 
+@uncollected
 def prepare_source(
     source: OpenedSource, target: Target, request: Request, before: Resident | None = None
 ) -> Prepared:

@@ -98,7 +98,7 @@ def find_drift(arrangement: Arrangement, files: SourceFiles, meter: Meter) -> Dr
     for whole in arrangement.wholes:
         array = _array(builder, whole)
         meter.add(array.spec.nbytes, whole.name)
-        if all(len(copy.origins) < 2 for copy in array.copies):
+        if all(box.mode == "first" for box in array.boxes):
             continue
         copied += 1
         difference = measure(array, files)

@@ -32,6 +32,7 @@ from reshard.models.source_names import (
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
+from reshard.plan.collector import uncollected
 from reshard.plan.consolidate import consolidated
 from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
@@ -124,6 +125,7 @@ class _Reading:
     named: Named = "source"
 
 
+@uncollected
 def open_source(
     path: PathLike, request: Request | None = None, naming: Naming | None = None
 ) -> OpenedSource:

@@ -152,7 +152,7 @@ def _verify_one(source: OpenedSource, request: Request) -> Verification:
     arrangement = select_states(source, request.states).arrangement
     builder = Builder(arrangement, "error")
     arrays = [builder.array(_spec(whole)) for whole in arrangement.wholes]
-    copied = [array for array in arrays if any(copy.mode == "agree" for copy in array.copies)]
+    copied = [array for array in arrays if any(box.mode == "agree" for box in array.boxes)]
     nbytes = sum(file.nbytes for file in catalog.files)
     meter = Meter(request.on_progress, nbytes + sum(array.spec.nbytes for array in copied))
     result = formats.check_bytes(catalog.format, catalog, meter.add)

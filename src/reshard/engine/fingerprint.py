@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from reshard.plan.output import FileBytes
-from reshard.plan.plan import Copy, Placed, Plan
+from reshard.plan.plan import Copy, Placed, Plan, Region
+from reshard.plan.runs import FragmentRuns
 from reshard.store.digest import digest_bytes, new_digest
 from reshard.store.source_files import SourceFiles
 
@@ -32,8 +33,9 @@ def fingerprint(plan: Plan, head: Iterable[FileBytes], files: SourceFiles) -> st
     Raises: ReshardError[source-truncated | source-changed | source-unreadable].
     """
     digest = new_digest()
+    runs: dict[FragmentRuns, str] = {}
     for placed in plan.placed:
-        digest.update(repr(_placed(placed)).encode())
+        digest.update(repr(_placed(placed, runs)).encode())
     for item in head:
         digest.update(repr((item.file, item.byte_offset, digest_bytes(item.data))).encode())
     for name in _files(plan):
@@ -48,18 +50,41 @@ def _files(plan: Plan) -> dict[str, None]:
 
 def files_of(placed: Placed) -> Iterator[str]:
     """The files that an array is made from."""
-    for copy in placed.array.copies:
-        for origin in copy.origins:
-            yield from origin.files
+    for box in placed.array.boxes:
+        yield from box.files
 
 
-def _placed(placed: Placed) -> tuple[object, ...]:
+def _placed(placed: Placed, runs: dict[FragmentRuns, str]) -> tuple[object, ...]:
     spec = placed.array.spec
     return (
         *(placed.file, placed.byte_offset, placed.digest, placed.crc),
         *(spec.label, spec.state, spec.dtype.value, spec.numel),
-        *(_copy(copy) for copy in placed.array.copies),
+        *(_box(box, runs) for box in placed.array.boxes),
     )
+
+
+def _box(box: Copy | Region, runs: dict[FragmentRuns, str]) -> tuple[object, ...]:
+    """Args:  runs: digests of the fragments of local tensors."""
+    if isinstance(box, Copy):
+        return _copy(box)
+    return (
+        box.mode,
+        *(
+            (
+                *(part.dtype.value, _digest(fragments, runs)),
+                *(move.shape, move.src_offset, move.src_strides),
+                *(move.dst_offset, move.dst_strides),
+            )
+            for part, move, fragments in zip(box.parts, box.moves, box.runs, strict=True)
+        ),
+    )
+
+
+def _digest(fragments: FragmentRuns, runs: dict[FragmentRuns, str]) -> str:
+    known = runs.get(fragments)
+    if known is None:
+        known = runs[fragments] = digest_bytes(repr(fragments.fragments).encode())
+    return known
 
 
 def _copy(copy: Copy) -> tuple[object, ...]:

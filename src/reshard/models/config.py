@@ -198,7 +198,7 @@ def _with_dtype(data: bytes, arrangement: Arrangement, weights: tuple[Whole, ...
     assert isinstance(value, dict), "the reader of the source saw to that"
     came_back = arrangement.catalog.format not in (NAMES, "universal")
     is_other = came_back and name is not None and _stated_dtype(value) not in (None, name)
-    if not is_other and not any(_is_converted(arrangement, whole) for whole in weights):
+    if not is_other and not _are_converted(arrangement, weights):
         return data
     if "quantization_config" in value:
         raise target_error(
@@ -330,11 +330,13 @@ def _sizes_of_nothing(arrangement: Arrangement) -> set[str]:
     }
 
 
-def _is_converted(arrangement: Arrangement, whole: Whole) -> bool:
+def _are_converted(arrangement: Arrangement, weights: Iterable[Whole]) -> bool:
+    """Whether some of the weights are stored in another type than they are written in."""
+    pairs = {(key, whole.state, whole.dtype) for whole in weights for key, _ in whole.segments}
     return any(
-        part.dtype != whole.dtype
-        for key, _ in whole.segments
-        for part in arrangement.parts.get((key, whole.state), ())
+        part.dtype != dtype
+        for key, state, dtype in pairs
+        for part in arrangement.parts.get((key, state), ())
     )
 
 

@@ -18,6 +18,7 @@ from reshard.plan.axes import AxisCut
 from reshard.plan.bind_free import bind_free
 from reshard.plan.bind_model import bind_model
 from reshard.plan.catalog import Catalog, Coord, Fragment, LocalTensor
+from reshard.plan.collector import uncollected
 from reshard.plan.environment import environment
 from reshard.plan.form import Form, ShapeError
 from reshard.plan.group import Group, shape_mismatch
@@ -29,6 +30,7 @@ from reshard.plan.ties import settle
 from reshard.run.states import EXTRA
 
 
+@uncollected
 def bind(
     layout: Layout, catalog: Catalog, *, settings: Mapping[str, float | None] | None = None
 ) -> Arrangement:

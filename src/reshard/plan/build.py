@@ -5,25 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from reshard.algebra.box import Box
 from reshard.algebra.piece import Move, Piece, moves
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
 from reshard.plan.arrangement import SCALAR, Arrangement, AtomState
 from reshard.plan.catalog import Coord, Fragment, show_coord
+from reshard.plan.collector import uncollected
 from reshard.plan.holders import Holders
 from reshard.plan.output import PlacedSpec
-from reshard.plan.plan import Array, ArraySpec, Copy, Mode, Origin, Placed, Plan
-from reshard.plan.runs import FragmentRuns, place_moves
-from reshard.run.states import MASTER
-
-REMAINDER = "remainder"
-"""The state of an array of the lower halves of master weights, as numbers from -32768 to 32767."""
+from reshard.plan.plan import (
+    Array,
+    ArraySpec,
+    Copy,
+    Mode,
+    Origin,
+    Placed,
+    Plan,
+    Region,
+    RegionCopies,
+)
+from reshard.plan.runs import FragmentRuns
+from reshard.run.states import MASTER, REMAINDER
 
 OnDrift = Literal["error", "average", "first"]
 
 _MODES: dict[OnDrift, Mode] = {"error": "agree", "average": "mean", "first": "first"}
 
 
+@uncollected
 def build_plan(
     arrangement: Arrangement, placed: Iterable[PlacedSpec], *, on_drift: OnDrift = "error"
 ) -> Plan:
@@ -55,12 +65,17 @@ def build_array(arrangement: Arrangement, spec: ArraySpec, *, on_drift: OnDrift 
 
 
 class Builder:
-    """Makes arrays; keeps what it learns of each atom, so that many arrays can be cut from one."""
+    """Makes arrays; keeps what it learns of each atom, so that many arrays can be cut from one.
+
+    Copies that must agree are read for the first array that has them; others of the same box are
+    made from one of them.
+    """
 
     def __init__(self, arrangement: Arrangement, on_drift: OnDrift = "error") -> None:
         self._arrangement = arrangement
         self._mode = _MODES[on_drift]
         self._holders: dict[AtomState, Holders] = {}
+        self._compared: set[tuple[str, str, DType, Box]] = set()
         self._runs: dict[int, FragmentRuns] = {}
         self._where: dict[Coord, str] = {}
 
@@ -72,32 +87,31 @@ class Builder:
         numbers = [item for item in spec.segments if item[0].endswith(SCALAR)]
         if numbers:
             return Array(spec, (self._number(spec, numbers),))
-        copies: list[Copy] = []
+        regions: list[Region] = []
         for key, piece in spec.segments:
             if piece.box.volume:
-                copies += self._copies(key, spec, piece)
-        copies.sort(key=lambda copy: copy.move.dst_offset)
-        return Array(spec, tuple(copies))
+                regions += self._regions(key, spec, piece)
+        return Array(spec, RegionCopies(regions, spec.state))
 
-    def _copies(self, key: str, spec: ArraySpec, dst: Piece) -> list[Copy]:
-        holders = self._held(key, spec.state)
+    def _regions(self, key: str, spec: ArraySpec, dst: Piece) -> list[Region]:
+        holders = self._holders_of(key, spec.state)
         mode: Mode = "mean" if holders.is_averaged else self._mode
-        copies = []
+        what = key, spec.state, spec.dtype, dst.box
+        if mode == "agree" and what in self._compared:
+            mode = "first"
+        regions = []
+        stored = 0
         for box, parts in holders.find(dst.box, first=mode == "first"):
             how: Mode = mode if len(parts) > 1 else "first"
             lowered = moves(box, [part.piece for part in parts], dst)
-            runs = [self._fragments(part.fragments) for part in parts]
-            ends = [(part.dtype, self._name(part.coord)) for part in parts]
-            for places in place_moves(runs, lowered):
-                origins = tuple(
-                    _origin(run, dtype, move, where, spec.state)
-                    for (run, move), (dtype, where) in zip(places, ends, strict=True)
-                )
-                copies.append(Copy(origins, how, key))
-        held = sum(copy.numel for copy in copies)
-        if held != dst.box.volume:
-            raise _not_stored(key, spec, held, dst.box.volume)
-        return copies
+            runs = tuple([self._runs_of(part.fragments) for part in parts])
+            regions.append(Region(parts, lowered, runs, how, key))
+            stored += box.volume
+            if how == "agree":
+                self._compared.add(what)
+        if stored != dst.box.volume:
+            raise _not_stored(key, spec, stored, dst.box.volume)
+        return regions
 
     def _number(self, spec: ArraySpec, segments: Sequence[tuple[str, Piece]]) -> Copy:
         """The one number of a parameter, from everywhere that holds one for some of its atoms."""
@@ -129,7 +143,7 @@ class Builder:
         mode = self._mode if len(places) > 1 else "first"
         return Copy(places if mode != "first" else places[:1], mode, segments[0][0])
 
-    def _held(self, key: str, state: str) -> Holders:
+    def _holders_of(self, key: str, state: str) -> Holders:
         known = self._holders.get((key, state))
         if known is None:
             stored = MASTER if state == REMAINDER else state
@@ -138,7 +152,7 @@ class Builder:
             known = self._holders[key, state] = Holders(key, parts, averaged)
         return known
 
-    def _fragments(self, fragments: tuple[Fragment, ...]) -> FragmentRuns:
+    def _runs_of(self, fragments: tuple[Fragment, ...]) -> FragmentRuns:
         known = self._runs.get(id(fragments))
         if known is None:
             known = self._runs[id(fragments)] = FragmentRuns(fragments)
@@ -162,12 +176,6 @@ def has_remainders(arrangement: Arrangement, keys: Iterable[str]) -> bool:
         for fragment in part.fragments
     ]
     return bool(found) and all(found)
-
-
-def _origin(run: Fragment, dtype: DType, move: Move, where: str, state: str) -> Origin:
-    if state == REMAINDER and run.upper is not None:
-        return Origin(run.file, run.byte_offset, None, run.upper.dtype, move, where)
-    return Origin(run.file, run.byte_offset, run.literal, dtype, move, where, run.upper)
 
 
 def _not_stored(key: str, spec: ArraySpec, held: int, wanted: int) -> ReshardError:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from reshard.dtypes import DType
 from reshard.plan.arrangement import Arrangement, Whole
+from reshard.plan.collector import uncollected
 from reshard.plan.plan import Plan
 
 Kind = Literal["written", "averaged", "folded", "dropped", "left out"]
@@ -67,11 +68,11 @@ class _Use:
     """Where one state of one atom goes and comes from."""
 
     origins: set[tuple[str, int]]
-    src_files: set[str]
     targets: set[tuple[str, int]]
     averaged: bool = False
 
 
+@uncollected
 def fates(
     arrangement: Arrangement,
     plan: Plan,
@@ -88,16 +89,14 @@ def fates(
     uses: dict[tuple[str, str], _Use] = {}
     for item in plan.placed:
         state = item.array.spec.state
-        for copy in item.array.copies:
-            use = uses.setdefault((copy.atom, state), _Use(set(), set(), set()))
+        for box in item.array.boxes:
+            use = uses.setdefault((box.atom, state), _Use(set(), set()))
             use.targets.add((item.file, item.byte_offset))
-            use.averaged = use.averaged or copy.mode == "mean"
-            for origin in copy.origins:
-                use.origins.add((origin.file, origin.byte_offset))
-                use.src_files.add(origin.file)
+            use.averaged = use.averaged or box.mode == "mean"
+            use.origins.update(box.places)
         for key, piece in item.array.spec.segments:
             if not piece.box.volume:
-                use = uses.setdefault((key, state), _Use(set(), set(), set()))
+                use = uses.setdefault((key, state), _Use(set(), set()))
                 use.targets.add((item.file, item.byte_offset))
     reasons: dict[tuple[str, str], tuple[Kind, str]] = {}
     reasons |= {(name, state): ("folded", how) for name, state, how in folded}
@@ -127,12 +126,11 @@ _Counts = tuple[Kind, int, int, int, int]
 
 def _counts(uses: Sequence[_Use]) -> _Counts:
     origins = set[tuple[str, int]]().union(*(use.origins for use in uses))
-    sources = set[str]().union(*(use.src_files for use in uses))
     targets = set[tuple[str, int]]().union(*(use.targets for use in uses))
     return (
         "averaged" if any(use.averaged for use in uses) else "written",
         len(origins),
-        len(sources),
+        len({file for file, _ in origins}),
         len(targets),
         len({file for file, _ in targets}),
     )

@@ -14,6 +14,7 @@ from reshard.language.layout import Rule, Split
 from reshard.plan.arrangement import SCALAR, Arrangement, Bound
 from reshard.plan.axes import AxisCut, block_count, blocks_of
 from reshard.plan.catalog import Coord
+from reshard.plan.collector import uncollected
 from reshard.plan.environment import environment
 from reshard.plan.form import PieceForm, piece_forms
 from reshard.plan.matching import STAGE_AXES, on_stage
@@ -40,6 +41,7 @@ class LaidTensor:
     numbers: tuple[tuple[str, Piece], ...]
 
 
+@uncollected
 def lay_out(
     arrangement: Arrangement,
     mesh: Mapping[str, int],

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, overload
 
 from reshard.algebra.piece import Move, Piece
 from reshard.dtypes import DType
-from reshard.plan.catalog import Upper
+from reshard.plan.arrangement import StoredPart
+from reshard.plan.catalog import Fragment, Upper, show_coord
+from reshard.plan.runs import FragmentRuns, place_moves
+from reshard.run.states import REMAINDER
 
 Mode = Literal["agree", "first", "mean"]
 """What becomes of several places that hold the same elements."""
@@ -71,6 +76,149 @@ class Copy:
         """Elements of the box."""
         return self.move.numel
 
+    @property
+    def nbytes_read(self) -> int:
+        """Bytes that are taken from all places that are read."""
+        origins = self.origins if self.mode != "first" else self.origins[:1]
+        return self.numel * sum(
+            origin.itemsize + (0 if origin.upper is None else 2) for origin in origins
+        )
+
+    @property
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Where the runs begin that are read: file and byte offset."""
+        return ((origin.file, origin.byte_offset) for origin in self.origins)
+
+    @property
+    def files(self) -> Iterator[str]:
+        """The files that are read."""
+        return (file for origin in self.origins for file in origin.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box of an array, and the local tensors that hold it; its copies are made when asked for.
+
+    However many fragments a local tensor lies in, a plan holds one region of it.
+
+    Args:  parts, moves, runs: at least one of each; a local tensor, the copy from it, and the
+           fragments that it lies in. All moves have the same shape and the same destination.
+           mode, atom: as for `Copy`.
+    """
+
+    parts: tuple[StoredPart, ...]
+    moves: tuple[Move, ...]
+    runs: tuple[FragmentRuns, ...]
+    mode: Mode
+    atom: str
+
+    @property
+    def move(self) -> Move:
+        """The copy from the first local tensor."""
+        return self.moves[0]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the box."""
+        return self.moves[0].numel
+
+    @property
+    def count(self) -> int:
+        """How many copies it is."""
+        is_whole = all(len(runs.fragments) == 1 for runs in self.runs)
+        return 1 if is_whole else len(place_moves(self.runs, self.moves))
+
+    @property
+    def read(self) -> Sequence[StoredPart]:
+        """The local tensors that are read."""
+        return self.parts if self.mode != "first" else self.parts[:1]
+
+    def copies(self, state: str) -> Iterator[Copy]:
+        """The copies of the box from the fragments.
+
+        Args:  state: of the array.
+        """
+        ends = [(part.dtype, _name(part.coord)) for part in self.parts]
+        for places in place_moves(self.runs, self.moves):
+            origins = tuple(
+                _origin(run, dtype, move, where, state)
+                for (run, move), (dtype, where) in zip(places, ends, strict=True)
+            )
+            yield Copy(origins, self.mode, self.atom)
+
+    @property
+    def fragments(self) -> Iterator[Fragment]:
+        """The fragments that hold some of the box."""
+        for runs, move in zip(self.runs, self.moves, strict=True):
+            yield from runs.holding(move)
+
+    @property
+    def places(self) -> Iterator[tuple[str, int]]:
+        """Where the runs begin that are read: file and byte offset."""
+        return ((fragment.file, fragment.byte_offset) for fragment in self.fragments)
+
+    @property
+    def files(self) -> Iterator[str]:
+        """The files that are read."""
+        for fragment in self.fragments:
+            if fragment.literal is None:
+                yield fragment.file
+                if fragment.upper is not None:
+                    yield fragment.upper.file
+
+
+_name = lru_cache(show_coord)
+
+
+def _origin(run: Fragment, dtype: DType, move: Move, where: str, state: str) -> Origin:
+    if state == REMAINDER and run.upper is not None:
+        return Origin(run.file, run.byte_offset, None, run.upper.dtype, move, where)
+    return Origin(run.file, run.byte_offset, run.literal, dtype, move, where, run.upper)
+
+
+class RegionCopies(Sequence[Copy]):
+    """The copies of some regions, ascending by destination offset; made anew at each look.
+
+    Args:  state: of the array.
+    """
+
+    __slots__ = ("_state", "regions")
+
+    def __init__(self, regions: Sequence[Region], state: str) -> None:
+        self.regions = tuple(regions)
+        self._state = state
+
+    def _made(self) -> list[Copy]:
+        copies = [copy for region in self.regions for copy in region.copies(self._state)]
+        copies.sort(key=lambda copy: copy.move.dst_offset)
+        return copies
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(self._made())
+
+    def __len__(self) -> int:
+        return sum(region.count for region in self.regions)
+
+    @overload
+    def __getitem__(self, index: int) -> Copy: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Copy]: ...
+    def __getitem__(self, index: int | slice) -> Copy | Sequence[Copy]:
+        return self._made()[index]
+
+    def __repr__(self) -> str:
+        return repr(self._made())
+
+    @property
+    def nbytes_read(self) -> int:
+        """Bytes that are taken from all places that are read."""
+        if any(runs.has_upper for region in self.regions for runs in region.runs):
+            return sum(copy.nbytes_read for copy in self)
+        return sum(
+            region.numel * sum(part.dtype.itemsize for part in region.read)
+            for region in self.regions
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
@@ -99,12 +247,24 @@ class Array:
     """An array with the copies that fill it, ascending by destination offset."""
 
     spec: ArraySpec
-    copies: tuple[Copy, ...]
+    copies: Sequence[Copy]
+
+    @property
+    def boxes(self) -> Sequence[Copy | Region]:
+        """What the copies are made from: few, where a box lies in many fragments."""
+        return self.copies.regions if isinstance(self.copies, RegionCopies) else self.copies
 
     @property
     def copied(self) -> int:
         """Elements that copies write; the rest of the array is zero."""
-        return sum(copy.numel for copy in self.copies)
+        return sum(box.numel for box in self.boxes)
+
+    @property
+    def nbytes_read(self) -> int:
+        """Bytes that are taken from the source, every copy of a replica included."""
+        if isinstance(self.copies, RegionCopies):
+            return self.copies.nbytes_read
+        return sum(copy.nbytes_read for copy in self.copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +300,4 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Tensor bytes that are taken from the source, every copy of a replica included."""
-        return sum(
-            copy.numel * (origin.itemsize + (0 if origin.upper is None else 2))
-            for item in self.placed
-            for copy in item.array.copies
-            for origin in (copy.origins if copy.mode != "first" else copy.origins[:1])
-        )
+        return sum(item.array.nbytes_read for item in self.placed)

@@ -16,6 +16,7 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language.expression import to_text
 from reshard.plan.arrangement import Arrangement, Atom, StoredPart, Whole
 from reshard.plan.catalog import Coord, LocalTensor
+from reshard.plan.collector import uncollected
 from reshard.plan.names import group_names
 from reshard.plan.prove_faults import Uncovered, diagnostics, of_atom, of_axis, of_state
 from reshard.plan.shown import Plain
@@ -36,6 +37,7 @@ class Proof(Plain, json_keys={"atoms": "stored", "parts": "runs"}):
     copies: int
 
 
+@uncollected
 def prove_sources(arrangement: Arrangement) -> Proof:
     """Prove that the source holds all of what it claims to hold.
 

@@ -20,17 +20,18 @@ class FragmentRuns:
     Args:  fragments: disjoint, ascending by start.
     """
 
-    __slots__ = ("_fragments", "_starts")
+    __slots__ = ("_starts", "fragments", "has_upper")
 
     def __init__(self, fragments: tuple[Fragment, ...]) -> None:
-        self._fragments = fragments
-        self._starts = [fragment.start for fragment in fragments]
+        self.fragments = fragments
+        self.has_upper = any(fragment.upper is not None for fragment in fragments)
+        self._starts: list[int] | None = None
 
     def only(self, move: Move) -> Fragment | None:
         """The fragment that holds all that is moved; None if the move must be cut."""
-        if len(self._fragments) > 1:
+        if len(self.fragments) > 1:
             return None
-        fragment = self._fragments[0]
+        fragment = self.fragments[0]
         if fragment.strides is not None:  # addresses may exceed what such a fragment holds
             return fragment
         start, stop = _span(move)
@@ -39,8 +40,25 @@ class FragmentRuns:
 
     def near(self, start: int, stop: int) -> Sequence[Fragment]:
         """The fragments that may hold addresses in `[start, stop)`."""
+        if self._starts is None:
+            self._starts = [fragment.start for fragment in self.fragments]
         first = max(0, bisect_right(self._starts, start) - 1)
-        return self._fragments[first : bisect_left(self._starts, stop)]
+        return self.fragments[first : bisect_left(self._starts, stop)]
+
+    def holding(self, move: Move) -> Iterator[Fragment]:
+        """The fragments that hold something of what is moved."""
+        fragment = self.only(move)
+        if fragment is not None:
+            yield fragment
+            return
+        span = _span(move)
+        is_dense = span[1] - span[0] == move.numel
+        whole = Piece(Box.whole(move.shape), move.src_offset, move.src_strides)
+        for fragment in self.near(*span):
+            start, stop = fragment.start, fragment.start + fragment.numel
+            meets = start < stop and start < span[1] and stop > span[0]
+            if meets and (is_dense or cut(whole, start, stop)):
+                yield fragment
 
     def boxes(self, move: Move) -> Iterator[tuple[Fragment, Box]]:
         """The boxes of a move that lie in one fragment each."""

@@ -22,3 +22,5 @@ WEIGHTS: Final = (PARAM, MASTER)
 """Kinds that can be a model's weights, the best for a model folder first."""
 MOMENTS: Final = (EXP_AVG, EXP_AVG_SQ)
 """What Adam keeps, one number for each element."""
+REMAINDER: Final = "remainder"
+"""The lower halves of master weights, as numbers from -32768 to 32767; only of an array."""

@@ -20,10 +20,9 @@ from reshard.formats.megatron.groups import Optimizer, Settings, carried_groups
 from reshard.formats.megatron.names import STATE, stacked_axes
 from reshard.formats.megatron.write_job import Job
 from reshard.plan.arrangement import Whole
-from reshard.plan.build import REMAINDER
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.plan import ArraySpec
-from reshard.run.states import MASTER, MOMENTS
+from reshard.run.states import MASTER, MOMENTS, REMAINDER
 from reshard.storage.torch_writer import NewTensor, torch_dtype
 
 Chunks = Sequence[Sequence[LaidTensor]]

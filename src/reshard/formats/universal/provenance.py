@@ -65,7 +65,7 @@ def _copies(
     """
     modes = {
         (item.placed.array.spec.label, item.placed.array.spec.state): {
-            copy.mode for copy in item.placed.array.copies
+            box.mode for box in item.placed.array.boxes
         }
         for item in results
     }
