@@ -16,7 +16,7 @@ from reshard.formats.dcp import read as dcp
 from reshard.formats.deepspeed.ucl_text import layout_text
 from reshard.formats.deepspeed.universal_form import read as universal_form
 from reshard.formats.hf import read as hf
-from reshard.formats.megatron import read_dist, read_fsdp
+from reshard.formats.megatron import read_dist
 from reshard.language import format_document, library, parser, tree
 from reshard.language.blocks import Blocks, ParsedBlocks, block_name
 from reshard.language.compile import compile_layouts
@@ -68,7 +68,7 @@ def own_texts() -> tuple[str, ...]:
         dcp.LAYOUT,
         hf.LAYOUT,
         read_dist.LAYOUT,
-        read_fsdp.LAYOUT,
+        read_dist.FSDP_LAYOUT,
         universal_form.LAYOUT,
         layout_text(("pp", "tp", "dp"), {"any": "[...]"}, local={}),
     )

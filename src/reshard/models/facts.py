@@ -14,6 +14,7 @@ from reshard.language.library import Family
 from reshard.models import megatron
 from reshard.models.config_json import known_facts, stated_config
 from reshard.models.framework_keys import Facts, FrameworkKeys, keys_of
+from reshard.models.megatron_arguments import facts_for
 from reshard.models.stated import stated_type
 from reshard.models.transformers import (
     ACTIVATIONS,
@@ -26,7 +27,6 @@ from reshard.models.transformers import (
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.catalog import Catalog
 from reshard.plan.fit import facts
-from reshard.plan.framework_config import framework_config
 from reshard.plan.model_values import model_names
 
 _MEGATRON, _OLD_MEGATRON, _NANOTRON, _META = (
@@ -226,7 +226,7 @@ def _left(
     config = words if kind is None else {**known_facts(catalog), "model_type": kind}
     used = _carried(kind, after, family)
     if target == _MEGATRON:
-        arguments = megatron_facts(config, after)
+        arguments = facts_for(config, after)
         used = (used | arguments.said) - arguments.lost
     elif target in _TABLES:
         used |= keys_of(_TABLES[target]).config(config).said
@@ -265,18 +265,6 @@ def _warning(losses: Mapping[str, object], target: str) -> tuple[Diagnostic, ...
                 "`config.json` is copied if the target has a folder for it",
             ),
         ),
-    )
-
-
-def megatron_facts(config: Mapping[str, object], after: Arrangement) -> Facts:
-    """Megatron's arguments for a configuration in transformers' words."""
-    args = framework_config(after.layout, after.values).get("args")
-    arguments = args if isinstance(args, Mapping) else {}
-    return megatron.arguments_for(
-        config,
-        is_latent="kv_lora_rank" in arguments,
-        is_gated=arguments.get("swiglu") is not False,
-        is_biased=arguments.get("add_bias_linear") is True,
     )
 
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.models.transformer_config import arguments_beside
 from reshard.storage.inert import Global, Record
 
 _SIZES = {
@@ -108,6 +111,13 @@ class Arguments:
         """
         return self.true_vocabulary(rows) or max(0, rows - self._multiple + 1)
 
+    def unpadded(self, rows: int, first: int, shape: tuple[int, ...]) -> int:
+        """Elements of a part of a vocabulary that are no padding for certain.
+
+        Args:  rows: of the whole.  first: the first one of the part.  shape: of the part.
+        """
+        return max(0, min(self.checked_rows(rows) - first, shape[0])) * prod(shape[1:])
+
     def config(self, rows: int | None = None) -> dict[str, object]:
         """The arguments that are plain values, for a layout's expressions (`args.num_layers`).
 
@@ -141,12 +151,28 @@ def arguments_in(value: object, file: str) -> Arguments | None:
     return Arguments({str(key): _plain(item) for key, item in entries.items()}, file)
 
 
+def arguments_of(root: Mapping[object, object], path: str, folder: Path) -> Arguments:
+    """The arguments among the entries that all ranks have in common; without them, what a
+    configuration next to the tensors tells.
+
+    Args:  path: of the file with the entries.
+    Raises: ReshardError[no-arguments].
+    """
+    if "args" in root:
+        arguments = arguments_in(root["args"], path)
+        if arguments is None:
+            raise no_arguments(path)
+        return arguments
+    values, file = arguments_beside(folder)
+    return Arguments(values, file or path)
+
+
 def no_arguments(path: str) -> ReshardError:
     """The error for a file that should hold arguments."""
     return source_error(
         "no-arguments",
         f"{path} has no `args`",
-        notes=["they say how the run was cut: nothing is guessed without them"],
+        notes=["they state how the run was sharded, and reshard does not guess it"],
         helps=["give a layout of your own with `--layout`, or save with Megatron's arguments"],
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -65,6 +65,30 @@ def lay_out(
     }
     job = _Layer(arrangement, whole_mesh, copied, settings or {}, rank)
     return tuple(laid for bound in arrangement.bound.values() for laid in job.tensors(bound))
+
+
+_Table = dict[tuple[int, ...], list[tuple[int, LaidTensor]]]
+"""Tensors with their numbers, by their places on some axes."""
+
+
+class ByPlace:
+    """Local tensors by where they are, so that those of one rank are not looked for among all."""
+
+    def __init__(self, tensors: Iterable[LaidTensor]) -> None:
+        self._tables: dict[
+            tuple[str, ...], dict[tuple[int, ...], list[tuple[int, LaidTensor]]]
+        ] = {}
+        for number, tensor in enumerate(tensors):
+            axes, place = zip(*tensor.coord, strict=True) if tensor.coord else ((), ())
+            table = self._tables.setdefault(axes, {})
+            table.setdefault(place, []).append((number, tensor))
+
+    def at(self, coord: Mapping[str, int]) -> list[LaidTensor]:
+        """The tensors of a rank, in the order of all; it is 0 on axes that are not said."""
+        numbered: list[tuple[int, LaidTensor]] = []
+        for axes, table in self._tables.items():
+            numbered += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
+        return [tensor for _, tensor in sorted(numbered, key=lambda item: item[0])]
 
 
 class _Layer:

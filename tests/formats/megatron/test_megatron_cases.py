@@ -162,11 +162,11 @@ def test_the_weights_beside_a_shifted_optimizer_are_sound(
 
 SHIFTED = [
     "error[shifted-optimizer]: the optimizer's fp32 weights of 7 of 9 tensors do not round to the "
-    "weights beside them",
+    "weights",
     "  = note: first: `decoder.layers.mlp.linear_fc2.weight`, in .../iter_0000003",
     "  = note: Megatron-core 0.14 to 0.16 writes such files when its optimizer has several "
     "buckets: all of its states are then shifted",
-    "  = help: keep the weights with `--states weights`, and go on without these states",
+    "  = help: convert the weights with `--states weights`, and continue without these states",
     "  = help: or go back to a checkpoint in another format of the same run",
 ]
 

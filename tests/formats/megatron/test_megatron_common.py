@@ -103,8 +103,8 @@ def test_a_common_file_of_another_save_is_not_used(tmp_path: Path) -> None:
 def test_a_distributed_checkpoint_without_its_common_state(tmp_path: Path) -> None:
     write(tmp_path, "neither")
     assert message(tmp_path, tmp_path) == [
-        "error[incomplete-megatron]: .../iter_0000004 has no common state: arguments, iteration, "
-        "and param groups",
+        "error[incomplete-megatron]: .../iter_0000004 lacks the common state: arguments, "
+        "iteration, and param groups",
         "  = note: neither a file `common.pt`, nor an object `common_state` in `.metadata`",
         "  = help: copy the whole folder",
     ]

@@ -290,10 +290,10 @@ def test_a_tensor_of_a_class_of_its_own(tmp_path: Path) -> None:
     Forge(change=change).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
         "error[tensor-subclass]: `decoder.layers.0.mlp.linear_fc2.weight` is a `Float8Tensor`, "
-        "which is not read",
+        "which reshard does not read",
         "  = note: in mp_rank_00/model_optim_rng.pt; the class is of "
         "`transformer_engine.pytorch.tensor.float8_tensor`",
-        "  = note: its numbers are made of several tensors, in a way that only the class knows",
+        "  = note: only that class knows how its elements are made of several tensors",
         "  = help: load it in Megatron, and save it as `torch_dist`, which stores plain tensors",
     ]
 
@@ -318,8 +318,8 @@ def test_files_of_ranks_that_were_exchanged(tmp_path: Path) -> None:
         "error[renamed-file]: .../iter_0000003/mp_rank_00_000/model_optim_rng.pt was written by "
         "rank 1, which has tp=1",
         "  = note: its folder's name says tp=0, pp=0, ep=0",
-        "  = note: `rank` in its arguments; the name tells which part of the model a file holds",
-        "  = help: give the folders their own names again, or copy the checkpoint again",
+        "  = note: `rank` in its arguments; the name shows which part of the model a file contains",
+        "  = help: restore the original names of the folders, or copy the checkpoint again",
     ]
 
 
@@ -350,7 +350,7 @@ def test_files_of_ranks_beside_a_distributed_checkpoint(tmp_path: Path) -> None:
         "error[mixed-source]: .../iter_0000003 holds two checkpoints: files of ranks, and a "
         "distributed one",
         "  = note: it has `mp_rank_*` folders and `metadata.json`",
-        "  = note: Megatron would load the distributed one, whichever is the newer",
+        "  = note: Megatron loads the distributed one, even if it is the older one",
         "  = help: move one of them into a folder of its own",
     ]
 

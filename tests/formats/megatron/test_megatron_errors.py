@@ -79,9 +79,10 @@ def test_a_rank_of_a_larger_run(tmp_path: Path) -> None:
     GRID.write(tmp_path)
     shutil.copytree(rank(tmp_path).parent, rank(tmp_path, "mp_rank_02_000").parent)
     assert message(tmp_path, tmp_path) == [
-        "error[foreign-rank]: `mp_rank_02_000` in .../iter_0000003 is of no rank of this run",
+        "error[foreign-rank]: `mp_rank_02_000` in .../iter_0000003 does not belong to a rank of "
+        "this run",
         "  = note: the run had tp=2, pp=2, ep=1",
-        "  = help: move it elsewhere if it was left by another run",
+        "  = help: move it elsewhere if it belongs to another run",
     ]
 
 
@@ -114,8 +115,8 @@ def test_a_tracker_without_a_number(tmp_path: Path) -> None:
     GRID.write(tmp_path)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("<html>")
     assert message(tmp_path, tmp_path) == [
-        "error[bad-tracker]: .../latest_checkpointed_iteration.txt says `<html>`, "
-        "which is no iteration",
+        "error[bad-tracker]: .../latest_checkpointed_iteration.txt contains `<html>`, which is "
+        "not an iteration",
         "  = help: write the number of an iteration into it, or choose one with `--step`",
     ]
 
@@ -138,9 +139,9 @@ def test_an_iteration_that_did_not_end(tmp_path: Path) -> None:
     (folder / "__0_0.distcp").touch()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     assert message(tmp_path, tmp_path) == [
-        "error[incomplete-megatron]: .../iter_0000003 is not a whole Megatron checkpoint",
-        "  = note: it has neither rank folders nor a `metadata.json`",
-        "  = help: `metadata.json` is written last; without it the save did not end",
+        "error[incomplete-megatron]: .../iter_0000003 is an incomplete Megatron checkpoint",
+        "  = note: it has neither rank folders nor `metadata.json`",
+        "  = help: `metadata.json` is written last: without it, the save did not finish",
     ]
 
 
@@ -148,7 +149,7 @@ def test_no_arguments(tmp_path: Path) -> None:
     changed(Forge(), lambda _, tree: tree.pop("args")).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
         "error[no-arguments]: .../iter_0000003/mp_rank_00/model_optim_rng.pt has no `args`",
-        "  = note: they say how the run was cut: nothing is guessed without them",
+        "  = note: they state how the run was sharded, and reshard does not guess it",
         "  = help: give a layout of your own with `--layout`, or save with Megatron's arguments",
     ]
     layout = tmp_path / "own.ucl"
@@ -159,7 +160,7 @@ def test_no_arguments(tmp_path: Path) -> None:
 def test_no_model(tmp_path: Path) -> None:
     changed(Forge(), lambda _, tree: tree.pop("model")).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
-        "error[no-model]: mp_rank_00/model_optim_rng.pt holds no model",
+        "error[no-model]: mp_rank_00/model_optim_rng.pt contains no model",
         "  = note: its keys are args, checkpoint_version, iteration, optimizer, "
         "opt_param_scheduler",
     ]
@@ -211,8 +212,8 @@ def test_experts_over_more_ranks_than_the_rest(tmp_path: Path) -> None:
     forge = Forge(tp=2, experts=2, args={"expert_tensor_parallel_size": 4})
     assert message(forge.write(tmp_path), tmp_path) == [
         "error[unsupported-expert-tp]: experts are cut over 4 ranks, dense layers over 2",
-        "  = note: the names of the folders do not tell which rank holds which part then",
-        "  = help: save it as `torch_dist`, which says where each part belongs",
+        "  = note: then the names of the folders do not show which rank has which shard",
+        "  = help: save it as `torch_dist`, which states where each part belongs",
     ]
 
 
@@ -262,10 +263,10 @@ def test_layer_wise_optimizer_files(tmp_path: Path) -> None:
     Forge().write(root)
     save(rank(root, "mp_rank_00").with_name("layer_wise_optimizer_0.pt"), {})
     assert message(root, root) == [
-        "error[unsupported-optimizer]: .../iter_0000003/mp_rank_00 keeps its optimizer in a form "
-        "that is not read",
+        "error[unsupported-optimizer]: .../iter_0000003/mp_rank_00 stores its optimizer in a form "
+        "that reshard does not read",
         "  = note: found `layer_wise_optimizer_0.pt`",
-        "  = note: `layer_wise_optimizer_*.pt` and `optim.pt` hold the parts of data-parallel "
+        "  = note: `layer_wise_optimizer_*.pt` and `optim.pt` contain the shards of data-parallel "
         "ranks",
         "  = help: load it in Megatron, and save it as `torch_dist`",
         "  = help: or keep the weights with `--states weights`",
@@ -280,8 +281,8 @@ def test_optimizers_of_before_2023(tmp_path: Path) -> None:
     path.rename(path.with_name("model_rng.pt"))
     save(path.parent.with_name("mp_rank_00_000") / "optim.pt", {})
     assert message(root, root)[:2] == [
-        "error[unsupported-optimizer]: .../iter_0000003/mp_rank_00 keeps its optimizer in a form "
-        "that is not read",
+        "error[unsupported-optimizer]: .../iter_0000003/mp_rank_00 stores its optimizer in a form "
+        "that reshard does not read",
         "  = note: found `mp_rank_00_000/optim.pt`",
     ]
     weights_alone(root, tmp_path / "out")
@@ -311,8 +312,8 @@ def test_a_state_of_another_shape(tmp_path: Path) -> None:
         "error[ambiguous-optimizer-ids]: state 4 of the optimizer does not fit "
         "`decoder.layers.0.mlp.linear_fc2.weight`",
         "  = note: `exp_avg` has shape [8, 24], the parameter [8, 12]",
-        "  = note: in mp_rank_00/model_optim_rng.pt; the optimizer counts its parameters and does "
-        "not name them",
+        "  = note: in mp_rank_00/model_optim_rng.pt; the optimizer numbers its parameters and "
+        "does not name them",
         "  = help: leave the optimizer out with `--states weights`",
     ]
 
@@ -323,10 +324,10 @@ def test_three_optimizers(tmp_path: Path) -> None:
 
     changed(Forge(), triple).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
-        "error[ambiguous-optimizer-ids]: mp_rank_00/model_optim_rng.pt has 3 optimizers, and which "
-        "parameters each has is not known",
+        "error[ambiguous-optimizer-ids]: mp_rank_00/model_optim_rng.pt has 3 optimizers, and it "
+        "is unknown which parameters each one has",
         "  = note: 0 ways of sharing 19 parameters fit",
-        "  = note: optimizers count their parameters and do not name them",
+        "  = note: optimizers number their parameters and do not name them",
         "  = help: leave the optimizer out with `--states weights`",
     ]
 
@@ -337,8 +338,8 @@ def test_an_optimizer_that_is_none(tmp_path: Path) -> None:
 
     changed(Forge(), strange).write(tmp_path)
     assert message(tmp_path, tmp_path) == [
-        "error[unknown-optimizer]: the optimizer in mp_rank_00/model_optim_rng.pt is of a kind "
-        "that is not known",
+        "error[unknown-optimizer]: the optimizer in mp_rank_00/model_optim_rng.pt is of an "
+        "unknown kind",
         "  = note: optimizer 0 has no param groups",
         "  = help: leave it out with `--states weights`",
     ]
@@ -377,8 +378,8 @@ def test_a_release(tmp_path: Path) -> None:
     (tmp_path / "iter_0000003").rename(tmp_path / "release")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
     assert odd(tmp_path, tmp_path) == [
-        "warning[no-optimizer]: `release` holds weights and no optimizer",
-        "  = note: a release, or a run with `--no-save-optim`, keeps none",
+        "warning[no-optimizer]: `release` contains weights, but no optimizer",
+        "  = note: a release, or a run with `--no-save-optim`, stores none",
     ]
 
 
@@ -389,8 +390,9 @@ def test_an_iteration_newer_than_the_tracker(tmp_path: Path) -> None:
     assert odd(tmp_path, tmp_path, step="5") == [
         "warning[untracked-iteration]: iteration 5 is newer than 3, which "
         "`latest_checkpointed_iteration.txt` names",
-        "  = note: Megatron writes that file last: the save of this iteration may not have ended",
-        "  = help: compare with iteration 3, the last that ended for certain",
+        "  = note: Megatron writes that file last: the save of this iteration may not have "
+        "finished",
+        "  = help: compare with iteration 3, the last one whose save certainly finished",
     ]
 
 
@@ -398,7 +400,7 @@ def test_a_renamed_folder(tmp_path: Path) -> None:
     Forge().write(tmp_path)
     (tmp_path / "iter_0000003").rename(tmp_path / "iter_0000002")
     assert odd(tmp_path / "iter_0000002", tmp_path) == [
-        "warning[other-iteration]: `iter_0000002` holds iteration 3",
+        "warning[other-iteration]: `iter_0000002` contains iteration 3",
         "  = note: Megatron takes the number from the files, not from the folder's name",
     ]
 

@@ -136,9 +136,9 @@ def test_a_family_that_does_not_say_how_its_parameters_are_counted(tmp_path: Pat
     with pytest.raises(ReshardError) as caught:
         reshard.convert(source, tmp_path / "out", "megatron:tp=1", layout=layout)
     assert caught.value.diagnostics[0].render() == (
-        "error[megatron-order]: the place of `shelf.table.weight` among Megatron's parameters is "
-        "not known\n"
-        "  = note: the optimizer's states have no names there: they are counted in that order\n"
+        "error[megatron-order]: the position of `shelf.table.weight` among Megatron's parameters "
+        "is unknown\n"
+        "  = note: the optimizer's states have no names there: they are numbered in that order\n"
         "  = help: write the format that names them, `megatron-dist`\n"
         '  = help: or state it in the layout of the target: `order "embedding", ...`\n'
         "  = help: or leave the optimizer out with `--states weights`"

@@ -157,12 +157,12 @@ def test_buckets_that_do_not_round_to_the_weights(tmp_path: Path) -> None:
     path.write_bytes(data)
     lines = message(tmp_path, tmp_path)
     assert lines[0] == (
-        "error[buffer-mismatch]: how the parameters lie in the optimizer's buckets of ... could "
-        "not be found"
+        "error[buffer-mismatch]: the positions of the parameters in the optimizer's buckets of "
+        "... cannot be determined"
     )
     assert lines[1:] == [
         "  = note: group 0 of 347 elements fits no known order",
-        "  = note: the flat buffers are checked against the weights, which they must round to",
+        "  = note: positions count only where every master weight rounds to its weight",
         "  = help: keep the weights with `--states weights`",
     ]
 

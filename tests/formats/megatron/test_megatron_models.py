@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -293,3 +294,20 @@ def test_a_size_that_is_stated_solves_the_others(tmp_path: Path) -> None:
     ) in texts
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)
+
+
+def grouped_by_name(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+    """Experts as Transformer Engine's grouped linear layers have them: a number behind the name."""
+    names = re.compile(r"local_experts\.(\d+)\.(.*)")
+    tree["model"] = {names.sub(r"\2\1", name): value for name, value in tree["model"].items()}
+
+
+def test_grouped_experts_of_ranks_are_numbered_over_the_model(tmp_path: Path) -> None:
+    args = {**GROUPED.args, "num_attention_heads": 2, "num_query_groups": 2, "kv_channels": 4}
+    run = RankForge(ep=2, experts=4, bias=False, args=args, change=grouped_by_name)
+    reshard.convert(run.write(tmp_path / "run"), tmp_path / "out", "universal")
+    training = json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["training"]
+    names = [name for group in training["param_groups"] for name in group["params"]]
+    experts = {name for name, _ in run.whole() if ".local_experts." in name}
+    assert len(names) == len(set(names)) == len(run.whole()) // 3
+    assert sum(".mlp.experts." in name for name in names) == len(experts)

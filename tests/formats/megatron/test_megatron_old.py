@@ -240,8 +240,8 @@ def test_distributed_optimizers_of_every_age(form: str, tmp_path: Path) -> None:
     save(file, {0: {kinds: flats}})
     lines = message(root, tmp_path)
     assert lines[0] == (
-        "error[buffer-mismatch]: how the parameters lie in mp_rank_00/distrib_optim.pt could not "
-        "be found"
+        "error[buffer-mismatch]: the positions of the parameters in mp_rank_00/distrib_optim.pt "
+        "cannot be determined"
     )
     assert lines[1].startswith("  = note: 0 known ways of laying ")
 

@@ -76,8 +76,8 @@ def test_numbered_states(tmp_path: Path) -> None:
     root = fsdp(tmp_path / "run", numbered=True)
     assert message(root, root) == [
         "error[ambiguous-optimizer-ids]: `optimizer.state.0.exp_avg` in .../iter_0000003 belongs "
-        "to a parameter that has a number and no name",
-        "  = note: `torch_dcp` saves the optimizer's own `state_dict()`, which counts",
+        "to a parameter that has a number, but no name",
+        "  = note: `torch_dcp` saves the optimizer's `state_dict()`, which numbers parameters",
         "  = help: keep the weights with `--states weights`",
     ]
     reshard.convert(root, tmp_path / "out", "universal", states="weights")

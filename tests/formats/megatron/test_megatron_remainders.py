@@ -190,7 +190,7 @@ def test_other_numbers_than_halves(tmp_path: Path) -> None:
     write(tmp_path, "float32", use_precision_aware_optimizer=False)
     assert message(tmp_path, tmp_path)[0] == (
         "error[shifted-optimizer]: the optimizer's fp32 weights of 9 of 9 tensors do not round to "
-        "the weights beside them"
+        "the weights"
     )
 
 

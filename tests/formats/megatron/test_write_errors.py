@@ -16,8 +16,8 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError
 from reshard.formats.megatron.groups import GroupBuilder
 from reshard.formats.megatron.modules import description
-from reshard.formats.megatron.write_inventory import no_weights, one_step
 from reshard.formats.megatron.write_optimizer import check_states, mixed_masters
+from reshard.formats.megatron.write_run import no_weights, one_step
 from reshard.plan.arrangement import Whole
 from reshard.run.run import Group
 from reshard.storage.numbers import Number
@@ -131,7 +131,7 @@ def test_groups_that_do_not_say_what_they_hold() -> None:
         _refused(lambda: builder.build({"output_layer.weight": 2}))
         == """\
 error[megatron-groups]: `output_layer.weight` fits 2 of the 3 param groups of the source
-  = note: the source does not say which parameters a group holds
+  = note: the source does not state which parameters a group has
   = help: leave the optimizer out with `--states weights`"""
     )
     (optimizer,) = builder.build({"decoder.final_layernorm.weight": 1})
@@ -229,10 +229,10 @@ def test_states_that_the_distributed_optimizer_does_not_keep() -> None:
     assert (
         _refused(lambda: check_states("output_layer.weight", ["momentum"]))
         == """\
-error[megatron-distributed]: the optimizer's states of `output_layer.weight` are not those that Megatron's distributed one keeps
+error[megatron-distributed]: the optimizer states of `output_layer.weight` are not those of Megatron's distributed optimizer
   = note: they are `momentum`
-  = note: the distributed one keeps `exp_avg` and `exp_avg_sq`
-  = help: write `distributed_optimizer=0`, which keeps any states
+  = note: the distributed optimizer has `exp_avg` and `exp_avg_sq`
+  = help: write `distributed_optimizer=0`, which can have any states
   = help: or leave the optimizer out with `--states weights`"""
     )
     assert (

@@ -38,7 +38,7 @@ from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_g
 from reshard.formats.deepspeed.native_options import native_options
 from reshard.formats.deepspeed.resume import Resume, with_own
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.lay_out import LaidTensor, lay_out
+from reshard.plan.lay_out import ByPlace, LaidTensor, lay_out
 from reshard.plan.output import Output
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import in_shares
@@ -81,7 +81,7 @@ class _Run:
         self._output = output
         self._experts = Experts(arrangement, inventory, resume, options)
         self._optimizers = OptimizerFiles(inventory, resume, options, output)
-        self._laid = lay_out(arrangement, options.mesh)
+        self._places = ByPlace(lay_out(arrangement, options.mesh))
         self._used: set[str] = set()
 
     def output(self) -> Output:
@@ -112,11 +112,7 @@ class _Run:
         return inventory.planned(self._output, (LATEST, options.tag), warnings, beside="")
 
     def _held(self, coord: Mapping[str, int]) -> dict[str, LaidTensor]:
-        return {
-            tensor.whole: tensor
-            for tensor in self._laid
-            if all(coord.get(axis, 0) == index for axis, index in tensor.coord)
-        }
+        return {tensor.whole: tensor for tensor in self._places.at(coord)}
 
     def _mp_rank(self, mp_rank: int, held: Sequence[Held]) -> None:
         options = self._options

@@ -44,12 +44,12 @@ Places = tuple[tuple[int, int], ...]
 class Part:
     """A fragment of a stored weight.
 
-    Args:  checked: elements that a master must round to: those that are no padding.
+    Args:  unpadded: elements that a master must round to: those that are no padding.
     """
 
     weight: LocalTensor = field(compare=False)
     fragment: Fragment
-    checked: int
+    unpadded: int
 
     @property
     def box(self) -> Box:
@@ -111,16 +111,16 @@ class Buffer:
             numels = [member.numel for member in members]
             if sum(numels) > sum(self.lengths):
                 continue
-            apart = [index for index, member in enumerate(members) if member.name in shared]
+            separate = [index for index, member in enumerate(members) if member.name in shared]
             lower = self._has_lower(members, args, files)
-            for places in dict.fromkeys(self._places(numels, args, apart, bucketed)):
+            for places in dict.fromkeys(self._places(numels, args, separate, bucketed)):
                 way = tuple(zip(members, places, strict=True))
                 if lower or self._rounds(way, files):
                     out[way] = None
         return list(out)
 
     def _places(
-        self, numels: Sequence[int], args: Arguments, apart: Collection[int], bucketed: bool
+        self, numels: Sequence[int], args: Arguments, separate: Collection[int], bucketed: bool
     ) -> Iterator[Places]:
         if self.form == "stated":
             places = _fill(numels, self.lengths)
@@ -128,10 +128,10 @@ class Buffer:
                 yield places
             return
         for size, align in product(_sizes(args, bucketed, sum(numels)), (ALIGNMENT, 1)):
-            places, lengths = lay(numels, size, apart, align)
+            places, lengths = lay(numels, size, separate, align)
             if self.form == "joined":
                 if self.lengths == (sum(lengths),):
-                    yield joined(places, lengths)
+                    yield in_one_tensor(places, lengths)
             elif len(self.lengths) == len(lengths) and all(
                 used <= length < used + _MOST_PADDING
                 for length, used in zip(self.lengths, lengths, strict=True)
@@ -154,7 +154,7 @@ class Buffer:
             at = start
             for part in member.parts:
                 dense, dtype = part.fragment.strides is None, part.weight.dtype
-                for first, count in samples(part.checked) if dense else ():
+                for first, count in samples(part.unpadded) if dense else ():
                     master = _sample(masters[bucket], files, at + first, count)
                     offset = part.fragment.byte_offset + dtype.itemsize * first
                     weight = files.pread(part.fragment.file, offset, dtype.itemsize * count)
@@ -205,15 +205,15 @@ def _sample(flat: LocalTensor, files: SourceFiles, start: int, count: int) -> by
 
 
 def lay(
-    numels: Sequence[int], size: int | None, apart: Collection[int], align: int = ALIGNMENT
+    numels: Sequence[int], size: int | None, separate: Collection[int], align: int = ALIGNMENT
 ) -> tuple[Places, tuple[int, ...]]:
     """The place of each parameter, and the length of each bucket without padding.
 
     Args:  size: elements after which a bucket is closed; None for one bucket.
-           apart: parameters with a bucket of their own.
+           separate: parameters with a bucket of their own.
            align: parameters begin at multiples of this; before core 0.6 anywhere.
     """
-    buckets = buckets_of(Buckets(size, starts=align, apart=frozenset(apart)), numels)
+    buckets = buckets_of(Buckets(size, starts=align, apart=frozenset(separate)), numels)
     places = {
         tensor: (number, start)
         for number, bucket in enumerate(buckets)
@@ -222,7 +222,7 @@ def lay(
     return tuple(places[i] for i in range(len(numels))), tuple(b.length for b in buckets)
 
 
-def joined(places: Places, lengths: Sequence[int]) -> Places:
+def in_one_tensor(places: Places, lengths: Sequence[int]) -> Places:
     """The same places in all buckets one behind the other."""
     before = [0, *accumulate(lengths)]
     return tuple((0, before[bucket] + start) for bucket, start in places)
@@ -302,7 +302,7 @@ def no_way(where: str, why: str) -> ReshardError:
     """The error for flat buffers in which the parameters lie in no known way, or in several."""
     return source_error(
         "buffer-mismatch",
-        f"how the parameters lie in {where} could not be found",
-        notes=[why, "the flat buffers are checked against the weights, which they must round to"],
+        f"the positions of the parameters in {where} cannot be determined",
+        notes=[why, "positions count only where every master weight rounds to its weight"],
         helps=["keep the weights with `--states weights`"],
     )

@@ -84,16 +84,15 @@ class Contents:
         rng: Sequence[object] = (),
         version: str | None = None,
         aliases: Mapping[str, str] | None = None,
-        left: Sequence[Left] = (),
+        unread: Sequence[Left] = (),
     ) -> Catalog:
         """The catalog.
 
         Args:  objects: of a distributed checkpoint, by key.  rng: random states, by rank.
         """
-        known = str(self.root.get("checkpoint_version", ""))
         return Catalog(
             format="megatron",
-            version=known if version is None else version,
+            version=str(self.root.get("checkpoint_version", "")) if version is None else version,
             root=str(self.folder.resolve()),
             mesh=mesh or {},
             tensors=(*self.weights, *self.states),
@@ -106,7 +105,7 @@ class Contents:
             files=tuple(files),
             oddities=tuple(self._oddities()),
             withheld=self.withheld,
-            left=tuple(left),
+            left=tuple(unread),
         )
 
     def _run(self, objects: Mapping[str, object] | None, rng: Sequence[object]) -> Run:
@@ -133,8 +132,8 @@ class Contents:
             "form": self.form,
         }
         if objects is not None:
-            kept = {name: encode(value) for name, value in objects.items()}
-            framework |= {"saved_over": self.args.mesh(), "objects": kept}
+            framework["saved_over"] = self.args.mesh()
+            framework["objects"] = {name: encode(value) for name, value in objects.items()}
         number = iteration if isinstance(iteration, int) else None
         return Run(number, self.groups.all(), state, framework)
 
@@ -147,9 +146,9 @@ class Contents:
         if not self.states and not self.withheld:
             yield Diagnostic(
                 "no-optimizer",
-                f"`{folder.name}` holds weights and no optimizer",
+                f"`{folder.name}` contains weights, but no optimizer",
                 "warning",
-                notes=("a release, or a run with `--no-save-optim`, keeps none",),
+                notes=("a release, or a run with `--no-save-optim`, stores none",),
             )
         padding = args.padding(self.vocabulary, "")
         if padding is not None:
@@ -183,7 +182,7 @@ def _of_folder(folder: Path, iteration: object) -> Iterator[Diagnostic]:
     if isinstance(iteration, int) and iteration != named:
         yield Diagnostic(
             "other-iteration",
-            f"`{folder.name}` holds iteration {iteration}",
+            f"`{folder.name}` contains iteration {iteration}",
             "warning",
             notes=("Megatron takes the number from the files, not from the folder's name",),
         )
@@ -195,7 +194,10 @@ def _of_folder(folder: Path, iteration: object) -> Iterator[Diagnostic]:
             f"iteration {named} is newer than {int(tracked)}, which `{TRACKER}` names",
             "warning",
             notes=(
-                "Megatron writes that file last: the save of this iteration may not have ended",
+                "Megatron writes that file last: the save of this iteration may not have finished",
             ),
-            helps=(f"compare with iteration {int(tracked)}, the last that ended for certain",),
+            helps=(
+                f"compare with iteration {int(tracked)}, the last one whose save certainly "
+                "finished",
+            ),
         )

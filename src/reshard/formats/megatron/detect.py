@@ -74,23 +74,23 @@ def find_folder(path: Path, step: str | None) -> Path:
         return _of_one_form(path)
     if step is None and not has_tracker:
         raise _incomplete(path)
-    wanted = source.note(TRACKER) if step is None else step
-    is_number = wanted.isdecimal() and wanted.isascii()
-    if step is None and wanted != "release" and not is_number:
+    name = source.note(TRACKER) if step is None else step
+    is_number = name.isdecimal() and name.isascii()
+    if step is None and name != "release" and not is_number:
         raise source_error(
             "bad-tracker",
-            f"{path / TRACKER} says `{wanted[:40]}`, which is no iteration",
+            f"{path / TRACKER} contains `{name[:40]}`, which is not an iteration",
             helps=["write the number of an iteration into it, or choose one with `--step`"],
         )
-    folder = path / (f"iter_{int(wanted):07d}" if wanted.isdecimal() else wanted)
+    folder = path / (f"iter_{int(name):07d}" if name.isdecimal() else name)
     if step is not None and not has_tracker and path.name == folder.name:
         folder = path
     if not folder.is_dir():
-        there = [*source.matching("iter_*", folders=True)]
+        iterations = [*source.matching("iter_*", folders=True)]
         raise source_error(
             "step-missing",
-            f"iteration `{wanted}` is not in {path}",
-            notes=[f"there are: {', '.join(there[-5:]) or 'none'}"],
+            f"iteration `{name}` is not in {path}",
+            notes=[f"there are: {', '.join(iterations[-5:]) or 'none'}"],
             helps=["choose one of them with `--step`"],
         )
     if not _has_form(folder):
@@ -101,9 +101,9 @@ def find_folder(path: Path, step: str | None) -> Path:
 def _incomplete(folder: Path) -> ReshardError:
     return source_error(
         "incomplete-megatron",
-        f"{folder} is not a whole Megatron checkpoint",
-        notes=["it has neither rank folders nor a `metadata.json`"],
-        helps=["`metadata.json` is written last; without it the save did not end"],
+        f"{folder} is an incomplete Megatron checkpoint",
+        notes=["it has neither rank folders nor `metadata.json`"],
+        helps=["`metadata.json` is written last: without it, the save did not finish"],
     )
 
 
@@ -120,7 +120,7 @@ def _of_one_form(folder: Path) -> Path:
             f"{folder} holds two checkpoints: files of ranks, and a distributed one",
             notes=[
                 f"it has `mp_rank_*` folders and `{dist}`",
-                "Megatron would load the distributed one, whichever is the newer",
+                "Megatron loads the distributed one, even if it is the older one",
             ],
             helps=["move one of them into a folder of its own"],
         )

@@ -8,17 +8,27 @@ Source: megatron/core/optimizer/__init__.py `_get_param_groups` (core 0.12 to 0.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from reshard.dtypes import DType
 from reshard.errors import Diagnostic, target_error
 from reshard.formats.megatron.modules import is_expert
+from reshard.formats.megatron.names import stacked_axes
 from reshard.plan.agreement import agreed
+from reshard.plan.catalog import Fragment, Left, LocalTensor
 from reshard.run.run import Group
+from reshard.run.states import EXP_AVG, EXTRA, PARAM, STEP
 from reshard.storage.kept import encode
+from reshard.storage.numbers import number_bytes
+from reshard.storage.torch_file import TensorRef, read_small
 
 RUNTIME = ("params", "step")
 """Entries of a group that are no hyper-parameters."""
+_EXPERT, _DECOUPLED = "is_expert_parallel", "is_decoupled_lr"
+_EMBEDDINGS = ("word_embeddings.weight", "output_layer.weight")
+"""What a learning rate of its own is for."""
 
 
 def optimizers_in(tree: object) -> list[object]:
@@ -35,14 +45,11 @@ def belongs(
 
     Args:  dims: of the parameter, on one rank.  groups: all of the optimizer.
     """
-    expert_groups = any(g.get("is_expert_parallel") for g in groups)
-    if expert_groups and bool(group.get("is_expert_parallel")) != is_expert(name):
-        return False
-    decoupled = any(g.get("is_decoupled_lr") for g in groups)
-    if decoupled and bool(group.get("is_decoupled_lr")) != is_embedding(name):
-        return False
-    kinds = {_decays(g, groups) for g in groups}
-    if len(kinds) == 1:
+    kinds = {_EXPERT: is_expert(name), _DECOUPLED: name.endswith(_EMBEDDINGS)}
+    for key, is_of_kind in kinds.items():
+        if any(g.get(key) for g in groups) and bool(group.get(key)) != is_of_kind:
+            return False
+    if len({_decays(g, groups) for g in groups}) == 1:
         return True  # a stage may have matrices alone; and a run may decay everything
     return _decays(group, groups) == is_decayed(name, dims)
 
@@ -57,11 +64,6 @@ def _decays(group: Mapping[str, object], groups: Sequence[Mapping[str, object]])
 def is_decayed(name: str, dims: int) -> bool:
     """Whether a parameter's weights decay: a matrix's do, a bias's and a norm's do not."""
     return dims > 1 and not name.endswith(".bias")
-
-
-def is_embedding(name: str) -> bool:
-    """Whether a parameter is in the group that a learning rate of its own is for."""
-    return name.endswith(("word_embeddings.weight", "output_layer.weight"))
 
 
 def claims(
@@ -79,16 +81,16 @@ class Groups:
     """Param groups of all ranks, joined where their hyper-parameters are the same."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[dict[str, object], dict[str, None]]] = []
+        self._groups: list[tuple[dict[str, object], dict[str, None]]] = []
 
     def add(self, group: Mapping[str, object], members: Sequence[str]) -> None:
         """One group with the global names of its parameters."""
         values = {str(key): encode(value) for key, value in group.items() if key not in RUNTIME}
-        params = next((names for settings, names in self._found if settings == values), None)
-        if params is None:
-            params = {}
-            self._found.append((values, params))
-        params.update(dict.fromkeys(members))
+        alike = [names for settings, names in self._groups if settings == values]
+        if not alike:
+            alike = [{}]
+            self._groups.append((values, alike[0]))
+        alike[0].update(dict.fromkeys(members))
 
     def all(self) -> tuple[Group, ...]:
         """Hyper-parameters and names of every group.
@@ -96,16 +98,16 @@ class Groups:
         Raises: ReshardError[mixed-runs] for a parameter that is in several.
         """
         group_of: dict[str, Mapping[str, object]] = {}
-        for settings, names in self._found:
+        for settings, names in self._groups:
             for name in names:
                 copies = ("one rank", group_of.setdefault(name, settings)), ("another", settings)
                 agreed(copies, f"settings of the param group of `{name}`")
-        return tuple(Group(values, names) for values, names in self._found)
+        return tuple(Group(values, names) for values, names in self._groups)
 
 
 Settings = dict[str, object]
 
-_FUSED, _EXPERT = "bias_correction", "is_expert_parallel"
+_FUSED = "bias_correction"
 _KEYS = ("wd_mult", "lr_mult", "is_decoupled_lr")
 _OVERRIDES = ("is_decoupled_lr", "lr_mult", "max_lr", "min_lr", "wd_mult")
 _MULTIPLIERS = {"wd_mult": 1.0, "lr_mult": 1.0, "is_decoupled_lr": False}
@@ -144,10 +146,10 @@ class GroupBuilder:
         settings = self._megatron(parameters) if is_own else self._foreign(parameters)
         if not self.chained or not any(map(is_expert, parameters)):
             return (_optimizer(settings, expert=False),)
-        return tuple(
-            _optimizer({n: s for n, s in settings.items() if is_expert(n) == expert}, expert=expert)
-            for expert in (False, True)
-        )
+        kinds: tuple[dict[str, Settings], dict[str, Settings]] = {}, {}
+        for name, item in settings.items():
+            kinds[is_expert(name)][name] = item
+        return tuple(_optimizer(kind, expert=bool(n)) for n, kind in enumerate(kinds))
 
     def _megatron(self, parameters: Mapping[str, int]) -> dict[str, Settings]:
         """The settings of every parameter: those of the group that it was in."""
@@ -190,14 +192,10 @@ class GroupBuilder:
                 f"`{decayed[0]}`" + (f" and {len(decayed) - 1} more" if len(decayed) > 1 else "")
             )
         if notes:
+            headline = "param groups become those that Megatron makes"
+            helps = ("set the hyper-parameters in the run's arguments",)
             self.warnings.append(
-                Diagnostic(
-                    "megatron-groups",
-                    "param groups become those that Megatron makes",
-                    "warning",
-                    notes=tuple(notes),
-                    helps=("set the hyper-parameters in the run's arguments",),
-                )
+                Diagnostic("megatron-groups", headline, "warning", notes=tuple(notes), helps=helps)
             )
 
 
@@ -213,7 +211,7 @@ def _fitting(name: str, dims: int, groups: Sequence[Group]) -> Settings:
         raise target_error(
             "megatron-groups",
             f"`{name}` fits {len(choices)} of the {len(groups)} param groups of the source",
-            notes=["the source does not say which parameters a group holds"],
+            notes=["the source does not state which parameters a group has"],
             helps=["leave the optimizer out with `--states weights`"],
         )
     return choices[0]
@@ -268,12 +266,9 @@ def _sorted(groups: Sequence[Settings]) -> list[Settings]:
         }
         if not overrides:
             return (0,)
-        if settings.get("is_decoupled_lr"):
-            overrides = {
-                k: settings[k]
-                for k in _OVERRIDES
-                if k in settings and (k in overrides or "_lr" in k)
-            }
+        if settings.get(_DECOUPLED):
+            keys = (k for k in _OVERRIDES if k in overrides or "_lr" in k)
+            overrides = {k: settings[k] for k in keys if k in settings}
         return (1, tuple((k, str(v)) for k, v in sorted(overrides.items())))
 
     return sorted(groups, key=key)
@@ -281,15 +276,105 @@ def _sorted(groups: Sequence[Settings]) -> list[Settings]:
 
 def _foreign(settings: Mapping[str, object], decayed: bool) -> Settings:
     """A group of Megatron's with the hyper-parameters of another framework's."""
-    rest = {key: value for key, value in settings.items() if key not in (*RUNTIME, *_KEYS)}
-    out: Settings = {
-        _EXPERT: False,
-        "default_config": True,
-        **_MULTIPLIERS,
-        "wd_mult": 1.0 if decayed else 0.0,
-        **rest,
-    }
+    multipliers = {**_MULTIPLIERS, "wd_mult": 1.0 if decayed else 0.0}
+    out: Settings = {_EXPERT: False, "default_config": True, **multipliers}
+    out.update((k, v) for k, v in settings.items() if k not in (*RUNTIME, *_KEYS))
     if not decayed and "weight_decay" in out:
         out["weight_decay"] = 0.0
-    out.setdefault(_FUSED, True)
-    return out
+    return {**out, _FUSED: out.get(_FUSED, True)}
+
+
+_OBJECT = re.compile(r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_\d+\.optimizer/")
+
+
+Step = tuple[DType, bytes]
+_Optimizer = tuple[Sequence[Mapping[str, object]], Step | None]
+"""The groups of one optimizer, and the number of steps that it states once for all."""
+
+
+def dist_groups(
+    common: object, objects: Mapping[str, object], tensors: Sequence[LocalTensor], file: str
+) -> tuple[Groups, list[LocalTensor]]:
+    """The param groups with the names of their parameters, and every parameter's step.
+
+    Args:  common: the optimizer in the common state, which is in `file`.
+           objects: pickled ones by key; some optimizers keep their groups there, once for each
+                    rank.
+    """
+    optimizers = [*_optimizers(common), *_of_objects(objects)]
+    names = {t.name for t in tensors if t.state == EXP_AVG}
+    names = names or {t.name for t in tensors if t.state not in (PARAM, EXTRA)}
+    parameters = [
+        (t.name, len(t.shape) - stacked_axes(t.name))
+        for t in tensors
+        if t.state == PARAM and t.name in names
+    ]
+    out = Groups()
+    steps: dict[str, set[Step]] = {}
+    for (groups, common_step), share in zip(
+        optimizers, _shares(optimizers, parameters), strict=True
+    ):
+        for group, claim in zip(groups, claims(groups, share), strict=True):
+            out.add(group, claim)
+            step = _step(group.get("step")) or common_step
+            if step is not None:
+                for name in claim:
+                    steps.setdefault(name, set()).add(step)
+    with_steps = {t.name for t in tensors if t.state == STEP}
+    numbers = []
+    for name, values in steps.items():
+        if name not in with_steps and len(values) == 1:
+            ((dtype, data),) = values
+            fragment = Fragment(0, 1, file, 0, None, data)
+            numbers.append(LocalTensor(name, STEP, (), (), dtype, (fragment,)))
+    return out, numbers
+
+
+def _shares(
+    optimizers: Sequence[_Optimizer], names: Sequence[tuple[str, int]]
+) -> list[Sequence[tuple[str, int]]]:
+    """The parameters of every optimizer: one has all; of several, those with expert groups have
+    the experts.
+    """
+    experts = [any(g.get("is_expert_parallel") for g in groups) for groups, _ in optimizers]
+    if not any(experts):
+        return [names for _ in optimizers]
+    return [[item for item in names if is_expert(item[0]) == expert] for expert in experts]
+
+
+def _optimizers(common: object) -> Iterator[_Optimizer]:
+    for item in optimizers_in(common):
+        inner = item.get("optimizer", item) if isinstance(item, dict) else None
+        groups = inner.get("param_groups") if isinstance(inner, dict) else None
+        if isinstance(item, dict) and isinstance(inner, dict) and isinstance(groups, list):
+            states = (tree.get("state") for tree in (item, inner))
+            steps = (_step(state.get("common_step")) for state in states if isinstance(state, dict))
+            settings = [group for group in groups if isinstance(group, dict)]
+            yield settings, next((step for step in steps if step is not None), None)
+
+
+def unread_states(common: object, file: str, key: str = "optimizer") -> Iterator[Left]:
+    """Entries of `state` in the common state's optimizer, where nothing but a step is read."""
+    for name, item in common.items() if isinstance(common, dict) else ():
+        if name == "state" and isinstance(item, dict):
+            for entry in item:
+                if entry != "common_step":
+                    yield Left(file, f"{key}.state.{entry}", "it is no number of steps")
+        elif name == "optimizer" or isinstance(name, int):
+            yield from unread_states(item, file, f"{key}.{name}")
+
+
+def _of_objects(objects: Mapping[str, object]) -> Iterator[_Optimizer]:
+    """Groups that every rank keeps for itself."""
+    for key, value in objects.items():
+        if _OBJECT.match(key):
+            for item in value if isinstance(value, list) else [value]:
+                yield from _optimizers(item)
+
+
+def _step(value: object) -> Step | None:
+    if isinstance(value, TensorRef) and value.shape == ():
+        return value.dtype, read_small(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number_bytes(value)
+    return None

@@ -19,11 +19,10 @@ from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.modules import is_buffer, is_expert, tied_names
 from reshard.formats.megatron.ranks import RankFile, Ranks
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+from reshard.run.states import PARAM
 from reshard.storage.inert import Record
+from reshard.storage.kept import local_tensor
 from reshard.storage.torch_file import TensorRef
-
-EMBEDDING = "embedding.word_embeddings.weight"
-OUTPUT = "output_layer.weight"
 
 _FUSED = {
     re.compile(r".*\.query_key_value\.(weight|bias)"): 3,
@@ -36,21 +35,22 @@ _FUSED = {
 class Chunk:
     """One model chunk of one rank file: a stage, or a virtual stage of it.
 
-    Args:  vpp: number of the chunk on its rank.  tensors: by stored name, in order.
+    Args:  vpp: number of the chunk on its rank.  tensors: by stored name, in order, of no
+                place yet.
            streams: the bytes of what modules keep besides tensors, by name.
            objects: names of what else the state dict holds, with what it is.
     """
 
     rank: RankFile
     vpp: int
-    tensors: Mapping[str, TensorRef]
+    tensors: Mapping[str, LocalTensor]
     streams: Mapping[str, bytes]
     objects: Mapping[str, str]
 
     @cached_property
-    def parameters(self) -> dict[str, TensorRef]:
+    def parameters(self) -> dict[str, LocalTensor]:
         """Those that the optimizer may hold, in the order of `named_parameters`."""
-        return {name: ref for name, ref in self.tensors.items() if not is_buffer(name)}
+        return {name: item for name, item in self.tensors.items() if not is_buffer(name)}
 
 
 def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
@@ -71,13 +71,13 @@ def chunks_of(rank: RankFile) -> tuple[Chunk, ...]:
         tree = rank.root.get(key)
         if not isinstance(tree, dict):
             raise _no_model(rank, f"its keys are {', '.join(map(str, rank.root))}")
-        tensors: dict[str, TensorRef] = {}
+        tensors: dict[str, LocalTensor] = {}
         streams: dict[str, bytes] = {}
         objects: dict[str, str] = {}
         for name, value in _flatten("", tree):
             stream = _stream(value)
             if isinstance(value, TensorRef):
-                tensors[name] = value
+                tensors[name] = local_tensor(value, name, PARAM, (), rank.file)
             elif stream:
                 streams[name] = stream
             elif isinstance(value, Record) and "Tensor" in value.name:
@@ -100,17 +100,17 @@ def _subclass(rank: RankFile, name: str, value: Record) -> ReshardError:
     kind = next(part for part in value.name.split(".") if "Tensor" in part)
     return source_error(
         "tensor-subclass",
-        f"`{name}` is a `{kind}`, which is not read",
+        f"`{name}` is a `{kind}`, which reshard does not read",
         notes=[
             f"in {rank.file}; the class is of `{value.module}`",
-            "its numbers are made of several tensors, in a way that only the class knows",
+            "only that class knows how its elements are made of several tensors",
         ],
         helps=["load it in Megatron, and save it as `torch_dist`, which stores plain tensors"],
     )
 
 
 def _no_model(rank: RankFile, why: str) -> ReshardError:
-    return source_error("no-model", f"{rank.file} holds no model", notes=[why])
+    return source_error("no-model", f"{rank.file} contains no model", notes=[why])
 
 
 def _flatten(prefix: str, tree: Mapping[object, object]) -> Iterator[tuple[str, object]]:
@@ -129,12 +129,15 @@ def coords_of(chunk: Chunk, name: str, ranks: Ranks, vpp: int) -> tuple[Coord, .
     """
     rank = chunk.rank
     expert = is_expert(name)
-    apart = expert and ranks.etp not in (1, ranks.tp)  # the rest of tp numbers the copies
+    by_etp = expert and ranks.etp not in (
+        1,
+        ranks.tp,
+    )  # the rest of tp numbers the copies
     out = []
-    for tp, ep in ranks.places(rank, expert=expert):
+    for tp, ep in ranks.places[rank.file, expert]:
         coord = [("vpp", chunk.vpp)] * (vpp > 1) + [("pp", rank.pp)] * (ranks.pp > 1)
-        coord += [("tp", tp // ranks.etp), ("etp", tp % ranks.etp)] * apart
-        coord += [("tp", tp)] * (ranks.tp > 1 and not apart) + [("ep", ep)] * (ranks.ep > 1)
+        coord += [("tp", tp // ranks.etp), ("etp", tp % ranks.etp)] * by_etp
+        coord += [("tp", tp)] * (ranks.tp > 1 and not by_etp) + [("ep", ep)] * (ranks.ep > 1)
         out.append(tuple(coord))
     return tuple(out)
 

@@ -17,11 +17,12 @@ from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.buffers import COALESCED, Member, Part, no_way, stored_buffers
 from reshard.formats.megatron.groups import belongs, optimizers_in
-from reshard.formats.megatron.legacy import EMBEDDING, Chunk, is_tied
+from reshard.formats.megatron.legacy import Chunk, is_tied
 from reshard.formats.megatron.modules import is_expert, is_vocabulary, tied_names
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
+from reshard.models.megatron_arguments import EMBEDDING
 from reshard.plan.catalog import Fragment, Left, LocalTensor
-from reshard.run.states import MASTER, PARAM, STEP
+from reshard.run.states import MASTER, STEP
 from reshard.storage.kept import local_tensor
 from reshard.storage.numbers import number_bytes
 from reshard.storage.torch_file import TensorRef, open_torch_file
@@ -36,13 +37,13 @@ _WEIGHTS_ALONE = "leave the optimizer out with `--states weights`"
 class Parameter:
     """A parameter of one rank.
 
-    Args:  chunk: the model chunk that has it.  checked: elements that its master must round to.
+    Args:  chunk: the model chunk that has it.  unpadded: elements that its master must round to.
     """
 
     chunk: int
     name: str
     weight: LocalTensor = field(compare=False)
-    checked: int = field(compare=False)
+    unpadded: int = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,11 @@ def states_of(
     if rank.strange:
         raise source_error(
             "unsupported-optimizer",
-            f"{folder} keeps its optimizer in a form that is not read",
+            f"{folder} stores its optimizer in a form that reshard does not read",
             notes=[
                 f"found `{'`, `'.join(rank.strange[:3])}`",
-                "`layer_wise_optimizer_*.pt` and `optim.pt` hold the parts of data-parallel ranks",
+                "`layer_wise_optimizer_*.pt` and `optim.pt` contain the shards of data-parallel "
+                "ranks",
             ],
             helps=[
                 "load it in Megatron, and save it as `torch_dist`",
@@ -87,10 +89,9 @@ def states_of(
     if optimizer is None:
         return [], []
     parameters = [
-        Parameter(index, name, local_tensor(ref, name, PARAM, (), rank.file), checked)
+        Parameter(index, name, weight, _unpadded(weight, rank, ranks))
         for index, chunk in enumerate(chunks)
-        for name, ref in chunk.parameters.items()
-        for checked in (_checked(name, ref, rank, ranks),)
+        for name, weight in chunk.parameters.items()
     ]
     optimizers = [_Optimizer(item, i, rank.file) for i, item in enumerate(optimizers_in(optimizer))]
     path = folder / DISTRIBUTED
@@ -103,7 +104,8 @@ def states_of(
         states += item.numbered(members)
         states += item.masters(members)
         if flat is not None:
-            ordered = sorted((p for g in members for p in g.parameters), key=parameters.index)
+            of_one = {parameter for group in members for parameter in group.parameters}
+            ordered = [parameter for parameter in parameters if parameter in of_one]
             states += _flat(flat, (index, len(optimizers)), ordered, rank, ranks, files)
         states += _group_steps(members, rank.file)
     if flat is None and groups and not any(tensor.state != STEP for _, tensor in states):
@@ -121,12 +123,12 @@ def states_of(
     return states, groups
 
 
-def _checked(name: str, ref: TensorRef, rank: RankFile, ranks: Ranks) -> int:
-    """Elements of a weight that are no padding of the vocabulary."""
-    if not is_vocabulary(name):
-        return ref.numel
-    rows = ranks.args.checked_rows(ref.shape[0] * ranks.tp) - rank.tp * ref.shape[0]
-    return max(0, min(rows, ref.shape[0])) * (ref.numel // max(1, ref.shape[0]))
+def _unpadded(weight: LocalTensor, rank: RankFile, ranks: Ranks) -> int:
+    """Elements of a weight that are no padding of the vocabulary for certain."""
+    if not is_vocabulary(weight.name):
+        return weight.numel
+    rows = weight.shape[0]
+    return ranks.args.unpadded(rows * ranks.tp, rank.tp * rows, weight.shape)
 
 
 class _Optimizer:
@@ -196,7 +198,7 @@ class _Optimizer:
     def _unknown(self, why: str) -> ReshardError:
         return source_error(
             "unknown-optimizer",
-            f"the optimizer in {self.file} is of a kind that is not known",
+            f"the optimizer in {self.file} is of an unknown kind",
             notes=[why],
             helps=["leave it out with `--states weights`"],
         )
@@ -244,7 +246,7 @@ def _flat(
         if buffer.dtype not in (None, dtype):
             raise no_way(file, f"buffer {key} is of {buffer.dtype} parameters, not {dtype}")
         members = [
-            Member(p.name, tuple(Part(p.weight, f, p.checked) for f in p.weight.fragments))
+            Member(p.name, tuple(Part(p.weight, f, p.unpadded) for f in p.weight.fragments))
             for p in group.values()
         ]
         bucketed = rank.pp == chunk == 0  # later stages have one bucket
@@ -301,9 +303,9 @@ def _shares(
     if first is not None and not solutions:
         raise first
     raise _ambiguous(
-        f"{file} has {len(optimizers)} optimizers, and which parameters each has is not known",
+        f"{file} has {len(optimizers)} optimizers, and it is unknown which parameters each one has",
         f"{len(solutions)} ways of sharing {len(parameters)} parameters fit",
-        "optimizers count their parameters and do not name them",
+        "optimizers number their parameters and do not name them",
     )
 
 
@@ -311,15 +313,15 @@ def _ways(count: int, parameters: Sequence[Parameter]) -> Iterator[tuple[Sequenc
     """Ways in which Megatron shares parameters; none twice."""
     dense = [p for p in parameters if not is_expert(p.name)]
     experts = [p for p in parameters if is_expert(p.name)]
-    head, rest = [p for p in dense if p.chunk == 0], [p for p in dense if p.chunk > 0]
+    head, tail = [p for p in dense if p.chunk == 0], [p for p in dense if p.chunk > 0]
     if count == 1:
         yield (parameters,)
     elif count == 2 and experts:
         yield dense, experts
-    elif count == 2 and head and rest:
-        yield head, rest
-    elif count == 3 and head and rest and experts:
-        yield head, rest, experts
+    elif count == 2 and head and tail:
+        yield head, tail
+    elif count == 3 and head and tail and experts:
+        yield head, tail, experts
 
 
 def _members(
@@ -331,13 +333,13 @@ def _members(
         frozenset(p for p in parameters if belongs(group, p.name, len(p.weight.shape), groups))
         for group in groups
     ]
-    rest = list(parameters)
+    remaining = list(parameters)
     out = []
     for group, claim in zip(groups, claims, strict=True):
-        members = tuple(p for p in rest if p in claim)
-        raw = group.get("params")
-        numbers = tuple(i for i in raw if isinstance(i, int)) if isinstance(raw, list) else ()
-        if raw is not None and len(numbers) != len(members):
+        members = tuple(p for p in remaining if p in claim)
+        listed = group.get("params")
+        numbers = tuple(i for i in _items(listed) if isinstance(i, int))
+        if listed is not None and len(numbers) != len(members):
             raise _ambiguous(
                 f"a param group of {file} numbers {len(numbers)} parameters where {len(members)} "
                 "fit it",
@@ -345,18 +347,18 @@ def _members(
                 f"is_expert_parallel={group.get('is_expert_parallel')}",
                 f"first that fits: `{members[0].name}`" if members else "none fits",
             )
-        if raw is None and claim and claims.count(claim) > 1:
+        if listed is None and claim and claims.count(claim) > 1:
             raise _ambiguous(
                 f"{claims.count(claim)} param groups of {file} may have the same "
                 f"{len(claim)} parameters",
                 f"first: `{next(p.name for p in parameters if p in claim)}`",
             )
-        rest = [p for p in rest if p not in claim]
+        remaining = [p for p in remaining if p not in claim]
         out.append(Members(group, numbers, members))
-    if rest:
+    if remaining:
         raise _ambiguous(
-            f"{len(rest)} parameters belong to no param group of {file}",
-            f"first: `{rest[0].name}`",
+            f"{len(remaining)} parameters belong to no param group of {file}",
+            f"first: `{remaining[0].name}`",
         )
     for item in out:
         for number, parameter in zip(item.numbers, item.parameters, strict=bool(item.numbers)):
@@ -364,6 +366,10 @@ def _members(
                 if isinstance(value, TensorRef):
                     _check_shape(parameter, value.shape, str(name), number, file)
     return tuple(out)
+
+
+def _items(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else ()
 
 
 def _check_shape(
@@ -374,7 +380,7 @@ def _check_shape(
         raise _ambiguous(
             f"state {number} of the optimizer does not fit `{parameter.name}`",
             f"`{state}` has shape {list(shape)}, the parameter {list(parameter.weight.shape)}",
-            f"in {file}; the optimizer counts its parameters and does not name them",
+            f"in {file}; the optimizer numbers its parameters and does not name them",
         )
 
 

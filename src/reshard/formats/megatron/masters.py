@@ -62,12 +62,12 @@ def join_masters(
     masters = [t for t in states if t.state == MASTER and t.name in halves]
     by_type = [[t for t in masters if t.dtype == kind] for kind in (DType.I16, DType.F32)]
     lower = {t.name for kind in by_type if are_lower(kind, args, files) for t in kind}
-    return [
-        _joined(halves[t.name], t) if t.state == MASTER and t.name in lower else t for t in states
-    ]
+    is_lower = [t.state == MASTER and t.name in lower for t in states]
+    pairs = zip(states, is_lower, strict=True)
+    return [_whole_master(halves[t.name], t) if joins else t for t, joins in pairs]
 
 
-def _joined(weight: LocalTensor, lower: LocalTensor) -> LocalTensor:
+def _whole_master(weight: LocalTensor, lower: LocalTensor) -> LocalTensor:
     """A master whose fragments are both halves."""
     exact = {box_of(weight, f): f for f in weight.fragments if f.strides is None}
     out: list[Fragment] = []
@@ -120,22 +120,22 @@ def check_masters(tensors: Iterable[LocalTensor], args: Arguments, files: Source
     for master in masters:
         weight = weights[master.name]
         rows = weight.shape[0] if weight.shape else 1
-        checked = args.checked_rows(rows) if is_vocabulary(master.name) else rows
+        compared_rows = args.checked_rows(rows) if is_vocabulary(master.name) else rows
         same = weight.shape == master.shape and master.dtype == DType.F32
-        if same and not _agree(files, weight, master, checked):
+        if same and not _agree(files, weight, master, compared_rows):
             wrong.append(master.name)
     if wrong:
         raise source_error(
             "shifted-optimizer",
             f"the optimizer's fp32 weights of {len(wrong)} of {len(masters)} tensors "
-            "do not round to the weights beside them",
+            "do not round to the weights",
             notes=[
                 f"first: `{wrong[0]}`, in {files.root}",
                 "Megatron-core 0.14 to 0.16 writes such files when its optimizer has several "
                 "buckets: all of its states are then shifted",
             ],
             helps=[
-                "keep the weights with `--states weights`, and go on without these states",
+                "convert the weights with `--states weights`, and continue without these states",
                 "or go back to a checkpoint in another format of the same run",
             ],
         )

@@ -20,10 +20,10 @@ from reshard.language.layout import Layout, Rule, Split
 from reshard.language.library import shipped_layout
 from reshard.language.pattern import NamePattern
 from reshard.models.run_arguments import Arguments
+from reshard.plan.catalog import LocalTensor
 from reshard.plan.environment import flatten
 from reshard.run.rounding import samples
-from reshard.storage.torch_file import TensorRef
-from reshard.store.regular_file import pread_regular
+from reshard.store.source_files import SourceFiles
 
 _BIAS = re.compile(r"\.bias(\d*)$")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -112,14 +112,15 @@ class Modules:
         shapes: Mapping[str, tuple[int, ...]],
         args: Arguments,
         sizes: Mapping[str, int],
-        pieces: Mapping[str, Sequence[TensorRef]],
+        pieces: Mapping[str, Sequence[LocalTensor]],
+        files: SourceFiles,
         *,
         strict: bool = True,
     ) -> None:
         self._shapes = shapes
         self._args = args
         self._sizes = sizes
-        self._pieces = pieces
+        self._pieces, self._files = pieces, files
         self._env = flatten(args.config())
         for name, expression in description().config.items():
             self._env[name] = _value(expression, self._env)
@@ -172,8 +173,8 @@ class Modules:
         assert dimension is not None
         size = self._shapes[name][dimension]
         ranks = self._sizes["etp" if is_expert(name) else "tp"]
-        whole, alike = self._whole(cut, dimension) if is_language(name) else (None, True)
-        if not alike:
+        whole, is_even = self._whole(cut, dimension) if is_language(name) else (None, True)
+        if not is_even:
             is_cut = size * ranks == whole
             return cut if is_cut else _WHOLE if self._are_copies(name) else None
         if ranks == 1:
@@ -232,12 +233,12 @@ class Modules:
     def _term(self, term: Term, rule: Rule, vocabulary: int | None) -> str:
         """A dimension as UCL; parts of several sizes say these."""
         axes = _axes(term)
-        alike = len({rule.axes[axis].size for axis in axes}) == 1
+        is_even = len({rule.axes[axis].size for axis in axes}) == 1
         out = []
         for axis in axes:
             split, size = rule.splits.get(axis, Split()), rule.axes[axis].size
             text = "_" if axis.startswith("_") else axis
-            if not alike and size is not None:
+            if not is_even and size is not None:
                 text += f":{_value(size, self._env)}"
             for mesh in split.over:
                 same = mesh == "etp" and self._sizes["etp"] == self._sizes["tp"]
@@ -252,18 +253,17 @@ class Modules:
         or where no other rank has it.
         """
         pieces = self._pieces.get(name, ())
-        if len(pieces) < 2 or any(
-            not ref.is_contiguous or ref.shape != pieces[0].shape for ref in pieces
-        ):
+        runs = [fragment for piece in pieces for fragment in piece.fragments]
+        if len(pieces) < 2 or len({p.shape for p in pieces}) > 1 or any(r.strides for r in runs):
             return None
-        first, *others = pieces
+        size = pieces[0].dtype.itemsize
         values: set[bytes] = set()
-        for start, count in samples(first.numel):
-            data = _read(first, start, count)
-            if any(_read(other, start, count) != data for other in others):
+        for start, count in samples(pieces[0].numel):
+            at, nbytes = size * start, size * count
+            first, *copies = (self._files.pread(r.file, r.byte_offset + at, nbytes) for r in runs)
+            if any(data != first for data in copies):
                 return False
-            size = first.dtype.itemsize
-            values.update(data[at : at + size] for at in range(0, len(data), size))
+            values.update(first[i : i + size] for i in range(0, nbytes, size))
         return True if len(values) > 1 else None
 
 
@@ -298,8 +298,3 @@ def _value(expression: Expression, env: Mapping[str, object]) -> Value | None:
         return known_value(expression, env)
     except ReshardError:
         return None
-
-
-def _read(ref: TensorRef, start: int, count: int) -> bytes:
-    size = ref.dtype.itemsize
-    return pread_regular(ref.file, ref.byte_offset + start * size, count * size)

@@ -81,6 +81,8 @@ def _axis(prefix: str) -> str:
 
 _CHAINED = re.compile(r"^chained_(\d+)\.")
 STATE = "optimizer.state."
+FSDP_GROUP = "optimizer.param_to_group_meta."
+_MODEL, _WRAPPER = "model.", "module."
 MASTERS = ("param", "fp32_param")
 """What masters are called among the states."""
 _FLAT = re.compile(
@@ -130,11 +132,35 @@ def key_of(name: str) -> StateKey | FlatKey:
         state = MASTER if state in MASTERS else state
         return FlatKey(index, int(group), int(buffer), kinds, int(bucket), state)
     if not rest.startswith(STATE):
-        return StateKey(_unwrapped(name), EXTRA if "_extra_state" in name else PARAM)
+        return StateKey(unwrapped(name), EXTRA if "_extra_state" in name else PARAM)
     state, _, parameter = rest[len(STATE) :].partition(".")
-    return StateKey(_unwrapped(parameter), MASTER if state in MASTERS else state)
+    return StateKey(unwrapped(parameter), MASTER if state in MASTERS else state)
 
 
-def _unwrapped(name: str) -> str:
-    """A name without the wrapper that NeMo saves its module in."""
-    return name.removeprefix("module.")
+def fsdp_key_of(name: str) -> StateKey:
+    """What a tensor's key says in a checkpoint of FSDP.
+
+    Layers and experts are numbered over the model; a gated first layer is two keys, `..._w` and
+    `..._v`.
+    """
+    if name.startswith(STATE):
+        parameter, _, state = name.removeprefix(STATE).rpartition(".")
+        return StateKey(unwrapped(parameter), state)
+    if not name.startswith(_MODEL):
+        return StateKey(name, EXTRA)
+    parameter = unwrapped(name.removeprefix(_MODEL))
+    return StateKey(parameter, EXTRA if "_extra_state" in parameter else PARAM)
+
+
+def unwrapped(name: str) -> str:
+    """A name without the wrappers of its module."""
+    while name.startswith(_WRAPPER):
+        name = name.removeprefix(_WRAPPER)
+    return name
+
+
+def rule_lines(rules: Mapping[str, str]) -> list[str]:
+    """Rules in canonical form: patterns with their dimensions."""
+    width = max((len(pattern) for pattern in rules), default=0) + 2
+    quoted = ((f'"{pattern}"', dims) for pattern, dims in rules.items())
+    return [f"    {pattern:<{width}} = {dims}" for pattern, dims in quoted]

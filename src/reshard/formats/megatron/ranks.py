@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from reshard.errors import source_error
@@ -61,50 +63,35 @@ class RankFile:
         return self.file.partition("/")[0]
 
 
-@dataclass(frozen=True, slots=True)
 class Ranks:
     """All rank files.
 
-    Args:  args: of the first one, the same in all.  tp, pp, ep, etp: sizes of the mesh; experts
-                 are cut over etp.
+    Args:  args: of the first one, the same in all.  sizes: of the mesh.  etp: ranks that share an
+                 expert.
     """
 
-    files: tuple[RankFile, ...]
-    args: Arguments
-    tp: int
-    pp: int
-    ep: int
-    etp: int
+    def __init__(self, files: Sequence[RankFile], args: Arguments, sizes: Sizes, etp: int) -> None:
+        self.files, self.args, self.etp = files, args, etp
+        self.tp, self.pp, self.ep = sizes
+        version = files[0].root.get("checkpoint_version", 0)  # files without one are of the first
+        self.version = float(version) if isinstance(version, (int, float)) else 0.0
 
-    def places(self, file: RankFile, *, expert: bool) -> tuple[tuple[int, int], ...]:
-        """The tp and ep ranks for which a file is read: its own, and those of ranks that wrote none
-        because their tensors are in this one.
+    @cached_property
+    def places(self) -> Mapping[tuple[str, bool], Sequence[tuple[int, int]]]:
+        """By file, and whether a tensor is of an expert: the tp and ep ranks for which it is read,
+        its own, and those of ranks that wrote none because their tensors are in this one.
         """
-        place = (file.tp, file.ep)
-        files = [f for f in self.files if f.pp == file.pp]
-        pairs = {(f.tp, f.ep) for f in files}
-        if len(pairs) == self.tp * self.ep:
-            return (place,)
-
-        def holds(other: RankFile, tp: int, ep: int) -> bool:
-            if expert:
-                return other.tp % self.etp == tp % self.etp and other.ep == ep
-            return other.tp == tp
-
-        lent = [
-            (tp, ep)
-            for tp in range(self.tp)
-            for ep in range(self.ep)
-            if (tp, ep) not in pairs
-            and next(other for other in files if holds(other, tp, ep)) == file
-        ]
-        return (place, *lent)
-
-    @property
-    def version(self) -> float:
-        """The checkpoint's version; files without one are of the first."""
-        value = self.files[0].root.get("checkpoint_version", 0)
-        return float(value) if isinstance(value, (int, float)) else 0.0
+        kinds = (False, True)
+        out = {(file.file, expert): [(file.tp, file.ep)] for file in self.files for expert in kinds}
+        for pp in range(self.pp):
+            files = [file for file in self.files if file.pp == pp]
+            pairs = {(file.tp, file.ep) for file in files}
+            ranks = [pair for pair in product(range(self.tp), range(self.ep)) if pair not in pairs]
+            for (tp, ep), expert in product(ranks, kinds):
+                same = (f for f in files if (f.tp - tp) % (self.etp if expert else self.tp) == 0)
+                other = next(f for f in same if f.ep == ep or not expert)
+                out[other.file, expert].append((tp, ep))
+        return out
 
 
 def rank_folder(place: Sizes, sizes: Sizes) -> str:
@@ -150,9 +137,9 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
         if any(rank >= size for rank, size in zip(place, sizes, strict=True)):
             raise source_error(
                 "foreign-rank",
-                f"`{item.folder}` in {folder} is of no rank of this run",
+                f"`{item.folder}` in {folder} does not belong to a rank of this run",
                 notes=[f"the run had tp={sizes[0]}, pp={sizes[1]}, ep={sizes[2]}"],
-                helps=["move it elsewhere if it was left by another run"],
+                helps=["move it elsewhere if it belongs to another run"],
             )
         files.append(replace(item, tp=place[0], pp=place[1], ep=place[2]))
     _check_own_ranks(folder, files, sizes)
@@ -164,11 +151,11 @@ def read_ranks(folder: Path, *, strict: bool = True) -> Ranks:
         raise source_error(
             "unsupported-expert-tp",
             f"experts are cut over {etp} ranks, dense layers over {sizes[0]}",
-            notes=["the names of the folders do not tell which rank holds which part then"],
-            helps=["save it as `torch_dist`, which says where each part belongs"],
+            notes=["then the names of the folders do not show which rank has which shard"],
+            helps=["save it as `torch_dist`, which states where each part belongs"],
         )
     _check_complete(folder, files, sizes, etp)
-    return Ranks(tuple(files), args, *sizes, etp)
+    return Ranks(files, args, sizes, etp)
 
 
 def _rank_folders(source: LocalSource) -> list[str]:
@@ -182,8 +169,8 @@ def _rank_folders(source: LocalSource) -> list[str]:
                 helps=["move it elsewhere if it does not belong to the checkpoint"],
             )
     # Before 2023, the distributed optimizer of every data-parallel rank had a folder of its own.
-    others = [n for n in names if _model_file(source, n) or not source.has(f"{n}/{_OLD_OPTIMIZER}")]
-    return others or names
+    old = {name for name in names if source.has(f"{name}/{_OLD_OPTIMIZER}")}
+    return [name for name in names if name not in old or _model_file(source, name)] or names
 
 
 def _model_file(source: LocalSource, folder: str) -> str | None:
@@ -204,11 +191,11 @@ def _open(source: LocalSource, folder: str, strict: bool) -> RankFile:
     if not isinstance(root, dict):
         raise source_error(
             "no-model",
-            f"{opened.path} holds no model",
+            f"{opened.path} contains no model",
             notes=[f"its root is a {type(root).__name__}"],
         )
-    known = (file, f"{folder}/{DISTRIBUTED}")
-    strange = [name for name in source.matching(f"{folder}/*optim*.pt") if name not in known]
+    expected = (file, f"{folder}/{DISTRIBUTED}")
+    strange = [name for name in source.matching(f"{folder}/*optim*.pt") if name not in expected]
     strange = [name.rpartition("/")[2] for name in strange]
     if file.endswith(MODEL_FILES[1]):
         strange += source.matching(f"{folder}_*/{_OLD_OPTIMIZER}")
@@ -324,9 +311,9 @@ def _check_own_ranks(folder: Path, files: Sequence[RankFile], sizes: Sizes) -> N
             f"{folder / file.file} was written by rank {ranks[file.file]}, which has {wrong}",
             notes=[
                 f"its folder's name says tp={file.tp}, pp={file.pp}, ep={file.ep}",
-                "`rank` in its arguments; the name tells which part of the model a file holds",
+                "`rank` in its arguments; the name shows which part of the model a file contains",
             ],
-            helps=["give the folders their own names again, or copy the checkpoint again"],
+            helps=["restore the original names of the folders, or copy the checkpoint again"],
         )
 
 
@@ -338,7 +325,7 @@ def _check_complete(folder: Path, files: list[RankFile], sizes: Sizes, etp: int)
     if not 0 < pp * max(tp, ep * etp) <= MAX_RANKS or min(tp, pp, ep) < 1:
         raise source_error(
             "missing-ranks",
-            f"{folder} is not of a run with tp={tp}, pp={pp}, ep={ep}",
+            f"{folder} cannot be of a run with tp={tp}, pp={pp}, ep={ep}",
             notes=[f"{len(files)} rank folders were found"],
             helps=["the arguments in its files are damaged; copy them again"],
         )

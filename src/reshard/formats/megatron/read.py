@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.formats.megatron.detect import find_folder, is_dist, is_plain
-from reshard.formats.megatron.read_dist import read_dist
-from reshard.formats.megatron.read_fsdp import read_fsdp
+from reshard.formats.megatron.read_dist import read_dist, read_fsdp
 from reshard.formats.megatron.read_legacy import read_legacy
 from reshard.plan.catalog import Catalog
 

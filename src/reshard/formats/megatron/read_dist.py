@@ -1,14 +1,15 @@
-"""Reads a `torch_dist` checkpoint, and one of the `zarr` backend, which was before it.
+"""Reads distributed checkpoints: `torch_dist`, the `zarr` backend, which was before it, and what
+FSDP saves as a plain distributed checkpoint.
 
 What all ranks have in common, `common.pt`, is one of the pickled objects since core 0.17.
 Source: megatron/core/dist_checkpointing/{serialization,strategies/common,strategies/torch,
-strategies/resharding}.py (core 0.5 to 0.20).
+strategies/resharding}.py (core 0.5 to 0.20); megatron/core/distributed/fsdp/mcore_fsdp_adapter.py
+(core 0.14 to 0.20).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -17,22 +18,27 @@ from reshard.algebra.flat import flat_to_boxes
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
 from reshard.formats.megatron.catalog import Contents
-from reshard.formats.megatron.described import arguments_beside, step_beside
-from reshard.formats.megatron.dist_optimizer import dist_groups, unread_states
 from reshard.formats.megatron.flat_dist import COPY, flat_tensors
-from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.layout_text import rule_lines
+from reshard.formats.megatron.groups import Groups, dist_groups, unread_states
 from reshard.formats.megatron.masters import check_masters, join_masters
 from reshard.formats.megatron.modules import is_vocabulary
-from reshard.formats.megatron.names import FlatKey, StateKey, key_of
-from reshard.models.run_arguments import Arguments, arguments_in, no_arguments
+from reshard.formats.megatron.names import (
+    FSDP_GROUP,
+    FlatKey,
+    StateKey,
+    fsdp_key_of,
+    key_of,
+    rule_lines,
+    unwrapped,
+)
+from reshard.models.run_arguments import Arguments, arguments_in, arguments_of
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader, check_volume
 from reshard.storage.dcp_metadata import Chunk, Metadata, StoredTensor, read_metadata
 from reshard.storage.kept import encode
-from reshard.storage.torch_file import TensorRef, open_torch_file
+from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.zarr_array import HEADER, ZarrArray, bad_zarr
 from reshard.store.source import LocalSource
 from reshard.store.source_files import SourceFiles
@@ -40,6 +46,7 @@ from reshard.store.source_files import SourceFiles
 COMMON, COMMON_FILE = "common_state/", "common.pt"
 """How the key of the common state begins, and the file that it was in before."""
 METADATA = "metadata.json"
+_TRAIN_STATE = "train_state.pt"
 _MAX_NBYTES = 1 << 20
 _WEIGHTS = (PARAM, EXTRA)
 _OF_OPTIMIZER = frozenset(
@@ -53,6 +60,7 @@ layout megatron_dist {
     "**" = [...] optional
 }
 """
+FSDP_LAYOUT = LAYOUT.replace("megatron_dist", "megatron_fsdp")
 
 
 def read_dist(folder: Path) -> Catalog:
@@ -72,8 +80,7 @@ def read_dist(folder: Path) -> Catalog:
         chunks.know(name)
     objects = {item.name: chunks.object_of(item) for item in metadata.objects}
     places = {item.name: item.file for item in metadata.objects}
-    common = _common_state(source, chunks, objects, places)
-    root, args = common.root, common.args
+    root, args, common_file, unread = _common_state(source, chunks, objects, places)
     content = _Zarr(source, chunks, args) if is_zarr else _TorchDist(chunks, metadata, args)
     objects |= content.objects
     contents = Contents(folder, backend, root, args, content.weights)
@@ -81,7 +88,7 @@ def read_dist(folder: Path) -> Catalog:
     def optimizer() -> tuple[list[LocalTensor], Groups]:
         states = content.states(objects)
         tensors = [*content.weights, *states]
-        groups, steps = dist_groups(root.get("optimizer"), objects, tensors, common.file)
+        groups, steps = dist_groups(root.get("optimizer"), objects, tensors, common_file)
         return [*states, *steps], groups
 
     contents.read_optimizer(optimizer, _OF_OPTIMIZER)
@@ -95,8 +102,56 @@ def read_dist(folder: Path) -> Catalog:
             for name, value in objects.items()
             if ".param_state/" not in name and not name.startswith(COMMON)
         },
-        left=[*common.left, *unread_states(root.get("optimizer"), common.file)],
+        unread=[*unread, *unread_states(root.get("optimizer"), common_file)],
     )
+
+
+def read_fsdp(folder: Path) -> Catalog:
+    """The catalog of a folder with `.metadata` and without `metadata.json`: `fsdp_dtensor`, and
+    `torch_dcp`. Arguments and the rest are pickled objects.
+
+    Raises: what `read_metadata` and `ChunkReader` raise. What is wrong with the optimizer alone is
+            kept in the catalog.
+    """
+    metadata, chunks = read_metadata(folder), ChunkReader(folder)
+    chunks.know(".metadata")
+    objects = {item.name: chunks.object_of(item) for item in metadata.objects}
+    keys = [(fsdp_key_of(entry.name), entry) for entry in metadata.tensors]
+    numbered = [e.name for k, e in keys if k.state not in _WEIGHTS and k.name.isdecimal()]
+    tensors = [
+        LocalTensor(k.name, k.state, (), e.shape, e.dtype, chunks.fragments(e))
+        for k, e in keys
+        if k.state in _WEIGHTS or not k.name.isdecimal()
+    ]
+    chunks.refuse_overlaps()
+    optimizer = {key: value for key, value in objects.items() if key.startswith("optimizer.")}
+    root: dict[object, object] = {k: v for k, v in objects.items() if k not in optimizer}
+    path = str(folder / ".metadata")
+    args = arguments_in(objects.get("args"), path) or arguments_of({}, path, folder)
+    contents = Contents(folder, "fsdp", root, args, [t for t in tensors if t.state in _WEIGHTS])
+    contents.vocabulary = None
+
+    def states() -> tuple[list[LocalTensor], Groups]:
+        for key in numbered[:1]:
+            why = "`torch_dcp` saves the optimizer's `state_dict()`, which numbers parameters"
+            raise source_error(
+                "ambiguous-optimizer-ids",
+                f"`{key}` in {folder} belongs to a parameter that has a number, but no name",
+                notes=[why],
+                helps=["keep the weights with `--states weights`"],
+            )
+        groups, settings = Groups(), dict[str, dict[str, object]]()
+        for key, value in optimizer.items():
+            if key.startswith(FSDP_GROUP):
+                name, _, setting = key.removeprefix(FSDP_GROUP).rpartition(".")
+                settings.setdefault(unwrapped(name), {})[setting] = value
+        for name, values in settings.items():
+            groups.add(values, [name])
+        return [tensor for tensor in tensors if tensor.state not in _WEIGHTS], groups
+
+    contents.read_optimizer(states)
+    kept = {key: value for key, value in optimizer.items() if not key.startswith(FSDP_GROUP)}
+    return contents.catalog(FSDP_LAYOUT, tuple(chunks.files.values()), objects=kept)
 
 
 def _backend(source: LocalSource) -> str:
@@ -119,40 +174,27 @@ def _backend(source: LocalSource) -> str:
     return str(backend)
 
 
-@dataclass(frozen=True, slots=True)
-class _Common:
-    """What all ranks have in common.
-
-    Args:  root: its entries.  file: where it is, relative to the folder.
-           left: a `common.pt` that is not used.
-    """
-
-    root: Mapping[object, object]
-    args: Arguments
-    file: str
-    left: tuple[Left, ...]
-
-
 def _common_state(
     source: LocalSource,
     chunks: ChunkReader,
     objects: Mapping[str, object],
     places: Mapping[str, str],
-) -> _Common:
-    """The common state: the object, which was saved with the tensors, before the file.
+) -> tuple[Mapping[object, object], Arguments, str, list[Left]]:
+    """The common state, its arguments, the file that it is in, and what is not read of it: the
+    object, which was saved with the tensors, goes before the file.
 
     Args:  objects: pickled ones, by key.  places: their files.
     Raises: ReshardError[incomplete-megatron | no-arguments], and what `open_torch_file` raises.
     """
     key = next((key for key in objects if key.startswith(COMMON)), None)
     root: object = None
-    left: tuple[Left, ...] = ()
+    unread: list[Left] = []
     if source.has(COMMON_FILE):
         root = open_torch_file(source.path(COMMON_FILE)).root
     elif key is None:
         raise source_error(
             "incomplete-megatron",
-            f"{source.root} has no common state: arguments, iteration, and param groups",
+            f"{source.root} lacks the common state: arguments, iteration, and param groups",
             notes=[f"neither a file `{COMMON_FILE}`, nor an object `common_state` in `.metadata`"],
             helps=["copy the whole folder"],
         )
@@ -161,20 +203,26 @@ def _common_state(
         root = root[0] if isinstance(root, list) and len(root) == 1 else root
         if COMMON_FILE in chunks.files and encode(of_file) != encode(root):
             why = "it says other things than the common state that was saved with the tensors"
-            left = (Left(COMMON_FILE, "", why),)
+            unread = [Left(COMMON_FILE, "", why)]
     file = COMMON_FILE if key is None else places[key]
     path = str(source.root / file)
     entries = root if isinstance(root, dict) else {}
-    if "args" in entries:
-        args = arguments_in(entries["args"], path)
-    else:
-        args = arguments_beside(source.root) or Arguments({}, path)
-    if args is None:
-        raise no_arguments(path)
-    step = entries.get("global_step", step_beside(source.root))
+    args = arguments_of(entries, path, source.root)
+    step = entries.get("global_step", _step_beside(source))
     if "iteration" not in entries and isinstance(step, int):
         entries = {**entries, "iteration": step}
-    return _Common(entries, args, file, left)
+    return entries, args, file, unread
+
+
+def _step_beside(source: LocalSource) -> int | None:
+    """The iteration that the state of the training loop of Megatron-Bridge tells."""
+    if not source.has(_TRAIN_STATE):
+        return None
+    root = open_torch_file(source.path(_TRAIN_STATE)).root
+    step = root.get("step") if isinstance(root, dict) else None
+    if isinstance(step, TensorRef) and step.numel == 1:
+        step = int.from_bytes(read_small(step), "little", signed=True)
+    return step if isinstance(step, int) else None
 
 
 class _TorchDist:
@@ -185,9 +233,9 @@ class _TorchDist:
 
     def __init__(self, chunks: ChunkReader, metadata: Metadata, args: Arguments) -> None:
         self._chunks, self._metadata, self._args = chunks, metadata, args
-        keys = [(key_of(stored.name), stored) for stored in metadata.tensors]
-        self._flat = [(key, stored) for key, stored in keys if isinstance(key, FlatKey)]
-        self._named = [(key, stored) for key, stored in keys if isinstance(key, StateKey)]
+        keys = [(key_of(entry.name), entry) for entry in metadata.tensors]
+        self._flat = [(key, entry) for key, entry in keys if isinstance(key, FlatKey)]
+        self._named = [(key, entry) for key, entry in keys if isinstance(key, StateKey)]
         self.objects: Mapping[str, object] = {}
         self.weights = [self._tensor(k, s) for k, s in self._named if k.state in _WEIGHTS]
 

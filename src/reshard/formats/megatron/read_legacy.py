@@ -1,15 +1,16 @@
-"""Reads a legacy `torch` checkpoint."""
+"""Reads a legacy `torch` checkpoint: the model of all ranks, and its layout as UCL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reshard.dtypes import DType
+from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.formats.megatron.catalog import Contents
 from reshard.formats.megatron.groups import Groups
-from reshard.formats.megatron.layout_text import layout_text
 from reshard.formats.megatron.legacy import (
     Chunk,
     as_counted,
@@ -20,12 +21,13 @@ from reshard.formats.megatron.legacy import (
 )
 from reshard.formats.megatron.legacy_states import State, states_of, unread_of
 from reshard.formats.megatron.modules import EXTRA_STATE, Modules, is_expert, tied_names
-from reshard.formats.megatron.names import expert_of, layer_of, stacks_of
+from reshard.formats.megatron.names import Stack, expert_of, layer_of, rule_lines, stacks_of
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
+from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
-from reshard.run.states import EXTRA, PARAM, STEP
-from reshard.storage.kept import local_tensor
-from reshard.storage.torch_file import TensorRef, open_torch_file
+from reshard.plan.names import group_names, quantity
+from reshard.run.states import EXTRA, STEP
+from reshard.storage.torch_file import open_torch_file
 from reshard.store.source import LocalSource
 from reshard.store.source_files import SourceFiles
 
@@ -39,28 +41,30 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
             fused-rows], and what `open_torch_file` raises. What is wrong with the optimizer alone
             is kept in the catalog.
     """
-    ranks = read_ranks(folder, strict=strict)
-    args = ranks.args
-    model = _Model(ranks)
+    with SourceFiles(folder) as files:
+        return _read(read_ranks(folder, strict=strict), files, strict=strict)
+
+
+def _read(ranks: Ranks, files: SourceFiles, *, strict: bool) -> Catalog:
+    args, model = ranks.args, _Model(ranks)
     tensors = [t for chunks in model.chunks.values() for c in chunks for t in model.weights(c)]
     cut = {"tp": ranks.tp, "etp": ranks.etp}
-    modules = Modules(model.shapes, args, cut, model.pieces(), strict=strict)
+    modules = Modules(model.shapes, args, cut, model.pieces(), files, strict=strict)
     shapes = model.shapes.items()
     rows = next((s[0] for n, s in shapes if n.endswith("word_embeddings.weight")), 0) * ranks.tp
-    root = ranks.files[0].root
-    contents = Contents(folder, "torch", root, args, tensors, rows=rows, names=[*model.names()])
+    root, names = ranks.files[0].root, [*model.names()]
+    contents = Contents(files.root, "torch", root, args, tensors, rows=rows, names=names)
 
     def optimizer() -> tuple[list[LocalTensor], Groups]:
         states: list[LocalTensor] = []
         groups = Groups()
-        with SourceFiles(folder) as files:
-            for rank in ranks.files:
-                chunks = model.chunks[rank.file]
-                of_rank, members = states_of(rank, chunks, ranks, files)
-                states += [t for state in of_rank for t in model.state(state, chunks)]
-                for group in members:
-                    names = (model.global_name(chunks[p.chunk], p.name) for p in group.parameters)
-                    groups.add(group.group, [*names])
+        for rank in ranks.files:
+            chunks = model.chunks[rank.file]
+            of_rank, members = states_of(rank, chunks, ranks, files)
+            states += [t for state in of_rank for t in model.state(state, chunks)]
+            for group in members:
+                names = (model.global_name(chunks[p.chunk], p.name) for p in group.parameters)
+                groups.add(group.group, [*names])
         return states, groups
 
     contents.read_optimizer(optimizer)
@@ -68,24 +72,24 @@ def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
     mesh |= {"pp": ranks.pp, "tp": ranks.tp, "ep": ranks.ep, "dp": args.size("dp")}
     if ranks.etp != ranks.tp and args.integer("num_experts"):
         mesh["etp"] = ranks.etp
-    source = LocalSource(folder)
-    files: list[SourceFile] = []
-    left = [*model.left()]
+    source = LocalSource(files.root)
+    stats: list[SourceFile] = []
+    unread = [*model.unread()]
     for rank in ranks.files:
-        files.append(source.stat(rank.file))
+        stats.append(source.stat(rank.file))
         name = f"{rank.folder}/{DISTRIBUTED}"
         if source.has(name):
-            files.append(source.stat(name))
-            left += unread_of(open_torch_file(source.path(name)).root, name)
+            stats.append(source.stat(name))
+            unread += unread_of(open_torch_file(source.path(name)).root, name)
     vocabulary, vpp = contents.vocabulary, model.vpp
     return contents.catalog(
         layout_text(model.shapes, ranks, model.stacks, vpp, modules, vocabulary, strict=strict),
-        files,
+        stats,
         mesh=mesh,
         rng=[file.root.get("rng_state") for file in ranks.files],
         version=str(ranks.version),
         aliases=model.aliases(),
-        left=left,
+        unread=unread,
     )
 
 
@@ -134,17 +138,17 @@ class _Model:
                 if not name.endswith(EXTRA_STATE):
                     yield self.global_name(chunk, name)
 
-    def pieces(self) -> dict[str, list[TensorRef]]:
+    def pieces(self) -> dict[str, list[LocalTensor]]:
         """By known name, what the tensor-parallel ranks of one stage hold of a tensor."""
-        out: dict[str, dict[tuple[int, ...], dict[int, TensorRef]]] = {}
+        out: dict[str, dict[tuple[int, ...], dict[int, LocalTensor]]] = {}
         for chunk in self._all():
             rank = chunk.rank
-            for name, ref in chunk.tensors.items():
+            for name, tensor in chunk.tensors.items():
                 expert = is_expert(name)
                 place = (chunk.vpp, rank.pp, rank.ep if expert else 0)
                 number = rank.tp % self._ranks.etp if expert else rank.tp
                 places = out.setdefault(known_name(name, self._tied), {})
-                places.setdefault(place, {}).setdefault(number, ref)
+                places.setdefault(place, {}).setdefault(number, tensor)
         return {name: list(next(iter(places.values())).values()) for name, places in out.items()}
 
     def weights(self, chunk: Chunk) -> Iterator[LocalTensor]:
@@ -154,14 +158,13 @@ class _Model:
             run = (Fragment(0, len(stream), file, 0, literal=stream),)
             whole = f"{file}:{chunk.vpp}:{name}"
             yield LocalTensor(whole, EXTRA, (), (len(stream),), DType.U8, run)
-        for name, ref in chunk.tensors.items():
+        for name, weight in chunk.tensors.items():
             if name.endswith(EXTRA_STATE):
-                yield local_tensor(ref, f"{file}:{chunk.vpp}:{name}", EXTRA, (), file)
+                yield replace(weight, name=f"{file}:{chunk.vpp}:{name}", state=EXTRA)
                 continue
-            stored = local_tensor(ref, name, PARAM, (), file)
-            tensor = as_counted(stored, stored, self._ranks)
+            tensor = as_counted(weight, weight, self._ranks)
             self.shapes.setdefault(known_name(name, self._tied), tensor.shape)
-            yield from self._placed(tensor, chunk)
+            yield from self._at_coords(tensor, chunk)
 
     def state(self, state: State, chunks: Sequence[Chunk]) -> Iterator[LocalTensor]:
         """An optimizer state, where its parameter is."""
@@ -170,9 +173,9 @@ class _Model:
             tensor = replace(tensor, shape=())
         else:
             tensor = as_counted(tensor, parameter.weight, self._ranks)
-        yield from self._placed(tensor, chunks[parameter.chunk])
+        yield from self._at_coords(tensor, chunks[parameter.chunk])
 
-    def _placed(self, tensor: LocalTensor, chunk: Chunk) -> Iterator[LocalTensor]:
+    def _at_coords(self, tensor: LocalTensor, chunk: Chunk) -> Iterator[LocalTensor]:
         for coord in coords_of(chunk, tensor.name, self._ranks, self.vpp):
             yield replace(tensor, coord=coord)
 
@@ -182,8 +185,88 @@ class _Model:
         copies = {copy: name for copy, name in tied_names().items() if copy in names}
         return copies if self._tied and copies else None
 
-    def left(self) -> Iterator[Left]:
+    def unread(self) -> Iterator[Left]:
         """What the state dicts hold that is no tensor."""
         for chunk in self._all():
             for name, kind in chunk.objects.items():
                 yield Left(chunk.rank.file, f"model.{name}", f"it is no tensor but a `{kind}`")
+
+
+_INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def layout_text(
+    names: Iterable[str],
+    ranks: Ranks,
+    stacks: Mapping[str, Stack],
+    vpp: int,
+    modules: Modules,
+    vocabulary: int | None,
+    *,
+    strict: bool = True,
+) -> str:
+    """The layout of a legacy checkpoint, without a model.
+
+    Args:  names: as stored.  vocabulary: its true size, if it is known.
+           strict: whether every name must be known; else what is not is taken for a copy.
+    Raises: ReshardError[uncovered-parameter] when a name is not known, and tp or ep > 1.
+    """
+    staged = ranks.pp * vpp > 1
+    rules: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in names:
+        dims = modules.dims(name, vocabulary)
+        if dims is None and ranks.tp * ranks.ep > 1:
+            unknown.append(name)
+        rules.setdefault(_pattern(name, stacks, staged), f"[{dims or '...'}]")
+    if unknown and strict:
+        raise _uncovered(unknown, ranks.args)
+    mesh = ["vpp"] * (vpp > 1) + ["pp", "tp", "ep"]
+    mesh += ["etp"] * ("etp" in "".join(rules.values())) + ["dp"]
+    over = "vpp, pp" if vpp > 1 else "pp"
+    places = [
+        f"    place {stack.axis} over {over} as {', '.join(map(str, stack.counts))}"
+        for stack in stacks.values()
+    ]
+    return "\n".join(
+        [
+            "# Read from the checkpoint's arguments and names.",
+            "layout megatron {",
+            f"    mesh {', '.join(mesh)}",
+            *(places if staged else ()),
+            "",
+            *rule_lines(rules),
+            "}",
+            "",
+        ]
+    )
+
+
+def _pattern(name: str, stacks: Mapping[str, Stack], staged: bool) -> str:
+    """A name as a pattern: layers counted on their stage, experts on their rank."""
+    layer = layer_of(name)
+    if layer is not None:
+        prefix, _, rest = layer
+        local = "local " if staged else ""
+        name = f"{prefix}{{{local}{stacks[prefix].axis}}}{rest}"
+    expert = expert_of(name)
+    if expert is not None:
+        head, _, tail = expert
+        name = f"{head}{{local e over ep}}{tail}"
+    return _INDEX.sub("*", name)
+
+
+def _uncovered(names: Iterable[str], args: Arguments) -> ReshardError:
+    groups = group_names(list(names))
+    return ReshardError(
+        [
+            Diagnostic(
+                "uncovered-parameter",
+                f"how `{group}`{quantity(count)} is cut over tp is not known",
+                notes=(f"the run had tp={args.size('tp')}, ep={args.size('ep')}",),
+                helps=("say it in a layout of your own, and give it with `--layout FILE`",),
+            )
+            for group, count in groups
+        ],
+        Exit.LAYOUT,
+    )

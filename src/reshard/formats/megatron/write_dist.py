@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 
 from reshard.dtypes import DType
 from reshard.formats.megatron.names import LAYER, stacked_axes
-from reshard.formats.megatron.write_arguments import namespace
-from reshard.formats.megatron.write_job import Job
+from reshard.formats.megatron.write_job import Job, namespace
 from reshard.formats.megatron.write_optimizer import common_optimizers, dist_states
-from reshard.formats.megatron.write_options import DIST
+from reshard.formats.megatron.write_run import DIST
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes, Output
 from reshard.plan.plan import ArraySpec
@@ -37,7 +37,7 @@ _BACKEND = {
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder as arrays with their places.
 
-    Args:  arrangement: in the names of a layout `megatron_dist`.  target: see `write_options.DIST`.
+    Args:  arrangement: in the names of a layout `megatron_dist`.  target: see `write_run.DIST`.
     Raises: ReshardError[unknown-option | bad-option | numbers-disagree | megatron-weights |
             megatron-steps | megatron-groups | megatron-distributed].
     """
@@ -58,7 +58,7 @@ class _Run:
         options, resume = job.options, job.resume
         places = [(tp, pp, 0) for pp in range(options.pp) for tp in range(options.tp)]
         same = resume.mesh[:2] == (options.tp, options.pp)
-        self._rng = places if same and all(place in resume.rng for place in places) else []
+        self._rng = places if same and resume.rng.keys() >= {*places} else []
         job.has_rng = bool(self._rng)
 
     def write(self) -> None:
@@ -68,7 +68,8 @@ class _Run:
         root = {**job.tree(namespace(job), {}, optimizer), "content_metadata": self._content()}
         job.output.add(f"{job.options.folder}/common.pt", root)
         for name, kinds in job.inventory.states.items():
-            self._tensor(name, kinds[PARAM], job.inventory.dtype(name))
+            dtype = job.inventory.dtype(name)
+            self._tensor(name, kinds[PARAM], dtype)
         for key, whole, dtype in dist_states(job) if job.has_optimizer else ():
             self._tensor(key, whole, dtype)
         for key, value in self._objects():
@@ -101,15 +102,18 @@ class _Run:
 
         Loaders refuse a checkpoint that lacks one and do not mind one too many.
         """
-        owners: set[str] = set()
+        owners: dict[str, tuple[int, ...]] = {}
         for name, kinds in self.job.inventory.states.items():
-            shape = next(iter(kinds.values())).shape
-            module, _, _ = name.rpartition(".")
-            grid = shape[: stacked_axes(name)]
-            for owner in _stateful(module):
-                if owner not in owners:
-                    owners.add(owner)
-                    yield from (f"{owner}._extra_state/shard_{place}" for place in _places(grid))
+            module = name.rpartition(".")[0]
+            parent, _, last = module.rpartition(".")
+            sizes = next(iter(kinds.values())).shape[: stacked_axes(name)] or (1,)
+            if last.startswith("linear_") or last.endswith("norm"):
+                owners.setdefault(module, sizes)
+            if last == "linear_proj":
+                owners.setdefault(f"{parent}.core_attention", sizes)
+        for owner, sizes in owners.items():
+            for place in product(*map(range, sizes)):
+                yield f"{owner}._extra_state/shard_{_dotted(place)}_{_dotted(sizes)}"
 
     def _content(self) -> dict[str, object]:
         content: dict[str, object] = {
@@ -123,22 +127,5 @@ class _Run:
         return content
 
 
-def _stateful(module: str) -> Iterator[str]:
-    """The modules with extra states that a tensor of a module tells of."""
-    parent, _, last = module.rpartition(".")
-    if last.startswith("linear_") or last.endswith(("layernorm", "norm")):
-        yield module
-    if last == "linear_proj":
-        yield f"{parent}.core_attention"
-
-
-def _places(grid: Sequence[int]) -> Iterator[str]:
-    """`0.3_2.4` for every cell of a grid; `0_1` without one."""
-    sizes = tuple(grid) or (1,)
-    shown = ".".join(map(str, sizes))
-    for index in range(prod(sizes)):
-        place = []
-        for size in reversed(sizes):
-            index, rest = divmod(index, size)
-            place.append(str(rest))
-        yield f"{'.'.join(reversed(place))}_{shown}"
+def _dotted(numbers: Sequence[int]) -> str:
+    return ".".join(map(str, numbers))

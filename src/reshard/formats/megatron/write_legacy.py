@@ -6,24 +6,22 @@ Source: Megatron-LM, megatron/training/checkpointing.py `save_checkpoint`, `load
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from reshard.errors import ReshardError, target_error
 from reshard.formats.megatron.groups import Optimizer
-from reshard.formats.megatron.legacy import EMBEDDING, OUTPUT
 from reshard.formats.megatron.modules import description, is_expert
 from reshard.formats.megatron.names import stacks_of
 from reshard.formats.megatron.ranks import DISTRIBUTED, MODEL_FILES, rank_folder
-from reshard.formats.megatron.write_arguments import namespace
-from reshard.formats.megatron.write_job import Job
+from reshard.formats.megatron.write_job import Job, namespace
 from reshard.formats.megatron.write_optimizer import flat_buffers, rank_optimizers
-from reshard.formats.megatron.write_options import LEGACY
+from reshard.formats.megatron.write_run import LEGACY
 from reshard.language.expression import known_value
 from reshard.language.layout import Split
-from reshard.plan.arrangement import Arrangement, Bound
-from reshard.plan.axes import AxisCut
-from reshard.plan.lay_out import LaidTensor, lay_out
+from reshard.models.megatron_arguments import EMBEDDING, OUTPUT, is_tied
+from reshard.plan.arrangement import Arrangement
+from reshard.plan.lay_out import ByPlace, LaidTensor, lay_out
 from reshard.plan.output import Output
 from reshard.plan.target import Target
 from reshard.run.states import PARAM
@@ -35,14 +33,10 @@ _LAST = "decoder.final_layernorm."
 """What the last stage has before its output layer."""
 
 
-Place = tuple[int, ...]
-Numbered = tuple[int, LaidTensor]
-
-
 def prepare(arrangement: Arrangement, target: Target) -> Output:
     """The folder as arrays with their places.
 
-    Args:  arrangement: in the names of a layout `megatron`.  target: see `write_options.LEGACY`.
+    Args:  arrangement: in the names of a layout `megatron`.  target: see `write_run.LEGACY`.
     Raises: ReshardError[unknown-option | bad-option | uneven-target | numbers-disagree |
             megatron-weights | megatron-steps | megatron-groups | megatron-order |
             megatron-distributed].
@@ -65,9 +59,9 @@ class _Run:
             arrangement = _experts_apart(arrangement)
             mesh["etp"] = options.etp
         self._laid = lay_out(arrangement, mesh)
-        self._places = _by_place(self._laid)
+        self._places = ByPlace(self._laid)
         self._stages = self._count_layers()
-        self._tied = any(t.whole == OUTPUT for t in self._laid) and self._is_tied()
+        self._tied = is_tied(job.arrangement) is True
         rows = [t.shape[0] for t in self._laid if t.whole == EMBEDDING]
         self._padded = rows[0] * options.tp if rows else None
         resume = job.resume
@@ -96,7 +90,8 @@ class _Run:
         options, job = self._options, self._job
         name = rank_folder((tp, pp, ep), (options.tp, options.pp, options.ep))
         place = {"tp": tp, "pp": pp, "ep": ep, "etp": tp % options.etp}
-        chunks = [self._held({**place, "vpp": vpp}) for vpp in range(options.vpp)]
+        chunks = [self._places.at({**place, "vpp": vpp}) for vpp in range(options.vpp)]
+        chunks = [self._in_order(chunk) or chunk for chunk in chunks]
         keys = ["model"] if options.vpp == 1 else [f"model{vpp}" for vpp in range(options.vpp)]
         model = {key: self._model(chunk, name) for key, chunk in zip(keys, chunks, strict=True)}
         optimizer = None
@@ -123,15 +118,13 @@ class _Run:
         """A module's state dict: its tensors in order, and the entries that hold nothing."""
         entries: list[tuple[object, object]] = []
         modules = [tensor.name.rpartition(".")[0] for tensor in chunk]
-        chunk_names = {tensor.name for tensor in chunk}
-        for index, tensor in enumerate(chunk):
+        for tensor, module, after in zip(chunk, modules, [*modules[1:], ""], strict=False):
             dtype = self._inventory.dtype(tensor.whole)
             entries.append((tensor.name, self._job.tensor(tensor, PARAM, dtype, rank)))
-            module = modules[index]
-            last = index + 1 == len(chunk) or modules[index + 1] != module
-            if last and module.rpartition(".")[2] in _STATEFUL:
+            if after != module and module.rpartition(".")[2] in _STATEFUL:
                 entries.append((f"{module}._extra_state", None))
-        if any(tensor.name.startswith(_LAST) for tensor in chunk) and OUTPUT not in chunk_names:
+        names = [tensor.name for tensor in chunk]
+        if any(name.startswith(_LAST) for name in names) and OUTPUT not in names:
             entries.append((f"{OUTPUT.rpartition('.')[0]}._extra_state", None))  # tied
         return Record("collections", "OrderedDict", (), "reduce", [], entries)
 
@@ -143,14 +136,6 @@ class _Run:
             order = description().orders[0]
             raise _no_order(next(t.name for t in tensors if not order.has(t.name)))
         return ordered
-
-    def _held(self, coord: Mapping[str, int]) -> list[LaidTensor]:
-        """The tensors of one model chunk of one rank, in Megatron's order as far as it is known."""
-        numbered: list[tuple[int, LaidTensor]] = []
-        for axes, table in self._places.items():
-            numbered += table.get(tuple(coord.get(axis, 0) for axis in axes), ())
-        tensors = [tensor for _, tensor in sorted(numbered, key=lambda item: item[0])]
-        return self._in_order(tensors) or tensors
 
     def _in_order(self, tensors: Sequence[LaidTensor]) -> list[LaidTensor] | None:
         """Tensors as their modules register them: as the target's layout says, else as Megatron's
@@ -172,58 +157,34 @@ class _Run:
         counts = [stack.counts for stack in stacks_of(names, options.vpp * options.pp).values()]
         return tuple(map(max, *counts, [0] * options.vpp * options.pp))
 
-    def _is_tied(self) -> bool:
-        """Whether the output layer of the last stage is a copy of the embedding."""
-        atoms = [
-            set(self._job.arrangement.bound[name].atoms.values()) for name in (OUTPUT, EMBEDDING)
-        ]
-        return atoms[0] == atoms[1]
-
-
-def _by_place(laid: Sequence[LaidTensor]) -> dict[tuple[str, ...], dict[Place, list[Numbered]]]:
-    """Tensors with their numbers, by the mesh axes of their coordinates, and by their places."""
-    out: dict[tuple[str, ...], dict[Place, list[Numbered]]] = {}
-    for number, tensor in enumerate(laid):
-        axes = tuple(axis for axis, _ in tensor.coord)
-        place = tuple(index for _, index in tensor.coord)
-        out.setdefault(axes, {}).setdefault(place, []).append((number, tensor))
-    return out
-
 
 def _experts_apart(arrangement: Arrangement) -> Arrangement:
     """Experts cut over the axis `etp`, where dense layers are cut over `tp`."""
-    layout = arrangement.layout
+    layout, bound = arrangement.layout, dict(arrangement.bound)
     rules = list(layout.rules)
-    bound: dict[str, Bound] = {}
     for name, item in arrangement.bound.items():
         if not is_expert(name):
-            bound[name] = item
             continue
-        cuts = {axis: _over_etp(cut) for axis, cut in item.cuts.items()}
+        cuts = {axis: replace(cut, over=_over_etp(cut.over)) for axis, cut in item.cuts.items()}
         bound[name] = replace(item, cuts=cuts)
-        rule = rules[item.rule]
-        splits = dict(rule.splits)
+        splits = dict(rules[item.rule].splits)
         for axis, cut in item.cuts.items():
-            split = splits.get(axis) or layout.places.get(axis, Split())
             if "tp" in cut.over:
-                splits[axis] = replace(split, over=_renamed(split.over))
-        rules[item.rule] = replace(rule, splits=splits)
+                split = splits.get(axis) or layout.places.get(axis, Split())
+                splits[axis] = replace(split, over=_over_etp(split.over))
+        rules[item.rule] = replace(rules[item.rule], splits=splits)
     return replace(arrangement, layout=replace(layout, rules=tuple(rules)), bound=bound)
 
 
-def _over_etp(cut: AxisCut) -> AxisCut:
-    return replace(cut, over=_renamed(cut.over))
-
-
-def _renamed(over: Sequence[str]) -> tuple[str, ...]:
+def _over_etp(over: Sequence[str]) -> tuple[str, ...]:
     return tuple("etp" if axis == "tp" else axis for axis in over)
 
 
 def _no_order(name: str) -> ReshardError:
     return target_error(
         "megatron-order",
-        f"the place of `{name}` among Megatron's parameters is not known",
-        notes=["the optimizer's states have no names there: they are counted in that order"],
+        f"the position of `{name}` among Megatron's parameters is unknown",
+        notes=["the optimizer's states have no names there: they are numbered in that order"],
         helps=[
             "write the format that names them, `megatron-dist`",
             'or state it in the layout of the target: `order "embedding", ...`',

@@ -15,7 +15,7 @@ from math import prod
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, target_error
-from reshard.formats.megatron.buffers import COALESCED, UNPADDED, joined, lay
+from reshard.formats.megatron.buffers import COALESCED, UNPADDED, in_one_tensor, lay
 from reshard.formats.megatron.groups import Optimizer, Settings, carried_groups
 from reshard.formats.megatron.names import STATE, stacked_axes
 from reshard.formats.megatron.write_job import Job
@@ -138,11 +138,11 @@ def _buffer(
 ) -> Mapping[str, object]:
     for tensor in tensors:
         check_states(tensor.whole, list(job.inventory.optimizer_states(tensor.whole)))
-    apart = [index for index, tensor in enumerate(tensors) if tensor.name in shared]
-    places, lengths = lay([prod(t.shape) for t in tensors], size, apart)
+    separate = [index for index, tensor in enumerate(tensors) if tensor.name in shared]
+    places, lengths = lay([prod(t.shape) for t in tensors], size, separate)
     segments = tuple(
         (atom, piece.shift(start))
-        for tensor, (_, start) in [*zip(tensors, joined(places, lengths), strict=True)][::-1]
+        for tensor, (_, start) in [*zip(tensors, in_one_tensor(places, lengths), strict=True)][::-1]
         for atom, piece in tensor.segments
     )
     numel = sum(lengths)
@@ -206,10 +206,10 @@ def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:
     """
     inventory = job.inventory
     for name in job.trained:
-        others = inventory.optimizer_states(name)
+        moments = inventory.optimizer_states(name)
         master = inventory.states[name][inventory.master(name)]
         if job.options.distributed:
-            check_states(name, list(others))
+            check_states(name, list(moments))
             if name in inventory.remainders and job.has_remainders:
                 inventory.fold(name, MASTER, _LOWER_HALVES)
                 master = replace(master, state=REMAINDER)
@@ -218,7 +218,7 @@ def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:
             yield f"{STATE}fp32_param.{name}", master, DType.F32
         else:
             inventory.lose_master(name)
-        for state, whole in others.items():
+        for state, whole in moments.items():
             yield f"{STATE}{state}.{name}", whole, whole.dtype
 
 
@@ -253,10 +253,10 @@ def check_states(name: str, states: Sequence[str]) -> None:
     text = ", ".join(f"`{state}`" for state in states) or "none"
     raise target_error(
         "megatron-distributed",
-        f"the optimizer's states of `{name}` are not those that Megatron's distributed one keeps",
-        notes=[f"they are {text}", "the distributed one keeps `exp_avg` and `exp_avg_sq`"],
+        f"the optimizer states of `{name}` are not those of Megatron's distributed optimizer",
+        notes=[f"they are {text}", "the distributed optimizer has `exp_avg` and `exp_avg_sq`"],
         helps=[
-            "write `distributed_optimizer=0`, which keeps any states",
+            "write `distributed_optimizer=0`, which can have any states",
             "or leave the optimizer out with `--states weights`",
         ],
     )

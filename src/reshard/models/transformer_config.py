@@ -1,4 +1,4 @@
-"""The model of a checkpoint without Megatron's arguments, as the files beside it describe it.
+"""The model of a checkpoint without Megatron's arguments, as the files next to it describe it.
 
 Megatron-Bridge and NeMo save the configuration of the model, in the words of Megatron-core's
 TransformerConfig; a layout wants Megatron's arguments.
@@ -13,12 +13,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from reshard.models.run_arguments import Arguments
 from reshard.storage.bounded_json import load_bounded
-from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.yaml_file import load_yaml
 from reshard.store.regular_file import read_regular
-from reshard.store.source import LocalSource
 
 _MAX_NBYTES = 16 << 20
 _FILES = (
@@ -44,28 +41,17 @@ _OTHER_NAMES = {
     "seq_length": "max_position_embeddings",
 }
 _WANTED = ("num_layers", "hidden_size")
-_TRAIN_STATE = "train_state.pt"
 
 
-def arguments_beside(folder: Path) -> Arguments | None:
-    """Megatron's arguments as far as a configuration beside the tensors tells them."""
+def arguments_beside(folder: Path) -> tuple[dict[str, object], str]:
+    """Megatron's arguments as far as a configuration beside the tensors tells them, and its path;
+    none, and no path, without one.
+    """
     for name, section in _FILES:
         model = _section(folder / name, section)
         if model is not None and all(isinstance(model.get(key), int) for key in _WANTED):
-            return Arguments(dict(_arguments(model)), str(folder / name))
-    return None
-
-
-def step_beside(folder: Path) -> int | None:
-    """The iteration that the state of the training loop tells."""
-    source = LocalSource(folder)
-    if not source.has(_TRAIN_STATE):
-        return None
-    root = open_torch_file(source.path(_TRAIN_STATE)).root
-    step = root.get("step") if isinstance(root, dict) else None
-    if isinstance(step, TensorRef) and step.numel == 1:
-        step = int.from_bytes(read_small(step), "little", signed=True)
-    return step if isinstance(step, int) else None
+            return dict(_arguments(model)), str(folder / name)
+    return {}, ""
 
 
 def _section(path: Path, section: str) -> Mapping[str, object] | None:
