@@ -508,3 +508,28 @@ def test_the_model_folder_in_a_step_of_verl(tmp_path: Path) -> None:
         assert all((made / name).read_bytes() == (model / name).read_bytes() for name in files)
     assert {path.name for path in (tmp_path / "verl" / "huggingface").iterdir()} == files
     assert (tmp_path / "dcp" / "tokenizer.json").is_file()
+
+
+def test_layers_on_stages(tmp_path: Path, fixture_checkpoint: Callable[[str], Path]) -> None:
+    """Each stage numbers the parameters of its own layers; what it has is read under that."""
+    source = fixture_checkpoint("nanotron_tp1_z0") / "ckpt"
+    text = layout_file(
+        tmp_path,
+        STAGED.replace("layout staged {", "layout staged of llama like hf {").replace(
+            "mesh pp", "mesh pp\n    place layer over pp"
+        ),
+    )
+    reshard.convert(source, tmp_path / "whole", "universal", names="hf")
+    reshard.convert(tmp_path / "whole", tmp_path / "run", f"{text}:pp=3")
+    for tree in leaves(tmp_path / "run").values():
+        assert len(tree["model"]) == 12
+        listed = [group["params"] for group in tree["optimizer"]["param_groups"]]
+        assert listed == [list(range(9)), [9, 10, 11]]
+    assert reshard.verify(tmp_path / "run", tmp_path / "whole", layout=text).ok
+    here, there = (
+        reshard.open(tmp_path / "run", layout=text).training,
+        reshard.open(tmp_path / "whole").training,
+    )
+    assert [len(group.members) for group in here.param_groups] == [23, 7]
+    for one, other in zip(here.param_groups, there.param_groups, strict=True):
+        assert (one.settings, {*one.members}) == (other.settings, {*other.members})
