@@ -158,6 +158,14 @@ def _check_place(
             "which kind of state?",
             helps=["write `{state}` where its name stands, or name it: `state exp_avg at ...`"],
         )
+    if entry.role == "slices" and NAME not in of_file:
+        scope.faults.add(
+            "bad-place",
+            "`slices` stands in a file that is not of one parameter",
+            word.span,
+            "slices of which parameter?",
+            helps=["write `{name}` in the name of the file, or `{module}` and `{parameter}`"],
+        )
     if NUMBER in held and entry.role in ("state", "states") and not counts:
         scope.faults.add(
             "bad-place",

@@ -381,3 +381,20 @@ def test_a_fact_that_is_none(tmp_path: Path) -> None:
         "  = note: the iteration is no whole number\n"
         "  = note: it is of type str"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "why"),
+    [
+        ("rank{tp}.pt", 'slices by "at"', "`slices` stands in a file that is not of one parameter"),
+        ("{module}.pt", 'state param at "data"', "`state` does not say whose states lie at `data`"),
+        ("x.pt", 'state param at "{module}/{parameter}"', "`{module}` cannot stand here"),
+    ],
+)
+def test_parts_of_names_and_slices_elsewhere(
+    file: str, entry: str, why: str, tmp_path: Path
+) -> None:
+    text = layout_file(tmp_path, f'layout x {{ mesh tp file "{file}" {{ {entry} }} }}')
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path, layout=text)
+    assert f"error[bad-place]: {why}\n" in str(caught.value)

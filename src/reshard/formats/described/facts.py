@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from reshard.errors import label, source_error
@@ -19,7 +18,7 @@ from reshard.formats.described.groups import (
     stage_of,
 )
 from reshard.formats.described.states import States
-from reshard.formats.described.tree import At, Where, show
+from reshard.formats.described.tree import Where, kept_where, show
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.language.expression import evaluate, to_text
 from reshard.language.layout import Layout
@@ -36,14 +35,6 @@ PARAM_GROUPS = "param_groups"
 _ITERATION, _CONFIG = "iteration", "config"
 
 
-@dataclass(slots=True)
-class Facts:
-    """What was found.  tensors: those inside of objects that are kept."""
-
-    training: Run
-    tensors: list[LocalTensor] = field(default_factory=list)
-
-
 def read_config(walked: Walked) -> Mapping[str, object] | None:
     """The model's configuration, where a statement names it.
 
@@ -55,8 +46,8 @@ def read_config(walked: Walked) -> Mapping[str, object] | None:
 
 def read_facts(
     layout: Layout, root: Path, walked: Walked, states: States, mesh: Mapping[str, int]
-) -> Facts:
-    """The facts of a run.
+) -> tuple[Run, list[LocalTensor]]:
+    """The facts of a run, and the tensors inside of objects that are kept.
 
     Args:  root: the folder.
 
@@ -91,8 +82,7 @@ def read_facts(
         framework["uncut"] = states.uncut
     if iteration is None:
         iteration = steps_done(root, states.tensors)
-    training = Run(iteration, tuple(param_groups), state, framework)
-    return Facts(training, keeper.tensors)
+    return Run(iteration, tuple(param_groups), state, framework), keeper.tensors
 
 
 def _check_filled(walked: Walked, mesh: Mapping[str, int]) -> None:
@@ -148,15 +138,11 @@ def _kept(walked: Walked, keeper: _Keeper) -> list[object]:
                 {
                     "file": leaf.file.name.text,
                     "at": {} if whole else dict(leaf.file.bindings),
-                    "where": [_step(at) for at in where],
+                    "where": kept_where(where),
                     "value": keeper.json(leaf, leaf.file.name.text if whole else leaf.file.path),
                 }
             )
     return out
-
-
-def _step(at: At) -> list[object]:
-    return ["item" if at.is_item else "key", encode(at.value, lambda ref: None)]
 
 
 class _Keeper(Keeper):

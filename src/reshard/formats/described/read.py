@@ -54,7 +54,7 @@ def read_folder(
     walked = walk_files(layout, root, files)
     config = read_config(walked)
     states = put_together(layout, walked, files.mesh, config)
-    facts = read_facts(layout, root, walked, states, files.mesh)
+    training, extras = read_facts(layout, root, walked, states, files.mesh)
     # Where files say themselves which parts they hold, nothing lies at a coordinate.
     has_slices = any(x.role == "slices" for rule in layout.files for x in rule.entries)
     mesh = {} if has_slices else files.mesh
@@ -63,9 +63,9 @@ def read_folder(
         version="",
         root=str(root.absolute()),
         mesh={**mesh, **({COPY: states.copies} if states.copies > 1 else {})},
-        tensors=(*states.tensors, *facts.tensors),
+        tensors=(*states.tensors, *extras),
         layout=layout,
-        training=facts.training,
+        training=training,
         config=config,
         aliases=states.aliases,
         names_of=layout.names or "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from reshard.errors import source_error
 from reshard.language.place import Bindings, Hole, Item, Key, Place, Rest, key_text
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.inert import Record
+from reshard.storage.kept import decode, encode
 from reshard.storage.pickle_limits import PickleLimits
 from reshard.storage.pickle_reader import read_pickle
 from reshard.storage.safetensors import read_header
@@ -42,6 +43,16 @@ class Found:
     bindings: Bindings
     where: Where
     value: object
+
+
+def kept_where(where: Where) -> list[list[object]]:
+    """A place as JSON: what is kept goes back to it."""
+    return [["item" if at.is_item else "key", encode(at.value)] for at in where]
+
+
+def where_of_kept(steps: Iterable[Sequence[object]]) -> Where:
+    """A place of its JSON."""
+    return tuple(At(decode(value, lambda x: x), is_item=kind == "item") for kind, value in steps)
 
 
 def show(where: Where) -> str:

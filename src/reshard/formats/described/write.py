@@ -126,7 +126,7 @@ class Writer:
             return
         for parameter in self._states.names:
             known = {*self._states.axes_of(parameter), NAME, STATE, STAGE}
-            yield {NAME: parameter}, next(x for x in names if {*_axes(x)} <= known)
+            yield {NAME: parameter}, next((x for x in names if {*_axes(x)} <= known), names[0])
 
     def _values(self, hole: str) -> Sequence[str | int]:
         if hole == NAME:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from reshard.errors import Diagnostic
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.groups import OF_STAGES, STAGE, scheduler_of
 from reshard.formats.described.meta_params import with_width
-from reshard.formats.described.tree import At, Where, listed, show
+from reshard.formats.described.tree import Where, listed, show, where_of_kept
 from reshard.formats.described.write_states import WrittenStates
 from reshard.language.layout import FileRule, Layout
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.framework_config import framework_config
 from reshard.plan.plan import ArraySpec
 from reshard.run.states import EXTRA
-from reshard.storage.kept import Decoder, decode
+from reshard.storage.kept import Decoder
 from reshard.storage.torch_output import TorchOutput
 
 _DEFAULTS = ("iteration", "param_groups", "config")
@@ -102,13 +102,11 @@ class Facts:
             if all(at.get(axis) == index for axis, index in ranks.items() if axis[0] != "#"):
                 self._written.add(id(item))
                 places.discard(json.dumps(item["where"]))
-                steps = cast("list[list[object]]", item["where"])
-                where = tuple(
-                    At(decode(value, lambda x: x), is_item=kind == "item") for kind, value in steps
-                )
-                yield where, self._value(item["value"])
+                yield _where(item), self._value(item["value"])
         rank = ", ".join(f"{axis}={index}" for axis, index in at.items())
-        self._without += [f"{_show(json.loads(place))} of {rank}" for place in sorted(places)]
+        self._without += [
+            f"`{show(where_of_kept(json.loads(place)))}` of {rank}" for place in sorted(places)
+        ]
 
     def _value(self, value: object) -> object:
         return self._decoder.value(value)
@@ -140,7 +138,7 @@ class Facts:
                 helps=('name a place: `run NAME = "..."`',),
             )
         gone = [
-            f"{_show(cast('list[list[object]]', item['where']))} of {_rank(item['at'])}"
+            f"`{show(_where(item))}` of {_rank(item['at'])}"
             for item in self._kept
             if id(item) not in self._written
         ]
@@ -157,9 +155,8 @@ class Facts:
             )
 
 
-def _show(where: Sequence[Sequence[object]]) -> str:
-    steps = tuple(At(decode(v, lambda x: x), is_item=kind == "item") for kind, v in where)
-    return f"`{show(steps)}`"
+def _where(item: Mapping[str, object]) -> Where:
+    return where_of_kept(cast("list[list[object]]", item["where"]))
 
 
 def _rank(ranks: object) -> str:
