@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reshard.formats.dcp import read as dcp
-from reshard.formats.deepspeed.ucl_text import layout_text
+from reshard.formats.deepspeed.describe import layout_text
 from reshard.formats.deepspeed.universal_form import read as universal_form
 from reshard.formats.hf import read as hf
 from reshard.formats.megatron import read_dist

@@ -183,7 +183,7 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             carries_files=True,
         ),
         "torchtitan": TargetFormat(
-            "reshard.formats.dcp.write_torchtitan",
+            "reshard.formats.dcp.write",
             "checkpoint of torchtitan",
             "torchtitan resumes from it with `--checkpoint.folder={dst}`",
             names="torchtitan",
@@ -191,14 +191,14 @@ TARGETS: Mapping[str, TargetFormat] = MappingProxyType(
             carries_files=True,
         ),
         "olmo-core": TargetFormat(
-            "reshard.formats.dcp.write_olmo_core",
+            "reshard.formats.dcp.write",
             "checkpoint of OLMo-core",
             "OLMo-core loads it with `load_path: {dst}/model_and_optim`",
             names="olmo_core",
             carries_files=True,
         ),
         "accelerate": TargetFormat(
-            "reshard.formats.dcp.write_accelerate",
+            "reshard.formats.dcp.write",
             "checkpoint of FSDP for accelerate",
             "accelerate loads it with `accelerator.load_state('{dst}')`",
             carries_files=True,

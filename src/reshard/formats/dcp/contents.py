@@ -1,17 +1,76 @@
-"""What of a source goes where in a distributed checkpoint, and what has no place there."""
+"""What of a source goes where in a distributed checkpoint, and what has no place there.
+
+The hyper-parameters are complete as torch's loader asks for them: `load` wants every key that the
+optimizer of the run has.  What the source does not tell is written as torch's AdamW has it by
+default, with a warning.
+Source: torch/optim/adamw.py, torch/optim/adam.py `Adam.__init__` (2.13).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic
+from reshard.formats.dcp.form import Form, Mark
 from reshard.formats.dcp.names import Path
-from reshard.formats.dcp.settings import Settings, settings_of
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.kept_keys import kept_keys
-from reshard.run.run import Run
-from reshard.run.states import EXTRA, MASTER, PARAM, WEIGHTS
+from reshard.plan.names import some
+from reshard.run.run import Group, Run
+from reshard.run.states import EXTRA, MASTER, MOMENTS, PARAM, WEIGHTS
+
+_ADAMW: Mapping[str, object] = {
+    "lr": 0.001,
+    "betas": {"$tuple": [0.9, 0.999]},
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "amsgrad": False,
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
+"""Defaults of torch.optim.AdamW, as tagged JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All groups, with those parameters alone that have states.
+
+    Args:  assumed: hyper-parameters that the source does not tell, and as what they are written.
+    """
+
+    groups: tuple[Group, ...] = ()
+    assumed: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, names: Collection[str]) -> Settings:
+        """The groups with these parameters alone."""
+        groups = (
+            g.with_params(lambda members: [n for n in members if n in names]) for g in self.groups
+        )
+        return Settings(tuple(groups), self.assumed)
+
+    def warning(self) -> tuple[Diagnostic, ...]:
+        """What the source does not tell."""
+        if not self.assumed:
+            return ()
+        listed = ", ".join(f"`{key}` as {value}" for key, value in self.assumed.items())
+        return (
+            Diagnostic(
+                "dcp-defaults",
+                "the source does not record all hyper-parameters of the optimizer",
+                "warning",
+                notes=(
+                    f"written: {listed}",
+                    "PyTorch's loader asks for every one that the optimizer of the run has, and "
+                    "takes it over",
+                ),
+                helps=("set them in the param groups again after loading",),
+            ),
+        )
 
 
 @dataclass(slots=True)
@@ -24,6 +83,8 @@ class Contents:
            objects: as tagged JSON, with their paths.
            aliases: other names of weights, which are stored once more.
            iteration: optimizer steps done.
+           dropped: by name and state of a tensor that has no place, why.
+           folded: by name and state of one that is there as part of something else, as what.
     """
 
     arrangement: Arrangement
@@ -32,36 +93,30 @@ class Contents:
     extras: list[tuple[Path, Whole]] = field(default_factory=list)
     objects: list[tuple[Path, object]] = field(default_factory=list)
     aliases: dict[str, str] = field(default_factory=dict)
-    settings: Settings = field(default_factory=lambda: Settings((), {}))
+    settings: Settings = field(default_factory=Settings)
     iteration: int | None = None
     warned: list[Diagnostic] = field(default_factory=list)
-    _dropped: dict[tuple[str, str], str] = field(default_factory=dict)
-    _folded: dict[tuple[str, str], str] = field(default_factory=dict)
+    dropped: dict[tuple[str, str], str] = field(default_factory=dict)
+    folded: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def kinds_of(self, name: str) -> tuple[str, ...]:
         """The kinds of weights that a source has under a name."""
         wholes = self.arrangement.wholes
         return tuple(w.state for w in wholes if w.name == name and w.state in WEIGHTS)
 
-    def drop(self, name: str, state: str, why: str) -> None:
-        """Say that a tensor has no place."""
-        self._dropped[name, state] = why
-
-    def fold(self, name: str, state: str, how: str) -> None:
-        """Say that a tensor is there as part of something else."""
-        self._folded[name, state] = how
-
-    def dropped(self) -> tuple[tuple[str, str, str], ...]:
-        """For `Output.dropped`."""
-        return tuple((name, state, why) for (name, state), why in self._dropped.items())
-
-    def folded(self) -> tuple[tuple[str, str, str], ...]:
-        """For `Output.folded`."""
-        return tuple((name, state, how) for (name, state), how in self._folded.items())
-
-    def warnings(self) -> tuple[Diagnostic, ...]:
-        """For `Output.warnings`."""
-        return (*self.settings.warning(), *self.warned)
+    def mark(self, form: Form) -> Mark:
+        """What `.metadata` notes of the weights."""
+        masters = [name for name, whole in self.weights.items() if whole.state == MASTER]
+        return Mark(
+            True,
+            tuple(map(form.weight_name, masters)),
+            {
+                form.weight_name(name): form.weight_name(stored)
+                for name, stored in self.aliases.items()
+                if stored in self.weights
+            },
+            self.arrangement.catalog.names_of,
+        )
 
 
 def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None = None) -> Contents:
@@ -71,81 +126,96 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
            source does not tell them.
     """
     catalog = arrangement.catalog
-    own = catalog.training.of("dcp")
+    kept = catalog.training.of("dcp")
     out = Contents(arrangement, iteration=catalog.training.iteration)
     out.aliases = dict(catalog.aliases or {})
     kinds: dict[str, dict[str, Whole]] = {}
+    unlike = kept.get("unlike")
+    owners = unlike if isinstance(unlike, dict) else {}
     for whole in arrangement.wholes:
         if whole.state != EXTRA:
             kinds.setdefault(whole.name, {})[whole.state] = whole
-    for whole in arrangement.wholes:
-        if whole.state == EXTRA:
-            _sort_extra(out, whole, own, kinds)
+    for whole in (whole for whole in arrangement.wholes if whole.state == EXTRA):
+        owner = owners.get(whole.name)
+        if isinstance(owner, list) and owner[0] not in kinds:
+            why = "it has not the shape of its parameter, which has another name here"
+            out.dropped[whole.name, EXTRA] = why
+        elif kept:
+            out.extras.append((_path(kept, whole.name), whole))
+        else:
+            why = "it belongs to no parameter, and only the program that wrote it reads it"
+            out.dropped[whole.name, EXTRA] = why
     _sort_weights(out, kinds)
     _sort_states(out, kinds)
     trained = [name for name in kinds if name in out.states]
-    states = {state for held in out.states.values() for state in held}
+    states = {state for kinds_of_name in out.states.values() for state in kinds_of_name}
     if trained:
-        out.settings = settings_of(catalog.training, trained, states, group_keys or {})
-    _sort_objects(out, own)
+        out.settings = _settings(catalog.training, trained, states, group_keys or {})
+    objects, schedule = kept.get("objects"), None if kept else catalog.training.scheduler
+    if isinstance(objects, dict):
+        out.objects += [(_path(kept, key), value) for key, value in objects.items()]
+    if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
+        out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
     out.warned += _left_behind(catalog.training)
     return out
 
 
-def _sort_extra(
-    out: Contents, whole: Whole, own: Mapping[str, object], names: Collection[str]
-) -> None:
-    """A tensor of no parameter.
-
-    Args:  own: what a checkpoint of this format kept for itself.  names: of the parameters.
-    """
-    unlike = own.get("unlike")
-    owner = unlike.get(whole.name) if isinstance(unlike, dict) else None
-    if isinstance(owner, list) and owner[0] not in names:
-        why = "it has not the shape of its parameter, which has another name here"
-        out.drop(whole.name, EXTRA, why)
-        return
-    if own:
-        out.extras.append((_path(own, whole.name), whole))
-        return
-    why = "it belongs to no parameter, and only the program that wrote it reads it"
-    out.drop(whole.name, EXTRA, why)
-
-
 def _sort_weights(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
     first: dict[object, str] = {}
-    for name, held in kinds.items():
-        master, param = held.get(MASTER), held.get(PARAM)
-        chosen = master or param
+    for name, own_kinds in kinds.items():
+        chosen = own_kinds.get(MASTER) or own_kinds.get(PARAM)
         if chosen is not None:
             out.weights[name] = chosen
             if chosen.segments and first.setdefault(chosen.segments, name) != name:
                 out.aliases[name] = first[chosen.segments]
-        if master is not None and param is not None:
-            out.fold(name, PARAM, "the master weights, from which it is rounded")
+        if {MASTER, PARAM} <= own_kinds.keys():
+            out.folded[name, PARAM] = "the master weights, from which it is rounded"
 
 
 def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> None:
     """States of the optimizer; of tied weights, which it trains once, under the first name."""
     first: dict[tuple[object, str], str] = {}
-    for name, held in kinds.items():
-        for state, whole in held.items():
+    for name, own_kinds in kinds.items():
+        for state, whole in own_kinds.items():
             if state in WEIGHTS:
                 continue
             known = first.setdefault((whole.segments, state), name)
             if known != name and whole.segments:
-                out.fold(name, state, f"that of `{known}`, which it is tied to")
+                out.folded[name, state] = f"that of `{known}`, which it is tied to"
             else:
                 out.states.setdefault(name, {})[state] = whole
 
 
-def _sort_objects(out: Contents, own: Mapping[str, object]) -> None:
-    objects = own.get("objects")
-    if isinstance(objects, dict):
-        out.objects += [(_path(own, key), value) for key, value in objects.items()]
-    schedule = None if own else out.arrangement.catalog.training.scheduler
-    if isinstance(schedule, dict) and not any(str(key).startswith("$") for key in schedule):
-        out.objects += [(("lr_scheduler", str(key)), value) for key, value in schedule.items()]
+def _settings(
+    training: Run, trained: Sequence[str], states: Collection[str], extra: Mapping[str, str]
+) -> Settings:
+    """The param groups of a source for the parameters that have states.
+
+    Args:  trained: names in the order of the model.  states: kinds of state.
+           extra: further keys, and which they are where they are not told.
+    """
+    known = set(trained)
+    groups = [
+        ([name for name in group.members if name in known], group.settings)
+        for group in training.param_groups
+    ]
+    owned = {name for group in training.param_groups for name in group.members}
+    rest = [name for name in trained if name not in owned]
+    if rest and len(groups) == 1:
+        groups[0][0].extend(rest)
+    elif rest:
+        groups.append((rest, {}))
+    assumed: dict[str, str] = {}
+    for _, settings in groups:
+        for key, value in _ADAMW.items() if {*MOMENTS} <= {*states} else ():
+            if key not in settings:
+                settings[key] = value
+                assumed[key] = str(tuple(value["$tuple"]) if isinstance(value, dict) else value)
+        for key, other in extra.items():
+            if key not in settings and other in settings:
+                settings[key] = settings[other]
+                assumed[key] = f"`{other}`"
+    return Settings(tuple(Group(settings, params) for params, settings in groups), assumed)
 
 
 def _left_behind(training: Run) -> list[Diagnostic]:
@@ -155,20 +225,20 @@ def _left_behind(training: Run) -> list[Diagnostic]:
         ranks = framework.get("rank_objects")
         if not isinstance(ranks, dict) or not ranks:
             return []
-        differing = dict.fromkeys(key for held in ranks.values() for key in held)
+        differing = dict.fromkeys(f"`{key}`" for entries in ranks.values() for key in entries)
         return [
             Diagnostic(
                 "dcp-rank-objects",
                 "objects that differ from rank to rank are written as the first rank has them",
                 "warning",
-                notes=(f"they are {_listed(differing)}",),
+                notes=(f"they are {some(differing, 12)}",),
                 helps=("keep the source, or convert to `universal`, which keeps all of them",),
             )
         ]
     facts = ("name", "version", "layout", "kept")
-    left = {key: value for key, value in framework.items() if key not in facts}
-    left |= {k: v for k, v in training.state.items() if k != "lr_scheduler"}
-    keys = [key for key, value in left.items() if value not in (None, "", [], {}, (), False)]
+    rest = {key: value for key, value in framework.items() if key not in facts}
+    rest |= {k: v for k, v in training.state.items() if k != "lr_scheduler"}
+    keys = [key for key, value in rest.items() if value not in (None, "", [], {}, (), False)]
     described = "kept" in framework or "layout" in framework
     keys += [item.key for item in kept_keys(training)] if described else []
     if not keys:
@@ -179,18 +249,13 @@ def _left_behind(training: Run) -> list[Diagnostic]:
             "dcp-left",
             f"what only {name} resumes with is not written",
             "warning",
-            notes=(f"it is {_listed(keys)}",),
+            notes=(f"it is {some((f'`{key}`' for key in keys), 12)}",),
             helps=("keep the source, or convert to `universal`, which keeps it",),
         )
     ]
 
 
-def _listed(keys: Iterable[str]) -> str:
-    names = [f"`{key}`" for key in keys]
-    return ", ".join(names[:12]) + (f", and {len(names) - 12} more" if len(names) > 12 else "")
-
-
 def _path(framework: Mapping[str, object], key: str) -> Path:
     paths = framework.get("paths")
-    told = paths.get(key) if isinstance(paths, dict) else None
-    return tuple(told) if isinstance(told, list) else (key,)
+    path = paths.get(key) if isinstance(paths, dict) else None
+    return tuple(path) if isinstance(path, list) else (key,)

@@ -98,8 +98,8 @@ def has_weights(path: Path) -> bool:
 
 
 def _parts(path: Path, pattern: str, role: Role = "all") -> tuple[Part, ...]:
-    found = LocalSource(path).matching(pattern, folders=True)
-    return tuple(Part(path / name, f"{name}/", role) for name in found if _is_one(path / name))
+    names = LocalSource(path).matching(pattern, folders=True)
+    return tuple(Part(path / name, f"{name}/", role) for name in names if _is_one(path / name))
 
 
 def _is_one(path: Path) -> bool:
@@ -143,10 +143,10 @@ def find_step(path: Path, step: str | None) -> Folder:
     begun = unfinished(path)
     if begun is not None:
         raise incomplete(begun)
-    found = find(path)
-    if found is not None:
+    checkpoint = find(path)
+    if checkpoint is not None:
         refuse_another(path, step)
-        return _checked(found)
+        return _checked(checkpoint)
     begun = unfinished(path / step) if step is not None else None
     if begun is not None:
         raise incomplete(begun)
@@ -163,8 +163,8 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     """Later steps that are not whole."""
     out = []
     for item in (path / name for name in LocalSource(path).folders()):
-        found = step_number(item.name)
-        if found is not None and found > number and unfinished(item) is not None:
+        later = step_number(item.name)
+        if later is not None and later > number and unfinished(item) is not None:
             out.append(
                 Diagnostic(
                     "incomplete-dcp",
@@ -176,24 +176,24 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
     return tuple(out)
 
 
-def _checked(found: Folder) -> Folder:
+def _checked(folder: Folder) -> Folder:
     """Refuse several models; warn of OLMo-core's missing mark."""
-    models = [part for part in found.parts if part.path.name.startswith("pytorch_model_fsdp_")]
-    is_more = max(len(models), len(found.parts) - len(models)) > 1
-    if found.kind == "parts":
-        roles = Counter(part.role for part in found.parts)
+    models = [part for part in folder.parts if part.path.name.startswith("pytorch_model_fsdp_")]
+    is_more = max(len(models), len(folder.parts) - len(models)) > 1
+    if folder.kind == "parts":
+        roles = Counter(part.role for part in folder.parts)
         is_more = max(roles.values()) > 1
-    if found.kind in ("accelerate", "parts") and is_more:
-        raise several_models(found.root, [part.path.name for part in found.parts])
-    if found.kind == "olmo-core" and not LocalSource(found.root).has(".metadata.json"):
+    if folder.kind in ("accelerate", "parts") and is_more:
+        raise several_models(folder.root, [part.path.name for part in folder.parts])
+    if folder.kind == "olmo-core" and not LocalSource(folder.root).has(".metadata.json"):
         warning = Diagnostic(
             "incomplete-dcp",
-            f"{found.root} has no `.metadata.json`, which OLMo-core writes last",
+            f"{folder.root} has no `.metadata.json`, which OLMo-core writes last",
             "warning",
             notes=("the folder `model_and_optim` is whole; the state of the trainer may not be",),
         )
-        return replace(found, oddities=(warning,))
-    return found
+        return replace(folder, oddities=(warning,))
+    return folder
 
 
 def incomplete(path: Path) -> ReshardError:

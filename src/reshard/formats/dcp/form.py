@@ -1,12 +1,21 @@
-"""How a state dict is put together: where the model and the optimizer stand in it."""
+"""How a state dict is put together: where the model and the optimizer stand in it.
+
+And what reshard notes of weights in `.metadata` for a way back; torch takes no notice of it. It is
+a further attribute of the root, `reshard`, a dict: `master`, names of weights that are the fp32
+master weights of a run that computes in another type; `aliases`, other names of tied weights, also
+where there are none: then weights that are alike are not tied; `names`, the format whose own names
+the weights have, where that is known.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import cast
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
-from reshard.formats.dcp.names import Path
+from reshard.formats.dcp.names import Path, Role
+from reshard.run.states import MASTER, PARAM
+
+_KEY = "reshard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,41 +47,89 @@ class Form:
 
     def state(self, name: str, state: str) -> Path:
         """The path of a state of the optimizer."""
-        name = self.state_name(name)
-        if self.flattened:
-            return (*self.optimizer, f"state.{name}.{state}")
-        return (*self.optimizer, "state", name, state)
+        return self._path("state", self.state_name(name), state)
 
     def setting(self, owner: int | str, key: str) -> Path:
         """The path of a hyper-parameter, of a group or of a parameter."""
         owner = self.state_name(owner) if isinstance(owner, str) else owner
-        if self.flattened:
-            return (*self.optimizer, f"param_groups.{owner}.{key}")
-        return (*self.optimizer, "param_groups", owner, key)
+        return self._path("param_groups", owner, key)
+
+    def _path(self, *keys: int | str) -> Path:
+        return (*self.optimizer, joined(keys)) if self.flattened else (*self.optimizer, *keys)
 
 
-def form_of(own: Mapping[str, object]) -> Form | None:
+def form_of(kept: Mapping[str, object]) -> Form | None:
     """The form of a source; None where it is of another framework or of several folders.
 
-    Args:  own: what a checkpoint of this format kept for itself.
+    Args:  kept: what a checkpoint of this format kept for itself.
     """
-    told = own.get("form")
-    if not isinstance(told, dict) or told.get("kind") != "dcp":
+    form = kept.get("form")
+    if not isinstance(form, dict) or form.get("kind") != "dcp":
         return None
-    model, optimizer = told.get("model"), told.get("optimizer")
+    model, optimizer = form.get("model"), form.get("optimizer")
     return Form(
-        tuple(cast("list[str]", model)) if isinstance(model, list) else ("model",),
-        tuple(cast("list[str]", optimizer)) if isinstance(optimizer, list) else ("optim",),
-        bool(told.get("flattened")),
-        *(_names(told, key) for key in ("weights", "states")),
+        tuple(model) if isinstance(model, list) else ("model",),
+        tuple(optimizer) if isinstance(optimizer, list) else ("optim",),
+        bool(form.get("flattened")),
+        _names(form.get("weights")),
+        _names(form.get("states")),
     )
 
 
-def _names(told: Mapping[str, object], key: str) -> dict[str, str]:
-    names = told.get(key)
-    return {str(k): str(v) for k, v in names.items()} if isinstance(names, dict) else {}
+def _names(value: object) -> dict[str, str]:
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else {}
 
 
 def joined(path: Path) -> str:
     """The key of a path."""
     return ".".join(map(str, path))
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What reshard noted.
+
+    Args:  is_there: whether reshard wrote the folder.
+    """
+
+    is_there: bool = False
+    master: Collection[str] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    names_of: str = ""
+
+    def role(self, role: Role) -> Role:
+        """What a tensor is: a master weight where that was noted."""
+        is_master = role.name in self.master or self.aliases.get(role.name) in self.master
+        return replace(role, state=MASTER) if role.state == PARAM and is_master else role
+
+    def attribute(self) -> dict[str, object]:
+        """The attribute to write."""
+        noted: dict[str, object] = {"aliases": dict(self.aliases)}
+        if self.names_of:
+            noted["names"] = self.names_of
+        if self.master:
+            noted["master"] = list(self.master)
+        return {_KEY: noted}
+
+
+def read_mark(extra: Mapping[str, object]) -> Mark:
+    """What was noted.
+
+    Args:  extra: attributes of the root of `.metadata` that are not of the format.
+    """
+    noted = extra.get(_KEY)
+    if not isinstance(noted, dict):
+        return Mark()
+    master, names = noted.get("master"), noted.get("names")
+    return Mark(
+        True,
+        frozenset(map(str, master)) if isinstance(master, list) else frozenset(),
+        _names(noted.get("aliases")),
+        names if isinstance(names, str) else "",
+    )
+
+
+def left_attributes(extra: Mapping[str, object]) -> list[str]:
+    """The attributes that nothing reads, and that say something; versions of writers do not."""
+    known = {key for key, value in extra.items() if value in (None, "", [], {}, ())}
+    return [key for key in extra if key not in {*known, _KEY} and not key.endswith("_version")]

@@ -129,9 +129,9 @@ class Names:
     def role(self, key: str) -> Role:
         """The role of a tensor."""
         path = self._paths[key]
-        found = self._state(path)
-        if found is not None:
-            return found
+        state_role = self._state(path)
+        if state_role is not None:
+            return state_role
         name = self._weight(path)
         if name is None:
             return Role(key, EXTRA)
@@ -208,29 +208,29 @@ class Names:
 
     def _find_optimizers(self, role: str) -> tuple[Path, ...]:
         """The paths of all optimizers, the longest first."""
-        found: dict[Path, None] = {}
+        paths: dict[Path, None] = {}
         for path in self._paths.values():
             for at, part in enumerate(path):
                 word = str(part).partition(".")[0]
                 named = at > 0 and _OPTIMIZER.fullmatch(str(path[at - 1]))
                 bare = at == 0 and role == "optimizer" and word == "state"
                 if word == "param_groups" or (word == "state" and (named or bare)):
-                    found[path[:at]] = None
+                    paths[path[:at]] = None
                     break
-        return tuple(sorted(found, key=len, reverse=True))
+        return tuple(sorted(paths, key=len, reverse=True))
 
     def _find_bare(self) -> tuple[Path, ...]:
         """Those that are called so, and hold states by parameter without `state` above them."""
-        found: dict[Path, None] = {}
+        paths: dict[Path, None] = {}
         for key in self._tensors:
             path = self._paths[key]
             for at, part in enumerate(path[:-1]):
                 if _OPTIMIZER.fullmatch(str(part)) and self._optimizer_of(path) is None:
                     text = _joined(path[at + 1 :])
                     if self._cut(text)[0] in self._described:
-                        found[path[: at + 1]] = None
+                        paths[path[: at + 1]] = None
                     break
-        return tuple(sorted(found, key=len, reverse=True))
+        return tuple(sorted(paths, key=len, reverse=True))
 
     def _find_described(self) -> set[str]:
         """Names that may be parameters: owners of hyper-parameters, and all outside optimizers."""
@@ -257,7 +257,7 @@ class Names:
     def _trained(self) -> set[str]:
         """The names of the parameters that an optimizer has states of."""
         states = (self._state(self._paths[key]) for key in self._tensors)
-        return {found.name for found in states if found is not None and found.number is None}
+        return {role.name for role in states if role is not None and role.number is None}
 
     def _find_model(self, role: str) -> Path:
         """The path of the model."""
@@ -287,13 +287,13 @@ class Names:
 
     def _find_suffixed(self) -> frozenset[str]:
         """Parameters whose states stand next to them, under their names."""
-        found: dict[str, set[str]] = {}
+        states_of: dict[str, set[str]] = {}
         for path in self._outside():
             stem, dot, last = (self._weight(path) or "").rpartition(".")
             if dot and last in _SUFFIXES:
-                found.setdefault(stem, set()).add(last)
+                states_of.setdefault(stem, set()).add(last)
         return frozenset(
-            stem for stem, lasts in found.items() if len(lasts) > 1 and lasts & {*_MOMENTS}
+            stem for stem, lasts in states_of.items() if len(lasts) > 1 and lasts & {*_MOMENTS}
         )
 
     def _heads(self) -> set[str | int] | None:
@@ -311,8 +311,8 @@ class Names:
             return False
         return self._flat_heads is None or len(path) == 1 or path[0] in self._flat_heads
 
-    def _several(self, found: list[Path]) -> ReshardError:
-        listed = ", ".join(f"`{_joined(path) or '(top)'}`" for path in found)
+    def _several(self, paths: list[Path]) -> ReshardError:
+        listed = ", ".join(f"`{_joined(path) or '(top)'}`" for path in paths)
         return source_error(
             "several-models",
             f"{self._where} holds several models or optimizers",

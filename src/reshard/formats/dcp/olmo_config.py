@@ -16,28 +16,11 @@ NAME = "config.json"
 _MAX_NBYTES = 16 << 20
 
 _HARMLESS = frozenset(
-    {
-        "name",
-        "type",
-        "dtype",
-        "backend",
-        "use_flash",
-        "dropout",
-        "full_precision",
-        "bias",
-        "init_method",
-        "init_seed",
-        "init_std",
-        "embedding_init_std",
-        "freeze_params",
-        "loss_implementation",
-        "compile",
-        "fused_ops",
-        "_CLASS_",
-        "use_recompute_qkv_prep",
-        "tie_word_embeddings",
-        "attention_rescale_factor",
-    }
+    """
+    name type dtype backend use_flash dropout full_precision bias init_method init_seed init_std
+    embedding_init_std freeze_params loss_implementation compile fused_ops _CLASS_
+    use_recompute_qkv_prep tie_word_embeddings attention_rescale_factor
+    """.split()  # noqa: SIM905
 )
 """Last parts of names of settings that change no number that the model computes as it is trained,
 or that are read below by their whole names.
@@ -58,19 +41,13 @@ def read_olmo_config(folder: Path) -> Mapping[str, object] | None:
     model = root.get("model")
     if not isinstance(model, dict) or not {"d_model", "n_layers", "block"} <= model.keys():
         return None
-    known = _Model(model).config()
-    length = _length(root)
-    return known if length is None else {**known, "max_position_embeddings": length}
-
-
-def _length(root: Mapping[str, object]) -> int | None:
-    """How long the sequences were that the model was trained on."""
+    known = _Model(_flat(model, "")).config()
     for section, key in (("train_module", "max_sequence_length"), ("dataset", "sequence_length")):
-        found = root.get(section)
-        value = found.get(key) if isinstance(found, dict) else None
-        if isinstance(value, int):
-            return value
-    return None
+        part = root.get(section)
+        length = part.get(key) if isinstance(part, dict) else None
+        if isinstance(length, int):
+            return {**known, "max_position_embeddings": length}
+    return known
 
 
 def _flat(value: Mapping[str, object], start: str) -> dict[str, object]:
@@ -85,14 +62,15 @@ def _flat(value: Mapping[str, object], start: str) -> dict[str, object]:
 class _Model:
     """The section `model`, with every value that was asked for noted."""
 
-    def __init__(self, model: Mapping[str, object]) -> None:
-        self._values = _flat(model, "")
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self._values = values
         self._used: set[str] = set()
         # Until 2.x the attention of a block was under `attention`.
-        new = any(name.startswith("block.sequence_mixer.") for name in self._values)
+        new = any(name.startswith("block.sequence_mixer.") for name in values)
         self._mixer = "block.sequence_mixer" if new else "block.attention"
 
     def config(self) -> dict[str, object]:
+        """The same in the words of transformers, with what has no name there as facts."""
         heads = self._integer(f"{self._mixer}.n_heads")
         width = self._integer("d_model")
         sizes = {
@@ -129,27 +107,27 @@ class _Model:
     def _facts(self, eps: object) -> dict[str, object]:
         """What the model computes that its family need not."""
         facts: dict[str, object] = {}
+
+        def note(name: str, *usual: object) -> None:
+            if (value := self._get(name)) not in usual:
+                facts[name] = value
+
         scaling = self._scaling(f"{self._mixer}.rope.scaling")
         if scaling:
             facts["rope_scaling"] = scaling
-        if self._get(f"{self._mixer}.bias"):
-            facts["attention_bias"] = True
-        if self._get("block.feed_forward.bias"):
-            facts["mlp_bias"] = True
+        for name, key in ((self._mixer, "attention_bias"), ("block.feed_forward", "mlp_bias")):
+            if self._get(f"{name}.bias"):
+                facts[key] = True
         for norm in ("block.layer_norm", f"{self._mixer}.qk_norm", "lm_head.layer_norm"):
-            if self._get(f"{norm}.name") not in (None, "rms", "fused_rms", "cute_rms"):
-                facts[f"{norm}.name"] = self._get(f"{norm}.name")
-            if self._get(f"{norm}.eps") not in (None, eps):
-                facts[f"{norm}.eps"] = self._get(f"{norm}.eps")
+            note(f"{norm}.name", None, "rms", "fused_rms", "cute_rms")
+            note(f"{norm}.eps", None, eps)
             if self._get(f"{norm}.bias"):
                 facts[f"{norm}.bias"] = True
-        if self._get(f"{self._mixer}.rope.name") not in (None, "default", "fused"):
-            facts[f"{self._mixer}.rope.name"] = self._get(f"{self._mixer}.rope.name")
+        note(f"{self._mixer}.rope.name", None, "default", "fused")
         if not self._has(f"{self._mixer}.rope"):
             facts["rope"] = False
         for name in ("name", "block.name", "lm_head.name", "block.feed_forward.name"):
-            if self._get(name) not in (None, "default", *_BLOCKS):
-                facts[name] = self._get(name)
+            note(name, None, "default", *_BLOCKS)
         for name, value in self._values.items():
             last = name.rpartition(".")[2]
             is_plain = last in _HARMLESS or last.startswith("mxfp8_") or _PLAIN.get(last) == value

@@ -1,15 +1,23 @@
-"""The data files of the ranks and the `.metadata` beside them, being put together."""
+"""The data files of the ranks and the `.metadata` beside them, being put together.
+
+Which box of a tensor each rank has follows from the rules of DTensor: tensor-parallel ranks cut one
+dimension, and FSDP the first dimension of what they have, each as `torch.chunk` does.
+Source: torch/distributed/tensor/placement_types.py `Shard.local_shard_size_and_offset` (2.13).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
+from reshard.algebra.box import Box
+from reshard.algebra.split import split_sizes
 from reshard.algebra.term import term_axes
 from reshard.errors import target_error
-from reshard.formats.dcp.boxes import Grid, Part, parts
 from reshard.formats.dcp.contents import Contents
 from reshard.formats.dcp.form import Form, joined
-from reshard.formats.dcp.mark import mark_of
 from reshard.formats.dcp.names import Path
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.output import FileBytes
@@ -23,6 +31,52 @@ _CUT = ("kv", "f", "v")
 
 It is what the shipped layouts of Megatron lay over `tp`, and what the plans of torchtitan and
 transformers cut (`ColwiseParallel`, `RowwiseParallel`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The ranks that will hold the files.
+
+    Args:  dp: ranks of FSDP.  tp: tensor-parallel ranks, which count fastest.
+    """
+
+    dp: int = 1
+    tp: int = 1
+
+    def parts(
+        self, shape: tuple[int, ...], cut: int | None, *, whole: bool
+    ) -> list[tuple[int | None, Box]]:
+        """The boxes of a tensor, without those that are empty, each with the rank that writes it.
+
+        A box that any rank may write has None.
+
+        Args:  cut: the dimension that tensor-parallel ranks cut; None if each has all of it.
+               whole: FSDP leaves it as it is (buffers).
+        """
+        every = Box.whole(shape)
+        if not shape or (whole and cut is None) or not every.volume:
+            return [(None, every)]
+        out = [(rank, box) for rank, box in self._boxes(shape, cut, whole) if box.volume]
+        return [(None, out[0][1])] if len(out) == 1 else list(out)
+
+    def _boxes(
+        self, shape: tuple[int, ...], cut: int | None, whole: bool
+    ) -> Iterator[tuple[int, Box]]:
+        columns = [(0, 0)] if cut is None else _chunks(shape[cut], self.tp)
+        for tp_rank, (start, width) in enumerate(columns):
+            lo, size = [0] * len(shape), list(shape)
+            if cut is not None:
+                lo[cut], size[cut] = start, width
+            rows = [(0, size[0])] if whole else _chunks(size[0], self.dp)
+            for dp_rank, (first, count) in enumerate(rows):
+                box = Box((lo[0] + first, *lo[1:]), (count, *size[1:]))
+                yield dp_rank * self.tp + tp_rank, box
+
+
+def _chunks(length: int, count: int) -> list[tuple[int, int]]:
+    """Start and size of every piece of a dimension."""
+    sizes = split_sizes(length, count, "chunk")
+    return list(zip(accumulate(sizes, initial=0), sizes, strict=False))
 
 
 def grid_of(arrangement: Arrangement, target: Target) -> Grid:
@@ -78,7 +132,7 @@ class RankFiles:
 
     def add_weights(self, contents: Contents, form: Form) -> None:
         """Add the model, tied weights under each of their names."""
-        self._mark = mark_of(contents, form)
+        self._mark = contents.mark(form).attribute()
         for name, whole in contents.weights.items():
             self.add_tensor(form.weight(name), whole)
         for name, stored in contents.aliases.items():
@@ -87,8 +141,8 @@ class RankFiles:
 
     def add_optimizer(self, contents: Contents, form: Form) -> None:
         """Add states and hyper-parameters."""
-        for name, held in contents.states.items():
-            for state, whole in held.items():
+        for name, states in contents.states.items():
+            for state, whole in states.items():
                 self.add_tensor(form.state(name, state), whole)
         for index, group in enumerate(contents.settings.groups):
             owners: tuple[int | str, ...] = group.members if form.flattened else (index,)
@@ -109,8 +163,15 @@ class RankFiles:
     def add_tensor(self, path: Path, whole: Whole) -> None:
         """Add a tensor, cut as the ranks have it."""
         plain = whole.name in self._buffers or whole.rule < 0
-        found = parts(whole.shape, self._grid, self._cut(whole), whole=plain)
-        chunks = [NewChunk(p.box.lo, slice_spec(whole, p.box), self._file(p)) for p in found]
+        parts = self._grid.parts(whole.shape, self._cut(whole), whole=plain)
+        chunks = [
+            NewChunk(
+                box.lo,
+                slice_spec(whole, box),
+                self._lightest() if rank is None else data_file(rank),
+            )
+            for rank, box in parts
+        ]
         self.writer.add_tensor(self._claim(path), whole.dtype, whole.shape, chunks)
 
     def add_object(self, path: Path, value: object) -> None:
@@ -147,10 +208,7 @@ class RankFiles:
                 return dim
         return None
 
-    def _file(self, part: Part) -> str:
-        return self._lightest() if part.rank is None else data_file(part.rank)
-
     def _lightest(self) -> str:
         """The file with the fewest bytes so far, as torch gives copies to the idlest rank."""
-        files = [data_file(rank) for rank in range(self._grid.size)]
+        files = [data_file(rank) for rank in range(self._grid.dp * self._grid.tp)]
         return min(files, key=self.writer.nbytes)

@@ -51,29 +51,29 @@ def read(
     beside = (model_config_of(folder.root / name) for name in (CONFIG, HF_CONFIG))
     config = weights.config if weights else next(filter(None, beside), None)
     files = read_side_files(folder)
-    found: Collected = collect(folder, chunks, config, weights, is_attribute=files.is_lightning)
+    collected: Collected = collect(folder, chunks, config, weights, is_attribute=files.is_lightning)
     chunks.refuse_overlaps()
-    training, steps = read_training(folder, found, files)
-    withheld = (replace(item, level="warning") for item in found.withheld)
+    training, steps = read_training(folder, collected, files)
+    withheld = (replace(item, level="warning") for item in collected.withheld)
     stale = (*stale_files(folder, chunks), *newer_files(folder, chunks))
     oddities = (*folder.oddities, *(weights.oddities if weights else ()))
     return Catalog(
         format="dcp",
-        version=found.version,
+        version=collected.version,
         root=str(folder.root.resolve()),
-        mesh={"copy": found.copies} if found.copies > 1 else {},
-        tensors=found.listed_tensors(),
+        mesh={"copy": collected.copies} if collected.copies > 1 else {},
+        tensors=collected.listed_tensors(),
         layout=load_layout(LAYOUT, "dcp layout"),
         training=training,
         config=weights.config if weights else read_olmo_config(folder.root),
-        aliases=found.aliases or None,
-        buffers=found.buffers,
-        names_of=found.names_of,
-        frozen=found.frozen,
+        aliases=collected.aliases or None,
+        buffers=collected.buffers,
+        names_of=collected.names_of,
+        frozen=collected.frozen,
         files=(*(weights.files if weights else ()), *chunks.files.values()),
-        oddities=(*oddities, *stale, *steps, *unlike_states(found), *withheld),
-        left=(*(weights.left if weights else ()), *found.left),
-        withheld=found.withheld,
+        oddities=(*oddities, *stale, *steps, *unlike_states(collected), *withheld),
+        left=(*(weights.left if weights else ()), *collected.left),
+        withheld=collected.withheld,
     )
 
 

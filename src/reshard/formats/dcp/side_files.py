@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.folders import Folder, Part
@@ -28,7 +27,7 @@ MAX_NBYTES = 1 << 24
 
 
 @dataclass(slots=True)
-class Told:
+class SideFiles:
     """What they tell.
 
     Args:  iteration: of the trainer of OLMo-core, transformers, or Lightning; iteration_at: the
@@ -42,39 +41,27 @@ class Told:
     scheduler: dict[str, object] | None = None
     is_lightning: bool = False
 
-    def state(self, step: object, file: str) -> None:
-        """Note the number of the step, if it is one."""
-        if isinstance(step, int) and not isinstance(step, bool):
-            self.iteration, self.iteration_at = step, f"`{file}`"
 
-
-def read_side_files(folder: Folder) -> Told:
-    """What the files of trainers in the folder of a step tell."""
-    out = Told()
-    source = LocalSource(folder.root)
-    for name in ("train/rank0.pt", "trainer_state.json"):
-        if source.has(name):
-            path = source.path(name)
-            value = _torch(path) if name.endswith(".pt") else _json(source, name)
-            out.state(value.get("global_step"), name)
-    for name in ("scheduler.bin", "scheduler.pt"):
-        if source.has(name):
-            out.scheduler = _state_dict(_torch(source.path(name)))
-    if source.has(LIGHTNING):
-        _read_lightning(_torch(source.path(LIGHTNING)), out)
-    return out
-
-
-def _read_lightning(root: Mapping[str, object], out: Told) -> None:
-    """What Lightning keeps besides the tensors.
+def read_side_files(folder: Folder) -> SideFiles:
+    """What the files of trainers in the folder of a step tell.
 
     Source: lightning/pytorch/strategies/fsdp.py `save_checkpoint` (2.6).
     """
-    step, schedules = root.get("global_step"), root.get("lr_schedulers")
-    out.is_lightning = any(key in root for key in _LIGHTNING_MARKS)
-    out.state(step, LIGHTNING)
-    if isinstance(schedules, list) and len(schedules) == 1:
-        out.scheduler = _state_dict(schedules[0])
+    out = SideFiles()
+    source = LocalSource(folder.root)
+    for name in ("train/rank0.pt", "trainer_state.json", LIGHTNING):
+        root = _dict_in(source, name)
+        step, schedules = root.get("global_step"), root.get("lr_schedulers")
+        if isinstance(step, int) and not isinstance(step, bool):
+            out.iteration, out.iteration_at = step, f"`{name}`"
+        if name == LIGHTNING:
+            out.is_lightning = any(key in root for key in _LIGHTNING_MARKS)
+            if isinstance(schedules, list) and len(schedules) == 1:
+                out.scheduler = _state_dict(schedules[0])
+    for name in ("scheduler.bin", "scheduler.pt"):
+        if out.scheduler is None and source.has(name):
+            out.scheduler = _state_dict(_dict_in(source, name))
+    return out
 
 
 def _state_dict(value: object) -> dict[str, object] | None:
@@ -82,23 +69,37 @@ def _state_dict(value: object) -> dict[str, object] | None:
     return kept if isinstance(kept, dict) else None
 
 
+def _dict_in(source: LocalSource, name: str) -> Mapping[str, object]:
+    """The dict in a file of JSON or of `torch.save`; an empty one where there is something else."""
+    value: object = None
+    if source.has(name) and name.endswith(".json"):
+        try:
+            value = json.loads(source.text(name, MAX_NBYTES))
+        except (ValueError, RecursionError):
+            value = None
+    elif source.has(name):
+        value = open_torch_file(source.path(name)).root
+    return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
+
+
 def stale_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
     """A warning for data files that `.metadata` does not name."""
-    found = []
+    stale = []
     for part in folder.parts:
         source = LocalSource(part.path)
-        for name in source.matching("*.distcp"):
+        for name in source.matching(f"*{_DATA}"):
             if f"{part.shown}{name}" not in chunks.files and source.stat(name).nbytes:
-                found.append(f"{part.shown}{name}")
-    if not found:
+                stale.append(f"{part.shown}{name}")
+    if not stale:
         return ()
+    verb = "is" if len(stale) == 1 else "are"
     return (
         Diagnostic(
             "stale-files",
-            f"{show_count(len(found), 'file')} {'is' if len(found) == 1 else 'are'} "
-            f"no part of the checkpoint, and {'is' if len(found) == 1 else 'are'} not read",
+            f"{show_count(len(stale), 'file')} {verb} no part of the checkpoint, "
+            f"and {verb} not read",
             "warning",
-            notes=tuple(f"`{name}` is not named in `.metadata`" for name in found[:8]),
+            notes=tuple(f"`{name}` is not named in `.metadata`" for name in stale[:8]),
             helps=("an earlier save with more ranks leaves such files",),
         ),
     )
@@ -111,53 +112,35 @@ def newer_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
     times of the files are the only sign of it; a copy that does not keep times looks the same.
     ByteCheckpoint does not wait for the data.
     """
-    return tuple(found for part in folder.parts for found in _newer_files(part, chunks))
+    return tuple(item for part in folder.parts for item in _newer_files(part, chunks))
 
 
-def _newer_files(part: Part, chunks: ChunkReader) -> list[Diagnostic]:
-    of_part = [file for name, file in chunks.files.items() if name.startswith(part.shown)]
-    lists = [file for file in of_part if file.path.endswith(".metadata")]
-    data = [file for file in of_part if file.path.endswith(_DATA) and file.path not in chunks.raw]
+def _newer_files(part: Part, chunks: ChunkReader) -> Iterator[Diagnostic]:
+    files = [file for name, file in chunks.files.items() if name.startswith(part.shown)]
+    lists = [file for file in files if file.path.endswith(".metadata")]
+    data = [file for file in files if file.path.endswith(_DATA) and file.path not in chunks.raw]
     written = max((file.mtime_ns for file in lists), default=0)
-    newer = sorted(
-        (file for file in data if file.mtime_ns > written + _GRAIN), key=lambda file: file.mtime_ns
-    )
+    newer = [file for file in data if file.mtime_ns > written + _GRAIN]
     if not lists or not newer:
-        return []
-    last = newer[-1]
+        return
+    last = max(newer, key=lambda file: file.mtime_ns)
     word, verb = ("file", "was") if len(newer) == 1 else ("files", "were")
-    return [
-        Diagnostic(
-            "newer-data",
-            f"{len(newer)} of {show_count(len(data), 'data file')} {verb} changed after "
-            f"`{lists[0].path}`, which is written last",
-            "warning",
-            notes=(
-                f"`{lists[0].path}` is of {_time(written)}",
-                f"`{last.path}` is of {_time(last.mtime_ns)}",
-                f"if a later save ended halfway, the {word} may hold tensors of another step",
-                "a copy that does not keep times makes such a difference, too",
-            ),
-            helps=(
-                "if the folder was copied, compare it with the original, or copy it with its times",
-            ),
-        )
-    ]
+    yield Diagnostic(
+        "newer-data",
+        f"{len(newer)} of {show_count(len(data), 'data file')} {verb} changed after "
+        f"`{lists[0].path}`, which is written last",
+        "warning",
+        notes=(
+            f"`{lists[0].path}` is of {_time(written)}",
+            f"`{last.path}` is of {_time(last.mtime_ns)}",
+            f"if a later save ended halfway, the {word} may hold tensors of another step",
+            "a copy that does not keep times makes such a difference, too",
+        ),
+        helps=(
+            "if the folder was copied, compare it with the original, or copy it with its times",
+        ),
+    )
 
 
 def _time(ns: int) -> str:
     return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _json(source: LocalSource, name: str) -> Mapping[str, object]:
-    try:
-        value = json.loads(source.text(name, MAX_NBYTES))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _torch(path: Path) -> dict[str, object]:
-    """The dict in a file of `torch.save`; an empty one where it is something else."""
-    root = open_torch_file(path).root
-    return {str(key): value for key, value in root.items()} if isinstance(root, dict) else {}

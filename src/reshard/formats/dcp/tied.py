@@ -31,8 +31,8 @@ def find_tied(
            trained: names that the optimizer has; none where there is no optimizer, or it counts.
            config: of the model; what it says of tied weights wins over what is stored.
     """
-    said = config.get(_FLAG)
-    if said is False:
+    is_tied = config.get(_FLAG)
+    if is_tied is False:
         return {}
     by_kind: dict[object, list[tuple[str, StoredTensor]]] = {}
     for name, stored in weights:
@@ -41,7 +41,7 @@ def find_tied(
     out: dict[str, str] = {}
     for same in by_kind.values():
         if len(same) > 1:
-            out.update(_tied_of(same, trained, chunks, is_said=said is True))
+            out.update(_tied_of(same, trained, chunks, is_said=is_tied is True))
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reshard.errors import Diagnostic
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
-from reshard.formats.dcp.side_files import Told
+from reshard.formats.dcp.side_files import SideFiles
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
 from reshard.storage.numbers import steps_done
@@ -20,36 +20,38 @@ _SCHEDULERS = ("lr_scheduler", "lr_schedulers", "scheduler")
 
 
 def read_training(
-    folder: Folder, found: Collected, files: Told
+    folder: Folder, collected: Collected, files: SideFiles
 ) -> tuple[Run, tuple[Diagnostic, ...]]:
     """The state of training, and a warning where its step is stated several times.
 
     Args:  files: what lies beside the folders of the checkpoint.
     """
-    state: dict[str, object] = {}
-    schedule = files.scheduler if files.scheduler is not None else _schedule(found)
-    if schedule:
-        state["lr_scheduler"] = schedule
+    schedule = files.scheduler if files.scheduler is not None else _schedule(collected)
+    form: dict[str, object] = {"kind": folder.kind, "flattened": collected.flat}
+    for key, path in (("model", collected.model), ("optimizer", collected.optimizer)):
+        if path is not None:
+            form[key] = list(path)
     framework: dict[str, object] = {
         "name": "dcp",
-        "version": found.version,
-        "form": _form(folder, found),
-        "objects": found.objects,
-        "paths": {key: list(path) for key, path in found.paths.items()},
+        "version": collected.version,
+        "form": form | {key: names for key, names in collected.called.kept().items() if names},
+        "objects": collected.objects,
+        "paths": {key: list(path) for key, path in collected.paths.items()},
     }
-    if found.rank_objects:
-        framework["rank_objects"] = found.rank_objects
-    if found.unlike:
-        framework["unlike"] = {key: list(owner) for key, owner in found.unlike.items()}
-    iteration, warnings = _iteration(folder, found, files)
-    return Run(iteration, _param_groups(found), state, framework), warnings
+    if collected.rank_objects:
+        framework["rank_objects"] = collected.rank_objects
+    if collected.unlike:
+        framework["unlike"] = {key: list(owner) for key, owner in collected.unlike.items()}
+    iteration, warnings = _iteration(folder, collected, files)
+    state = {"lr_scheduler": schedule} if schedule else {}
+    return Run(iteration, _param_groups(collected), state, framework), warnings
 
 
-def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
+def unlike_states(collected: Collected) -> tuple[Diagnostic, ...]:
     """A warning of states that are not cut as their parameter is."""
-    if not found.unlike:
+    if not collected.unlike:
         return ()
-    states = dict.fromkeys(state for _, state in found.unlike.values())
+    states = dict.fromkeys(state for _, state in collected.unlike.values())
     listed = ", ".join(f"`{state}`" for state in states)
     word, verb = ("state", "is") if len(states) == 1 else ("states", "are")
     return (
@@ -60,59 +62,51 @@ def unlike_states(found: Collected) -> tuple[Diagnostic, ...]:
             notes=(
                 "it has neither the shape of its parameter nor one number "
                 "(Adafactor keeps rows and columns)",
-                f"first `{next(iter(found.unlike))}`",
+                f"first `{next(iter(collected.unlike))}`",
                 "`universal` has it, and `dcp` under the same names; other targets leave it out",
             ),
         ),
     )
 
 
-def _form(folder: Folder, found: Collected) -> dict[str, object]:
-    """How the state dict was put together, for a way back."""
-    form: dict[str, object] = {"kind": folder.kind, "flattened": found.flat}
-    for key, path in (("model", found.model), ("optimizer", found.optimizer)):
-        if path is not None:
-            form[key] = list(path)
-    return form | {key: names for key, names in found.called.kept().items() if names}
-
-
-def _schedule(found: Collected) -> dict[str, object]:
+def _schedule(collected: Collected) -> dict[str, object]:
     """The state dict of the learning rate's scheduler, put together again."""
     out: dict[str, object] = {}
-    for key, value in found.objects.items():
-        path = found.paths.get(key, (key,))
-        if len(path) == 2 and path[0] in _SCHEDULERS:
-            out[str(path[1])] = value
-        elif len(path) == 1 and path[0] in _SCHEDULERS and isinstance(value, dict):
+    for key, value in collected.objects.items():
+        head, *rest = collected.paths.get(key, (key,))
+        if head in _SCHEDULERS and len(rest) == 1:
+            out[str(rest[0])] = value
+        elif head in _SCHEDULERS and not rest and isinstance(value, dict):
             out.update(value)
     return out
 
 
 def _iteration(
-    folder: Folder, found: Collected, files: Told
+    folder: Folder, collected: Collected, files: SideFiles
 ) -> tuple[int | None, tuple[Diagnostic, ...]]:
     """The number of the step, and a warning where a checkpoint has several.
 
     What is stated goes before what the optimizer's states have counted, and the count of the
     schedule is the last.
     """
-    stated = [] if files.iteration is None else [(files.iteration, files.iteration_at)]
-    stated += [(n, f"`{key}`") for key in _COUNTERS if (n := _number(found, key)) is not None]
-    counted, scheduled = steps_done(folder.root, found.tensors), _number(found, _SCHEDULE)
-    last = [] if stated or scheduled is None else [(scheduled, f"`{_SCHEDULE}`")]
-    if counted is not None:
-        stated.append((counted, "the optimizer's states"))
-    stated += last
-    if not stated:
+    counted = {key: collected.numbers.get(key, collected.objects.get(key)) for key in _COUNTERS}
+    stated: dict[str, object] = {files.iteration_at: files.iteration}
+    stated |= {f"`{key}`": value for key, value in counted.items()}
+    schedule = collected.numbers.get(_SCHEDULE, collected.objects.get(_SCHEDULE))
+    last = {} if any(map(_is_count, stated.values())) else {f"`{_SCHEDULE}`": schedule}
+    stated |= {"the optimizer's states": steps_done(folder.root, collected.tensors), **last}
+    counts = [(n, at) for at, n in stated.items() if isinstance(n, int) and _is_count(n)]
+    if not counts:
         return None, ()
-    first, where = stated[0]
-    if all(number == first for number, _ in stated):
+    first, where = counts[0]
+    others = tuple(f"{number:,} by {at}" for number, at in counts if number != first)
+    if not others:
         return first, ()
     warning = Diagnostic(
         "steps-disagree",
         f"the checkpoint states several numbers of steps; {first:,}, by {where}, is taken",
         level="warning",
-        notes=tuple(f"{number:,} by {at}" for number, at in stated[1:] if number != first),
+        notes=others,
         helps=(
             "a loss scaler skips steps of the optimizer, and a schedule may count epochs; else "
             "files of two steps may lie together",
@@ -121,45 +115,33 @@ def _iteration(
     return first, (warning,)
 
 
-def _number(found: Collected, key: str) -> int | None:
-    value = found.numbers.get(key, found.objects.get(key))
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _param_groups(found: Collected) -> tuple[Group, ...]:
+def _param_groups(collected: Collected) -> tuple[Group, ...]:
     """Groups as they were; those of parameters that have their own, grouped by their values."""
-    numbered: dict[tuple[object, int], dict[str, object]] = {}
     owned: dict[str, dict[str, object]] = {}
-    for key, value in found.groups.items():
-        if key.owner is None:
-            for index, group in enumerate(value if isinstance(value, list) else ()):
-                numbered[key.optimizer, index] = dict(group)
-        elif isinstance(key.owner, int):
-            numbered.setdefault((key.optimizer, key.owner), {})[key.key] = value
-        else:
-            owned.setdefault(found.called.of(key.owner, ""), {})[key.key] = value
-    order = {name: at for at, name in enumerate(dict.fromkeys(t.name for t in found.tensors))}
-    out = [numbered[key] for key in sorted(numbered, key=lambda item: (str(item[0]), item[1]))]
+    for key, value in collected.groups.items():
+        if isinstance(key.owner, str):
+            owned.setdefault(collected.called.of(key.owner, ""), {})[key.key] = value
+    order = {name: at for at, name in enumerate(dict.fromkeys(t.name for t in collected.tensors))}
     made: list[tuple[dict[str, object], list[str]]] = []
     for name in sorted(owned, key=lambda item: order.get(item, len(order))):
-        settings = {str(key): _json(value) for key, value in owned[name].items()}
-        for known, names in made:
-            if known == settings:
-                names.append(name)
-                break
-        else:
+        settings = {str(key): encode(value) for key, value in owned[name].items()}
+        alike = next((names for known, names in made if known == settings), None)
+        if alike is None:
             made.append((settings, [name]))
-    for group in out:
+        else:
+            alike.append(name)
+    numbered = collected.numbered_groups()
+    for group in numbered:
         params = group.get("params")
         if isinstance(params, list):
-            group["params"] = [found.listed_name(item) for item in params]
+            group["params"] = [collected.listed_name(item) for item in params]
             if "param_names" in group:
                 group["param_names"] = group["params"]
     return (
-        *(Group.of({str(key): _json(value) for key, value in group.items()}) for group in out),
+        *(Group.of({str(key): encode(value) for key, value in own.items()}) for own in numbered),
         *(Group(settings, params) for settings, params in made),
     )
-
-
-def _json(value: object) -> object:
-    return encode(value)

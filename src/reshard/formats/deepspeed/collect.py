@@ -71,7 +71,7 @@ def collect(source: Source) -> Collected:
     folder = source.folder
     pipeline = Pipeline(source.files, folder, source.grid, models) if folder.layers else None
     weights = {mp_rank: list(_weights(source, mp_rank, out, pipeline)) for mp_rank in models}
-    out.tensors += (tensor for own in weights.values() for tensor in own)
+    out.tensors += (tensor for rank_weights in weights.values() for tensor in rank_weights)
     if pipeline is not None:
         out.layer_keys = pipeline.keys
         if missing := missing_layers(out.tensors, models.values()):
@@ -171,7 +171,7 @@ def _sharing(
     shards = [source.shards[dp, mp_rank] for dp in dp_ranks]
     ranks = [shard.groups[index].ranks or () for shard in shards]
     layers = [fused_layers(source.models[dp, mp_rank].root) for dp in dp_ranks]
-    ep_ranks = [own[0].ep_rank if own else None for own in layers]
+    ep_ranks = [fused[0].ep_rank if fused else None for fused in layers]
     return [*stated_ranks(ranks, ep_ranks, shards[0].file).items()]
 
 
@@ -212,12 +212,12 @@ def _plain_states(
         if optimizer is None:
             continue
         place: Coord = (*coord, ("ep", ep_rank)) if source.ep > 1 else coord
-        own = [t for t in params if "ep" not in dict(t.coord) or t.coord == place]
+        local = [t for t in params if "ep" not in dict(t.coord) or t.coord == place]
         moe = [bool(g.mapping().get("moe")) for g in optimizer.inner.at("param_groups").items()]
         for experts in (False, True) if expert_files else (None,):
             chosen = [index for index, is_moe in enumerate(moe) if experts in (None, is_moe)]
             fitting = [
-                t for t in own if experts in (None, group_is_expert((t.name,), source.fused))
+                t for t in local if experts in (None, group_is_expert((t.name,), source.fused))
             ]
             if not chosen:
                 continue

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import Diagnostic, ReshardError, layout_error
-from reshard.formats.deepspeed.affine_map import AffineMap, whole_tensors
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.experts import expert_of
-from reshard.formats.deepspeed.faults import ranks_disagree
+from reshard.formats.deepspeed.node import ranks_disagree
+from reshard.formats.deepspeed.sections import COPIED, AffineMap, whole_tensors
 from reshard.formats.deepspeed.source import Source
 from reshard.formats.deepspeed.tp_rules import KEY, UniversalInfo, same_rules, tp_body
-from reshard.formats.deepspeed.ucl_text import COPIED, LocalIndex, layout_text
 from reshard.formats.deepspeed.weights import compare_copies
 from reshard.plan.catalog import LocalTensor
 from reshard.plan.names import group_names, quantity
 
 MAX_GROUPS = 20
+_INDEX = re.compile(r"(?<![^.])(?:0|[1-9]\d*)(?![^.])")
+_SLOTS = "ijklmnpqrstuvwxyz"
 
 
 @dataclass(slots=True)
@@ -85,7 +87,7 @@ def _expert_bodies(source: Source) -> dict[str, str]:
     """Rules of AutoEP's tensors, which hold all experts of a rank."""
     out = {}
     for layer in source.fused if source.ep > 1 else ():
-        counts = [len(own) for own in layer.experts]
+        counts = [len(members) for members in layer.experts]
         sizes = "" if len(set(counts)) == 1 else f" as ({', '.join(map(str, counts))})"
         out.update(dict.fromkeys(layer.names, f"[experts over ep{sizes}, ...]"))
     return out
@@ -95,11 +97,11 @@ def _by_name(tensors: Iterable[LocalTensor]) -> dict[str, list[LocalTensor]]:
     """One local tensor for every coordinate, by name: the weight, or what has its shape."""
     out: dict[str, dict[object, LocalTensor]] = {}
     for tensor in tensors:
-        own = out.setdefault(tensor.name, {})
-        known = own.get(tensor.coord)
-        if known is None or (known.shape == () and tensor.shape != ()):
-            own[tensor.coord] = tensor
-    return {name: list(own.values()) for name, own in out.items()}
+        places = out.setdefault(tensor.name, {})
+        first = places.get(tensor.coord)
+        if first is None or (first.shape == () and tensor.shape != ()):
+            places[tensor.coord] = tensor
+    return {name: list(places.values()) for name, places in out.items()}
 
 
 # Tensor-parallel checkpoints.
@@ -223,3 +225,82 @@ def _constant(names: Sequence[str]) -> tuple[Diagnostic, ...]:
             helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
         ),
     )
+
+
+# The text: names that differ in their indices share a line.
+
+
+@dataclass(frozen=True, slots=True)
+class LocalIndex:
+    """A component of a name that counts from 0 on every rank of a mesh axis.
+
+    Args:  component: position among the parts between dots.  slot: the text of its slot.
+           fixed: whether the indices before it stay as they are.
+    """
+
+    component: int
+    slot: str
+    fixed: bool = False
+
+
+def layout_text(
+    mesh: Sequence[str],
+    bodies: Mapping[str, str],
+    *,
+    local: Mapping[str, LocalIndex],
+    undescribed: Iterable[str] = (),
+) -> str:
+    """A layout in canonical form.
+
+    Args:  mesh: its axes.  bodies: by stored name, the right side of its rule.
+           local: names with an index that is local to a rank.
+           undescribed: names that have no rule; they are listed in comments.
+    """
+    missing = group_names(undescribed)
+    rules = [('"**"', COPIED)]
+    if missing or local or not set(bodies.values()) <= {COPIED}:
+        rules = _rules(bodies, local)
+    width = max((len(pattern) for pattern, _ in rules), default=0)
+    lines = ["layout deepspeed {", f"    mesh {', '.join(mesh)}", ""]
+    lines += [f"    {pattern:<{width}} = {body}" for pattern, body in rules]
+    if missing:
+        if rules:
+            lines.append("")
+        lines.append("    # The checkpoint does not say how these lie over the ranks:")
+        lines += [f"    #   {pattern}{quantity(count)}" for pattern, count in missing]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _rules(bodies: Mapping[str, str], local: Mapping[str, LocalIndex]) -> list[tuple[str, str]]:
+    groups: dict[str, list[str]] = {}
+    for name in bodies:
+        groups.setdefault(_skeleton(name, local.get(name)), []).append(name)
+    out: list[tuple[str, str]] = []
+    for names in groups.values():
+        alike = len({bodies[name] for name in names}) == 1
+        for group in [names] if alike else [[name] for name in names]:
+            out.append((_pattern(group, local.get(group[0])), bodies[group[0]]))
+    return list(dict.fromkeys(out))
+
+
+def _skeleton(name: str, local: LocalIndex | None) -> str:
+    if local is None:
+        return _INDEX.sub("\0", name)
+    parts = name.split(".")
+    before = ".".join(parts[: local.component])
+    after = _INDEX.sub("\0", ".".join([f"\1{local.slot}", *parts[local.component + 1 :]]))
+    return f"{before if local.fixed else _INDEX.sub(chr(0), before)}.{after}"
+
+
+def _pattern(names: Sequence[str], local: LocalIndex | None) -> str:
+    """One pattern over names of one skeleton; an index that never differs stays as it is."""
+    out = []
+    slots = iter(_SLOTS)
+    for position, column in enumerate(zip(*(name.split(".") for name in names), strict=True)):
+        if local is not None and position == local.component:
+            out.append("{" + local.slot + "}")
+        elif _INDEX.fullmatch(column[0]) and len(set(column)) > 1:
+            out.append("{" + next(slots) + "}")
+        else:
+            out.append(re.sub(r'([*{}"\\])', r"\\\1", column[0]))
+    return f'"{".".join(out)}"'

@@ -10,9 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 
 from reshard.errors import source_error
-from reshard.formats.deepspeed.faults import unsupported_experts
 from reshard.formats.deepspeed.files import Files, Folder
-from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.node import Node, unsupported_experts
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.run.states import PARAM
 from reshard.storage.kept import local_tensor
@@ -116,9 +115,9 @@ def _fused_layer(node: Node) -> FusedLayer:
         ranks = placement.at("ranks").items()
         known = {item.at("rank").integer(): item.at("experts").integers() for item in ranks}
         experts = [known.get(rank, ()) for rank in range(size)]
-    numbers = [expert for own in experts for expert in own]
+    numbers = [expert for members in experts for expert in members]
     if numbers != list(range(node.at("num_experts").integer())):
-        listed = ", then ".join(" ".join(map(str, own)) or "none" for own in experts)
+        listed = ", then ".join(" ".join(map(str, members)) or "none" for members in experts)
         raise unsupported_experts(
             f"the experts of `{prefix}` do not lie in order over the ranks",
             f"ranks hold {listed}",
@@ -158,11 +157,11 @@ def stated_ranks(
     Raises: ReshardError[unsupported-experts].
     """
     out: dict[int, Sequence[int]] = {}
-    for dp_rank, (own, ep_rank) in enumerate(zip(ranks, ep_ranks, strict=True)):
-        if ep_rank is None or dp_rank not in own or out.setdefault(ep_rank, own) != own:
+    for dp_rank, (sharing, ep_rank) in enumerate(zip(ranks, ep_ranks, strict=True)):
+        if ep_rank is None or dp_rank not in sharing or out.setdefault(ep_rank, sharing) != sharing:
             raise unsupported_experts(
                 f"dp rank {dp_rank} shares its experts with ranks that do not say the same",
-                f"ranks {list(own)} by `ds_zero_partition_groups`",
+                f"ranks {list(sharing)} by `ds_zero_partition_groups`",
                 f"first read from {file}",
             )
     return dict(sorted(out.items()))
@@ -195,8 +194,12 @@ def read_experts(
     files: Files, folder: Folder, mp_rank: int, fused: Sequence[FusedLayer]
 ) -> Experts:
     """Every expert file of one mp rank."""
-    known = {
-        f"{n}.{e}" for layer in fused for n in layer.names for own in layer.experts for e in own
+    fused_names = {
+        f"{n}.{e}"
+        for layer in fused
+        for n in layer.names
+        for numbers in layer.experts
+        for e in numbers
     }
     out: dict[int | None, dict[int, Weights]] = {}
     for (layer, expert, mp), file in folder.experts.items():
@@ -207,7 +210,7 @@ def read_experts(
         for key, item in files.root_of(file).entries():
             if not isinstance(item.value, TensorRef):
                 files.leave(item, "it is no tensor")
-            elif key in known if fused else expert_of(key) is not None:
+            elif key in fused_names if fused else expert_of(key) is not None:
                 weights[key] = (item.value, file)
             else:
                 files.leave(item, "it is a weight of no expert")
@@ -226,23 +229,23 @@ def check_expert_files(folder: Folder, model: Node, mp_rank: int) -> None:
     for layer, expert, mp in folder.experts:
         if mp == mp_rank:
             present.setdefault(layer, set()).add(expert)
-    wanted = {layer: max(members) + 1 for layer, members in present.items()}
+    counts = {layer: max(members) + 1 for layer, members in present.items()}
     node = model.get("num_experts")
     is_listed = node is not None and isinstance(node.value, (list, tuple)) and None not in present
-    stated = dict(enumerate(node.integers() if node is not None and is_listed else ()))
-    for layer, count in stated.items():
-        wanted[layer] = max(wanted.get(layer, 0), count)
-    for number, count in wanted.items():
+    listed_counts = dict(enumerate(node.integers() if node is not None and is_listed else ()))
+    for layer, count in listed_counts.items():
+        counts[layer] = max(counts.get(layer, 0), count)
+    for number, count in counts.items():
         members = present.get(number, set())
         missing = next((expert for expert in range(count) if expert not in members), None)
         if missing is not None:
-            told = f"the highest number is {max(members, default=0)}"
-            if number in stated:
-                told = f"`num_experts` in {model.file} says {count}"
+            source = f"the highest number is {max(members, default=0)}"
+            if number in listed_counts:
+                source = f"`num_experts` in {model.file} says {count}"
             raise source_error(
                 "missing-rank-file",
                 f"expert {missing} of MoE layer {number} has no file",
-                notes=[f"{len(members)} experts have one, {told}"],
+                notes=[f"{len(members)} experts have one, {source}"],
                 helps=[_FILES],
             )
 
@@ -266,7 +269,7 @@ def native_weights(
     Raises: ReshardError[unsupported-experts].
     """
     for layer, members in experts.items():
-        ep = max((size(name) for own in members.values() for name in own), default=1)
+        ep = max((size(name) for tensors in members.values() for name in tensors), default=1)
         if len(members) % ep:
             raise unsupported_experts(
                 f"{len(members)} experts of MoE layer {layer} do not divide by {ep} ranks",

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.faults import missing_rank_file, mixed_runs
-from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.node import Node, missing_rank_file, mixed_runs
 from reshard.formats.steps import refuse_another
 from reshard.language.place import FileName, Pattern
 from reshard.plan.catalog import Left, SourceFile

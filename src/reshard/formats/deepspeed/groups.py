@@ -8,9 +8,8 @@ from math import prod
 
 from reshard.algebra.partition import Buffer, Each, Partition, Share, round_robin, spread
 from reshard.errors import ReshardError
-from reshard.formats.deepspeed.faults import mixed_runs, partition_mismatch, ranks_disagree
 from reshard.formats.deepspeed.model_file import Shapes
-from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.node import Node, mixed_runs, partition_mismatch, ranks_disagree
 from reshard.formats.deepspeed.optimizer_file import GroupShard, sort_states
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.storage.torch_file import TensorRef
@@ -177,10 +176,10 @@ class StoredGroup:
 
     def _check_alike(self, state: str, refs: Sequence[TensorRef | None]) -> None:
         """All ranks must hold a state as dense tensors of one element type."""
-        held = [(ref, shard.file) for ref, shard in zip(refs, self.shards, strict=True) if ref]
-        for ref, file in held:
-            if ref.dtype != held[0][0].dtype:
-                raise self._disagree(f"`{state}`", held[0][0].dtype, ref.dtype, file)
+        pairs = [(ref, shard.file) for ref, shard in zip(refs, self.shards, strict=True) if ref]
+        for ref, file in pairs:
+            if ref.dtype != pairs[0][0].dtype:
+                raise self._disagree(f"`{state}`", pairs[0][0].dtype, ref.dtype, file)
             if not ref.is_contiguous:
                 raise self._mismatch(f"a `{state}` that is not dense", file)
 

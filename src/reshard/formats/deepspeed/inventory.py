@@ -83,9 +83,9 @@ class Inventory(inventory.Inventory):
         kinds = self.states[name]
         if PARAM not in kinds:
             return MASTER, dtype
-        own = kinds[PARAM].dtype
-        if own is not stored or own is dtype:
-            return PARAM, own
+        stored_dtype = kinds[PARAM].dtype
+        if stored_dtype is not stored or stored_dtype is dtype:
+            return PARAM, stored_dtype
         if MASTER in kinds:
             self.lose(name, PARAM, f"rounded to {dtype} from the master weights instead")
         return self.master(name), dtype
@@ -117,9 +117,9 @@ class Inventory(inventory.Inventory):
         for name, whole in self.extras.items():
             if name not in placed and not (0 in whole.shape and name in self.used_extras):
                 of_rank = name.startswith(("rank.", "optimizer.rank."))
-                own = "what one rank has for itself; the target has other ranks"
+                for_rank = "what one rank has for itself; the target has other ranks"
                 rest = "no part of the state that DeepSpeed resumes with"
-                self.lose(name, EXTRA, own if of_rank else rest)
+                self.lose(name, EXTRA, for_rank if of_rank else rest)
         last = FileBytes(latest[0], 0, latest[1].encode())
         return self.output(files, [last], warnings, beside=beside)
 
@@ -148,11 +148,11 @@ class Inventory(inventory.Inventory):
         """
         for index, group in enumerate(groups):
             for state, numbers in self.numbers.items():
-                found: dict[int | float | None, str] = {}
+                values: dict[int | float | None, str] = {}
                 for name in group.params or ():
                     number = numbers.get(name)
-                    found.setdefault(None if number is None else number.value, name)
-                if len(found) == 1 or not found:
+                    values.setdefault(None if number is None else number.value, name)
+                if len(values) == 1 or not values:
                     continue
                 kept, none, has = f"`{state}`", "none", "has"
                 headline = f"parameters of group {index} have different `{state}`"
@@ -161,7 +161,7 @@ class Inventory(inventory.Inventory):
                     headline = f"parameters of group {index} are at different steps"
                 notes = [
                     f"`{name}` has {none}" if value is None else f"`{name}` {has} {value:g}"
-                    for value, name in list(found.items())[:_SHOWN]
+                    for value, name in list(values.items())[:_SHOWN]
                 ]
                 raise target_error(
                     "deepspeed-steps",

@@ -108,12 +108,12 @@ def read_model_file(root: Node) -> ModelFile:
     param_shapes = _param_shapes(root.get("param_shapes"))
     frozen_shapes = {} if frozen is None else _shapes(frozen)
     buffer_names = () if buffers is None else tuple(item.text() for item in buffers.items())
-    named = {*frozen_shapes, *buffer_names, *(n for own in param_shapes or () for n in own)}
-    known = None if param_shapes is None else named
+    named = {*frozen_shapes, *buffer_names, *(n for shapes in param_shapes or () for n in shapes)}
+    names = None if param_shapes is None else named
     module = root.get("module")
     return ModelFile(
         root,
-        *(({}, {}, {}) if module is None else _read_module(module, known)),
+        *(({}, {}, {}) if module is None else _read_module(module, names)),
         param_shapes,
         buffer_names,
         frozen_shapes,

@@ -159,17 +159,19 @@ class Experts:
                 self._inventory.derive_weights(name)
             return
         out: dict[tuple[int, int], dict[str, object]] = {}
-        for ep, own in enumerate(held):
-            for name, tensor in own.items():
+        for ep, tensors_of_rank in enumerate(held):
+            for name, tensor in tensors_of_rank.items():
                 if name in self._numbered:
                     (spec,) = self._pieces(tensor, (name,), tensor.shape)
                     out.setdefault(self._numbered[name], {})[name] = output.tensor(spec)
             for layer in self._layers:
                 assert layer.number is not None
                 experts = layer.experts[ep]
-                for name in (name for name in layer.names if name in own):
+                for name in (name for name in layer.names if name in tensors_of_rank):
                     keys = [f"{name}.{expert}" for expert in experts]
-                    specs = self._pieces(own[name], keys, own[name].shape[1:])
+                    specs = self._pieces(
+                        tensors_of_rank[name], keys, tensors_of_rank[name].shape[1:]
+                    )
                     for expert, spec in zip(experts, specs, strict=True):
                         place = out.setdefault((layer.number, expert), {})
                         place[spec.label] = output.tensor(spec)
@@ -195,7 +197,7 @@ class Experts:
             return {}
         options = self._options
         ep, is_zero3 = options.ep_rank(dp_rank), options.zero == 3
-        own = [
+        layers = [
             {
                 **layer.description,
                 "num_local_experts": len(experts),
@@ -210,9 +212,9 @@ class Experts:
             for layer in self._layers
             for experts in (layer.experts[ep],)
         ]
-        out: dict[str, object] = {FUSED[0]: own}
+        out: dict[str, object] = {FUSED[0]: layers}
         if isinstance(self._info, dict) and FUSED[0] in self._info:
-            out[INFO] = {**self._info, FUSED[0]: own}
+            out[INFO] = {**self._info, FUSED[0]: layers}
         return out
 
     def partition_groups(self, groups: Sequence[FlatGroup], dp_rank: int) -> dict[str, object]:

@@ -73,17 +73,17 @@ class OptimizerFiles:
         self,
         groups: Sequence[WrittenGroup],
         dp_rank: int,
-        own: Mapping[str, object],
+        entries_of_file: Mapping[str, object],
         kept: Mapping[int, Mapping[str, object]],
     ) -> dict[str, object]:
         """The whole tree of one rank's file.
 
-        Args:  own: entries that this file alone has.
+        Args:  entries_of_file: what this file alone has.
                kept: by group, states that are written as they were found.
         """
         make = self._zero3 if self.options.zero == 3 else self._zero12
-        entries = {key: value for key, value in own.items() if key != "param_groups"}
-        stated = own.get("param_groups")
+        entries = {key: value for key, value in entries_of_file.items() if key != "param_groups"}
+        stated = entries_of_file.get("param_groups")
         base = self._base(groups, dp_rank, stated if isinstance(stated, list) else [], kept)
         return {
             "optimizer_state_dict": with_own(make(groups, dp_rank, base), entries),
@@ -110,8 +110,8 @@ class OptimizerFiles:
             "partition_count": [len(group.members) for group in groups],
             "ds_version": self.resume.version,
             "param_slice_mappings": [
-                {name: _address(numel, start) for name, (start, numel) in own.items()}
-                for own in slices
+                {name: _address(numel, start) for name, (start, numel) in mapping.items()}
+                for mapping in slices
             ],
         }
 
@@ -152,24 +152,26 @@ class OptimizerFiles:
         members: dict[int, list[int]] = {}
         for number, group in enumerate(groups):
             members.setdefault(group.index, []).append(number)
-            if own := {**self._states(group, dp_rank), **kept.get(number, {})}:
-                states[number] = own
+            if entries := {**self._states(group, dp_rank), **kept.get(number, {})}:
+                states[number] = entries
         settings = [group.settings for group in self.resume.groups]
         if len(stated) == len(settings):
             settings = [{k: v for k, v in group.items() if k != "params"} for group in stated]
-        param_groups = [{**settings[index], "params": own} for index, own in members.items()]
+        param_groups = [
+            {**settings[index], "params": entries} for index, entries in members.items()
+        ]
         return {"state": states, "param_groups": param_groups}
 
     def _states(self, group: WrittenGroup, dp_rank: int) -> dict[str, object]:
-        own: dict[str, object] = {}
+        states: dict[str, object] = {}
         for state, numbers in self.inventory.numbers.items():
             number = numbers.get(group.tensors[0].whole)
             if number is not None:
                 for tensor in group.tensors[1:]:
                     self.inventory.fold(tensor.whole, state, "one per param group")
-                own[state] = self.inventory.number(number, self.output)
+                states[state] = self.inventory.number(number, self.output)
         others = (state for state in group.states if state != FP32)
-        return own | {state: self._array(group, dp_rank, state) for state in others}
+        return states | {state: self._array(group, dp_rank, state) for state in others}
 
     def _is_whole(self, group: WrittenGroup, state: str) -> bool:
         """Whether a rank keeps a state of all of every parameter that it has some of.
@@ -233,10 +235,12 @@ def written_groups(
         if options.zero == 3:
             parts = sub_groups(numels, count, options.sub_group_size)
         for part in parts:
-            own = tuple(tensors[i] for i in part)
-            shapes = {tensor.name: tensor.shape for tensor in own}
+            group_tensors = tuple(tensors[i] for i in part)
+            shapes = {tensor.name: tensor.shape for tensor in group_tensors}
             flat = flat_group(options.zero, index, shapes, members, gaps, 2 * count)
-            out.append(WrittenGroup(index, shapes, members, flat.gaps, flat.cut, own, states))
+            out.append(
+                WrittenGroup(index, shapes, members, flat.gaps, flat.cut, group_tensors, states)
+            )
     return tuple(out)
 
 

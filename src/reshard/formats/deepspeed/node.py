@@ -1,4 +1,6 @@
-"""A value of a checkpoint file and where it stands, so that a surprise names its place; numbers."""
+"""A value of a checkpoint file and where it stands, so that a surprise names its place; numbers;
+and the errors of files that do not fit together.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.faults import unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.plan.names import some
 from reshard.storage.inert import Record
@@ -188,3 +189,51 @@ def scalar_of(node: Node | None) -> Scalar | None:
         return Scalar(value.dtype, read_small(value), file, value.byte_offset) if is_one else None
     number = plain_number(value)
     return None if number is None else Scalar(*number, file, None)
+
+
+# Errors, each kind with its one advice.
+
+
+def mixed_runs(headline: str, *notes: str) -> ReshardError:
+    """Files that were not written together."""
+    advice = "copy the files of one step of one run into a folder of their own"
+    return source_error("mixed-runs", headline, notes=notes, helps=[advice])
+
+
+def not_one_run(one: str, two: str, *notes: str) -> ReshardError:
+    """Two files of different runs."""
+    return mixed_runs(f"{one} and {two} are not of one run", *notes)
+
+
+def missing_rank_file(headline: str, *notes: str) -> ReshardError:
+    """A file of a rank, a layer, or an expert that is not there."""
+    advice = "copy the files of all ranks; on several machines each one has only its own"
+    return source_error("missing-rank-file", headline, notes=notes, helps=[advice])
+
+
+def partition_mismatch(headline: str, *notes: str) -> ReshardError:
+    """Partitions that are not those of the parameters that a model file names."""
+    advice = "the files may be of different runs or steps; copy those of one"
+    return source_error("partition-mismatch", headline, notes=notes, helps=[advice])
+
+
+def ranks_disagree(what: str, one: str, file: str, two: str, other: str) -> ReshardError:
+    """A value that is not the same in the files of two ranks."""
+    return source_error(
+        "ranks-disagree",
+        f"ranks disagree about {what}: {one}, and {two}",
+        notes=[f"{one} in {file}", f"{two} in {other}"],
+        helps=["the files may be of different runs or steps; copy those of one"],
+    )
+
+
+def unexpected(headline: str, *notes: str) -> ReshardError:
+    """A value of another kind than DeepSpeed writes."""
+    advice = "the file was written by another program, or by a version that is not known"
+    return source_error("unexpected-content", headline, notes=notes, helps=[advice])
+
+
+def unsupported_experts(headline: str, *notes: str) -> ReshardError:
+    """A placement of experts that is not read."""
+    advice = "load the checkpoint and save it with experts in order, as many on every rank"
+    return source_error("unsupported-experts", headline, notes=notes, helps=[advice])

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.faults import partition_mismatch
-from reshard.formats.deepspeed.node import Node, Scalar, scalar_of
+from reshard.formats.deepspeed.node import Node, Scalar, partition_mismatch, scalar_of
 from reshard.run.states import MASTER, STEP
 from reshard.storage.torch_file import TensorRef
 
@@ -195,15 +194,15 @@ def _zero3(optimizer: Node, masters: Sequence[tuple[int, Node]]) -> list[GroupSh
     }
     out = []
     for index, master in masters:
-        own = partitions.get(index)
-        counted = count if own is None else own.at("partition_count")
+        partition = partitions.get(index)
+        counted = count if partition is None else partition.at("partition_count")
         out.append(
             GroupShard(
                 optimizer.file,
                 master.tensor(),
                 _with_step(base.at("state").get(index), steps.get(index)),
                 None if counted is None else counted.integer(),
-                ranks=None if own is None else own.at("partition_ranks").integers(),
+                ranks=None if partition is None else partition.at("partition_ranks").integers(),
             )
         )
     return out
@@ -258,10 +257,10 @@ def sort_states(
         elif (number := _number(state, files, nodes, disagree)) is not None:
             out.numbers[state] = number
         else:
-            shown = ["a tensor" if node is not None else "nothing" for node in nodes]
-            for own, file in zip(shown, files, strict=True):
-                if own != shown[0] and any(of_elements):
-                    raise disagree(f"`{state}`", shown[0], own, file)
+            kinds = ["a tensor" if node is not None else "nothing" for node in nodes]
+            for kind, file in zip(kinds, files, strict=True):
+                if kind != kinds[0] and any(of_elements):
+                    raise disagree(f"`{state}`", kinds[0], kind, file)
             out.kept[state] = nodes
     return out
 

@@ -113,9 +113,9 @@ def _others(node: Node | None, known: Iterable[str], why: str) -> Iterator[Left]
             yield Left(item.file, item.path, why)
 
 
-def _other_settings(first: Node, own: Node) -> Iterator[Left]:
+def _other_settings(first: Node, root: Node) -> Iterator[Left]:
     """What an optimizer's file says of the configuration otherwise than the model's file."""
-    here, there = own.get("ds_config"), first.get("ds_config")
+    here, there = root.get("ds_config"), first.get("ds_config")
     if here is None:
         return
     if not here.is_dict:  # the path of a file

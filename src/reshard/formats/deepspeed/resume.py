@@ -110,7 +110,10 @@ class Resume:
         differing = tuple(
             key
             for key in dict.fromkeys(key for settings in groups for key in settings)
-            if any(key not in own or own[key] != groups[0].get(key) for own in groups)
+            if any(
+                key not in settings_of_group or settings_of_group[key] != groups[0].get(key)
+                for settings_of_group in groups
+            )
         )
         return {key: value for key, value in groups[0].items() if key not in differing}, differing
 
@@ -129,7 +132,7 @@ class Resume:
     @property
     def kept_names(self) -> tuple[str, ...]:
         """States that cannot be cut anew."""
-        keys = (key for own in self.kept.values() for key in own)
+        keys = (key for states in self.kept.values() for key in states)
         return tuple(dict.fromkeys(key.partition(".")[2] for key in keys))
 
     def module_state(self, tensors: Mapping[str, object]) -> dict[str, object]:
@@ -145,6 +148,21 @@ class Resume:
             inner[key] = value
         return out
 
+    def model_entries(self, sizes: Mapping[str, object], config: object) -> dict[str, object]:
+        """The entries of a model file that say nothing of where tensors are.
+
+        Args:  sizes: of the mesh.  config: of the run that loads.
+        """
+        return {
+            "lr_scheduler": self.lr_scheduler,
+            **self.model,
+            **self.counters,
+            **sizes,
+            "ds_config": config,
+            "ds_version": self.version,
+            **self.client,
+        }
+
     def warning(self) -> Diagnostic | None:
         """What the source does not tell, and what is written instead."""
         if not self._unknown:
@@ -156,9 +174,9 @@ class Resume:
         )
 
 
-def with_own(root: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+def with_own(root: Mapping[str, object], entries: Mapping[str, object]) -> dict[str, object]:
     """A tree with the entries that one rank's file has, or lacks, for itself."""
-    return {key: value for key, value in {**root, **own}.items() if value is not MISSING}
+    return {key: value for key, value in {**root, **entries}.items() if value is not MISSING}
 
 
 def loss_scaler(scale: float = 1.0) -> Record:

@@ -16,12 +16,6 @@ from reshard.formats.deepspeed.experts import (
     group_is_expert,
     largest_size,
 )
-from reshard.formats.deepspeed.faults import (
-    missing_rank_file,
-    mixed_runs,
-    not_one_run,
-    unsupported_experts,
-)
 from reshard.formats.deepspeed.files import (
     MODEL,
     MODEL_ZERO3,
@@ -33,7 +27,13 @@ from reshard.formats.deepspeed.files import (
     read_folder,
 )
 from reshard.formats.deepspeed.model_file import ModelFile, read_model_file
-from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.node import (
+    Node,
+    missing_rank_file,
+    mixed_runs,
+    not_one_run,
+    unsupported_experts,
+)
 from reshard.formats.deepspeed.optimizer_file import Shard, read_shard
 from reshard.formats.deepspeed.states_zero0 import PlainOptimizer, read_optimizer
 from reshard.language.place import Pattern

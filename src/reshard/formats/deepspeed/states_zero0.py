@@ -15,8 +15,7 @@ from pathlib import Path
 
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.faults import unexpected
-from reshard.formats.deepspeed.node import Node, scalar_of
+from reshard.formats.deepspeed.node import Node, scalar_of, unexpected
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.run.numbering import NoOneWayError, assign, either
 from reshard.run.rounding import PROBED, rounds_to
@@ -112,7 +111,7 @@ class Naming:
         out: dict[int, list[tuple[int, str]]] = {index: [] for index, _ in self._groups}
         for name, (group, position) in self.places.items():
             out[self._groups[group][0]].append((position, name))
-        return {index: [name for _, name in sorted(own)] for index, own in out.items()}
+        return {index: [name for _, name in sorted(names)] for index, names in out.items()}
 
     def read(self, coord: Coord) -> tuple[list[LocalTensor], dict[str, Node]]:
         """Every state of every parameter, and by `NUMBER.STATE` what is none.
@@ -183,8 +182,8 @@ class Naming:
             return assign(goal, names, step, spare=spare)
         except NoOneWayError as error:
             several = [
-                f"state {position} of group {group} is of {either(own)}"
-                for (group, position), own in error.candidates.items()
+                f"state {position} of group {group} is of {either(candidates)}"
+                for (group, position), candidates in error.candidates.items()
             ]
             more = f"and {len(several) - _SHOWN} more states have several names that fit"
             shown = [*several[:_SHOWN], *([more] if len(several) > _SHOWN else [])]

@@ -13,15 +13,18 @@ from functools import cached_property
 from math import prod
 
 from reshard.errors import ReshardError, layout_error, source_error
-from reshard.formats.deepspeed.affine_map import (
+from reshard.formats.deepspeed.node import Node
+from reshard.formats.deepspeed.sections import (
+    AVERAGED,
     FORMAT_VERSION,
     AffineMap,
+    Section,
     affine_body,
     check_affine_map,
+    copied_body,
+    cut_body,
     read_affine_map,
 )
-from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.ucl_text import AVERAGED, Section, copied_body, cut_body
 
 Shape = tuple[int, ...]
 
@@ -95,8 +98,8 @@ class UniversalInfo:
 
     def is_default(self, name: str) -> bool:
         """Whether nothing is said of a parameter, so that it is joined along dimension 0."""
-        said = any(self.matches(key, name) for key in _LISTS)
-        return not said and self.affine_map(name) is None and self.sub_params(name) is None
+        is_listed = any(self.matches(key, name) for key in _LISTS)
+        return not is_listed and self.affine_map(name) is None and self.sub_params(name) is None
 
     def sub_params(self, name: str) -> SubParams | None:
         """The parts of a parameter that is several in one."""
@@ -151,8 +154,12 @@ class UniversalInfo:
         )
         dim = entry.at("partition_dim").integer()
         for pattern in entry.at("patterns").items():
-            own = self.node.find(_WIDTHS, pattern.text())
-            widths = None if own is None else tuple(part.shape() for part in own.items())
+            node_of_widths = self.node.find(_WIDTHS, pattern.text())
+            widths = (
+                None
+                if node_of_widths is None
+                else tuple(part.shape() for part in node_of_widths.items())
+            )
             yield self._compile(pattern.text(), node.path), SubParams(shape, dim, widths)
 
     def _compile(self, pattern: str, key: str) -> re.Pattern[str]:
@@ -248,7 +255,7 @@ class _Parts:
         if unstated:
             view[unstated[0]] = total // known
         widths = self._widths(sub, sizes)
-        sections = [Section(size, own) for size, own in zip(sizes, widths, strict=True)]
+        sections = [Section(size, part) for size, part in zip(sizes, widths, strict=True)]
         before, after = prod(view[:dim]), prod(view[dim + 1 :])
         first = self.shapes[0]
         for at in range(len(first)):
@@ -256,7 +263,7 @@ class _Parts:
             if not lead or not tail or before % lead or after % tail:
                 continue
             outer, inner = before // lead, after // tail
-            lengths = (outer * sum(own[rank] for own in widths) * inner for rank in self._ranks)
+            lengths = (outer * sum(part[rank] for part in widths) * inner for rank in self._ranks)
             if list(self.shapes) == [(*first[:at], n, *first[at + 1 :]) for n in lengths]:
                 return cut_body(at, len(first), sections, outer=outer, inner=inner)
         raise self._unlike(f"as {view} it is cut into parts of {_listed(sizes)}")
@@ -292,8 +299,8 @@ class _Parts:
                     "and their widths are not stated"
                 )
             return tuple((size // count,) * count for size in sizes)
-        same = tuple(sum(own) for own in sub.widths) == tuple(sizes)
-        if not same or any(len(own) != count for own in sub.widths):
+        same = tuple(sum(part) for part in sub.widths) == tuple(sizes)
+        if not same or any(len(part) != count for part in sub.widths):
             widths = list(sub.widths)
             raise self._unlike(f"its widths {widths} are not of parts {list(sizes)}")
         return sub.widths

@@ -174,15 +174,15 @@ def _other_states(source: Source, collected: Collected, keeper: Keeper) -> dict[
     """States that are neither one number per element nor one per group, by file."""
     ranks = {shard.file: f".rank.{dp}.{mp}" for (dp, mp), shard in source.shards.items()}
     return {
-        file: _keep_all(keeper, own, f"optimizer{ranks.get(file, '')}")
-        for file, own in collected.kept.items()
+        file: _keep_all(keeper, nodes, f"optimizer{ranks.get(file, '')}")
+        for file, nodes in collected.kept.items()
     }
 
 
 def _kept_as_is(collected: Collected) -> tuple[Diagnostic, ...]:
     values: dict[str, list[Node]] = {}
-    for own in collected.kept.values():
-        for key, node in own.items():
+    for nodes_of_file in collected.kept.values():
+        for key, node in nodes_of_file.items():
             values.setdefault(key.partition(".")[2], []).append(node)
     if not values:
         return ()
@@ -345,9 +345,11 @@ def _per_rank(
     out: dict[str, dict[str, object]] = {}
     listed: dict[str, str] = {}
 
-    def compare(file: str, first: Mapping[str, Node], own: Mapping[str, Node], name: str) -> None:
-        for key in differing(first, own):
-            node = own.get(key)
+    def compare(
+        file: str, first: Mapping[str, Node], entries: Mapping[str, Node], name: str
+    ) -> None:
+        for key in differing(first, entries):
+            node = entries.get(key)
             out.setdefault(file, {})[key] = (
                 {"$missing": True}
                 if node is None
@@ -364,11 +366,11 @@ def _per_rank(
         if model is not source.first:
             compare(model.file, first, without(model.root, MODEL_PLACES), f"rank.{dp}.{mp}")
     stated = {rank: _optimizer_entries(shard.optimizer) for rank, shard in source.shards.items()}
-    for (dp, mp), own in stated.items():
+    for (dp, mp), entries in stated.items():
         alike = stated[0, source.grid.stage(mp) * source.grid.tp]
         groups = {"param_groups": alike["param_groups"]} if "param_groups" in alike else {}
         name = f"optimizer.rank.{dp}.{mp}"
-        compare(source.shards[dp, mp].file, {**stated[0, 0], **groups}, own, name)
+        compare(source.shards[dp, mp].file, {**stated[0, 0], **groups}, entries, name)
     if not listed:
         return out, ()
     shown = some(f"{entry} in {file}" for entry, file in listed.items())

@@ -14,10 +14,10 @@ from typing import Literal
 from reshard.algebra.partition import Each, spread
 from reshard.dtypes import DType
 from reshard.errors import ReshardError, source_error
-from reshard.formats.deepspeed.faults import missing_rank_file, partition_mismatch, unexpected
 from reshard.formats.deepspeed.files import Files, Folder
 from reshard.formats.deepspeed.groups import share_of
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes
+from reshard.formats.deepspeed.node import missing_rank_file, partition_mismatch, unexpected
 from reshard.formats.deepspeed.source import Grid
 from reshard.plan.catalog import Coord, LocalTensor
 from reshard.run.states import PARAM
@@ -155,7 +155,9 @@ class Pipeline:
                 elif not item.is_none:
                     files.leave(item, "it is no tensor")
             self._layers.setdefault(tp_rank or 0, {})[layer] = (file, weights)
-        self._numbers = {layer for own in self._layers.values() for layer in own}
+        self._numbers = {
+            layer for files_of_rank in self._layers.values() for layer in files_of_rank
+        }
         for tp_rank in range(grid.tp):
             missing = sorted(self._numbers - set(self._layers.get(tp_rank, {})))
             if missing:
@@ -205,13 +207,13 @@ class Pipeline:
 
     def _prefix(self, layer: int, tp_rank: int, weights: Mapping[str, TensorRef], file: str) -> str:
         """What stands before the local names of a layer: its number, or the key it is tied by."""
-        own = f"{layer}."
+        number = f"{layer}."
         stages = [self._stages[layer]] if layer in self._stages else range(self._grid.pp)
         ties: dict[str, dict[str, tuple[int, ...]]] = {}
         for stage in stages:
             names = self._names(stage, tp_rank)
-            if any(name.startswith(own) for name in names):
-                return own
+            if any(name.startswith(number) for name in names):
+                return number
             for name, shape in names.items():
                 if name.startswith(TIED):
                     key, _, local = name.removeprefix(TIED).partition(".")
@@ -232,7 +234,7 @@ class Pipeline:
                 ],
                 helps=["save the checkpoint with tied modules of different names or shapes"],
             )
-        return f"{fitting[0]}." if fitting else own
+        return f"{fitting[0]}." if fitting else number
 
 
 def missing_layers(tensors: Sequence[LocalTensor], models: Iterable[ModelFile]) -> list[str]:

@@ -25,7 +25,10 @@ from reshard.formats.deepspeed.files import (
 )
 from reshard.formats.deepspeed.groups import FlatGroup
 from reshard.formats.deepspeed.inventory import Inventory
-from reshard.formats.deepspeed.native_checks import (
+from reshard.formats.deepspeed.native_experts import INFO, Experts, refuse_several_sizes
+from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_groups
+from reshard.formats.deepspeed.native_options import (
+    NativeOptions,
     check_native,
     needed_settings,
     no_master,
@@ -33,9 +36,6 @@ from reshard.formats.deepspeed.native_checks import (
     unstored_names,
     weights_only,
 )
-from reshard.formats.deepspeed.native_experts import INFO, Experts, refuse_several_sizes
-from reshard.formats.deepspeed.native_optimizer import OptimizerFiles, written_groups
-from reshard.formats.deepspeed.native_options import native_options
 from reshard.formats.deepspeed.resume import Resume, with_own
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import ByPlace, LaidTensor, lay_out
@@ -72,7 +72,7 @@ class _Run:
         inventory = Inventory(arrangement)
         resume = Resume(arrangement, Decoder(output.constant, inventory.extra_tensor(output)))
         refuse_several_sizes(arrangement)
-        options = native_options(arrangement, target, inventory, resume)
+        options = NativeOptions(arrangement, target, inventory, resume)
         check_native(inventory, resume, options)
         self._catalog = arrangement.catalog
         self._inventory = inventory
@@ -98,8 +98,8 @@ class _Run:
         made = {*FUSED, INFO}  # AutoEP's ranks say it for themselves
         unused = [
             file
-            for file, own in resume.ranks.items()
-            if file not in self._used and not (resume.fused and own.keys() <= made)
+            for file, entries in resume.ranks.items()
+            if file not in self._used and not (resume.fused and entries.keys() <= made)
         ]
         warnings = (
             resume.warning(),
@@ -117,20 +117,20 @@ class _Run:
     def _mp_rank(self, mp_rank: int, held: Sequence[Held]) -> None:
         options = self._options
         groups = [
-            written_groups(own, self._inventory, self._resume, options, ep)
-            for ep, own in enumerate(held)
+            written_groups(entries, self._inventory, self._resume, options, ep)
+            for ep, entries in enumerate(held)
         ]
         for dp in range(options.dp):
             ep, rank = options.ep_rank(dp), {"dp": dp, "mp": mp_rank}
             if options.zero == 3 or dp == 0:
                 name = (MODEL_ZERO3 if options.zero == 3 else MODEL).fill(rank)
                 dense = {n: t for n, t in held[ep].items() if not self._experts.owns(n)}
-                own = {**self._own(name), **self._experts.described(dp)}
-                self._add(name, with_own(self._model(dense, groups[ep], dp), own))
+                entries = {**self._own(name), **self._experts.described(dp)}
+                self._add(name, with_own(self._model(dense, groups[ep], dp), entries))
             name = OPTIMIZERS[options.prefix].fill(rank)
-            own = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
+            entries = {**self._own(name), **self._experts.partition_groups(groups[ep], dp)}
             kept = self._resume.kept_in(name)
-            self._add(name, self._optimizers.root(groups[ep], dp, own, kept))
+            self._add(name, self._optimizers.root(groups[ep], dp, entries, kept))
         for layer, expert, content in self._experts.files(held, self._output):
             name = EXPERT.fill({"layer": layer, "expert": expert, "mp": mp_rank})
             self._add(name, content)
@@ -141,10 +141,10 @@ class _Run:
         same = (mesh.get("pp", 1), mesh.get("tp", 1)) == (options.pp, options.tp)
         if "zero_pp_rank" in name:
             same = same and mesh.get("dp", 1) == options.dp
-        own = dict(self._resume.ranks.get(name, {})) if same else {}
-        if own:
+        entries = dict(self._resume.ranks.get(name, {})) if same else {}
+        if entries:
             self._used.add(name)
-        return own
+        return entries
 
     def _add(self, name: str, root: object) -> None:
         self._output.add(f"{self._options.tag}/{name}", root)
@@ -175,15 +175,7 @@ class _Run:
             "frozen_param_shapes": shapes,
             "shared_params": aliases,
             "frozen_param_fragments": fragments,
-            "lr_scheduler": resume.lr_scheduler,
-            **resume.model,
-            **resume.counters,
-            "dp_world_size": options.dp,
-            "mp_world_size": options.pp * options.tp,
-            "checkpoint_parallel_dimensions": {"pp_degree": options.pp, "tp_degree": options.tp},
-            "ds_config": options.config(resume),
-            "ds_version": resume.version,
-            **resume.client,
+            **resume.model_entries(options.sizes, options.config(resume)),
         }
 
     def _module(self, held: Held, aliases: Mapping[str, str]) -> dict[str, object]:
@@ -233,7 +225,9 @@ class _Run:
         """
         kind = LAYER_TP if self._options.tp > 1 else LAYER
         for layer, keys in (self._resume.pipeline or {}).items():
-            held = next((own for own in stages if all(name in own for name in keys.values())), None)
+            held = next(
+                (stage for stage in stages if all(name in stage for name in keys.values())), None
+            )
             if held is None:
                 raise target_error(
                     "deepspeed-layer",

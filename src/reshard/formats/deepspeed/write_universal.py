@@ -7,7 +7,7 @@ universal_checkpoint.py; docs/formats/deepspeed-writing.md says what each file h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from reshard.algebra.term import Leaf, Product, Sum, Term, term_axes, term_size
 from reshard.dtypes import DType
@@ -25,18 +25,18 @@ from reshard.formats.deepspeed.inventory import (
     find_tag,
     whole_spec,
 )
-from reshard.formats.deepspeed.native_checks import (
+from reshard.formats.deepspeed.native_experts import (
+    NamedTensors,
+    local_names,
+    refuse_several_sizes,
+)
+from reshard.formats.deepspeed.native_options import (
     MAX_GROUPS,
     check_universal,
     no_master,
     rank_state,
     warning,
     weights_only,
-)
-from reshard.formats.deepspeed.native_experts import (
-    NamedTensors,
-    local_names,
-    refuse_several_sizes,
 )
 from reshard.formats.deepspeed.resume import Resume
 from reshard.plan.arrangement import Arrangement, Bound
@@ -82,10 +82,12 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
         whole.name: output.tensor(whole_spec(whole, whole.dtype, whole.name))
         for whole in inventory.unmanaged
     }
-    dp_size = arrangement.mesh.get("dp", 1)
     rank = {"dp": 0, "mp": 0}
-    output.add(f"{tag}/{MODEL.fill(rank)}", _model_states(resume, module, dp_size))
-    output.add(f"{tag}/{MODEL_ZERO3.fill(rank)}", _model_states(resume, {}, dp_size))
+    sizes = {"dp_world_size": arrangement.mesh.get("dp", 1), "mp_world_size": 1}
+    rest = resume.model_entries(sizes, dict(resume.config))
+    for kind, weights in ((MODEL, module), (MODEL_ZERO3, {})):
+        content = {"module": resume.module_state(weights), **rest}
+        output.add(f"{tag}/{kind.fill(rank)}", content)
     warnings = (
         *_warnings(inventory, resume, tag),
         no_master(inventory),
@@ -153,20 +155,6 @@ def _optimizer_state(
             "state": {0: {"step": value}},
             "param_groups": [{**common, "params": []}],
         },
-    }
-
-
-def _model_states(resume: Resume, module: Mapping[str, object], dp_size: int) -> dict[str, object]:
-    return {
-        "module": resume.module_state(module),
-        "lr_scheduler": resume.lr_scheduler,
-        **resume.model,
-        **resume.counters,
-        "dp_world_size": dp_size,
-        "mp_world_size": 1,
-        "ds_config": dict(resume.config),
-        "ds_version": resume.version,
-        **resume.client,
     }
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.deepspeed.experts import expert_of
-from reshard.formats.deepspeed.faults import unexpected
 from reshard.formats.deepspeed.files import (
     MODEL,
     MODEL_ZERO3,
@@ -24,7 +23,7 @@ from reshard.formats.deepspeed.files import (
     no_model_file,
 )
 from reshard.formats.deepspeed.model_file import ModelFile, Shapes, read_model_file
-from reshard.formats.deepspeed.node import Node, scalar_of
+from reshard.formats.deepspeed.node import Node, scalar_of, unexpected
 from reshard.formats.deepspeed.training import group_of, run_config, run_of
 from reshard.formats.deepspeed.weights import find_aliases
 from reshard.language import load_layout
@@ -59,7 +58,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     names = shapes if len(shapes) == len(nodes) else [{}] * len(nodes)
     keeper = Keeper()
     items = enumerate(zip(nodes, names, strict=True))
-    made = [group_of(index, node, own, keeper) for index, (node, own) in items]
+    made = [group_of(index, node, group_names, keeper) for index, (node, group_names) in items]
     run = run_of(models, optimizer, made, keeper)
     states = _states(stored, models)
     known = {item.name: item.shape for item in states if item.shape}

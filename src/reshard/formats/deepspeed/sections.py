@@ -1,4 +1,5 @@
-"""DeepSpeed's `affine_map`: pieces of a parameter on every tp rank, as a rule where one fits.
+"""How the shards of a parameter lie over tp ranks: the parts of a dimension as a rule, and
+DeepSpeed's `affine_map`, pieces of a parameter on every rank.
 
 Source: DeepSpeed 0.19.8, checkpoint/affine.py (format version 1).
 """
@@ -16,11 +17,80 @@ from reshard.algebra.flat import cut
 from reshard.algebra.piece import Move, Piece, moves, row_major
 from reshard.errors import layout_error, source_error
 from reshard.formats.deepspeed.node import Node
-from reshard.formats.deepspeed.ucl_text import COPIED, Section, cut_body
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
+
+COPIED = "[...]"
+"""Every rank has the whole tensor."""
+AVERAGED = "[...] averaged over tp"
+"""Every rank has a copy, and their mean counts."""
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 FORMAT_VERSION = 1
 Shape = tuple[int, ...]
+
+# A rule's right side.
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of one dimension.
+
+    Args:  widths: elements on each tp rank; empty for a part that every rank holds whole.
+           size: elements of the whole part.
+    """
+
+    size: int
+    widths: tuple[int, ...] = ()
+
+    def text(self, name: str, sized: bool) -> str:
+        """The axis as UCL."""
+        size = f":{self.size}" if sized else ""
+        over = " over tp" if self.widths else ""
+        is_even = len(set(self.widths)) <= 1
+        return f"{name}{size}{over}{'' if is_even else f' as ({_listed(self.widths)})'}"
+
+
+def _listed(sizes: Iterable[int]) -> str:
+    return ", ".join(map(str, sizes))
+
+
+def cut_body(
+    dim: int,
+    ndim: int,
+    sections: Sequence[Section],
+    *,
+    outer: int = 1,
+    inner: int = 1,
+    truncated_to: int | None = None,
+) -> str:
+    """A tensor that is cut along one dimension.
+
+    Args:  dim: which; ndim: of how many.  sections: what stands one behind the other along it.
+           outer, inner: sizes of the axes around them in the same dimension.
+           truncated_to: logical elements along dimension 0.
+    """
+    if len(sections) == 1:
+        name = "rows" if dim == 0 else "columns" if dim == 1 else "planes"
+        term = sections[0].text(name, sized=outer * inner > 1)
+    else:
+        letters = [*_LETTERS, *(f"part{index}" for index in range(26, len(sections)))]
+        term = " + ".join(s.text(n, sized=True) for s, n in zip(sections, letters, strict=False))
+        term = f"({term})"
+    term = f"{f'outer:{outer} ' if outer > 1 else ''}{term}{f' inner:{inner}' if inner > 1 else ''}"
+    dims = ["_"] * dim + [term]
+    if truncated_to is not None:
+        dims[0] = f"{term if dim == 0 else 'rows'} truncated to {truncated_to}"
+    return f"[{', '.join([*dims, '...'] if ndim > dim + 1 else dims)}]"
+
+
+def copied_body(ndim: int, truncated_to: int | None) -> str:
+    """A tensor that every rank has whole."""
+    if truncated_to is None or ndim == 0:
+        return COPIED
+    return f"[rows truncated to {truncated_to}{', ...' if ndim > 1 else ''}]"
+
+
+# The map.
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +226,10 @@ def _sections(affine: AffineMap, dim: int) -> list[Section] | None:
     ranks = sorted(affine.pieces)
     slabs = {rank: _slabs(affine, rank, dim) for rank in ranks}
     holders: dict[tuple[int, int, bool], list[int]] = {}
-    for rank, own in slabs.items():
-        if own is None or _without(affine.shards[rank], dim) != _without(affine.shape, dim):
+    for rank, blocks in slabs.items():
+        if blocks is None or _without(affine.shards[rank], dim) != _without(affine.shape, dim):
             return None
-        for slab in own:
+        for slab in blocks:
             holders.setdefault((slab.start, slab.width, slab.is_shared), []).append(rank)
     out: list[Section] = []
     end, last = 0, ranks[-1]
@@ -251,10 +321,10 @@ def whole_tensors(
             out.append(tensor)
             continue
         rest = tuple(item for item in tensor.coord if item[0] != "tp")
-        own = shards.setdefault((tensor.name, tensor.state, rest), {})
-        own[dict(tensor.coord).get("tp", 0)] = tensor
-        if len(own) == tp:
-            out += _wholes(maps[tensor.name], own)
+        local = shards.setdefault((tensor.name, tensor.state, rest), {})
+        local[dict(tensor.coord).get("tp", 0)] = tensor
+        if len(local) == tp:
+            out += _wholes(maps[tensor.name], local)
     return out
 
 
@@ -269,8 +339,8 @@ def _wholes(affine: AffineMap, shards: Mapping[int, LocalTensor]) -> Iterator[Lo
             helps=["give a layout of your own with `--layout FILE`"],
         ) from None
     holders: dict[Box, list[int]] = {}
-    for rank, own in boxes.items():
-        for piece in own:
+    for rank, pieces in boxes.items():
+        for piece in pieces:
             holders.setdefault(piece.box, []).append(rank)
     for rank, shard in sorted(shards.items()):
         fragments: list[Fragment] = []
