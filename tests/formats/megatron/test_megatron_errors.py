@@ -428,3 +428,19 @@ def test_arguments_that_are_a_dict(tmp_path: Path) -> None:
 
     assert len(reshard.open(changed(Forge(), plain).write(tmp_path)).tensors) == 19
     assert namespace(a=1).attributes == {"a": 1}
+
+
+def test_ranks_behind_links_to_other_disks_are_read(tmp_path: Path) -> None:
+    run = GRID.write(tmp_path / "run")
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    for name in ("mp_rank_00_000", "mp_rank_01_001"):
+        folder = rank(run, name).parent
+        shutil.move(folder, elsewhere / name)
+        folder.symlink_to(elsewhere / name)
+    opened = reshard.open(run)
+    for name, state in (
+        ("embedding.word_embeddings.weight", "param"),
+        ("output_layer.weight", "exp_avg"),
+    ):
+        assert np.array_equal(np.asarray(opened.read(name, state)), GRID.whole()[name, state])

@@ -186,7 +186,7 @@ def _open(source: LocalSource, folder: str, strict: bool) -> RankFile:
             f"{source.root / folder} has no `{MODEL_FILES[0]}`",
             helps=["copy the folders of all ranks"],
         )
-    opened = open_torch_file(source.path(file))
+    opened = open_torch_file(source.root / file)  # ranks may lie on other disks, behind links
     root = opened.root
     if not isinstance(root, dict):
         raise source_error(

@@ -72,25 +72,30 @@ def _read(ranks: Ranks, files: SourceFiles, *, strict: bool) -> Catalog:
     mesh |= {"pp": ranks.pp, "tp": ranks.tp, "ep": ranks.ep, "dp": args.size("dp")}
     if ranks.etp != ranks.tp and args.integer("num_experts"):
         mesh["etp"] = ranks.etp
-    source = LocalSource(files.root)
-    stats: list[SourceFile] = []
+    read: list[SourceFile] = []
     unread = [*model.unread()]
     for rank in ranks.files:
-        stats.append(source.stat(rank.file))
+        read.append(_file(files.root, rank.file))
         name = f"{rank.folder}/{DISTRIBUTED}"
-        if source.has(name):
-            stats.append(source.stat(name))
-            unread += unread_of(open_torch_file(source.path(name)).root, name)
+        if LocalSource(files.root).has(name):
+            read.append(_file(files.root, name))
+            unread += unread_of(open_torch_file(files.root / name).root, name)
     vocabulary, vpp = contents.vocabulary, model.vpp
     return contents.catalog(
         layout_text(model.shapes, ranks, model.stacks, vpp, modules, vocabulary, strict=strict),
-        stats,
+        read,
         mesh=mesh,
         rng=[file.root.get("rng_state") for file in ranks.files],
         version=str(ranks.version),
         aliases=model.aliases(),
         unread=unread,
     )
+
+
+def _file(root: Path, name: str) -> SourceFile:
+    """A file as it is now; the folder of a rank may be a link that leads elsewhere."""
+    status = (root / name).stat()
+    return SourceFile(name, status.st_size, status.st_mtime_ns)
 
 
 class _Model:
