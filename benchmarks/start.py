@@ -72,9 +72,9 @@ def main() -> None:
             (work / "out").mkdir()
             return run_measured([options.reshard, *words], work / "out", environment)
 
-        def converted(name: str, source: Path, target: str) -> Path:
+        def converted(name: str, source: Path, target: str, *more: str) -> Path:
             if not (work / name).exists():
-                run("convert", str(source), str(work / name), "--to", target, "--quiet")
+                run("convert", str(source), str(work / name), "--to", target, *more)
             return work / name
 
         def fixture(name: str) -> Path:
@@ -88,19 +88,19 @@ def main() -> None:
 
         deepspeed = fixture("z1_bf16_dp4_tied")
 
-        sizes = (
-            "num_attention_heads=4",
-            "num_key_value_heads=2",
-            "rms_norm_eps=1e-6",
-            "rope_theta=1e4",
-        )
-        heads = [word for size in sizes for word in ("--set", size)]
+        sizes = [
+            *("--set", "num_attention_heads=4", "--set", "num_key_value_heads=2"),
+            *("--set", "rms_norm_eps=1e-6", "--set", "rope_theta=1e4"),
+        ]
 
         def convert(source: Path, target: str) -> list[str]:
             return ["convert", str(source), str(work / "out" / "to"), "--to", target]
 
         def hf() -> Path:
-            return converted("hf", fixture("megatron_untied_tp2_pp2"), "hf")
+            return converted("hf", deepspeed, "hf", *sizes)
+
+        def megatron() -> Path:
+            return converted("megatron", hf(), "megatron:pp=2")
 
         def ranks() -> Path:
             return converted("ranks", deepspeed, "deepspeed:zero=1,dp=1024")
@@ -113,10 +113,10 @@ def main() -> None:
             "inspect DeepSpeed": lambda: ["inspect", str(deepspeed)],
             "DeepSpeed to universal": lambda: convert(deepspeed, "universal"),
             "ZeRO-3 to universal": lambda: convert(fixture("z3_bf16_dp3_untied"), "universal"),
-            "DeepSpeed to HF": lambda: [*convert(deepspeed, "hf"), *heads],
-            "HF to Megatron": lambda: convert(hf(), "megatron:tp=2"),
-            "Megatron to HF": lambda: convert(fixture("megatron_untied_tp2_pp2"), "hf"),
-            "inspect Megatron": lambda: ["inspect", str(fixture("megatron_untied_tp2_pp2"))],
+            "DeepSpeed to HF": lambda: [*convert(deepspeed, "hf"), *sizes],
+            "HF to Megatron": lambda: convert(hf(), "megatron:pp=2"),
+            "Megatron to HF": lambda: [*convert(megatron(), "hf"), *sizes[4:]],
+            "inspect Megatron": lambda: ["inspect", str(megatron())],
             "DCP to universal": lambda: convert(fixture("dcp_dp2"), "universal"),
             "layouts": lambda: ["layouts"],
         }

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from reshard.errors import Diagnostic, ReshardError
 from reshard.language import (
-    check,
     compile_layout,
     evaluate,
     format_document,
@@ -19,6 +18,7 @@ from reshard.language import (
     tree,
 )
 from reshard.language import expression as ex
+from reshard.language.check import check
 from reshard.language.expression import COMPARISONS, PRECEDENCE
 from reshard.language.parse_terms import RESERVED
 
