@@ -24,6 +24,8 @@ MODELS = (
     "qwen2+tied",
     "qwen3",
     "olmo2",
+    "gemma2",
+    "gemma3",
     "gpt2",
     "gpt2+tied",
     "gpt_neox",

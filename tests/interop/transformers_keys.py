@@ -30,6 +30,8 @@ TYPES = [
     "deepseek_v3",
     "olmo2",
     "bert",
+    "gemma2",
+    "gemma3_text",
 ]
 
 # Bookkeeping, generation, initialization, dropout and losses of training.
@@ -103,6 +105,12 @@ PLAIN: dict[str, dict[str, object]] = {
     },
     "deepseek_v3": {"scoring_func": "sigmoid", "moe_layer_freq": 1, "topk_method": "noaux_tc"},
 }
+# Keys that no framework that trains such models knows: only a configuration tells their values.
+GEMMA = ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"]
+OWN = {
+    "gemma2": ["hidden_activation", *GEMMA, "sliding_window"],
+    "gemma3_text": ["hidden_activation", *GEMMA, "sliding_window"],
+}
 # Keys that follow from others: the sizes of latent attention.
 FOLLOWS = ["head_dim", "qk_head_dim", "num_key_value_heads"]
 # Facts of the class itself, which follow from other keys.
@@ -116,6 +124,8 @@ def facts(kind: str) -> dict[str, object]:
     out: dict[str, object] = {"architecture": CAUSAL[kind]} if kind != "bert" else {}
     out["default"] = dict(sorted(known.items()))
     out["nullable"] = [key for key in sorted(known) if is_nullable(kind, key)]
+    if kind in OWN:
+        out["own"] = OWN[kind]
     if kind.startswith("deepseek"):
         out["derived"] = FOLLOWS
     if kind in PLAIN:

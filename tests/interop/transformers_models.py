@@ -55,6 +55,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", GROUPED),
     "qwen3": ("Qwen3", {**GROUPED, "head_dim": 16}),
     "olmo2": ("Olmo2", GROUPED),
+    "gemma2": ("Gemma2", {**GROUPED, "head_dim": 16, "sliding_window": 4}),
+    "gemma3": ("Gemma3Text", {**GROUPED, "head_dim": 16, "sliding_window": 4}),
     "gpt2": (
         "GPT2",
         {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},

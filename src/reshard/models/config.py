@@ -304,7 +304,7 @@ def _missing(arrangement: Arrangement, kind: Kind | None, config: dict[str, obje
             missing.append(key)
         elif kind is None or key in kind.nullable:
             config[key] = None  # transformers' own way to say that a model goes without
-    return missing
+    return missing + [key for key in sorted(kind.own) if key not in config] if kind else missing
 
 
 def _complete(kind: Kind, config: dict[str, object]) -> None:

@@ -33,6 +33,7 @@ class Kind:
            default: every key that may change what it computes, as it is where it is not said.
            nullable: keys that may be `null`.  derived: keys that follow from others.
            plain: as the frameworks that train such models have it, where that is another value.
+           own: keys that none of these frameworks knows; only the configuration tells their values.
     """
 
     architecture: str
@@ -40,6 +41,7 @@ class Kind:
     plain: Mapping[str, object]
     nullable: frozenset[str] = frozenset()
     derived: frozenset[str] = frozenset()
+    own: frozenset[str] = frozenset()
 
 
 @cache
@@ -64,6 +66,7 @@ def kind_of(model_type: object) -> Kind | None:
         entry.get("plain", {}),
         frozenset(entry.get("nullable", ())),
         frozenset(entry.get("derived", ())),
+        frozenset(entry.get("own", ())),
     )
 
 
@@ -215,7 +218,7 @@ def changing_keys(config: Mapping[str, object], used: Collection[str]) -> dict[s
             continue
         else:
             plain = kind.plain.get(key, kind.default.get(key))
-            changes = not (_alike(value, plain) or (plain is None and not value))
+            changes = key in kind.own or not (_alike(value, plain) or (plain is None and not value))
         if changes:
             out[key] = value
     return out
