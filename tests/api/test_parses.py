@@ -90,8 +90,9 @@ def test_the_names_say_which_layouts_are_parsed(
     reshard.convert(source, tmp_path / "out", "universal", names="hf")
     assert parsed == [
         *("layout megatron", "text megatron layout"),
-        *("model gpt", "layout gpt megatron", "config megatron_groups", "config megatron_args"),
-        *("model llama", "layout llama megatron", "model qwen_moe", "layout qwen_moe megatron"),
+        *("model gemma", "model llama", "layout gemma megatron", "layout llama megatron"),
+        *("config megatron_groups", "config megatron_args"),
+        *("model gpt", "layout gpt megatron", "model qwen_moe", "layout qwen_moe megatron"),
         *("layout llama hf", "config transformers"),
     ]
 
