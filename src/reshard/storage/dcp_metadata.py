@@ -23,6 +23,7 @@ from reshard.store.source import LocalSource
 _MAX_DIMENSIONS = 64
 _MAX_NUMBER = 2**63 - 1
 _RANK = re.compile(r"__(\d+)\.metadata")
+_SHARD = re.compile(r"/shard_[0-9.]+_[0-9.]+$")
 
 
 _KNOWN = (
@@ -66,6 +67,27 @@ def read_metadata(folder: Path, *, shown: str = "") -> Metadata:
         return merge(parts)
     except DisagreementError as error:
         raise _bad(folder / names[0], str(error)) from None
+
+
+def refuse_torch_dist(folder: Path, metadata: Metadata) -> None:
+    """Refuse a checkpoint in Megatron's form `torch_dist` that lacks its `metadata.json`.
+
+    Its names are no keys of a state dict: the optimizer's buffers would pass for parameters.
+
+    Raises: ReshardError[incomplete-megatron].
+    """
+    if any(item.name.startswith("model.") for item in metadata.tensors):
+        return
+    shards = (item.name for item in metadata.objects if _SHARD.search(item.name))
+    part = "common.pt" if LocalSource(folder).has("common.pt") else next(shards, None)
+    if part is None:
+        return
+    raise source_error(
+        "incomplete-megatron",
+        f"{folder} is an incomplete Megatron checkpoint",
+        notes=[f"it has `{part}`, as the form `torch_dist`, and no `metadata.json`"],
+        helps=["`metadata.json` is written last: without it the save did not finish"],
+    )
 
 
 def _read_file(path: Path, shown: str) -> Metadata:

@@ -108,3 +108,22 @@ def test_a_distributed_checkpoint_without_its_common_state(tmp_path: Path) -> No
         "  = note: neither a file `common.pt`, nor an object `common_state` in `.metadata`",
         "  = help: copy the whole folder",
     ]
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize(
+    ("places", "part"), [("file", "common.pt"), ("object", "common_state/shard_0_1")]
+)
+def test_a_distributed_checkpoint_without_its_last_file(
+    places: str, part: str, tracked: bool, tmp_path: Path
+) -> None:
+    """The buffers and states of its optimizer are no parameters of another format."""
+    folder = write(tmp_path, places) / "iter_0000004"
+    (folder / "metadata.json").unlink()
+    if not tracked:
+        (tmp_path / "latest_checkpointed_iteration.txt").unlink()
+    assert message(tmp_path if tracked else folder, tmp_path) == [
+        "error[incomplete-megatron]: .../iter_0000004 is an incomplete Megatron checkpoint",
+        f"  = note: it has `{part}`, as the form `torch_dist`, and no `metadata.json`",
+        "  = help: `metadata.json` is written last: without it the save did not finish",
+    ]

@@ -18,7 +18,7 @@ from reshard.plan.catalog import Catalog, Coord, Left, LocalTensor
 from reshard.run.numbering import looks_sorted, names_of_numbers, running_statistics
 from reshard.run.states import EXTRA, PARAM, WEIGHTS
 from reshard.storage.dcp_chunks import ChunkReader, SubclassError
-from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata
+from reshard.storage.dcp_metadata import Metadata, StoredTensor, read_metadata, refuse_torch_dist
 from reshard.storage.kept import encode
 from reshard.storage.numbers import literal_tensor, plain_number
 from reshard.storage.torch_file import read_small
@@ -212,6 +212,7 @@ def collect(
 def _read(part: Part, chunks: ChunkReader, out: Collected) -> _Content:
     """Sort the tensors of a folder with `.metadata`, and decode its objects."""
     metadata = read_metadata(part.path, shown=part.shown)
+    refuse_torch_dist(part.path, metadata)
     keys = dict.fromkeys(item.name for item in metadata.tensors)
     objects = dict.fromkeys(item.name for item in metadata.objects)
     names = Names(metadata.paths, keys, objects, role=part.role, where=str(part.path))

@@ -43,7 +43,7 @@ def read(
            read_weights: reads a folder of weights in Hugging Face's form.
     Raises: ReshardError[incomplete-dcp | unknown-step | several-models | bad-metadata |
             missing-chunk | missing-file | chunk-mismatch | unsupported-dcp |
-            ambiguous-optimizer-ids | source-unreadable | truncated].
+            ambiguous-optimizer-ids | incomplete-megatron | source-unreadable | truncated].
     """
     folder = find_step(path, step)
     chunks = ChunkReader(folder.root)

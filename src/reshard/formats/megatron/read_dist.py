@@ -36,7 +36,13 @@ from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor
 from reshard.run.states import EXTRA, PARAM
 from reshard.storage.bounded_json import load_bounded
 from reshard.storage.dcp_chunks import ChunkReader, check_volume
-from reshard.storage.dcp_metadata import Chunk, Metadata, StoredTensor, read_metadata
+from reshard.storage.dcp_metadata import (
+    Chunk,
+    Metadata,
+    StoredTensor,
+    read_metadata,
+    refuse_torch_dist,
+)
 from reshard.storage.kept import encode
 from reshard.storage.torch_file import TensorRef, open_torch_file, read_small
 from reshard.storage.zarr_array import HEADER, ZarrArray, bad_zarr
@@ -110,10 +116,11 @@ def read_fsdp(folder: Path) -> Catalog:
     """The catalog of a folder with `.metadata` and without `metadata.json`: `fsdp_dtensor`, and
     `torch_dcp`. Arguments and the rest are pickled objects.
 
-    Raises: what `read_metadata` and `ChunkReader` raise. What is wrong with the optimizer alone is
-            kept in the catalog.
+    Raises: what `read_metadata`, `refuse_torch_dist`, and `ChunkReader` raise. What is wrong with
+            the optimizer alone is kept in the catalog.
     """
     metadata, chunks = read_metadata(folder), ChunkReader(folder)
+    refuse_torch_dist(folder, metadata)
     chunks.know(".metadata")
     objects = {item.name: chunks.object_of(item) for item in metadata.objects}
     keys = [(fsdp_key_of(entry.name), entry) for entry in metadata.tensors]
