@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def save(path: Path, tensors: Mapping[str, tuple[str, Sequence[int], bytes]]) -> Path:
+def save(
+    path: Path,
+    tensors: Mapping[str, tuple[str, Sequence[int], bytes]],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """Write a file.
 
     Args:  tensors: element type, shape and bytes by name.
     Returns: the folder of the file, which is made.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     at = 0
     for name, (dtype, shape, data) in tensors.items():
         ends = [at, at + len(data)]

@@ -15,6 +15,7 @@ from reshard.errors import ReshardError
 from reshard.formats.described.meta_params import with_width
 from reshard.storage.inert import Global, Record, Size
 from reshard.storage.torch_file import open_torch_file
+from safetensors_files import save
 from torch_trees import counted, write_tree
 
 DIM, LAYERS, INNER, VOCABULARY = 16, 2, 12, 10
@@ -253,17 +254,8 @@ def safetensors(
     path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
 ) -> None:
     """A file of safetensors."""
-    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
-    at, data = 0, b""
-    for name, value in tensors.items():
-        raw = np.ascontiguousarray(value).tobytes()
-        offsets = [at, at + len(raw)]
-        header[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": offsets}
-        at += len(raw)
-        data += raw
-    text = json.dumps(header).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    raw = {k: ("F32", v.shape, np.ascontiguousarray(v).tobytes()) for k, v in tensors.items()}
+    save(path, raw, metadata)
 
 
 CONFIG = {

@@ -19,6 +19,7 @@ from reshard.formats import recognize
 from reshard.formats.nanotron.read import read
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import open_torch_file, read_small
+from safetensors_files import save
 from torch_trees import write_tree
 
 Fixture = Callable[[str], Path]
@@ -335,3 +336,38 @@ def test_a_file_of_something_else(ckpt: Path) -> None:
     text = refused()
     assert text.startswith("error[missing-place]: nothing lies at `state/{number}/{state}` in ")
     assert f"in optimizer/{path.name}\n" in text
+
+
+def shard(path: Path, value: Any, metadata: Mapping[str, str] | None = None) -> None:
+    """A file of one shard, of fp32."""
+    save(path, {"data": ("F32", value.shape, value.tobytes())}, metadata)
+
+
+def test_shards_of_experts(tmp_path: Path) -> None:
+    """Expert-parallel ranks have experts of their own, and each a copy of the rest."""
+    experts = np.arange(12, dtype=np.float32).reshape(4, 3)
+    norm = np.arange(3, dtype=np.float32)
+    shard(tmp_path / "5/model/2/norm/model_weight.safetensors", norm)
+    for rank in range(2):
+        rows = experts[2 * rank : 2 * rank + 2]
+        pair = f"None,None,None|None,None,None#{2 * rank},{2 * rank + 2},None|None,None,None"
+        said = {"unsharded_shape": "(4, 3)", "local_global_slices_pairs": pair}
+        at = f"pp-rank-0-of-1_tp-rank-0-of-1_exp-rank-{rank}-of-2"
+        home = tmp_path / "5/model/10/experts"
+        shard(home / f"model_weight_{at}.safetensors", rows, said)
+        parts = {"10.experts.weight": rows, "2.norm.weight": norm}
+        state = {number: {"exp_avg": part + 1} for number, part in enumerate(parts.values())}
+        tree = {
+            "state": state,
+            "names": dict(enumerate(parts)),
+            "param_groups": [{"lr": 0.1, "params": [0, 1]}],
+        }
+        (tmp_path / "5/optimizer").mkdir(exist_ok=True)
+        name = f"optimizer_pp-0-of-1_tp-0-of-1_exp-{rank}-of-2.pt"
+        write_tree(tmp_path / "5/optimizer" / name, tree)
+    (tmp_path / "5/checkpoint_metadata.json").write_text("{}", encoding="utf-8")
+    assert held(tmp_path) == {
+        (name, state): (value + shift).tobytes()
+        for name, value in (("10.experts.weight", experts), ("2.norm.weight", norm))
+        for state, shift in (("param", 0), ("exp_avg", 1))
+    }
