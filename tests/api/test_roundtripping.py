@@ -226,7 +226,7 @@ SIZES = {"num_attention_heads": 4, "num_key_value_heads": 2}
 def test_what_no_reader_reads_is_taken_as_it_was_planned(
     fixture_checkpoint: Callable[[str], Path],
 ) -> None:
-    """DeepSpeed's universal form joins the experts of its ranks, and does not tell of how many."""
+    """DeepSpeed's universal form joins the experts of its ranks, and does not state of how many."""
     source = fixture_checkpoint("moe_ep2_dp2_z1_fp32") / "ckpt"
     way = reshard.roundtrip(source, ["deepspeed-universal"]).ways[0]
     assert (way.ok, way.held[0].is_read, way.facts) == (True, False, ())

@@ -138,7 +138,7 @@ def test_a_file_under_the_name_of_another(fixture_checkpoint: Open, tmp_path: Pa
     assert str(failed.value) == (
         "error[renamed-file]: mp_rank_00_model_states.pt was written as "
         "mp_rank_01_model_states.pt\n"
-        "  = note: the name of a rank's file tells which part of the model it holds\n"
+        "  = note: the name of a rank's file states which part of the model it holds\n"
         f"  = note: in {step}\n"
         "  = help: give it its own name again, or copy the checkpoint again"
     )

@@ -273,7 +273,7 @@ def test_olmo_core_has_its_folder_its_mark_and_its_names(
     [warning] = made.report.warnings
     assert warning.render() == (
         "warning[olmo-trainer-state]: there is no state of OLMo-core's trainer to write\n"
-        "  = note: `train/rank0.pt` tells it the step and the data that were seen\n"
+        "  = note: it reads the step and the data that were seen from `train/rank0.pt`\n"
         "  = help: give OLMo-core the folder `model_and_optim` inside of it as `load_path`"
     )
     again = reshard.convert(tmp_path / "out", tmp_path / "hf", "dcp", names="hf", settings=HEADS)

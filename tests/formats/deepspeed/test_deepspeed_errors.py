@@ -516,9 +516,9 @@ def test_a_state_without_rule_is_kept_with_a_warning(tmp_path: Path) -> None:
     catalog = read(run.write())
     (warning,) = catalog.oddities
     assert warning.render() == (
-        "warning[kept-as-is]: optimizer state `worker_error` of single ranks is kept as found\n"
+        "warning[kept-as-is]: optimizer state `worker_error` of single ranks is kept unchanged\n"
         "  = note: `worker_error` does not have one number for each element: it has shape [2, 2]\n"
-        "  = note: only a run of the same size and partition can take them up again\n"
+        "  = note: only a run of the same size and partition can load them again\n"
         "  = note: first read from zero_pp_rank_0_mp_rank_00_optim_states.pt"
     )
     extra = [tensor for tensor in catalog.tensors if tensor.state == "extra"]

@@ -151,10 +151,10 @@ def test_states_of_a_partition_are_kept_and_said(tmp_path: Path) -> None:
     catalog = read(sliced(tmp_path / "source"))
     (warning,) = catalog.oddities
     assert warning.render() == (
-        "warning[kept-as-is]: optimizer states `p0`, `RMS` of single ranks are kept as found\n"
+        "warning[kept-as-is]: optimizer states `p0`, `RMS` of single ranks are kept unchanged\n"
         "  = note: `p0` does not have one number for each element: it has shape [1]\n"
         "  = note: `RMS` is one number, and ranks have different ones: 0.5, 1.5\n"
-        "  = note: only a run of the same size and partition can take them up again\n"
+        "  = note: only a run of the same size and partition can load them again\n"
         "  = note: first read from zero_pp_rank_0_mp_rank_00_optim_states.pt"
     )
     found = wholes(arrange(catalog))
@@ -183,8 +183,7 @@ def test_another_partition_does_not(tmp_path: Path, to: str) -> None:
     assert said(caught) == (
         "error[deepspeed-kept-state]: optimizer states `p0`, `RMS` cannot be carried to this "
         "target\n"
-        "  = note: what a rank keeps there is of its own partition of the source, not of "
-        "parameters\n"
+        "  = note: a rank keeps there values of its partition in the source, not of parameters\n"
         "  = note: first found in zero_pp_rank_0_mp_rank_00_optim_states.pt\n"
         "  = help: convert to `deepspeed:zero=2,dp=2`, where every rank finds its own again\n"
         "  = help: leave `p0`, `RMS` out: `--states param,master,exp_avg,exp_avg_sq,step`"

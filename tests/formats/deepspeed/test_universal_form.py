@@ -126,6 +126,6 @@ def test_joined_experts_are_refused(fixture_checkpoint: Fixture, tmp_path: Path)
     name = "moe1.deepspeed_moe.experts.deepspeed_experts.0.a.bias"
     assert _said(form) == (
         f"error[unsupported-experts]: `{name}` holds the experts of several ranks, joined\n"
-        f"  = note: zero/{name}/fp32.pt does not tell of how many\n"
+        f"  = note: zero/{name}/fp32.pt does not state of how many\n"
         "  = help: convert the checkpoint that the folder was made from\n"
     )

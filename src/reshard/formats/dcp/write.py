@@ -182,7 +182,7 @@ _NO_TRAINER = Diagnostic(
     "olmo-trainer-state",
     "there is no state of OLMo-core's trainer to write",
     "warning",
-    notes=(f"`{_OLMO_TRAINER}` tells it the step and the data that were seen",),
+    notes=(f"it reads the step and the data that were seen from `{_OLMO_TRAINER}`",),
     helps=("give OLMo-core the folder `model_and_optim` inside of it as `load_path`",),
 )
 

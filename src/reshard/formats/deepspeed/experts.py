@@ -310,7 +310,7 @@ def _joined(name: str, experts: Collection[int], stored: Weights, coord: Coord) 
             raise source_error(
                 "missing-rank-file",
                 f"no file holds expert {expert} of `{name}`",
-                notes=[f"`{FUSED[0]}` tells which experts there are"],
+                notes=[f"`{FUSED[0]}` lists the experts"],
                 helps=[_FILES],
             )
         ref, file = stored[f"{name}.{expert}"]

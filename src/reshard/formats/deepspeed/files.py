@@ -314,7 +314,7 @@ def _refuse_renamed(path: Path) -> None:
             "renamed-file",
             f"{path.name} was written as {name}.pt",
             notes=[
-                "the name of a rank's file tells which part of the model it holds",
+                "the name of a rank's file states which part of the model it holds",
                 f"in {path.parent}",
             ],
             helps=["give it its own name again, or copy the checkpoint again"],

@@ -279,6 +279,7 @@ class StoredGroup:
                 f"{file} {holds} `{(foreign or sorted(names - noted))[0]}`, "
                 f"and partition {partition} of group {self.index} {other}",
                 f"by its `param_slice_mappings`, and {stated}",
+                advice="the file may be that of another rank or run; copy it again",
             )
 
     def _mismatch(self, what: str, file: str) -> ReshardError:

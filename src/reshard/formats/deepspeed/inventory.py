@@ -117,8 +117,8 @@ class Inventory(inventory.Inventory):
         for name, whole in self.extras.items():
             if name not in placed and not (0 in whole.shape and name in self.used_extras):
                 of_rank = name.startswith(("rank.", "optimizer.rank."))
-                for_rank = "what one rank has for itself; the target has other ranks"
-                rest = "no part of the state that DeepSpeed resumes with"
+                for_rank = "it belongs to one rank, and the target has other ranks"
+                rest = "it is not part of the state that DeepSpeed resumes with"
                 self.lose(name, EXTRA, for_rank if of_rank else rest)
         last = FileBytes(latest[0], 0, latest[1].encode())
         return self.output(files, [last], warnings, beside=beside)

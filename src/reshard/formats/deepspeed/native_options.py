@@ -191,7 +191,7 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
     if not resume.groups:
         raise target_error(
             "deepspeed-no-param-groups",
-            "the source does not tell the param groups of its optimizer",
+            "the source does not record the param groups of its optimizer",
             notes=["DeepSpeed's own files hold all parameters of a group in one buffer, in order"],
             helps=["convert to `deepspeed-universal`, which has every parameter by its name"],
         )
@@ -211,7 +211,7 @@ def check_native(inventory: Inventory, resume: Resume, options: NativeOptions) -
     if not any(group.settings for group in resume.groups):
         raise target_error(
             "deepspeed-no-settings",
-            "the source does not tell the hyper-parameters of its optimizer",
+            "the source does not record the hyper-parameters of its optimizer",
             notes=[
                 "loading DeepSpeed's own files replaces those of the run, "
                 "which cannot train without",
@@ -286,7 +286,7 @@ def _kept_state(inventory: Inventory, resume: Resume, able: str) -> ReshardError
         f"optimizer {'state' if len(names) == 1 else 'states'} {listed} cannot be carried to this "
         "target",
         notes=[
-            "what a rank keeps there is of its own partition of the source, not of parameters",
+            "a rank keeps there values of its partition in the source, not of parameters",
             f"first found in {next(iter(resume.kept))}",
         ],
         helps=[*helps, f"leave {listed} out: {_states_option(inventory, names)}"],
@@ -366,7 +366,7 @@ def rank_state(resume: Resume, files: Sequence[str]) -> Diagnostic | None:
         return None
     return warning(
         "deepspeed-rank-state",
-        "what files of single ranks say for themselves is not written",
+        "what differs between the files of ranks is not written",
         f"{', '.join(keys[:MAX_GROUPS])} in {files[0]}",
         *([f"and {len(files) - 1} more files"] if len(files) > 1 else []),
         "the first rank's is written for all",

@@ -211,9 +211,12 @@ def missing_rank_file(headline: str, *notes: str) -> ReshardError:
     return source_error("missing-rank-file", headline, notes=notes, helps=[advice])
 
 
-def partition_mismatch(headline: str, *notes: str) -> ReshardError:
+def partition_mismatch(
+    headline: str,
+    *notes: str,
+    advice: str = "the files may be of different runs or steps; copy those of one",
+) -> ReshardError:
     """Partitions that are not those of the parameters that a model file names."""
-    advice = "the files may be of different runs or steps; copy those of one"
     return source_error("partition-mismatch", headline, notes=notes, helps=[advice])
 
 

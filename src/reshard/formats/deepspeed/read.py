@@ -125,7 +125,7 @@ def _other_settings(first: Node, root: Node) -> Iterator[Left]:
         stated = dict(here.entries())
         others = [stated[key] for key in differing(known, stated) if key in stated]
     for node in others:
-        yield Left(node.file, node.path, f"{first.file} says otherwise, and is believed")
+        yield Left(node.file, node.path, f"the configuration in {first.file} is used")
 
 
 def _of_no_group(base: Node | None) -> Iterator[Left]:

@@ -167,7 +167,7 @@ class Resume:
         """What the source does not tell, and what is written instead."""
         if not self._unknown:
             return None
-        headline = "the source does not tell all that DeepSpeed resumes with"
+        headline = "the source does not record everything that DeepSpeed resumes with"
         advice = "set in the training script what these values should be"
         return Diagnostic(
             "deepspeed-defaults", headline, "warning", notes=self._unknown, helps=(advice,)

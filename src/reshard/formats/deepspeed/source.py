@@ -389,13 +389,13 @@ def _expert_sizes(
         if shard.stage == 3 and not fused:
             raise unsupported_experts(
                 f"`{next(iter(experts))}` is an expert at ZeRO stage 3",
-                f"{shard.file} does not tell which ranks share it",
+                f"{shard.file} does not state which ranks share it",
             )
         count = shard.groups[index].count
         size = grid.dp // count if count else _named_size(shard, index)
         if size is None:
             raise unsupported_experts(
-                f"group {index} has experts, and nothing tells which ranks share them",
+                f"group {index} has experts, and no file states which ranks share them",
                 f"{shard.file} has no `partition_count`",
             )
         sizes[f"group {index} of {shard.file}"] = size

@@ -238,7 +238,7 @@ def _ambiguous(file: str, *notes: str) -> ReshardError:
         f"the optimizer states in {file} cannot be given names",
         notes=[
             *notes,
-            "without ZeRO, DeepSpeed saves states by number and does not say whose they are",
+            "without ZeRO, DeepSpeed saves states by number, without the names of their parameters",
         ],
         helps=[
             "convert the weights alone with `--states weights`",

@@ -190,10 +190,10 @@ def _kept_as_is(collected: Collected) -> tuple[Diagnostic, ...]:
     what, are = ("state", "is") if len(values) == 1 else ("states", "are")
     notes = (
         *(_why(state, nodes) for state, nodes in values.items()),
-        "only a run of the same size and partition can take them up again",
+        "only a run of the same size and partition can load them again",
         f"first read from {next(iter(collected.kept))}",
     )
-    headline = f"optimizer {what} {listed} of single ranks {are} kept as found"
+    headline = f"optimizer {what} {listed} of single ranks {are} kept unchanged"
     return (Diagnostic("kept-as-is", headline, "warning", notes=notes),)
 
 
@@ -264,7 +264,9 @@ def _weights_alone(source: Source) -> tuple[Diagnostic, ...]:
 
 def _unnamed(collected: Collected) -> tuple[Diagnostic, ...]:
     """A warning that states are stored which have no names."""
-    headline = "states of the optimizer are stored, and it is not known of which parameters"
+    headline = (
+        "states of the optimizer are stored, but it is not known which parameters they belong to"
+    )
     return tuple(
         Diagnostic("unnamed-states", headline, "warning", notes=item.notes, helps=item.helps)
         for item in collected.withheld
@@ -374,8 +376,8 @@ def _per_rank(
     if not listed:
         return out, ()
     shown = some(f"{entry} in {file}" for entry, file in listed.items())
-    other = "`universal` keeps what each of them says; other targets have what rank 0 says"
-    headline = "files of other ranks say otherwise than that of rank 0"
+    other = "`universal` keeps the values of each rank; other targets have those of rank 0"
+    headline = "files of other ranks differ from that of rank 0"
     return out, (_ranks_differ(headline, shown, other),)
 
 

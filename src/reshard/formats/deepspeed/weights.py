@@ -230,7 +230,7 @@ class Pipeline:
                 f"{file} may be the weights of {len(fitting)} tied modules",
                 notes=[
                     f"they have the same names and shapes: {listed}",
-                    "the name of a layer's file does not tell by which key it is tied",
+                    "the name of a layer's file does not state by which key it is tied",
                 ],
                 helps=["save the checkpoint with tied modules of different names or shapes"],
             )

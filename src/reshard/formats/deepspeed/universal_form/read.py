@@ -131,7 +131,7 @@ def _states(stored: States, models: Sequence[ModelFile]) -> list[LocalTensor]:
             raise source_error(
                 "unsupported-experts",
                 f"`{name}` holds the experts of several ranks, joined",
-                notes=[f"{files['fp32'].file} does not tell of how many"],
+                notes=[f"{files['fp32'].file} does not state of how many"],
                 helps=["convert the checkpoint that the folder was made from"],
             )
         for state, node in files.items():
