@@ -224,7 +224,9 @@ def _degrees(folder: Folder, first: ModelFile, mp_size: int) -> tuple[int, int]:
             f"and of {mp_size} model-parallel ranks",
             "`checkpoint_parallel_dimensions` and `mp_world_size` disagree",
         )
-    tp = len({tp_rank for _, tp_rank in folder.layers}) if folder.layers else mp_size
+    if not folder.layers:
+        return 1, mp_size
+    tp = len({tp_rank for _, tp_rank in folder.layers})
     if mp_size % tp:
         raise mixed_runs(
             f"{mp_size} model-parallel ranks cannot be stages of {tp} tensor-parallel ranks each",
