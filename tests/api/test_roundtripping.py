@@ -294,3 +294,17 @@ def test_a_mask_comes_back_as_a_mask(tmp_path: Path) -> None:
         {"a.mask": ("BOOL", [4], b"\1\0\1\1"), "w": ("F32", [2], b"12345678")},
     )
     assert reshard.roundtrip(source, ["deepspeed-universal", "dcp:dp=2"]).ok
+
+
+def test_arguments_that_come_back_as_others(fixture_checkpoint: Callable[[str], Path]) -> None:
+    """A model folder has no place for those that change nothing of the model."""
+    source = fixture_checkpoint("megatron_untied_tp2_pp2") / "ckpt"
+    settings = {"rms_norm_eps": 1e-5, "rope_theta": 10000}
+    ways = reshard.roundtrip(
+        source, ["hf", "megatron:tp=1"], states="weights", settings=settings
+    ).ways
+    kept, through = ways[1], ways[2]
+    assert not [item for item in kept.facts if item.path.startswith("args.")]
+    lost = {item.path for item in through.facts if item.fate == "not kept"}
+    assert {"args.transformer_impl", "args.attention_backend"} <= lost
+    assert "args.num_query_groups" not in {item.path for item in through.facts}

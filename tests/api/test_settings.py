@@ -10,6 +10,7 @@ import pytest
 import reshard
 from reshard.errors import ReshardError
 from tiny_llama import CONFIG, write
+from torch_trees import counted, write_tree
 
 
 @pytest.fixture
@@ -68,4 +69,36 @@ def test_a_size_that_the_tensors_do_not_have(source: Path) -> None:
         "error[shape-mismatch]: `--set args.num_layers=3` is not what the stored shapes say\n"
         "  = note: `num_hidden_layers` is 1 by the shapes of the tensors\n"
         "  = help: omit `--set args.num_layers=...`"
+    )
+
+
+def test_a_size_of_the_model_that_a_tensor_does_not_have(source: Path) -> None:
+    assert refused(source, "hidden_size", 16) == (
+        "error[shape-mismatch]: dimension 1 of `model.embed_tokens.weight` has 8 elements where "
+        "the layout says 16\n"
+        "  = note: shape [10, 8] in model.safetensors\n"
+        "  = note: `hidden_size` is 16 by the configuration or `--set`\n"
+        "  = help: correct it if the tensor is right: `--set hidden_size=8`"
+    )
+    assert refused(source, "num_attention_heads", 4).splitlines()[-1] == (
+        "  = help: correct the size that is wrong, in the configuration or with `--set`"
+    )
+
+
+def test_an_axis_that_is_not_said_to_be_cut(tmp_path: Path) -> None:
+    for rank in range(2):
+        tree = {"whole": counted(4), "part": counted(2, start=2 * rank)}
+        write_tree(tmp_path / "run" / f"rank{rank}.pt", {"model": tree})
+    text = tmp_path / "own.ucl"
+    text.write_text(
+        "layout own {\n    mesh tp\n"
+        '    file "rank{tp}.pt" {\n        state param at "model/{name}"\n    }\n'
+        '    "*" = [rows:4]\n}\n'
+    )
+    with pytest.raises(ReshardError) as caught:
+        reshard.open(tmp_path / "run", layout=text)
+    assert str(caught.value) == (
+        "error[shape-mismatch]: dimension 0 of `part` has 2 elements where the layout says 4\n"
+        "  = note: shape [2] in rank0.pt\n"
+        "  = help: an axis that is cut over ranks needs `over MESH_AXIS` in the layout"
     )

@@ -135,7 +135,7 @@ def inspect_source(source: OpenedSource) -> Inspection:
         _shown_root(source.path, catalog.root),
         catalog.format,
         formats.SOURCES[catalog.format].title,
-        formats.SOURCES[catalog.format].writer + catalog.version,
+        catalog.version and formats.SOURCES[catalog.format].writer + catalog.version,
         dict(arrangement.mesh),
         len(catalog.files),
         sum(file.nbytes for file in catalog.files),

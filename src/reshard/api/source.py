@@ -172,7 +172,13 @@ def _catalog(path: Path, request: Request, user: UserLayouts) -> Catalog:
     else:
         name = formats.recognize(path)
         has_layout = user.document is not None
-        catalog = formats.read(name, path, step=request.step, strict_layout=not has_layout)
+        catalog = formats.read(
+            name,
+            path,
+            step=request.step,
+            strict_layout=not has_layout,
+            excluded=request.leave_out,
+        )
     if request.check:
         catalog = catalog.with_warnings(_checked(catalog, request.on_progress))
     if request.config is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,15 @@ class FactChange(Plain):
 def compare_facts(left: Catalog, right: Catalog) -> tuple[FactChange, ...]:
     """Every value that differs: of training, roles of names, and the files beside the weights.
 
-    Of `config.json` every key is compared. What only the writing framework understands
-    (`training.framework`, its arguments) is not: it says how a checkpoint was written.
+    Of `config.json` every key is compared, and of Megatron's arguments, where both have them, those
+    that do not say how a checkpoint lies over ranks. What else only the writing framework
+    understands (`training.framework`) is not: it says how a checkpoint was written.
     """
     one, other = facts_of(left), facts_of(right)
+    args = _arguments(left), _arguments(right)
+    if all(args):  # another framework has other words for them, in its configuration
+        one |= _leaves(args[0], "args")
+        other |= _leaves(args[1], "args")
     out = []
     for path in dict.fromkeys((*one, *other)):
         if path not in other:
@@ -75,6 +81,23 @@ def facts_of(catalog: Catalog) -> dict[str, object]:
         CONFIG: dict(stated_config(catalog) or {}),
     }
     return dict(_leaves(tree, ""))
+
+
+_OF_THE_LAYOUT = re.compile(
+    r"\w*(parallel|pipeline|virtual|world_size|rank|ckpt|checkpoint|distributed|dist_)\w*"
+    r"|iteration|curr_iteration|consumed_\w+|skipped_\w+|padded_vocab_size"
+    r"|make_vocab_size_divisible_by|no_save_\w+|no_load_\w+|decoder_\w+_num_layers|params_dtype"
+    r"|bf16|fp16"
+)
+"""Arguments that say how a checkpoint lies over ranks and files, not what was trained."""
+
+
+def _arguments(catalog: Catalog) -> dict[str, object]:
+    """The arguments of a run of Megatron, which a target may write anew."""
+    args = (catalog.config or {}).get("args")
+    if not isinstance(args, Mapping):
+        return {}
+    return {key: item for key, item in args.items() if not _OF_THE_LAYOUT.fullmatch(str(key))}
 
 
 def _group(group: Mapping[str, object]) -> dict[str, object]:

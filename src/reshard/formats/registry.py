@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module, resources
@@ -31,6 +31,8 @@ class SourceFormat:
            turn: when it is asked; a later one only where a folder is of no format before it.
                  Weights for serving often lie in the folder of a training run.
            has_weights_apart: whether its weights may lie in a folder of Hugging Face's form.
+           counts_all: whether its optimizers count all parameters of the model, so that reading
+                       them asks what is none.
     """
 
     package: str
@@ -39,6 +41,7 @@ class SourceFormat:
     marks: str
     turn: int = 0
     has_weights_apart: bool = False
+    counts_all: bool = False
 
 
 SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
@@ -63,6 +66,7 @@ SOURCES: Mapping[str, SourceFormat] = MappingProxyType(
             "Megatron checkpoint",
             "checkpoint version ",
             "`latest_checkpointed_iteration.txt`, `mp_rank_*` folders, or `metadata.json`",
+            counts_all=True,
         ),
         "dcp": SourceFormat(
             "reshard.formats.dcp",
@@ -264,15 +268,26 @@ def is_source(name: str, path: Path) -> bool:
     return bool(module_of(f"{SOURCES[name].package}.detect").detect(path))
 
 
-def read(name: str, path: Path, *, step: str | None = None, strict_layout: bool = True) -> Catalog:
+def read(
+    name: str,
+    path: Path,
+    *,
+    step: str | None = None,
+    strict_layout: bool = True,
+    excluded: Collection[str] = (),
+) -> Catalog:
     """The catalog of a folder that is known to be of a format.
 
     Args:  step: which of several.  strict_layout: whether the checkpoint must describe itself; not
-           where the user brings a layout.
+           where the user brings a layout.  excluded: names of tensors that are not wanted.
     Raises: everything that the format finds wrong.
     """
     module = module_of(f"{SOURCES[name].package}.read")
-    parts = {"read_weights": _read_weights} if SOURCES[name].has_weights_apart else {}
+    parts: dict[str, object] = {}
+    if SOURCES[name].has_weights_apart:
+        parts["read_weights"] = _read_weights
+    if SOURCES[name].counts_all:
+        parts["excluded"] = excluded
     with as_source_error(path):
         catalog = module.read(path, step=step, strict_layout=strict_layout, **parts)
     assert isinstance(catalog, Catalog)

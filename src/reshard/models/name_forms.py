@@ -16,6 +16,7 @@ from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.language.layout import Layout
 from reshard.plan.catalog import Catalog, Left, LocalTensor
 from reshard.plan.environment import environment
+from reshard.plan.names import name_pattern
 from reshard.run.states import EXTRA
 
 _FREQUENCIES = "rotary frequencies, which the model computes from its configuration"
@@ -242,8 +243,7 @@ def without_named(catalog: Catalog, patterns: Iterable[str]) -> Catalog:
     names = dict.fromkeys(tensor.name for tensor in catalog.tensors)
     reasons: dict[str, str] = {}
     for text in patterns:
-        parts = (re.escape(part) for part in text.split("*"))
-        pattern = re.compile(".*".join(parts), re.DOTALL)
+        pattern = name_pattern(text)
         matches = [name for name in names if pattern.fullmatch(name)]
         if not matches:
             raise _unknown(text, names)

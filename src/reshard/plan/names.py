@@ -62,3 +62,8 @@ def some(items: Iterable[str], most: int = 6) -> str:
     listed = list(items)
     more = f", and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
+
+
+def name_pattern(text: str) -> re.Pattern[str]:
+    """What names follow a pattern of the user's; a `*` stands for any characters."""
+    return re.compile(".*".join(re.escape(part) for part in text.split("*")), re.DOTALL)

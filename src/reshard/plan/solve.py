@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from reshard.algebra.split import round_up
 from reshard.algebra.term import Leaf, Product, Term, term_axes
 from reshard.errors import ReshardError, layout_error
-from reshard.language.expression import evaluate
+from reshard.language.expression import Expression, evaluate
 from reshard.language.expression import names as names_in
 from reshard.language.layout import Axis, Rule, Split
 from reshard.plan import solve_faults
@@ -54,7 +54,7 @@ class Solver:
         self._given = given
         self._splits = splits
         self._mesh = mesh
-        self._env = env
+        self._env = self._stated = env
         self._shares = shares
         self._cuts: dict[str, AxisCut] = {}
         self._sizes: dict[Unknown, int] = {}
@@ -348,7 +348,18 @@ class Solver:
             for axis in axes
             if (what := (axis, self._block(axis, coord))) in self._seen
         }
-        return solve_faults.mismatch(item, size, known, origins)
+        stated = {
+            name: self._stated[name]
+            for axis in axes
+            if axis not in origins and (size_of := self._size_of(axis)) is not None
+            for name in names_in(size_of)
+            if name in self._stated
+        }
+        return solve_faults.mismatch(item, size, known, origins, stated, self._mesh)
+
+    def _size_of(self, axis: str) -> Expression | None:
+        """What the layout says that the size of an axis is."""
+        return self._axes[axis].size if axis in self._axes else None
 
 
 def stated_cut(

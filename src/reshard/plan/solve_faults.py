@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from reshard.algebra.term import Leaf, Product, Sum, Term
@@ -40,11 +40,14 @@ def mismatch(
     size: int,
     known: Mapping[str, int],
     origins: Mapping[str, Observation],
+    stated: Mapping[str, object],
+    mesh: Mapping[str, int],
 ) -> ReshardError:
     """A dimension is not as long as its axes say.
 
     Args:  known: the stored size of each axis of the term.
            origins: what told it, for the axes that were solved.
+           stated: what the configuration or the user states of the other axes, by name.
     """
     seen = item.seen
     values = ", ".join(f"{axis}={value}" for axis, value in known.items())
@@ -63,11 +66,32 @@ def mismatch(
         "shape-mismatch",
         f"dimension {item.dim} of `{seen.name}` has {item.length} elements "
         f"where the layout says {size}",
-        notes=notes,
-        helps=[
-            "an axis that is cut needs `over MESH_AXIS`; one that is not must be equal everywhere"
+        notes=[
+            *notes,
+            *(
+                f"`{name}` is {value} by the configuration or `--set`"
+                for name, value in stated.items()
+            ),
         ],
+        helps=list(_ways_out(item, size, stated, mesh)),
     )
+
+
+def _ways_out(
+    item: Equation, size: int, stated: Mapping[str, object], mesh: Mapping[str, int]
+) -> Iterator[str]:
+    """What may make the dimension as long as it is."""
+    if len(stated) == 1 and isinstance(item.term, Leaf) and size in stated.values():
+        yield f"correct it if the tensor is right: `--set {next(iter(stated))}={item.length}`"
+    elif stated:
+        yield "correct the size that is wrong, in the configuration or with `--set`"
+    counts = {1}
+    for count in mesh.values():
+        counts |= {count * other for other in counts}
+    if item.length and size % item.length == 0 and size // item.length in counts - {1}:
+        yield "an axis that is cut over ranks needs `over MESH_AXIS` in the layout"
+    elif not stated:
+        yield "an axis has one size in all tensors: correct the rule, or its axes"
 
 
 def indivisible(item: Equation, length: int, base: int, step: int, axis: str) -> ReshardError:

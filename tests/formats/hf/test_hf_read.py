@@ -93,7 +93,8 @@ def test_a_last_rank_that_may_be_missing_is_told() -> None:
         "  = note: its files do not say how large the whole tensors are; every tensor ends where "
         "its last part ends\n"
         "  = note: all parts of each tensor are equally long, so that more may have followed\n"
-        "  = help: name the model with `--model`, to hold the shapes against `config.json`"
+        "  = help: name the model with `--model`, to hold the shapes against its configuration; "
+        "give that with `--config DIR` if the folder has no `config.json`"
     ]
 
 

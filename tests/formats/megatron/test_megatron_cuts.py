@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -480,3 +480,28 @@ def test_what_belongs_to_one_rank_may_differ(tmp_path: Path) -> None:
         tree["args"] = namespace(**{**tree["args"].attributes, **own})
 
     assert_whole(Forge(tp=2, pp=2, stages=(1, 1), change=change), tmp_path)
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_tensor_that_the_optimizer_does_not_count(size: int, pp: int, tmp_path: Path) -> None:
+    """Shapes show which it is; where they do not, the user says it."""
+
+    def change(place: tuple[int, int, int], tree: dict[str, Any]) -> None:
+        tree["model"]["rope.extra"] = np.arange(size, dtype="float32")
+
+    stages = (2,) if pp == 1 else (1, 1)
+    forge = Forge(tp=2, pp=pp, stages=stages)
+    plain, run = tmp_path / "plain", tmp_path / "run"
+    forge.write(plain)
+    replace(forge, change=change).write(run)
+    if size == 8:  # that of a bias
+        assert message(run, run)[0].endswith(
+            "model_optim_rng.pt numbers 9 parameters where 10 fit it"
+            if pp == 1
+            else "model_optim_rng.pt numbers 4 parameters where 5 fit it"
+        )
+        assert "  = help: exclude what is no parameter with `--leave-out NAME`" in message(run, run)
+    out = tmp_path / "out"
+    reshard.convert(run, out, "universal", leave_out=["rope.*"])
+    assert reshard.verify(plain, out).ok

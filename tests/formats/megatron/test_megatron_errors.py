@@ -298,6 +298,7 @@ def test_a_group_of_too_few(tmp_path: Path) -> None:
         "parameters where 10 fit it",
         "  = note: wd_mult=1.0, is_expert_parallel=False",
         "  = note: first that fits: `embedding.word_embeddings.weight`",
+        "  = help: exclude what is no parameter with `--leave-out NAME`",
         "  = help: leave the optimizer out with `--states weights`",
     ]
     weights_alone(root, tmp_path / "out")

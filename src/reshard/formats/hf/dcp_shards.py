@@ -167,7 +167,10 @@ def _unproved(
                 "last part ends",
                 "all parts of each tensor are equally long, so that more may have followed",
             ),
-            helps=("name the model with `--model`, to hold the shapes against `config.json`",),
+            helps=(
+                "name the model with `--model`, to hold the shapes against its configuration; give "
+                "that with `--config DIR` if the folder has no `config.json`",
+            ),
         ),
     )
 

@@ -22,6 +22,7 @@ from reshard.formats.megatron.modules import is_expert, is_vocabulary, tied_name
 from reshard.formats.megatron.ranks import DISTRIBUTED, RankFile, Ranks
 from reshard.models.megatron_arguments import EMBEDDING
 from reshard.plan.catalog import Fragment, Left, LocalTensor
+from reshard.run.numbering import names_of_numbers
 from reshard.run.states import MASTER, STEP
 from reshard.storage.kept import local_tensor
 from reshard.storage.numbers import number_bytes
@@ -31,6 +32,7 @@ from reshard.store.source_files import SourceFiles
 _INNER = ("optimizer", "optimizer_state_dict")
 _MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 _WEIGHTS_ALONE = "leave the optimizer out with `--states weights`"
+_NO_PARAMETER = "exclude what is no parameter with `--leave-out NAME`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,8 +339,9 @@ def _members(
     out = []
     for group, claim in zip(groups, claims, strict=True):
         members = tuple(p for p in remaining if p in claim)
-        listed = group.get("params")
-        numbers = tuple(i for i in _items(listed) if isinstance(i, int))
+        listed, numbers = group.get("params"), _numbers(group)
+        if len(numbers) < len(members):
+            members = _trained(optimizer, numbers, members, file) or members
         if listed is not None and len(numbers) != len(members):
             raise _ambiguous(
                 f"a param group of {file} numbers {len(numbers)} parameters where {len(members)} "
@@ -346,6 +349,7 @@ def _members(
                 f"wd_mult={group.get('wd_mult')}, "
                 f"is_expert_parallel={group.get('is_expert_parallel')}",
                 f"first that fits: `{members[0].name}`" if members else "none fits",
+                more=[_NO_PARAMETER] if len(numbers) < len(members) else (),
             )
         if listed is None and claim and claims.count(claim) > 1:
             raise _ambiguous(
@@ -368,6 +372,34 @@ def _members(
     return tuple(out)
 
 
+def _numbers(group: Mapping[str, object]) -> tuple[int, ...]:
+    """The parameters of a group, by number."""
+    return tuple(i for i in _items(group.get("params")) if isinstance(i, int))
+
+
+def _trained(
+    optimizer: _Optimizer, numbers: Sequence[int], members: Sequence[Parameter], file: str
+) -> tuple[Parameter, ...]:
+    """Those of the parameters that a group numbers, where its states' shapes show which these are;
+    none where they do not. What else fits the group is not trained.
+    """
+    listed = [n for group in optimizer.groups for n in _numbers(group)]
+    if not numbers or set(optimizer.states) - {*listed}:
+        return ()
+    shapes = {
+        number: value.shape
+        for number in numbers
+        for value in optimizer.states.get(number, {}).values()
+        if isinstance(value, TensorRef) and value.shape
+    }
+    by_place = [(str(place), item.weight.shape) for place, item in enumerate(members)]
+    try:
+        names = names_of_numbers([numbers], shapes, by_place, file)
+    except ReshardError:
+        return ()
+    return tuple(members[int(names[number])] for number in numbers)
+
+
 def _items(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else ()
 
@@ -384,8 +416,9 @@ def _check_shape(
         )
 
 
-def _ambiguous(headline: str, *notes: str) -> ReshardError:
-    return source_error("ambiguous-optimizer-ids", headline, notes=notes, helps=[_WEIGHTS_ALONE])
+def _ambiguous(headline: str, *notes: str, more: Sequence[str] = ()) -> ReshardError:
+    helps = [*more, _WEIGHTS_ALONE]
+    return source_error("ambiguous-optimizer-ids", headline, notes=notes, helps=helps)
 
 
 def unread_of(root: object, file: str) -> Iterator[Left]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,27 +25,28 @@ from reshard.formats.megatron.names import Stack, expert_of, layer_of, rule_line
 from reshard.formats.megatron.ranks import DISTRIBUTED, Ranks, read_ranks
 from reshard.models.run_arguments import Arguments
 from reshard.plan.catalog import Catalog, Fragment, Left, LocalTensor, SourceFile
-from reshard.plan.names import group_names, quantity
+from reshard.plan.names import group_names, name_pattern, quantity
 from reshard.run.states import EXTRA, STEP
 from reshard.storage.torch_file import open_torch_file
 from reshard.store.source import LocalSource
 from reshard.store.source_files import SourceFiles
 
 
-def read_legacy(folder: Path, *, strict: bool = True) -> Catalog:
+def read_legacy(folder: Path, *, strict: bool = True, excluded: Collection[str] = ()) -> Catalog:
     """The catalog of an iteration's folder with `mp_rank_*`.
 
     Args:  strict: whether the checkpoint must describe itself.
+           excluded: names, with `*` in them, of what the optimizer may not have.
     Raises: ReshardError[foreign-rank | missing-ranks | mixed-runs | no-arguments | no-model |
             uncovered-parameter | unsupported-expert-tp | glu-mismatch | interleaved-glu |
             fused-rows], and what `open_torch_file` raises. What is wrong with the optimizer alone
             is kept in the catalog.
     """
     with SourceFiles(folder) as files:
-        return _read(read_ranks(folder, strict=strict), files, strict=strict)
+        return _read(read_ranks(folder, strict=strict), files, strict=strict, excluded=excluded)
 
 
-def _read(ranks: Ranks, files: SourceFiles, *, strict: bool) -> Catalog:
+def _read(ranks: Ranks, files: SourceFiles, *, strict: bool, excluded: Collection[str]) -> Catalog:
     args, model = ranks.args, _Model(ranks)
     tensors = [t for chunks in model.chunks.values() for c in chunks for t in model.weights(c)]
     cut = {"tp": ranks.tp, "etp": ranks.etp}
@@ -60,7 +61,13 @@ def _read(ranks: Ranks, files: SourceFiles, *, strict: bool) -> Catalog:
         groups = Groups()
         for rank in ranks.files:
             chunks = model.chunks[rank.file]
-            of_rank, members = states_of(rank, chunks, ranks, files)
+            try:
+                of_rank, members = states_of(rank, chunks, ranks, files)
+            except ReshardError as error:
+                if not excluded or error.diagnostics[0].code != "ambiguous-optimizer-ids":
+                    raise
+                fewer = [model.without(chunk, excluded) for chunk in chunks]
+                of_rank, members = states_of(rank, fewer, ranks, files)
             states += [t for state in of_rank for t in model.state(state, chunks)]
             for group in members:
                 names = (model.global_name(chunks[p.chunk], p.name) for p in group.parameters)
@@ -120,6 +127,17 @@ class _Model:
     def _stage(self, chunk: Chunk) -> int:
         """The number of a chunk, in the order of its layers."""
         return chunk.vpp * self._ranks.pp + chunk.rank.pp
+
+    def without(self, chunk: Chunk, patterns: Collection[str]) -> Chunk:
+        """A chunk without the parameters whose names follow one of the patterns."""
+        wanted = {
+            name: item
+            for name, item in chunk.tensors.items()
+            if not any(
+                name_pattern(text).fullmatch(self.global_name(chunk, name)) for text in patterns
+            )
+        }
+        return replace(chunk, tensors=wanted)
 
     def global_name(self, chunk: Chunk, name: str) -> str:
         """What a rank's tensor is called over all ranks."""
