@@ -28,6 +28,7 @@ from reshard.models.source_names import (
     cannot_keep,
     is_named,
     kept_beside,
+    names_beside,
 )
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.bind import bind
@@ -244,8 +245,31 @@ def _reading(
         return _Reading(modelled.catalog, modelled.layout, None, modelled.family, "layout")
     if naming.keep != "established":
         return _Reading(catalog, catalog.layout)
+    _prove_others(catalog, settings)
     catalog = catalog.with_warnings(kept_beside(catalog, shipped()))
     return _Reading(catalog, catalog.layout, named="config")
+
+
+def _prove_others(catalog: Catalog, settings: Settings) -> None:
+    """Prove that a model is whole which has tensors beside it that its layout does not name.
+
+    Raises: what `bind` and `prove_sources` raise.
+    """
+    _, beside = names_beside(catalog, shipped())
+    if not beside:
+        return
+    others = tuple(tensor for tensor in catalog.tensors if tensor.name not in beside)
+    try:
+        modelled = find_model(replace(catalog, tensors=others), settings=settings)
+    except ReshardError:
+        return  # what it looks like is not known
+    try:
+        arrangement = bind(modelled.layout, modelled.catalog, settings=settings)
+    except ReshardError as error:
+        if all(item.code == "unsolvable-size" for item in error.diagnostics):
+            return
+        raise
+    prove_sources(arrangement)
 
 
 def _modelled(

@@ -100,13 +100,30 @@ def _sizes_agree(catalog: Catalog, config: Mapping[str, object]) -> bool:
     return (rows, columns) in shapes and isinstance(layers, int) and {*range(layers)} <= numbers
 
 
+def names_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[str, tuple[str, ...]]:
+    """The layout that the configuration states, and the stored names that its model does not have,
+    for want of a rule or because the configuration rules them out.
+
+    None of them, and no layout, where it states none that the other names follow.
+    """
+    stored = StoredNames.of(catalog)
+    near = nearest(catalog, families, stored)
+    if near is None or not near.is_stated or near.missing:
+        return "", ()
+    excluded = {pattern for pattern, _ in near.ruled_out}
+    rules = ((kind, [index for index, _ in near.layout.matches(kind)]) for kind in stored.kinds)
+    beside = {
+        kind
+        for kind, indices in rules
+        if not indices or near.layout.rules[indices[0]].pattern.text in excluded
+    }
+    beside -= {*block_scales(catalog).values()}
+    return str(near), tuple(name for name, kind in stored.every.items() if kind in beside)
+
+
 def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnostic, ...]:
     """What a folder holds besides the tensors of the model that its configuration states."""
-    near = nearest(catalog, families, StoredNames.of(catalog))
-    if near is None or not near.is_stated or near.missing:
-        return ()
-    scales = {*block_scales(catalog).values()}
-    unknown = [name for name in near.unknown if name not in scales]
+    near, unknown = names_beside(catalog, families)
     if not unknown:
         return ()
     patterns = tuple(f"`{name}`" for name, _ in group_names(unknown))[:8]

@@ -193,6 +193,28 @@ def test_a_value_head_is_kept_or_left_out_on_purpose() -> None:
     )
 
 
+def test_a_tensor_beside_the_model_is_not_one_that_the_model_lacks() -> None:
+    """A name that was changed in one layer: transformers would make up the weight."""
+    tensors = llama()
+    name = "model.layers.1.mlp.gate_proj.weight"
+    tensors[f"{name}_old"] = tensors.pop(name)
+    text = refused(folder("source", tensors), "hf")
+    assert text.startswith("error[coverage-gap]: ")
+    assert "elements of `gate` are not stored" in text
+    assert not Path("out").exists()
+
+
+def test_a_tensor_that_the_configuration_rules_out_is_named() -> None:
+    name = "model.layers.1.self_attn.q_proj.bias"
+    source = folder("source", llama() | {name: counted(8)}, attention_bias=False)
+    done = reshard.convert(source, "model", "hf")
+    assert [item.render() for item in done.report.warnings] == [
+        "warning[unnamed-kept]: `llama.hf` has no rule for 1 names, which are kept unchanged\n"
+        f"  = note: `{name}`\n"
+        "  = help: the loader ignores names that its model does not have"
+    ]
+
+
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("stored", ["embedding", "head", "both"])
 def test_a_tied_head_is_written_once(stored: str, to: str) -> None:
