@@ -26,6 +26,7 @@ MODELS = (
     "olmo2",
     "gemma2",
     "gemma3",
+    "glm4_moe",
     "gpt2",
     "gpt2+tied",
     "gpt_neox",

@@ -32,6 +32,7 @@ TYPES = [
     "bert",
     "gemma2",
     "gemma3_text",
+    "glm4_moe",
 ]
 
 # Bookkeeping, generation, initialization, dropout and losses of training.

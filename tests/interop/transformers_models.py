@@ -57,6 +57,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", GROUPED),
     "gemma2": ("Gemma2", {**GROUPED, "head_dim": 16, "sliding_window": 4}),
     "gemma3": ("Gemma3Text", {**GROUPED, "head_dim": 16, "sliding_window": 4}),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            **GROUPED,
+            "head_dim": 16, "attention_bias": True, "use_qk_norm": True,
+            "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+        },
+    ),
     "gpt2": (
         "GPT2",
         {"vocab_size": 96, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64},

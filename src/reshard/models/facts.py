@@ -67,7 +67,7 @@ def check_facts(
     catalog = before.catalog
     if source == target:
         return catalog, ()
-    own = _Source(before, source)
+    own = _Source(before, source, after.layout if target == "transformers" else None)
     warnings: tuple[Diagnostic, ...] = ()
     if source.startswith(_MEGATRON) and target.startswith(_MEGATRON):
         pass  # the arguments go along
@@ -118,10 +118,14 @@ class _Source:
     """What a framework's own configuration of a model says.
 
     Args:  framework: the one whose names the source has.
+           config_layout: that of a `config.json` that will be made, which must say all of it.
     """
 
-    def __init__(self, before: Arrangement, framework: str) -> None:
+    def __init__(
+        self, before: Arrangement, framework: str, config_layout: Layout | None = None
+    ) -> None:
         self.facts = Facts()
+        self._config_layout = config_layout
         self._layout, self._framework = before.layout, framework
         self._table: FrameworkKeys | None = None
         self._config: Mapping[str, object] = {}
@@ -158,8 +162,9 @@ class _Source:
 
     def _used(self) -> set[str]:
         layout = self._layout
-        lines = (*layout.config.values(), layout.when)
-        used = {name.removeprefix("args.") for line in lines if line for name in names(line)}
+        lines = [line for name, line in layout.config.items() if self._is_told(name)]
+        lines += [layout.when] if layout.when is not None else []
+        used = {name.removeprefix("args.") for line in lines for name in names(line)}
         used |= self.facts.said
         if self._is_run:
             if self._config.get("multi_latent_attention"):
@@ -170,13 +175,23 @@ class _Source:
             used |= {"use_scaled_rope", "rope_scaling"}  # it says which scaling is meant
         return used
 
+    def _is_told(self, name: str) -> bool:
+        """Whether what a `config` line of the source says has a place in what is made of it."""
+        if self._config_layout is None or self._layout.model is None:
+            return True
+        model = {*model_names(self._layout.model), *facts(self._layout)}
+        return name in self._config_layout.config or name in model or name in _of_cut(self._layout)
+
     def _other_facts(self, losses: Mapping[str, object]) -> ReshardError:
         headline = "the source's configuration changes what the model computes, and no other layout"
         rest = "of the model can state that"
         helps = ["convert to `universal`, which keeps the configuration"]
         if self._is_run:
             headline = "the run's arguments change what the model computes, and layout"
-            rest = f"`{self._layout.name}` cannot state them"
+            said = {item for line in self._layout.config.values() for item in names(line)}
+            is_read = self._config_layout is not None and {f"args.{key}" for key in losses} <= said
+            silent = self._config_layout if is_read and self._config_layout else self._layout
+            rest = f"`{silent.name}` cannot state them"
             helps = [
                 "convert to `universal` or to `megatron`, which keep the arguments; reshard knows "
                 "no other layout for such a model"
@@ -213,6 +228,12 @@ class _Source:
                 else "check whether they change what the model computes; they are not converted",
             ),
         )
+
+
+def _of_cut(layout: Layout) -> set[str]:
+    """What a layout asks for to say how axes are cut and padded, which is nothing of the model."""
+    asked = (split.pad_to for split in layout.places.values() if split.pad_to is not None)
+    return {name for expression in asked for name in names(expression)}
 
 
 def _left(

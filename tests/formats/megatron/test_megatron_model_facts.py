@@ -59,13 +59,17 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(more: Mapping[str, tuple[int, ...]] | None = None, **args: Any) -> None:
+def run(
+    more: Mapping[str, tuple[int, ...]] | None = None, *, without: str = " ", **args: Any
+) -> None:
     """A run of one rank in the folder `run`.
 
     Args:  more: shapes of tensors that it stores besides those of a Llama.
+           without: what is in no name of those of a Llama that it stores.
     """
     tensors, start = {}, 0
-    for name, shape in {**SHAPES, **(more or {})}.items():
+    llama = {name: shape for name, shape in SHAPES.items() if without not in name}
+    for name, shape in {**llama, **(more or {})}.items():
         size = int(np.prod(shape))
         tensors[name] = np.arange(start, start + size, dtype=np.float32).reshape(shape)
         start += size
@@ -148,6 +152,36 @@ def test_the_whole_text_of_a_refusal() -> None:
         "error[other-facts]: the run's arguments change what the model computes, and layout "
         "`megatron` cannot state them\n"
         "  = note: `apply_layernorm_1p` is true\n"
+        "  = help: convert to `universal` or to `megatron`, which keep the arguments; reshard "
+        "knows no other layout for such a model"
+    )
+
+
+LAYER = {name: shape for name, shape in SHAPES.items() if name.startswith(AT)}
+LAYER = {name: shape for name, shape in LAYER.items() if "linear_fc" not in name}
+LAYER |= {f"{AT}self_attention.{part}_layernorm.weight": (2,) for part in "qk"}
+LAYER |= {f"{AT}mlp.router.weight": (2, 8)}
+LAYER |= {f"{AT}mlp.experts.linear_fc1.weight{e}": (24, 8) for e in range(2)}
+LAYER |= {f"{AT}mlp.experts.linear_fc2.weight{e}": (8, 12) for e in range(2)}
+EXPERTS = {
+    name.replace(".0.", f".{layer}."): shape for layer in range(2) for name, shape in LAYER.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("moe_router_score_function", "sigmoid"), ("moe_router_topk_scaling_factor", 2.5)],
+)
+def test_what_only_another_type_of_the_family_can_say_is_refused(name: str, value: object) -> None:
+    """The layout of the run says it, for GLM-4.5; transformers' `qwen3_moe` has no key for it."""
+    plain = {"num_experts": 2, "moe_router_topk": 1, "moe_ffn_hidden_size": 12, "num_layers": 2}
+    run(EXPERTS, without="linear_fc", **plain, qk_layernorm=True, **{name: value})
+    with pytest.raises(ReshardError) as caught:
+        reshard.convert("run", "out", "hf")
+    assert str(caught.value) == (
+        "error[other-facts]: the run's arguments change what the model computes, and layout "
+        "`hf` cannot state them\n"
+        f"  = note: `{name}` is {json.dumps(value)}\n"
         "  = help: convert to `universal` or to `megatron`, which keep the arguments; reshard "
         "knows no other layout for such a model"
     )
