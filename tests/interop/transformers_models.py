@@ -61,9 +61,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Glm4Moe",
         {
             **GROUPED,
-            "head_dim": 16, "attention_bias": True, "use_qk_norm": True,
-            "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+            "head_dim": 16,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_routed_experts": 4,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "first_k_dense_replace": 1,
         },
     ),
     "gpt2": (
