@@ -339,10 +339,10 @@ def _members(
     out = []
     for group, claim in zip(groups, claims, strict=True):
         members = tuple(p for p in remaining if p in claim)
-        listed, numbers = group.get("params"), _numbers(group)
+        params, numbers = group.get("params"), _numbers(group)
         if len(numbers) < len(members):
             members = _trained(optimizer, numbers, members, file) or members
-        if listed is not None and len(numbers) != len(members):
+        if params is not None and len(numbers) != len(members):
             raise _ambiguous(
                 f"a param group of {file} numbers {len(numbers)} parameters where {len(members)} "
                 "fit it",
@@ -351,7 +351,7 @@ def _members(
                 f"first that fits: `{members[0].name}`" if members else "none fits",
                 more=[_NO_PARAMETER] if len(numbers) < len(members) else (),
             )
-        if listed is None and claim and claims.count(claim) > 1:
+        if params is None and claim and claims.count(claim) > 1:
             raise _ambiguous(
                 f"{claims.count(claim)} param groups of {file} may have the same "
                 f"{len(claim)} parameters",

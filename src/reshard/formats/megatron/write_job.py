@@ -31,20 +31,20 @@ from reshard.storage.torch_writer import NewTensor
 class Job:
     """The tensors, the run, and the options of a target.
 
-    Args:  known: the options that the target has.
+    Args:  names: of the options that the target has.
 
     Attributes:  has_optimizer: its states are written.  has_rng: states of random numbers are.
                  has_remainders: masters are written as their lower halves.
     Raises: ReshardError[unknown-option | bad-option | numbers-disagree].
     """
 
-    def __init__(self, arrangement: Arrangement, target: Target, known: tuple[str, ...]) -> None:
+    def __init__(self, arrangement: Arrangement, target: Target, names: tuple[str, ...]) -> None:
         self.arrangement = arrangement
         self.output = TorchOutput()
         self.inventory = Inventory(arrangement)
         self.resume = Resume(arrangement.catalog, self.output.constant)
-        self.options = WriteOptions(target, known, self.inventory, self.resume)
-        self.is_legacy = known is LEGACY
+        self.options = WriteOptions(target, names, self.inventory, self.resume)
+        self.is_legacy = names is LEGACY
         self.has_optimizer = self.inventory.is_trained and bool(self.resume.groups)
         if not self.has_optimizer:
             self.inventory.lose_states()
@@ -126,8 +126,8 @@ class Job:
         text = "release" if self.options.iteration is None else str(self.options.iteration)
         files = [*last, FileBytes(TRACKER, 0, text.encode())]
         warnings = (*self.builder.warnings, *self._warnings())
-        beside = f"{self.options.folder}/"
-        return self.inventory.output(self.output, files, warnings, beside=beside)
+        folder = f"{self.options.folder}/"
+        return self.inventory.output(self.output, files, warnings, beside=folder)
 
     def _warnings(self) -> Iterator[Diagnostic]:
         """What Megatron will not restore of what is written, and with which arguments it resumes.

@@ -9,7 +9,7 @@ Source: torch/optim/optimizer.py `state_dict`; megatron/core/optimizer/optimizer
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -73,10 +73,17 @@ def _plain(
             settings = _with_step(settings, step, fused=True)
         groups.append({**settings, "params": list(range(count, count + len(members)))})
         count += len(members)
-    inner: dict[str, object] = {"state": states, "param_groups": groups}
-    if not any(map(inventory.is_half, optimizer.members)):
-        return inner
-    return {"optimizer": inner, **_scaler(job), "fp32_from_fp16_params": masters}
+    tree = _adam(job, optimizer.members, states, groups)
+    return {**tree, "fp32_from_fp16_params": masters} if "optimizer" in tree else tree
+
+
+def _adam(
+    job: Job, names: Iterable[str], states: object, groups: Sequence[Settings]
+) -> dict[str, object]:
+    """An optimizer of torch's, in that of half-precision weights where it has some."""
+    inner: dict[str, object] = {"state": states, "param_groups": list(groups)}
+    is_wrapped = any(map(job.inventory.is_half, names))
+    return {"optimizer": inner, **_scaler(job)} if is_wrapped else inner
 
 
 def _states(job: Job, tensor: LaidTensor, rank: str) -> dict[str, object]:
@@ -193,10 +200,7 @@ def _common(job: Job, groups: Sequence[Settings], step: float | None) -> dict[st
         groups = [_with_step(group, step, fused=True) for group in groups]
     elif step is not None:
         state["common_step"] = _step_tensor(job, step)
-    inner: dict[str, object] = {"state": state, "param_groups": list(groups)}
-    if not any(map(job.inventory.is_half, job.trained)):
-        return inner
-    return {"optimizer": inner, **_scaler(job)}
+    return _adam(job, job.trained, state, groups)
 
 
 def dist_states(job: Job) -> Iterator[tuple[str, Whole, DType]]:

@@ -190,9 +190,9 @@ class Resume:
 
     def __init__(self, catalog: Catalog, constant: Constant[object]) -> None:
         run, decode = catalog.training, Decoder(constant)
-        stored = run.of("megatron")
-        self.is_megatron = bool(stored)
-        self.args = _namespace(decode.value(stored.get("args")))
+        entries = run.of("megatron")
+        self.is_megatron = bool(entries)
+        self.args = _namespace(decode.value(entries.get("args")))
         arguments = Arguments(self.args, "")
         self.sizes = {axis: arguments.size(axis) for axis in ("tp", "pp", "ep", "dp")}
         self.mesh = self.sizes["tp"], self.sizes["pp"], self.sizes["ep"]
@@ -201,9 +201,9 @@ class Resume:
         self.groups = tuple(Group(settings, params) for settings, params in groups if settings)
         state = decode.mapping(run.state) if self.is_megatron else {}
         self.scheduler, self.scaler = state.get("lr_scheduler"), state.get("loss_scaler")
-        other, objects = (decode.mapping(stored.get(key)) for key in ("other", "objects"))
+        other, objects = (decode.mapping(entries.get(key)) for key in ("other", "objects"))
         self.other = {k: v for k, v in other.items() if k not in _WRITTEN_ANEW}
-        self.rng = self._rng(decode.value(stored.get("rng_state")), objects)
+        self.rng = self._rng(decode.value(entries.get("rng_state")), objects)
         self.extra_states = {k: v for k, v in objects.items() if _EXTRA in k}
         self.objects = {
             key: value
@@ -237,7 +237,7 @@ def _namespace(value: object) -> dict[str, object]:
 class WriteOptions:
     """A run of Megatron, as far as its files depend on it.
 
-    Args:  known: LEGACY; or DIST, whose files are of no ranks: there the source's sizes are kept.
+    Args:  names: LEGACY; or DIST, whose files are of no ranks: there the source's sizes are kept.
 
     Attributes:
         tp, pp, vpp, ep, dp: sizes.  etp: ranks that share one expert.
@@ -251,10 +251,10 @@ class WriteOptions:
     """
 
     def __init__(
-        self, target: Target, known: tuple[str, ...], inventory: Inventory, resume: Resume
+        self, target: Target, names: tuple[str, ...], inventory: Inventory, resume: Resume
     ) -> None:
-        target.reject_unknown(known)
-        before = resume.sizes if known is DIST else {}
+        target.reject_unknown(names)
+        before = resume.sizes if names is DIST else {}
         sizes = [target.integer(axis, before.get(axis, 1)) or 1 for axis in _MESH]
         self.tp, self.pp, self.vpp, self.ep = sizes
         self.etp = target.integer("etp", self.tp) or 1
