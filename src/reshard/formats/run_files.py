@@ -216,7 +216,8 @@ class _Account:
             if self.entries > _MAX_ENTRIES:
                 self._leave(f"{prefix}{name}", "there are too many files")
                 return
-            if name not in folders or source.is_link(name):
+            is_read = f"{prefix}{name}/" in self._folders  # a link to it was followed
+            if name not in folders or (source.is_link(name) and not is_read):
                 yield name
             elif self._is_entered(folder, name, is_run=is_run):
                 if depth == _MAX_DEPTH and f"{prefix}{name}/" not in self._folders:

@@ -439,6 +439,7 @@ def test_ranks_behind_links_to_other_disks_are_read(tmp_path: Path) -> None:
         folder = rank(run, name).parent
         shutil.move(folder, elsewhere / name)
         folder.symlink_to(elsewhere / name)
+    assert not reshard.convert(run, tmp_path / "out", "universal").report.warnings
     opened = reshard.open(run)
     for name, state in (
         ("embedding.word_embeddings.weight", "param"),
