@@ -78,7 +78,7 @@ DESCRIPTIONS: dict[str, tuple[str, tuple[Texts, ...]]] = {
     'layouts/files/meta.ucl': ('meta', (('consolidated.{tp:02}.pth',), ('params.json',))),
     'layouts/files/meta_llama3.ucl': ('meta_llama3', (('consolidated.{tp:02}.pth',), ('params.json',))),
     'layouts/files/nanogpt.ucl': ('nanogpt', (('ckpt.pt',),)),
-    'layouts/files/nanotron.ucl': ('nanotron', (('model/{module}/model_{parameter}_pp-rank-{pp}-of-{#pp}_tp-rank-{tp}-of-{#tp}_exp-rank-{ep}-of-{#ep}.safetensors', 'model/{module}/model_{parameter}_pp-rank-{pp}-of-{#pp}_tp-rank-{tp}-of-{#tp}.safetensors', 'model/{module}/model_{parameter}.safetensors'), ('checkpoint_metadata.json',))),
+    'layouts/files/nanotron.ucl': ('nanotron', (('checkpoint_metadata.json',), ('model/{module}/model_{parameter}_pp-rank-{pp}-of-{#pp}_tp-rank-{tp}-of-{#tp}_exp-rank-{ep}-of-{#ep}.safetensors', 'model/{module}/model_{parameter}_pp-rank-{pp}-of-{#pp}_tp-rank-{tp}-of-{#tp}.safetensors', 'model/{module}/model_{parameter}.safetensors'))),
     'layouts/files/single_file.ucl': ('single_file', (('*.pt', '*.pth', '*.ckpt', '*.bin', '*.tar', '*.safetensors'),)),
     'layouts/files/tensorrt_llm.ucl': ('tensorrt_llm', (('rank{tp}.safetensors',), ('config.json',))),
     'layouts/files/torch_checkpointing.ucl': ('torch_checkpointing', (('metadata.pkl',), ('model_{dp}.pt',))),
