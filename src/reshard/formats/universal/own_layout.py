@@ -32,6 +32,8 @@ def own_layout(
     name = arrangement.layout.name
     if names:
         document = whole_layout(arrangement, names)
+        if _is_of_whole_tensors(arrangement.layout):
+            return name, format_document(document), ()
         try:
             why = _difference(arrangement, wholes, entries, compile_layout(document, name))
         except ReshardError as error:
@@ -50,6 +52,17 @@ def own_layout(
         helps=("to cut them again, give a layout with `--layout`",),
     )
     return NAME, plain, (warning,)
+
+
+def _is_of_whole_tensors(layout: Layout) -> bool:
+    """Whether a layout is one rule, by which each tensor is an atom of its own, as it is stored:
+    that makes of a whole tensor what it made of the parts.
+    """
+    if layout.model is not None or layout.places or len(layout.rules) != 1:
+        return False
+    (rule,) = layout.rules
+    plain = (rule.atom, rule.dims, rule.averaged_over, rule.stage, rule.when, rule.only)
+    return rule.pattern.text == "**" and rule.rest and not any(plain)
 
 
 def _difference(
