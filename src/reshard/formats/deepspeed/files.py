@@ -65,8 +65,7 @@ def is_step_folder(path: Path) -> bool:
     """Whether a folder directly holds files of a DeepSpeed checkpoint."""
     kinds = (MODEL, MODEL_ZERO3, *OPTIMIZERS.values())
     try:
-        with os.scandir(path) as entries:
-            return any(kind.match(entry.name) for entry in entries for kind in kinds)
+        return any(kind.match(name) for name in LocalSource(path).files() for kind in kinds)
     except OSError:
         return False
 
@@ -210,7 +209,7 @@ def read_folder(root: Path) -> Folder:
 
     Raises: ReshardError[mixed-runs] when files of two runs lie side by side.
     """
-    names = sorted(os.listdir(root))
+    names = LocalSource(root).files()
 
     def of(kind: Pattern) -> dict[tuple[int, ...], str]:
         numbers = {

@@ -6,7 +6,6 @@ and `_save_optimizer_state`; checkpoint/universal_checkpoint.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -31,6 +30,7 @@ from reshard.plan.catalog import Catalog, Fragment, LocalTensor
 from reshard.run.states import MASTER, PARAM, STEP
 from reshard.storage.kept import Keeper, local_tensor
 from reshard.storage.torch_file import TensorRef
+from reshard.store.source import LocalSource
 
 NAME = "deepspeed-universal"
 LAYOUT = 'layout deepspeed {\n    mesh tp\n    "**" = [...]\n}\n'
@@ -49,7 +49,7 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
     root = find_universal(path, step)
     files = Files(root)
     stored = _files(root, files)
-    optimizer = files.root_of(OPTIMIZER_STATE) if (root / OPTIMIZER_STATE).is_file() else None
+    optimizer = files.root_of(OPTIMIZER_STATE) if LocalSource(root).has(OPTIMIZER_STATE) else None
     models = _models(root, files)
     first = models[0]
     groups = None if optimizer is None else optimizer.get("param_groups")
@@ -88,20 +88,19 @@ def read(path: Path, *, step: str | None = None, strict_layout: bool = True) -> 
 def _files(root: Path, files: Files) -> States:
     """The folder of every parameter."""
     out: dict[str, dict[str, Node]] = {}
-    for name in sorted(os.listdir(root / ZERO)):
-        folder = root / ZERO / name
-        if not folder.is_dir():
-            continue
+    source = LocalSource(root)
+    for folder in source.folders(ZERO):
+        name = folder.removeprefix(f"{ZERO}/")
         out[name] = {
-            file.removesuffix(".pt"): files.root_of(f"{ZERO}/{name}/{file}")
-            for file in sorted(os.listdir(folder))
+            file.removeprefix(f"{folder}/").removesuffix(".pt"): files.root_of(file)
+            for file in source.files(folder)
             if file.endswith(".pt")
         }
         if "fp32" not in out[name]:
             listed = ", ".join(f"`{state}.pt`" for state in out[name])
             raise source_error(
                 "missing-file",
-                f"{folder} has no `fp32.pt`",
+                f"{root / folder} has no `fp32.pt`",
                 notes=[f"it has {listed or 'no files'}"],
                 helps=["copy the folder again, or convert the checkpoint that it was made from"],
             )
@@ -113,7 +112,7 @@ def _models(root: Path, files: Files) -> list[ModelFile]:
 
     A folder for all stages has both.
     """
-    listed = sorted(os.listdir(root))
+    listed = LocalSource(root).files()
     names = [name for name in listed if MODEL.match(name)] or [
         name for name in listed if (MODEL_ZERO3.match(name) or {}).get("dp") == 0
     ]
