@@ -184,7 +184,14 @@ def test_the_index_of_errors(request: pytest.FixtureRequest) -> None:
 
 def _codes(tree: ast.AST) -> set[str]:
     """The codes of the diagnostics that a module makes with a literal code."""
-    makers = {"Diagnostic", "source_error", "layout_error", "target_error", "output_error"}
+    makers = {
+        "Diagnostic",
+        "source_error",
+        "layout_error",
+        "target_error",
+        "output_error",
+        "warning",
+    }
     found = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not node.args:

@@ -273,6 +273,11 @@ def _raiser(
     return ReshardError(diagnostic, exit_code)
 
 
+def warning(code: str, headline: str, *notes: str, helps: Iterable[str] = ()) -> Diagnostic:
+    """What is worth knowing, and is no failure."""
+    return Diagnostic(code, headline, "warning", notes=notes, helps=tuple(helps))
+
+
 def layout_error(
     code: str,
     headline: str,

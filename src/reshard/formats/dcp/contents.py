@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.dcp.form import Form, Mark
 from reshard.formats.dcp.names import Path
 from reshard.plan.arrangement import Arrangement, Whole
@@ -59,15 +59,12 @@ class Settings:
             return ()
         listed = ", ".join(f"`{key}` as {value}" for key, value in self.assumed.items())
         return (
-            Diagnostic(
+            warning(
                 "dcp-defaults",
                 "the source does not record all hyper-parameters of the optimizer",
-                "warning",
-                notes=(
-                    f"written: {listed}",
-                    "PyTorch's loader asks for every one that the optimizer of the run has, and "
-                    "takes it over",
-                ),
+                f"written: {listed}",
+                "PyTorch's loader asks for every one that the optimizer of the run has, and "
+                "takes it over",
                 helps=("set them in the param groups again after loading",),
             ),
         )
@@ -227,11 +224,10 @@ def _left_behind(training: Run) -> list[Diagnostic]:
             return []
         differing = dict.fromkeys(f"`{key}`" for entries in ranks.values() for key in entries)
         return [
-            Diagnostic(
+            warning(
                 "dcp-rank-objects",
                 "objects that differ from rank to rank are written as the first rank has them",
-                "warning",
-                notes=(f"they are {some(differing, 12)}",),
+                f"they are {some(differing, 12)}",
                 helps=("keep the source, or convert to `universal`, which keeps all of them",),
             )
         ]
@@ -245,11 +241,10 @@ def _left_behind(training: Run) -> list[Diagnostic]:
         return []
     name = "the source" if described else framework.get("name") or "the source"
     return [
-        Diagnostic(
+        warning(
             "dcp-left",
             f"what only {name} resumes with is not written",
-            "warning",
-            notes=(f"it is {some((f'`{key}`' for key in keys), 12)}",),
+            f"it is {some((f'`{key}`' for key in keys), 12)}",
             helps=("keep the source, or convert to `universal`, which keeps it",),
         )
     ]

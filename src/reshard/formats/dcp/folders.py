@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from reshard.errors import Diagnostic, ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error, warning
 from reshard.formats.steps import (
     MODELS,
     OPTIMIZERS,
@@ -166,11 +166,10 @@ def _skipped(path: Path, number: int) -> tuple[Diagnostic, ...]:
         later = step_number(item.name)
         if later is not None and later > number and unfinished(item) is not None:
             out.append(
-                Diagnostic(
+                warning(
                     "incomplete-dcp",
                     f"{item} was not written to the end, so step {number} is taken",
-                    "warning",
-                    notes=("it has no `.metadata`, which is written last",),
+                    "it has no `.metadata`, which is written last",
                 )
             )
     return tuple(out)
@@ -186,13 +185,12 @@ def _checked(folder: Folder) -> Folder:
     if folder.kind in ("accelerate", "parts") and is_more:
         raise several_models(folder.root, [part.path.name for part in folder.parts])
     if folder.kind == "olmo-core" and not LocalSource(folder.root).has(".metadata.json"):
-        warning = Diagnostic(
+        unmarked = warning(
             "incomplete-dcp",
             f"{folder.root} has no `.metadata.json`, which OLMo-core writes last",
-            "warning",
-            notes=("the folder `model_and_optim` is whole; the state of the trainer may not be",),
+            "the folder `model_and_optim` is whole; the state of the trainer may not be",
         )
-        return replace(folder, oddities=(warning,))
+        return replace(folder, oddities=(unmarked,))
     return folder
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.dcp.folders import Folder, Part
 from reshard.plan.text import show_count
 from reshard.storage.dcp_chunks import ChunkReader
@@ -94,12 +94,11 @@ def stale_files(folder: Folder, chunks: ChunkReader) -> tuple[Diagnostic, ...]:
         return ()
     verb = "is" if len(stale) == 1 else "are"
     return (
-        Diagnostic(
+        warning(
             "stale-files",
             f"{show_count(len(stale), 'file')} {verb} no part of the checkpoint, "
             f"and {verb} not read",
-            "warning",
-            notes=tuple(f"`{name}` is not named in `.metadata`" for name in stale[:8]),
+            *tuple(f"`{name}` is not named in `.metadata`" for name in stale[:8]),
             helps=("an earlier save with more ranks leaves such files",),
         ),
     )
@@ -125,17 +124,14 @@ def _newer_files(part: Part, chunks: ChunkReader) -> Iterator[Diagnostic]:
         return
     last = max(newer, key=lambda file: file.mtime_ns)
     word, verb = ("file", "was") if len(newer) == 1 else ("files", "were")
-    yield Diagnostic(
+    yield warning(
         "newer-data",
         f"{len(newer)} of {show_count(len(data), 'data file')} {verb} changed after "
         f"`{lists[0].path}`, which is written last",
-        "warning",
-        notes=(
-            f"`{lists[0].path}` is of {_time(written)}",
-            f"`{last.path}` is of {_time(last.mtime_ns)}",
-            f"if a later save ended halfway, the {word} may hold tensors of another step",
-            "a copy that does not keep times makes such a difference, too",
-        ),
+        f"`{lists[0].path}` is of {_time(written)}",
+        f"`{last.path}` is of {_time(last.mtime_ns)}",
+        f"if a later save ended halfway, the {word} may hold tensors of another step",
+        "a copy that does not keep times makes such a difference, too",
         helps=(
             "if the folder was copied, compare it with the original, or copy it with its times",
         ),

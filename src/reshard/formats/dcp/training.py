@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
 from reshard.formats.dcp.side_files import SideFiles
@@ -55,16 +55,13 @@ def unlike_states(collected: Collected) -> tuple[Diagnostic, ...]:
     listed = ", ".join(f"`{state}`" for state in states)
     word, verb = ("state", "is") if len(states) == 1 else ("states", "are")
     return (
-        Diagnostic(
+        warning(
             "kept-as-is",
             f"optimizer {word} {listed} cannot be resharded, and {verb} kept unchanged",
-            level="warning",
-            notes=(
-                "it has neither the shape of its parameter nor one number "
-                "(Adafactor keeps rows and columns)",
-                f"first `{next(iter(collected.unlike))}`",
-                "`universal` has it, and `dcp` under the same names; other targets leave it out",
-            ),
+            "it has neither the shape of its parameter nor one number "
+            "(Adafactor keeps rows and columns)",
+            f"first `{next(iter(collected.unlike))}`",
+            "`universal` has it, and `dcp` under the same names; other targets leave it out",
         ),
     )
 
@@ -102,17 +99,16 @@ def _iteration(
     others = tuple(f"{number:,} by {at}" for number, at in counts if number != first)
     if not others:
         return first, ()
-    warning = Diagnostic(
+    disagreement = warning(
         "steps-disagree",
         f"the checkpoint states several numbers of steps; {first:,}, by {where}, is taken",
-        level="warning",
-        notes=others,
+        *others,
         helps=(
             "a loss scaler skips steps of the optimizer, and a schedule may count epochs; else "
             "files of two steps may lie together",
         ),
     )
-    return first, (warning,)
+    return first, (disagreement,)
 
 
 def _is_count(value: object) -> bool:

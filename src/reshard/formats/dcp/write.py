@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.dcp.contents import Contents, contents_of
 from reshard.formats.dcp.form import Form, form_of, joined
 from reshard.formats.dcp.rank_files import RankFiles, grid_of
@@ -171,18 +171,16 @@ class _Step:
 
 _OLMO_MARK = ".metadata.json"
 _OLMO_TRAINER = "train/rank0.pt"
-_MOVED = Diagnostic(
+_MOVED = warning(
     "side-file-moved",
     f"the `{CONFIG}` of transformers is written as `{HF_CONFIG}`",
-    "warning",
-    notes=(f"OLMo-core reads a `{CONFIG}` of its own form in the folder of a step",),
+    f"OLMo-core reads a `{CONFIG}` of its own form in the folder of a step",
     helps=("reshard finds it there on the way back",),
 )
-_NO_TRAINER = Diagnostic(
+_NO_TRAINER = warning(
     "olmo-trainer-state",
     "there is no state of OLMo-core's trainer to write",
-    "warning",
-    notes=(f"it reads the step and the data that were seen from `{_OLMO_TRAINER}`",),
+    f"it reads the step and the data that were seen from `{_OLMO_TRAINER}`",
     helps=("give OLMo-core the folder `model_and_optim` inside of it as `load_path`",),
 )
 
@@ -198,10 +196,9 @@ def _elsewhere(catalog: Catalog) -> dict[str, str]:
 # torchtitan.
 
 _FUSED, _PARTS = ".qkv_linear.wqkv.", tuple(f".qkv_linear.{w}." for w in ("wq", "wk", "wv"))
-_NO_LOADER = Diagnostic(
+_NO_LOADER = warning(
     "titan-dataloader",
     "there is no state of torchtitan's data loader, which it asks for",
-    "warning",
     helps=('resume with `--checkpoint.exclude_from_loading=["dataloader"]`',),
 )
 
@@ -245,10 +242,9 @@ def _add_counters(files: RankFiles, contents: Contents, step: int) -> Mapping[st
 
 def _unknown_counters(assumed: Mapping[str, int]) -> Diagnostic:
     listed = ", ".join(f"`{key}` as {value}" for key, value in assumed.items())
-    return Diagnostic(
+    return warning(
         "titan-counters",
         "the source does not record all counters that torchtitan resumes with",
-        "warning",
-        notes=(f"written: {listed}",),
+        f"written: {listed}",
         helps=("state the step with `torchtitan:step=N` where it is not known",),
     )

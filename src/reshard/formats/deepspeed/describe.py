@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reshard.errors import Diagnostic, ReshardError, layout_error
+from reshard.errors import Diagnostic, ReshardError, layout_error, warning
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.experts import expert_of
 from reshard.formats.deepspeed.node import ranks_disagree
@@ -213,15 +213,12 @@ def _constant(names: Sequence[str]) -> tuple[Diagnostic, ...]:
         return ()
     what = "1 parameter is" if len(names) == 1 else f"{len(names)} parameters are"
     return (
-        Diagnostic(
+        warning(
             "undecided-parameter",
             f"{what} in no list of `{KEY}`, and equal everywhere",
-            level="warning",
-            notes=(
-                _listed(names),
-                "one number fills the shards of all ranks, so that a copy and a cut look the same",
-                "joined along dimension 0, as DeepSpeed does",
-            ),
+            _listed(names),
+            "one number fills the shards of all ranks, so that a copy and a cut look the same",
+            "joined along dimension 0, as DeepSpeed does",
             helps=("for a copy, write `[...]` in a layout and give it with `--layout FILE`",),
         ),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.errors import Diagnostic, ReshardError, target_error, warning
 from reshard.formats.deepspeed.experts import sharing_ranks
 from reshard.formats.deepspeed.inventory import Inventory, find_tag
 from reshard.formats.deepspeed.resume import Resume
@@ -316,11 +316,6 @@ def _same_partition(resume: Resume, options: NativeOptions) -> bool:
 
 
 # Warnings; None for what does not need one.
-
-
-def warning(code: str, headline: str, *notes: str, helps: Sequence[str] = ()) -> Diagnostic:
-    """A warning of a target."""
-    return Diagnostic(code, headline, "warning", notes=notes, helps=tuple(helps))
 
 
 def weights_only(inventory: Inventory, condition: str = "") -> Diagnostic | None:

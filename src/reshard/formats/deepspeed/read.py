@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.deepspeed.collect import collect
 from reshard.formats.deepspeed.describe import describe
 from reshard.formats.deepspeed.files import find_step
@@ -73,11 +73,10 @@ def _ages(files: Sequence[SourceFile]) -> tuple[Diagnostic, ...]:
     if apart < _HOUR_NS:
         return ()
     return (
-        Diagnostic(
+        warning(
             "files-apart",
             f"{younger.path} is {apart // _HOUR_NS} hours younger than {older.path}",
-            level="warning",
-            notes=("model files and optimizer files of one save are written together",),
+            "model files and optimizer files of one save are written together",
             helps=("make sure that they are of one step; copying can change the times, too",),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.deepspeed.experts import fused_layers
 from reshard.formats.deepspeed.model_file import COUNTERS
 from reshard.formats.deepspeed.node import Node
@@ -169,9 +169,7 @@ class Resume:
             return None
         headline = "the source does not record everything that DeepSpeed resumes with"
         advice = "set in the training script what these values should be"
-        return Diagnostic(
-            "deepspeed-defaults", headline, "warning", notes=self._unknown, helps=(advice,)
-        )
+        return warning("deepspeed-defaults", headline, *self._unknown, helps=(advice,))
 
 
 def with_own(root: Mapping[str, object], entries: Mapping[str, object]) -> dict[str, object]:

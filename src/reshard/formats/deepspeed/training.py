@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from reshard.errors import Diagnostic
+from reshard.errors import Diagnostic, warning
 from reshard.formats.deepspeed.collect import Collected
 from reshard.formats.deepspeed.experts import FUSED
 from reshard.formats.deepspeed.model_file import (
@@ -194,7 +194,7 @@ def _kept_as_is(collected: Collected) -> tuple[Diagnostic, ...]:
         f"first read from {next(iter(collected.kept))}",
     )
     headline = f"optimizer {what} {listed} of single ranks {are} kept unchanged"
-    return (Diagnostic("kept-as-is", headline, "warning", notes=notes),)
+    return (warning("kept-as-is", headline, *notes),)
 
 
 def _why(state: str, nodes: Sequence[Node]) -> str:
@@ -226,16 +226,13 @@ def _lacking(source: Source, collected: Collected) -> tuple[Diagnostic, ...]:
     is_one = len(names) == 1
     what = "name of the model has a tensor" if is_one else "names of the model have tensors"
     return (
-        Diagnostic(
+        warning(
             "unstored-parameter",
             f"{len(names)} {what} in no file of this checkpoint",
-            level="warning",
-            notes=(
-                some(listed_kinds(names)),
-                f"`module` in {source.first.file} has empty tensors for them, and they are neither "
-                "in a param group nor among the frozen parameters",
-                "they are parameters that DeepSpeed did not save, or second names of other tensors",
-            ),
+            some(listed_kinds(names)),
+            f"`module` in {source.first.file} has empty tensors for them, and they are neither "
+            "in a param group nor among the frozen parameters",
+            "they are parameters that DeepSpeed did not save, or second names of other tensors",
             helps=(
                 "at ZeRO stage 3 it saves no parameter that is in no param group or was unfrozen "
                 "after the start; where the run can be loaded, `engine.save_16bit_model` writes "
@@ -250,14 +247,11 @@ def _weights_alone(source: Source) -> tuple[Diagnostic, ...]:
     if source.shards or source.plain or source.first.param_shapes is None:
         return ()
     return (
-        Diagnostic(
+        warning(
             "no-optimizer-states",
             "the checkpoint has weights, and no states of the optimizer",
-            level="warning",
-            notes=(
-                f"`param_shapes` in {source.first.file} names parameters that were trained",
-                "DeepSpeed before 0.19 saves no optimizer of a bf16 run at ZeRO stage 0",
-            ),
+            f"`param_shapes` in {source.first.file} names parameters that were trained",
+            "DeepSpeed before 0.19 saves no optimizer of a bf16 run at ZeRO stage 0",
         ),
     )
 
@@ -268,7 +262,7 @@ def _unnamed(collected: Collected) -> tuple[Diagnostic, ...]:
         "states of the optimizer are stored, but it is not known which parameters they belong to"
     )
     return tuple(
-        Diagnostic("unnamed-states", headline, "warning", notes=item.notes, helps=item.helps)
+        warning("unnamed-states", headline, *item.notes, helps=item.helps)
         for item in collected.withheld
     )
 
@@ -392,7 +386,7 @@ def _optimizer_entries(optimizer: Node) -> dict[str, Node]:
 
 def _ranks_differ(headline: str, *notes: str) -> Diagnostic:
     advice = "check that the files are of one run, where the ranks should be alike"
-    return Diagnostic("ranks-differ", headline, "warning", notes=notes, helps=(advice,))
+    return warning("ranks-differ", headline, *notes, helps=(advice,))
 
 
 def _plain(value: object) -> object:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from reshard.algebra.term import Leaf, Product, Sum, Term, term_axes, term_size
 from reshard.dtypes import DType
-from reshard.errors import Diagnostic, ReshardError, target_error
+from reshard.errors import Diagnostic, ReshardError, target_error, warning
 from reshard.formats.deepspeed.files import (
     LATEST_UNIVERSAL,
     MODEL,
@@ -35,7 +35,6 @@ from reshard.formats.deepspeed.native_options import (
     check_universal,
     no_master,
     rank_state,
-    warning,
     weights_only,
 )
 from reshard.formats.deepspeed.resume import Resume

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
-from reshard.errors import Diagnostic, source_error
+from reshard.errors import Diagnostic, source_error, warning
 from reshard.formats.deepspeed.experts import expert_of
 from reshard.formats.deepspeed.files import (
     MODEL,
@@ -191,14 +191,11 @@ def _cut_weights(first: ModelFile, unread: Sequence[str]) -> tuple[Diagnostic, .
     if not unread:
         return ()
     return (
-        Diagnostic(
+        warning(
             "deepspeed-cut-weights",
             f"weights in the type of the computation are not read of {len(unread)} parameters",
-            level="warning",
-            notes=(
-                f"{first.file} has them cut over ranks or padded, e.g. `{unread[0]}`",
-                "their master weights are whole",
-            ),
+            f"{first.file} has them cut over ranks or padded, e.g. `{unread[0]}`",
+            "their master weights are whole",
             helps=("round them from the master weights with `--dtype`",),
         ),
     )
