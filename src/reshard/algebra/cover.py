@@ -30,6 +30,8 @@ def find_fault(boxes: Sequence[Box], space: Box) -> Fault | None:
 
     Args:  boxes: all over the axes of the space.
     """
+    if len(boxes) == 1 and boxes[0] == space:
+        return None
     for index, box in enumerate(boxes):
         if not space.contains(box):
             return Fault("outside", box, index)

@@ -18,7 +18,7 @@ from reshard.api.states import select_states
 from reshard.api.target_source import open_for_target, read_target
 from reshard.errors import Diagnostic, Exit, ReshardError, target_error
 from reshard.plan.arrangement import Arrangement
-from reshard.plan.build import Builder, OnDrift
+from reshard.plan.build import OnDrift, build_arrays
 from reshard.plan.lay_out import LaidTensor, lay_out
 from reshard.plan.plan import ArraySpec
 from reshard.plan.shown import Shown
@@ -190,8 +190,7 @@ def _read(
     from reshard.engine.compare import read_array
     from reshard.engine.run import default_threads
 
-    builder = Builder(arrangement, on_drift)
-    arrays = [builder.array(spec) for spec in specs]
+    arrays = build_arrays(arrangement, specs, on_drift=on_drift)
     with (
         source.files() as files,
         ThreadPoolExecutor(threads or default_threads()) as pool,

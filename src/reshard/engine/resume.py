@@ -5,7 +5,6 @@ Where a file of the source was replaced or written since, so are the bytes that 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,7 @@ from reshard.engine.compare import digest_array
 from reshard.engine.fingerprint import files_of
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
-from reshard.store.digest import new_digest
+from reshard.store.digest import crc32, new_digest
 from reshard.store.journal import Record
 from reshard.store.output import OutputFolder
 from reshard.store.source_files import SourceFiles
@@ -87,7 +86,7 @@ def _written(
             return None
         digest.update(buffer[:got])
         if placed.crc:
-            crc = zlib.crc32(buffer[:got], crc)
+            crc = crc32(buffer[:got], crc)
         at += got
     if digest.text() != record.digest:
         return None

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import threading
-import zlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -14,10 +13,10 @@ import numpy as np
 from reshard.engine.fill import Filler
 from reshard.engine.gather import Gatherer
 from reshard.engine.progress import Progress
-from reshard.engine.units import Handful, Window, units
+from reshard.engine.units import Handful, Own, Track, Work
 from reshard.plan.output import Written
 from reshard.plan.plan import Placed, Plan
-from reshard.store.digest import digest_bytes
+from reshard.store.digest import crc32, digest_bytes
 from reshard.store.journal import Record
 from reshard.store.source_files import SourceFiles
 from reshard.store.store import Destination, NotingDestination
@@ -130,9 +129,8 @@ class _Run:
         self._folder = folder
         self._noting = folder if isinstance(folder, NotingDestination) else None
         self._files = files
-        self._buffer_nbytes = buffer_nbytes
         self._on_progress = on_progress
-        self._units = units(plan, files, buffer_nbytes, done, is_noted=self._noting is not None)
+        self._work = Work(plan, files, buffer_nbytes, done, is_noted=self._noting is not None)
         self._lock = threading.Lock()
         self._reporting = threading.Lock()
         self._waiting: set[threading.Condition] = set()
@@ -142,12 +140,13 @@ class _Run:
     def work(self) -> None:
         """Do pieces of work until there is none left, or one of any thread failed."""
         worker = _Worker(self._files)
+        own = Own()
         try:
-            while (unit := self._next()) is not None:
+            while self.error is None and (unit := self._work.take(own)) is not None:
                 if isinstance(unit, Handful):
                     self._handful(unit, worker)
                 else:
-                    self._window(unit, worker)
+                    self._windows(unit, worker)
         except _StoppedError:
             pass
         except BaseException as error:
@@ -165,10 +164,6 @@ class _Run:
             with condition:
                 condition.notify_all()
 
-    def _next(self) -> Window | Handful | None:
-        with self._lock:
-            return None if self.error is not None else next(self._units, None)
-
     def _handful(self, unit: Handful, worker: _Worker) -> None:
         buffer = worker.buffer(unit.nbytes)
         at = 0
@@ -184,7 +179,7 @@ class _Run:
             self.written[index] = Written(
                 placed,
                 digest if placed.digest else None,
-                zlib.crc32(data) if placed.crc else None,
+                crc32(data) if placed.crc else None,
             )
             first, start, stop = pending[-1] if pending else (placed, 0, -1)
             follows = placed.byte_offset == first.byte_offset + stop - start
@@ -199,46 +194,51 @@ class _Run:
             self._noting.note(records, unit.nbytes)
         self._report(unit.nbytes, unit.items[-1][1])
 
-    def _window(self, unit: Window, worker: _Worker) -> None:
-        track = unit.track
+    def _windows(self, track: Track, worker: _Worker) -> None:
+        """Fill, digest, and write windows of an array, until all of them are taken."""
         placed = track.placed
-        itemsize = placed.array.spec.dtype.itemsize
-        data = worker.buffer((unit.stop - unit.start) * itemsize)
-        track.filler.fill(unit.start, unit.stop, data, worker.gatherer)
-        if track.digest is not None or placed.crc:
-            self._await_turn(unit)
-            if track.digest is not None:
-                track.digest.update(data)
-            if placed.crc:
-                track.crc = zlib.crc32(data, track.crc)
-            if unit.stop == placed.array.spec.numel:
-                digest = track.digest.text() if track.digest is not None and placed.digest else None
-                crc = track.crc if placed.crc else None
-                self.written[track.index] = Written(placed, digest, crc)
+        numel, itemsize = placed.array.spec.numel, placed.array.spec.dtype.itemsize
+        for start in track.starts:
+            if self.error is not None:
+                raise _StoppedError
+            stop = min(start + track.window, numel)
+            data = worker.buffer((stop - start) * itemsize)
+            track.filler.fill(start, stop, data, worker.gatherer)
+            if track.digest is not None or placed.crc:
+                self._await_turn(track, start)
+                if track.digest is not None:
+                    track.digest.update(data)
+                if placed.crc:
+                    track.crc = crc32(data, track.crc)
+                with track.moved:
+                    track.turn = stop
+                    track.moved.notify_all()
+            self._folder.write(placed.file, placed.byte_offset + start * itemsize, data)
             with track.moved:
-                track.turn = unit.stop
-                track.moved.notify_all()
-        elif unit.stop == placed.array.spec.numel:
-            self.written[track.index] = Written(placed, None, None)
-        self._folder.write(placed.file, placed.byte_offset + unit.start * itemsize, data)
-        if self._noting is not None and track.digest is not None:
-            with track.moved:
-                track.written += unit.stop - unit.start
-                is_whole = track.written == placed.array.spec.numel
+                track.written += stop - start
+                is_whole = track.written == numel
             if is_whole:
-                record = Record(track.index, track.digest.text())
-                self._noting.note([record], placed.array.spec.nbytes)
-        self._report(len(data), placed)
+                self._end(track)
+            self._report(len(data), placed)
 
-    def _await_turn(self, unit: Window) -> None:
-        track = unit.track
+    def _end(self, track: Track) -> None:
+        """Note an array of which every window is written."""
+        placed = track.placed
+        digest = None if track.digest is None else track.digest.text()
+        self.written[track.index] = Written(
+            placed, digest if placed.digest else None, track.crc if placed.crc else None
+        )
+        if self._noting is not None and digest is not None:
+            self._noting.note([Record(track.index, digest)], placed.array.spec.nbytes)
+
+    def _await_turn(self, track: Track, start: int) -> None:
+        if track.turn == start:
+            return
         with track.moved:
-            if track.turn == unit.start:
-                return
             with self._lock:
                 self._waiting.add(track.moved)
-            track.moved.wait_for(lambda: track.turn == unit.start or self.error is not None)
-            if track.turn != unit.start:
+            track.moved.wait_for(lambda: track.turn == start or self.error is not None)
+            if track.turn != start:
                 raise _StoppedError
 
     def _report(self, nbytes: int, placed: Placed) -> None:

@@ -1,10 +1,12 @@
-"""How a plan is cut into pieces of work: windows of large arrays, and handfuls of small ones."""
+"""How a plan is cut into pieces of work: large arrays in windows, and handfuls of small ones."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from operator import length_hint
 
 from reshard.engine.fill import Filler
 from reshard.plan.plan import Placed, Plan
@@ -22,7 +24,8 @@ TRANSPOSED_WINDOWS = 8
 
 
 class Track:
-    """A large array on its way: its windows are filled by any thread and digested in order.
+    """A large array on its way, in windows: any thread fills the next one, and they are digested in
+    order.
 
     Args:  is_noted: it is digested whatever the target wants.
     """
@@ -34,20 +37,12 @@ class Track:
         self.placed = placed
         self.filler = Filler(placed.array, files)
         self.window = window_numel(self.filler, buffer_nbytes)
+        self.starts = iter(range(0, placed.array.spec.numel, self.window))
         self.turn = 0
         self.digest: Digest | None = new_digest() if placed.digest or is_noted else None
         self.crc = 0
         self.written = 0
         self.moved = threading.Condition()
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The elements `[start, stop)` of a large array."""
-
-    track: Track
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +62,82 @@ def window_numel(filler: Filler, buffer_nbytes: int) -> int:
     return max(1, buffer_nbytes * longer // filler.array.spec.dtype.itemsize)
 
 
-def units(
-    plan: Plan,
-    files: SourceFiles,
-    buffer_nbytes: int,
-    done: Collection[int] = (),
-    *,
-    is_noted: bool = False,
-) -> Iterator[Window | Handful]:
-    """The work of a plan in the order of its arrays.
+class Work:
+    """The arrays of a plan, handed out file by file; safe to use from several threads.
+
+    Each thread has an output file of its own while there are several: two that write one file wait
+    for each other. Then they take arrays of one file in turn, and at last windows of one array.
 
     Args:  done: positions of arrays that are left out.  is_noted: as for `Track`.
     """
-    few: list[tuple[int, Placed]] = []
-    nbytes = 0
-    for index, placed in enumerate(plan.placed):
-        if index in done:
-            continue
-        size = placed.array.spec.nbytes
-        small = size <= min(SMALL_NBYTES, buffer_nbytes)
-        if few and (not small or nbytes + size > buffer_nbytes or len(few) == MAX_TOGETHER):
-            yield Handful(tuple(few), nbytes)
-            few, nbytes = [], 0
-        if small:
+
+    def __init__(
+        self,
+        plan: Plan,
+        files: SourceFiles,
+        buffer_nbytes: int,
+        done: Collection[int] = (),
+        *,
+        is_noted: bool = False,
+    ) -> None:
+        self._files = files
+        self._buffer_nbytes = buffer_nbytes
+        self._is_noted = is_noted
+        self._lock = threading.Lock()
+        queues: dict[str, deque[tuple[int, Placed]]] = {}
+        for index, placed in enumerate(plan.placed):
+            if index not in done:
+                queues.setdefault(placed.file, deque()).append((index, placed))
+        self._untouched = deque(queues.values())
+        self._begun: list[deque[tuple[int, Placed]]] = []
+        self._tracks: list[Track] = []
+
+    def take(self, own: Own) -> Track | Handful | None:
+        """What a thread does next; None where nothing is left.
+
+        Args:  own: what the thread took before, and takes from now on.
+        """
+        with self._lock:
+            while not own.queue:
+                if self._untouched:
+                    own.queue = self._untouched.popleft()
+                    self._begun = [*filter(None, self._begun), own.queue]
+                    continue
+                self._begun = [queue for queue in self._begun if queue]
+                if not self._begun:
+                    return next(iter(self._unfinished()), None)
+                own.queue = max(self._begun, key=len)
+            unit = self._next(own.queue)
+            if isinstance(unit, Track):
+                self._tracks = [*self._unfinished(), unit]
+            return unit
+
+    def _unfinished(self) -> list[Track]:
+        """Arrays of which some windows are not taken yet."""
+        return [track for track in self._tracks if length_hint(track.starts)]
+
+    def _next(self, queue: deque[tuple[int, Placed]]) -> Track | Handful:
+        few: list[tuple[int, Placed]] = []
+        nbytes = 0
+        most = min(SMALL_NBYTES, self._buffer_nbytes)
+        while queue:
+            size = queue[0][1].array.spec.nbytes
+            if few and (
+                size > most or nbytes + size > self._buffer_nbytes or len(few) == MAX_TOGETHER
+            ):
+                break
+            index, placed = queue.popleft()
+            if size > most:
+                return Track(index, placed, self._files, self._buffer_nbytes, self._is_noted)
             few.append((index, placed))
             nbytes += size
-            continue
-        track = Track(index, placed, files, buffer_nbytes, is_noted)
-        numel = placed.array.spec.numel
-        for start in range(0, numel, track.window):
-            yield Window(track, start, min(start + track.window, numel))
-    if few:
-        yield Handful(tuple(few), nbytes)
+        return Handful(tuple(few), nbytes)
+
+
+class Own:
+    """Of which output file a thread takes arrays."""
+
+    __slots__ = ("queue",)
+
+    def __init__(self) -> None:
+        self.queue: deque[tuple[int, Placed]] | None = None

@@ -56,6 +56,18 @@ def build_plan(
     return Plan(arrangement.catalog.root, tuple(out))
 
 
+@uncollected
+def build_arrays(
+    arrangement: Arrangement, specs: Iterable[ArraySpec], *, on_drift: OnDrift = "error"
+) -> list[Array]:
+    """Some arrays with their copies: those of one rank, say.
+
+    Raises: ReshardError[not-stored | averaged-copies].
+    """
+    builder = Builder(arrangement, on_drift)
+    return [builder.array(spec) for spec in specs]
+
+
 def build_array(arrangement: Arrangement, spec: ArraySpec, *, on_drift: OnDrift = "error") -> Array:
     """One array with its copies.
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from zlib import crc32
 
 from reshard.algebra.box import Box
 from reshard.errors import Diagnostic, Exit, ReshardError, source_error
@@ -20,6 +19,7 @@ from reshard.storage.torch_file import (
     open_torch_file,
     read_tensor_pickle,
 )
+from reshard.store.digest import crc32
 from reshard.store.regular_file import open_regular
 from reshard.store.source import LocalSource
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 from reshard.dtypes import DType
@@ -16,7 +17,14 @@ from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.plan.slice import flat_range
 from reshard.storage.inert import Record, Size
-from reshard.storage.pickle_writer import write_pickle
+from reshard.storage.pickle_writer import (
+    Hole,
+    Pickled,
+    Template,
+    pickled,
+    pickled_dict,
+    write_pickle,
+)
 from reshard.storage.torch_output import TorchOutput
 from reshard.storage.torch_writer import NewTensor, torch_dtype
 
@@ -101,8 +109,10 @@ class DcpWriter:
     def __init__(self, folder: str = "", blobs: TorchOutput | None = None) -> None:
         self._folder = folder
         self._blobs = TorchOutput() if blobs is None else blobs
-        self._entries: dict[str, Record] = {}
-        self._storage: dict[object, object] = {}
+        self._names: set[str] = set()
+        # Pickled at once: the parts of a tree would take thirty times the memory.
+        self._entries = bytearray()
+        self._storage = bytearray()
 
     @property
     def placed(self) -> tuple[PlacedSpec, ...]:
@@ -138,12 +148,8 @@ class DcpWriter:
             if size is None or chunk.spec.dtype is not dtype:
                 raise ValueError(f"a chunk of {name} has no shape, or is not of {dtype}")
             self._store(name, Size(chunk.lo), position, chunk.file, self._blobs.tensor(chunk.spec))
-            entries.append(
-                _record("ChunkStorageMetadata", offsets=Size(chunk.lo), sizes=Size(size))
-            )
-        self._entries[name] = _record(
-            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=entries
-        )
+            entries.append(_CHUNK.fill(Size(chunk.lo), Size(size)))
+        self._enter(name, _TENSOR.fill(_properties(dtype), Size(shape), entries))
 
     def add_object(self, name: str, root: object, file: str) -> None:
         """Add an object, as `torch.save` writes it.
@@ -153,7 +159,7 @@ class DcpWriter:
         """
         self._claim(name)
         self._store(name, None, None, file, root)
-        self._entries[name] = _record("BytesStorageMetadata")
+        self._enter(name, _record("BytesStorageMetadata"))
 
     def add_constant(
         self, name: str, dtype: DType, shape: tuple[int, ...], data: bytes, file: str
@@ -162,10 +168,8 @@ class DcpWriter:
         self._claim(name)
         lo = Size((0,) * len(shape))
         self._store(name, lo, 0, file, self._blobs.constant(dtype, shape, data))
-        chunk = _record("ChunkStorageMetadata", offsets=lo, sizes=Size(shape))
-        self._entries[name] = _record(
-            "TensorStorageMetadata", properties=_properties(dtype), size=Size(shape), chunks=[chunk]
-        )
+        chunk = _CHUNK.fill(lo, Size(shape))
+        self._enter(name, _TENSOR.fill(_properties(dtype), Size(shape), [chunk]))
 
     def small_tensor(self, spec: ArraySpec) -> NewTensor:
         """A tensor inside of an object, filled as a spec says."""
@@ -183,9 +187,9 @@ class DcpWriter:
         """
         root = _record(
             "Metadata",
-            state_dict_metadata=self._entries,
+            state_dict_metadata=pickled_dict(self._entries),
             planner_data=paths,
-            storage_data=self._storage,
+            storage_data=pickled_dict(self._storage),
             storage_meta=_record(
                 "StorageMeta", checkpoint_id=None, save_id=None, load_id=None, modules=[]
             ),
@@ -193,7 +197,7 @@ class DcpWriter:
             **other,
         )
         data = write_pickle(root)
-        self._entries, self._storage = {}, {}
+        self._entries, self._storage = bytearray(), bytearray()
         return FileBytes(f"{self._folder}{METADATA}", 0, data)
 
     def finish(self, results: Sequence[Written]) -> tuple[FileBytes, ...]:
@@ -204,22 +208,19 @@ class DcpWriter:
         return self._blobs.finish(results)
 
     def _claim(self, name: str) -> None:
-        if name in self._entries:
+        if name in self._names:
             raise ValueError(f"{name} is written twice")
+        self._names.add(name)
 
     def _store(
         self, name: str, lo: Size | None, position: int | None, file: str, root: object
     ) -> None:
         at, nbytes = self._blobs.append(f"{self._folder}{file}", root)
-        where = _record("MetadataIndex", fqn=name, offset=lo, index=position)
-        self._storage[where] = _made(
-            "torch.distributed.checkpoint.filesystem",
-            "_StorageInfo",
-            relative_path=file,
-            offset=at,
-            length=nbytes,
-            transform_descriptors=None,
-        )
+        self._storage += _INDEX.fill(name, lo, position).data
+        self._storage += _STORED.fill(file, at, nbytes).data
+
+    def _enter(self, name: str, entry: object) -> None:
+        self._entries += pickled(name).data + pickled(entry).data
 
 
 def _record(name: str, **attributes: object) -> Record:
@@ -231,11 +232,27 @@ def _made(module: str, name: str, **attributes: object) -> Record:
     return Record(module, name, (), "newobj", [dict(attributes)] if attributes else [])
 
 
-def _properties(dtype: DType) -> Record:
+_INDEX = Template(_record("MetadataIndex", fqn=Hole(), offset=Hole(), index=Hole()))
+_CHUNK = Template(_record("ChunkStorageMetadata", offsets=Hole(), sizes=Hole()))
+_TENSOR = Template(_record("TensorStorageMetadata", properties=Hole(), size=Hole(), chunks=Hole()))
+_STORED = Template(
+    _made(
+        "torch.distributed.checkpoint.filesystem",
+        "_StorageInfo",
+        relative_path=Hole(),
+        offset=Hole(),
+        length=Hole(),
+        transform_descriptors=None,
+    )
+)
+
+
+@cache
+def _properties(dtype: DType) -> Pickled:
     layout = Record("torch.serialization", "_get_layout", ("torch.strided",))
     memory = Record(_MODULE, "_MEM_FORMAT_ENCODING", (0,))
     state = (torch_dtype(dtype), layout, False, memory, False)
-    return Record(_MODULE, "TensorProperties", (), "newobj", [state])
+    return pickled(Record(_MODULE, "TensorProperties", (), "newobj", [state]))
 
 
 __all__ = ["METADATA", "DcpWriter", "NewChunk", "chunks_of", "data_file"]

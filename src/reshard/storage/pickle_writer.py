@@ -40,26 +40,84 @@ def write_pickle(root: object, reduce: Callable[[object], Reduced | None] | None
     return bytes(writer.out)
 
 
+class Hole:
+    """A place in a tree for a value that a `Template` is filled with."""
+
+
+class Pickled:
+    """Part of a tree whose pickle is there already.
+
+    Args:  data: without the marks of a pickle's beginning and end.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class Template:
+    """The pickle of a tree with holes, which is filled very often.
+
+    Args:  root: with a `Hole` wherever a value goes.
+    """
+
+    def __init__(self, root: object) -> None:
+        writer = _Writer(None)
+        writer.write(root)
+        ends = [*writer.holes, len(writer.out)]
+        starts = [_HEAD, *writer.holes]
+        self._parts = [bytes(writer.out[a:b]) for a, b in zip(starts, ends, strict=True)]
+
+    def fill(self, *values: object) -> Pickled:
+        """The tree with these values in its holes, in the order of the pickle."""
+        writer = _Writer(None)
+        for part, value in zip(self._parts, values, strict=False):
+            writer.out += part
+            writer.write(value)
+        writer.out += self._parts[-1]
+        return Pickled(bytes(writer.out[_HEAD:]))
+
+
+def pickled_dict(items: bytes | bytearray) -> Pickled:
+    """A dict of items that are pickled already, key and value in turn."""
+    return Pickled(b"}" + (b"(" + bytes(items) + b"u" if items else b""))
+
+
+def pickled(value: object) -> Pickled:
+    """The pickle of part of a tree."""
+    writer = _Writer(None)
+    writer.write(value)
+    return Pickled(bytes(writer.out[_HEAD:]))
+
+
+_HEAD = 2
+"""Bytes of the mark of a pickle's beginning."""
+
+
 class _Writer:
     def __init__(self, reduce: Callable[[object], Reduced | None] | None) -> None:
         self.out = bytearray(b"\x80\x02")
+        self.holes: list[int] = []
         self._reduce = reduce
 
     def write(self, value: object) -> None:
         out = self.out
-        if value is None:
+        if type(value) is Pickled:
+            out += value.data
+        elif value is None:
             out += b"N"
         elif value is True:
             out += b"\x88"
         elif value is False:
             out += b"\x89"
+        elif isinstance(value, str):
+            raw = value.encode("utf-8", "surrogatepass")
+            out += b"X" + struct.pack("<I", len(raw)) + raw
         elif isinstance(value, int):
             out += _integer(value)
         elif isinstance(value, float):
             out += b"G" + struct.pack(">d", value)
-        elif isinstance(value, str):
-            raw = value.encode("utf-8", "surrogatepass")
-            out += b"X" + struct.pack("<I", len(raw)) + raw
         elif isinstance(value, Size):
             self._call(Global("torch", "Size"), (tuple(value),))
         elif isinstance(value, tuple):
@@ -74,7 +132,9 @@ class _Writer:
             self._other(value)
 
     def _other(self, value: object) -> None:
-        if isinstance(value, Global):
+        if isinstance(value, Hole):
+            self.holes.append(len(self.out))
+        elif isinstance(value, Global):
             self._global(value)
         elif isinstance(value, Record):
             self._record(value)

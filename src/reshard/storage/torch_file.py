@@ -6,7 +6,6 @@ Source: torch/serialization.py (zip format), torch/_utils.py (`_rebuild_*`), tor
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,6 +21,7 @@ from reshard.storage.pickle_values import Constructor, dtype_of_global, storage_
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.window import Window
 from reshard.storage.zip_directory import Member, read_zip_directory
+from reshard.store.digest import crc32
 from reshard.store.regular_file import open_regular, unreadable
 
 __all__ = ["TensorRef", "TorchFile", "open_torch_file", "read_small", "walk"]
@@ -102,7 +102,7 @@ class TorchFile:
         try:
             for at in range(0, member.nbytes, _CHUNK):
                 count = min(_CHUNK, member.nbytes - at)
-                crc = zlib.crc32(os.pread(fd, count, member.byte_offset + at), crc)
+                crc = crc32(os.pread(fd, count, member.byte_offset + at), crc)
                 if on_bytes is not None:
                     on_bytes(count)
         except OSError as error:

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import PurePosixPath
-from zlib import crc32
 
 from reshard.algebra.piece import row_major
 from reshard.dtypes import DType
 from reshard.plan.output import FileBytes, PlacedSpec, Written
 from reshard.plan.plan import ArraySpec
 from reshard.storage.torch_writer import NewStorage, NewTensor, TorchImage, plan_torch_file
+from reshard.store.digest import crc32
 
 
 @dataclass(frozen=True, slots=True)

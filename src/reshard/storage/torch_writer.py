@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reshard.dtypes import DType
 from reshard.storage.inert import Global, Record
 from reshard.storage.pickle_writer import Persistent, Reduced, write_pickle
+from reshard.store.digest import crc32
 
 _ALIGNMENT = 64
 _FLAGS = 0x0800  # names are UTF-8
@@ -217,7 +217,7 @@ class _Layout:
         self._storages: list[StorageSlot] = []
 
     def small(self, name: str, data: bytes) -> None:
-        entry = self._entry(name, len(data), None, zlib.crc32(data))
+        entry = self._entry(name, len(data), None, crc32(data))
         header = _local_header(entry, entry.crc)
         self._head.append((entry.header_at, header + data))
         self._at = entry.header_at + len(header) + len(data)

@@ -1,4 +1,4 @@
-"""Digests of stored bytes: xxh3-128, written as `xxh3-128:HEX`."""
+"""Digests of stored bytes: xxh3-128, written as `xxh3-128:HEX`; and the crc32 of torch's zips."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from typing import Protocol
 
 from reshard.store.regular_file import open_regular
+
+try:
+    from zlib_ng.zlib_ng import crc32  # the same values as zlib's, five to fifteen times faster
+except ImportError:  # beside a framework, without what is installed with reshard
+    from zlib import crc32
 
 _CHUNK = 1 << 20
 PREFIX = "xxh3-128:"
@@ -69,3 +74,14 @@ def digest_file_range(path: str | os.PathLike[str], byte_offset: int, nbytes: in
     finally:
         os.close(fd)
     return digest.text()
+
+
+__all__ = [
+    "PREFIX",
+    "Buffer",
+    "Digest",
+    "crc32",
+    "digest_bytes",
+    "digest_file_range",
+    "new_digest",
+]
