@@ -102,3 +102,19 @@ def test_an_axis_that_is_not_said_to_be_cut(tmp_path: Path) -> None:
         "  = note: shape [2] in rank0.pt\n"
         "  = help: an axis that is cut over ranks needs `over MESH_AXIS` in the layout"
     )
+
+
+def test_flags_that_a_run_of_megatron_needs(tmp_path: Path) -> None:
+    """Megatron loads most arguments of the model from a checkpoint, and not these."""
+    source = write(tmp_path / "model", rms_norm_eps=1e-6, sliding_window=8, model_type="mistral")
+    done = reshard.convert(source, tmp_path / "out", "megatron")
+    said = [item.render() for item in done.report.warnings if item.code == "megatron-resume"]
+    assert said == [
+        "warning[megatron-resume]: `--use-checkpoint-args` does not load every argument of the "
+        "model\n"
+        "  = note: Megatron takes its own defaults for what the command line does not say\n"
+        "  = help: give the run `--norm-epsilon 1e-06` `--window-size 7,0`, too"
+    ]
+    reshard.convert(write(tmp_path / "plain"), tmp_path / "other", "megatron")
+    done = reshard.convert(tmp_path / "other", tmp_path / "again", "megatron:tp=2")
+    assert "--use-checkpoint-args" not in "".join(item.headline for item in done.report.warnings)

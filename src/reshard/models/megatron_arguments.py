@@ -112,6 +112,48 @@ def foreign_arguments(arrangement: Arrangement, dtype: DType) -> dict[str, objec
     return {**facts, **args}
 
 
+_LOADED = frozenset(
+    """
+    num_layers hidden_size ffn_hidden_size seq_length num_attention_heads num_query_groups
+    group_query_attention kv_channels max_position_embeddings position_embedding_type
+    add_position_embedding use_rotary_position_embeddings rotary_base rotary_percent
+    rotary_interleaved add_bias_linear add_qkv_bias swiglu untie_embeddings_and_output_weights
+    apply_layernorm_1p normalization num_experts moe_layer_freq moe_ffn_hidden_size moe_router_topk
+    moe_router_pre_softmax moe_shared_expert_intermediate_size moe_router_score_function
+    moe_router_enable_expert_bias moe_router_topk_scaling_factor padded_vocab_size
+    """.split()  # noqa: SIM905
+)
+"""Arguments of the model that `--use-checkpoint-args` takes from a checkpoint.
+
+Source: Megatron-LM, megatron/training/checkpointing.py `load_args_from_checkpoint`.
+"""
+
+_OF_NO_MODEL = ("make_vocab_size_divisible_by", "vocab_size", "init_method_std", "params_dtype")
+_PRECISION = ("bf16", "fp16")
+_DEFAULTS: Mapping[str, object] = {"norm_epsilon": 1e-5, "bias_gelu_fusion": True}
+"""Megatron's own; that of other arguments is none, or false."""
+
+
+def flags_of(args: Mapping[str, object]) -> list[str]:
+    """What the command line of a run must have besides `--use-checkpoint-args`, to compute what the
+    model of these arguments does.
+    """
+    out = []
+    for name, value in args.items():
+        if name in _LOADED or name in (*_OF_NO_MODEL, *_PRECISION):
+            continue
+        default = _DEFAULTS.get(name, False)
+        if value is None or value == default:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            out.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            items = value if isinstance(value, list | tuple) else (value,)
+            out.append(f"--{flag} {','.join(map(str, items))}")
+    return out
+
+
 def _routed_layers(arrangement: Arrangement) -> list[int]:
     """For each layer 1 where it has experts, else 0; nothing where the model does not say so."""
     model, values = arrangement.layout.model, arrangement.values

@@ -17,7 +17,7 @@ from reshard.formats.megatron.buffers import default_size
 from reshard.formats.megatron.groups import GroupBuilder
 from reshard.formats.megatron.write_run import LEGACY, Inventory, Resume, WriteOptions
 from reshard.formats.steps import TRACKER
-from reshard.models.megatron_arguments import foreign_arguments
+from reshard.models.megatron_arguments import flags_of, foreign_arguments
 from reshard.plan.arrangement import Arrangement
 from reshard.plan.lay_out import LaidTensor
 from reshard.plan.output import FileBytes, Output
@@ -135,6 +135,13 @@ class Job:
         Files of ranks do not say what they lack, so Megatron must be told.
         """
         resume, options = self.resume, self.options
+        flags = [] if resume.is_megatron else flags_of(self.arguments)
+        if flags:
+            yield _warning(
+                "`--use-checkpoint-args` does not load every argument of the model",
+                ["Megatron takes its own defaults for what the command line does not say"],
+                [f"give the run {' '.join(f'`{flag}`' for flag in flags)}, too"],
+            )
         if options.iteration is not None:  # else a release: it asks for nothing but weights
             if not self.has_optimizer:
                 yield _warning(
