@@ -39,7 +39,7 @@ def test_no_such_model(run: Run) -> None:
     assert (said.code, said.out) == (3, "")
     assert said.err == (
         "error[unknown-model-name]: there is no built-in model `mixtrl`\n"
-        "  = note: known are `bert`, `deepseek`, `gpt`, `llama`, `mixtral`, `olmo2`, and "
+        "  = note: known are `bert`, `deepseek`, `gemma`, `gpt`, `llama`, `mixtral`, `olmo2`, and "
         "`qwen_moe`\n"
         "  = help: did you mean `mixtral`?\n"
     )
