@@ -19,7 +19,7 @@ from pathlib import Path
 from reshard.algebra.box import Box
 from reshard.dtypes import DType
 from reshard.errors import Diagnostic, ReshardError, source_error
-from reshard.formats.hf.links import known_files
+from reshard.formats.hf.folder import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
 from reshard.run.states import PARAM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from reshard.formats.hf.hub_cache import snapshot_of
+from reshard.formats.hf.folder import snapshot_of
 from reshard.run.states import MASTER, MOMENTS, STEP
 from reshard.storage.index import SUFFIX
 from reshard.store.source import LocalSource

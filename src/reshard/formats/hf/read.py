@@ -8,8 +8,7 @@ from pathlib import Path
 from reshard.errors import Diagnostic, source_error
 from reshard.formats.hf import CONFIG, NAME
 from reshard.formats.hf.dcp_shards import read_shards
-from reshard.formats.hf.hub_cache import snapshot_of
-from reshard.formats.hf.links import known_file
+from reshard.formats.hf.folder import known_file, snapshot_of
 from reshard.formats.hf.safetensors_set import read_set
 from reshard.formats.hf.second_set import second_set
 from reshard.formats.hf.torch_set import read_torch_set

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.hf.links import known_files
+from reshard.formats.hf.folder import known_files
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile
 from reshard.run.states import PARAM

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reshard.errors import ReshardError, source_error
-from reshard.formats.hf.links import known_files
+from reshard.formats.hf.folder import known_files
 from reshard.formats.hf.safetensors_set import check_index
 from reshard.formats.hf.weight_files import WeightFiles
 from reshard.plan.catalog import Fragment, LocalTensor, SourceFile

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from reshard.dtypes import DType
+from reshard.plan.catalog import Fragment, LocalTensor
 from reshard.run.run import Run
 from reshard.store.digest import PREFIX, digest_bytes
 
@@ -74,6 +76,21 @@ class Manifest:
     sizes: Mapping[str, int]
     training: Run
     provenance: tuple[Mapping[str, object], ...]
+
+
+def local_tensors(entries: Iterable[TensorEntry]) -> tuple[LocalTensor, ...]:
+    """Every tensor as one run on a mesh of one rank."""
+    return tuple(
+        LocalTensor(
+            item.name,
+            item.state,
+            (),
+            item.shape,
+            item.dtype,
+            (Fragment(0, prod(item.shape), item.file, item.byte_offset),),
+        )
+        for item in entries
+    )
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from reshard.errors import Diagnostic, ReshardError
 from reshard.formats.universal import NAME
-from reshard.formats.universal.manifest import TensorEntry
-from reshard.formats.universal.tensors import local_tensors
+from reshard.formats.universal.manifest import TensorEntry, local_tensors
 from reshard.formats.universal.whole_layout import whole_layout
 from reshard.language import compile_layout, format_document
 from reshard.language.layout import Layout

@@ -8,10 +8,9 @@ from pathlib import Path
 from reshard.errors import source_error
 from reshard.formats.universal import FRAMEWORK, LAYOUT, MANIFEST, NAME
 from reshard.formats.universal.check_files import check_files, is_side_file
-from reshard.formats.universal.manifest import Manifest
+from reshard.formats.universal.manifest import Manifest, local_tensors
 from reshard.formats.universal.read_manifest import read_manifest
 from reshard.formats.universal.strict_json import bad_manifest, load_json
-from reshard.formats.universal.tensors import local_tensors
 from reshard.language import load_layout
 from reshard.plan.catalog import Catalog
 from reshard.store.source import LocalSource

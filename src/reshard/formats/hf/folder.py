@@ -1,10 +1,12 @@
-"""Files of a folder that may be links, as in the cache of the Hugging Face hub, but not out of it.
+"""The folder of a model: its files, which may be links as in the cache of the Hugging Face hub.
 
-Source: huggingface_hub/file_download.py: `snapshots/REVISION/NAME` links to `blobs/DIGEST`.
+Source: huggingface_hub/file_download.py: `snapshots/REVISION/NAME` links to `blobs/DIGEST`, and
+`refs/BRANCH` holds the revision of `snapshots/REVISION`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +15,20 @@ from reshard.plan.catalog import SourceFile
 from reshard.store.source import LocalSource
 
 _SHOWN = 5
+_REVISION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,99}")
+_MAX_NBYTES = 1000
+
+
+def snapshot_of(path: Path) -> Path:
+    """The snapshot that the root of a cached model means; else the folder itself."""
+    try:
+        revision = LocalSource(path).read("refs/main", _MAX_NBYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return path
+    if _REVISION.fullmatch(revision) is None:
+        return path
+    snapshot = path / "snapshots" / revision
+    return snapshot if snapshot.is_dir() and not snapshot.is_symlink() else path
 
 
 def known_files(root: Path, names: Sequence[str], named_by: str) -> tuple[SourceFile, ...]:
