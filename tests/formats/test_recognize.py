@@ -165,3 +165,17 @@ def test_megatron_deepspeed_leaves_both_trackers(
     shutil.copytree(fixture_checkpoint("z1_bf16_dp4_tied") / "ckpt", run)
     (run / "latest_checkpointed_iteration.txt").write_text("3")
     assert recognize(run) == "deepspeed"
+
+
+def test_a_run_whose_checkpoints_lie_deep_inside(tmp_path: Path) -> None:
+    """As verl's and NeMo-RL's with Megatron: the message names the folders, the last step first."""
+    for step in (9, 10):
+        folder = tmp_path / f"global_step_{step}" / "actor" / "dist_ckpt"
+        (folder / "mp_rank_00").mkdir(parents=True)
+        (folder / "mp_rank_00" / "model_optim_rng.pt").touch()
+    with pytest.raises(ReshardError) as caught:
+        recognize(tmp_path)
+    assert str(caught.value).replace(str(tmp_path), "...").splitlines()[-1] == (
+        "  = help: give one of the checkpoints inside: `.../global_step_10/actor/dist_ckpt`, "
+        "`.../global_step_9/actor/dist_ckpt`"
+    )

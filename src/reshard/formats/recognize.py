@@ -12,6 +12,8 @@ from reshard.store.regular_file import as_source_error
 
 SINGLE_FILE = "single-file"
 _TORCH = frozenset((".pt", ".pth", ".ckpt", ".bin", ".tar"))
+_MAX_DEPTH = 4
+"""Levels of folders that are looked into for checkpoints."""
 _MAX_ENTRIES = 2000
 """Entries of a folder that are looked at for near misses."""
 
@@ -102,11 +104,7 @@ def _unknown(path: Path) -> ReshardError:
     resemblance = _resembles(entries)
     if resemblance:
         notes.append(resemblance)
-    below = [
-        entry
-        for entry in entries
-        if entry.is_dir() and not is_unfinished(entry) and formats_of(entry)
-    ]
+    below = _below(entries)
     if below:
         helps = [f"give one of the checkpoints inside: {_listed([f'`{item}`' for item in below])}"]
     elif path.absolute().parent != path and formats_of(path.absolute().parent):
@@ -119,6 +117,35 @@ def _unknown(path: Path) -> ReshardError:
     return source_error(
         "unknown-source", f"`{path}` is not a known checkpoint format", notes=notes, helps=helps
     )
+
+
+def _below(entries: list[Path]) -> list[Path]:
+    """The nearest folders inside that are of a known format, those of the last steps first.
+
+    Trainers have folders for steps, and in these for the models that they train.
+    """
+    level, seen = entries, 0
+    for _ in range(_MAX_DEPTH):
+        folders = [item for item in level if item.is_dir() and not is_unfinished(item)]
+        known = [item for item in folders if formats_of(item)]
+        if known:
+            return sorted(known, key=_numbers_of, reverse=True) if level is not entries else known
+        seen += len(folders)
+        if seen > _MAX_ENTRIES:
+            break
+        level = [entry for item in folders if not item.is_symlink() for entry in _readable(item)]
+    return []
+
+
+def _readable(folder: Path) -> list[Path]:
+    try:
+        return _entries(folder)
+    except OSError:
+        return []
+
+
+def _numbers_of(path: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"[0-9]+", str(path))]
 
 
 def _resembles(entries: list[Path]) -> str:
