@@ -65,9 +65,15 @@ def is_step_folder(path: Path) -> bool:
     """Whether a folder directly holds files of a DeepSpeed checkpoint."""
     kinds = (MODEL, MODEL_ZERO3, *OPTIMIZERS.values())
     try:
-        return any(kind.match(name) for name in LocalSource(path).files() for kind in kinds)
+        return any(kind.match(name) for name in _names(path) for kind in kinds)
     except OSError:
         return False
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder; one that is called like a rank's file is refused when it is read."""
+    source = LocalSource(folder)
+    return sorted((*source.files(), *source.folders()))
 
 
 def is_universal(path: Path) -> bool:
@@ -209,7 +215,7 @@ def read_folder(root: Path) -> Folder:
 
     Raises: ReshardError[mixed-runs] when files of two runs lie side by side.
     """
-    names = LocalSource(root).files()
+    names = _names(root)
 
     def of(kind: Pattern) -> dict[tuple[int, ...], str]:
         numbers = {
