@@ -35,6 +35,7 @@ from reshard.plan.bind import bind
 from reshard.plan.catalog import Catalog
 from reshard.plan.collector import uncollected
 from reshard.plan.consolidate import consolidated
+from reshard.plan.lacking import lacking_states
 from reshard.plan.place import Placement, parse_placement, place
 from reshard.plan.prove import Proof, prove_sources
 from reshard.plan.rename import rename, renamed_catalog
@@ -151,6 +152,9 @@ def open_source(
     reading = _reading(catalog, user, request.model, naming, settings)
     reading, arrangement = _bound(reading, catalog, naming, settings)
     proof = prove_sources(arrangement)
+    lacking = lacking_states(arrangement.wholes, reading.catalog.training.param_groups)
+    catalog = arrangement.catalog.with_warnings([*lacking])
+    arrangement = replace(arrangement, catalog=catalog)
     cut = cut_rows(reading.catalog, arrangement, request.settings)
     if reading.family is not None:
         arrangement = _renamed(arrangement, reading.family, naming, settings, placements)
