@@ -137,7 +137,7 @@ REFUSED = {
         {"model_type": "mamba9"},
         "error[no-layout-fits]: no known layout describes models of type `mamba9`\n"
         "  = note: config.json states this type\n"
-        "  = note: known models: `bert`, `deepseek`, `gpt`, `llama`, `mixtral`, `olmo2`, "
+        "  = note: known models: `bert`, `deepseek`, `gemma`, `gpt`, `llama`, `mixtral`, `olmo2`, "
         "`qwen_moe`\n"
         "  = help: describe the model in a UCL file, and give it with `--layout FILE.ucl`",
     ),
