@@ -39,6 +39,7 @@ def test_a_state_that_is_lost_is_named(universal: Path, tmp_path: Path) -> None:
     for target in ("universal", "dcp", "deepspeed-universal"):
         done = reshard.convert(universal, tmp_path / target, target)
         assert text in [item.render() for item in done.report.warnings]
+        assert done.next_step.startswith("reshard verify ")  # no loader is promised
 
 
 def test_a_parameter_without_any_state_was_not_trained(universal: Path) -> None:

@@ -239,6 +239,7 @@ def convert(
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
             adapter=is_complete_adapter(prepared.source.catalog),
             has_code="auto_map" in (prepared.source.catalog.config or {}),
+            is_lacking=any(item.code == "lacking-states" for item in report.warnings),
         ),
     )
 

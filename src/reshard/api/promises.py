@@ -94,6 +94,7 @@ def next_step(
     described: str | None = None,
     adapter: bool | None = None,
     has_code: bool = False,
+    is_lacking: bool = False,
 ) -> str:
     """What to do with a new folder.
 
@@ -103,6 +104,7 @@ def next_step(
            described: the user's layout that says how the files lie.
            adapter: of an adapter, whether its configuration is there; None for a whole model.
            has_code: whether the class of the model is Python code beside its configuration.
+           is_lacking: whether states are missing that a loader may ask for.
     """
     form = formats.TARGETS[target]
     text = form.next_step
@@ -110,7 +112,7 @@ def next_step(
         text = _PEFT if adapter else formats.VERIFY
     elif target == "hf" and has_code and named != SOURCE:
         text = _WITH_CODE
-    elif form.names and named == SOURCE:
+    elif (form.names and named == SOURCE) or is_lacking:
         text = formats.VERIFY
     if text != formats.VERIFY:
         layout = "" if described is None else f" --layout {shlex.quote(described)}"
