@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reshard.dtypes import DType
-from reshard.errors import ReshardError, source_error
+from reshard.errors import Diagnostic, ReshardError, source_error, warning
 from reshard.plan.arrangement import Arrangement, StoredPart, Whole
 from reshard.plan.catalog import Coord, Fragment, LocalTensor
 from reshard.run.states import STEP
@@ -90,6 +90,31 @@ def steps_done(root: Path, tensors: Iterable[LocalTensor]) -> int | None:
             found.add(number_in(tensor.dtype, data))
     step = found.pop() if len(found) == 1 else None
     return int(step) if step is not None and step == step // 1 else None
+
+
+def first_count(
+    counts: Sequence[tuple[str, int]],
+) -> tuple[int | None, tuple[Diagnostic, ...]]:
+    """The number of steps of a checkpoint, and a warning where it states several.
+
+    Args:  counts: who states it and the number, the surest first.
+    """
+    if not counts:
+        return None, ()
+    where, first = counts[0]
+    others = tuple(f"{number:,} by {at}" for at, number in counts if number != first)
+    if not others:
+        return first, ()
+    disagreement = warning(
+        "steps-disagree",
+        f"the checkpoint states several numbers of steps; {first:,}, by {where}, is taken",
+        *others,
+        helps=(
+            "a loss scaler skips steps of the optimizer, and a schedule may count epochs; else "
+            "files of two steps may lie together",
+        ),
+    )
+    return first, (disagreement,)
 
 
 def read_numbers(arrangement: Arrangement, wholes: Iterable[Whole]) -> dict[str, Number]:

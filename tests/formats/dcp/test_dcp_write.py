@@ -315,3 +315,75 @@ def test_a_plan_takes_memory_by_the_number_of_tensors_and_little_of_it(tmp_path:
     finally:
         tracemalloc.stop()
     assert peak / 300 < 24_000
+
+
+MUON: dict[str, object] = {"momentum": 0.9, "nesterov": True}
+ADAMW: dict[str, object] = {
+    "betas": (0.9, 0.99),
+    "eps": 1e-6,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "foreach": None,
+    "maximize": False,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+    "decoupled_weight_decay": True,
+}
+
+
+def two_optimizers(folder: Path, *, flat: bool) -> Path:
+    """A step with an optimizer for matrices, and another one with two groups for the rest."""
+    forge = Forge(folder)
+    groups: dict[str, list[tuple[list[str], dict[str, object]]]] = {
+        "optim_muon": [(["b.w", "d.w"], MUON | {"lr": 0.5})],
+        "optim_adamw": [
+            (["a.w"], ADAMW | {"lr": 0.25}),
+            (["c.w"], ADAMW | {"lr": 0.125, "weight_decay": 0.5}),
+        ],
+    }
+    for at, name in enumerate("abcd"):
+        weight = counted(4, 3) + at
+        forge.tensor(f"model.{name}.w", weight, path=("model", f"{name}.w"))
+
+    def path(key: str, *rest: str | int) -> tuple[str | int, ...]:
+        return (key, ".".join(map(str, rest))) if flat else (key, *rest)
+
+    for key, of_key in groups.items():
+        states = ("momentum_buffer",) if key == "optim_muon" else ("exp_avg", "exp_avg_sq")
+        for index, (names, settings) in enumerate(of_key):
+            for name in names:
+                for at, state in enumerate(states):
+                    place = path(key, "state", name, state)
+                    value = counted(4, 3) + 10 * at + ord(name[0])
+                    forge.tensor(".".join(map(str, place)), value, path=place)
+            for owner in names if flat else [index]:
+                for setting, value in settings.items():
+                    place = path(key, "param_groups", owner, setting)
+                    forge.object(".".join(map(str, place)), value, path=place)
+            if not flat:
+                place = path(key, "param_groups", index, "params")
+                forge.object(".".join(map(str, place)), names, path=place)
+    return forge.write()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_of_two_optimizers_keeps_its_key(tmp_path: Path, flat: bool) -> None:
+    source = two_optimizers(tmp_path / "run", flat=flat)
+    done = reshard.convert(source, tmp_path / "out", "dcp:dp=2")
+    assert done.report.warnings == ()
+    reshard.convert(source, tmp_path / "universal", "universal")
+    reshard.convert(tmp_path / "universal", tmp_path / "back", "dcp")
+    first = read_metadata(source)
+    for name in ("out", "back"):
+        assert read_metadata(tmp_path / name).paths == first.paths
+        assert reshard.diff(source, tmp_path / name).same
+        there, here = reshard.open(source).training, reshard.open(tmp_path / name).training
+        assert here.param_groups == there.param_groups
+
+
+def test_two_optimizers_change_their_form_under_their_keys(tmp_path: Path) -> None:
+    source = two_optimizers(tmp_path / "run", flat=False)
+    flat = two_optimizers(tmp_path / "wanted", flat=True)
+    reshard.convert(source, tmp_path / "flat", "dcp:flatten=1")
+    assert read_metadata(tmp_path / "flat").paths == read_metadata(flat).paths

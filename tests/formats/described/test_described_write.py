@@ -265,6 +265,23 @@ def trainer(folder: Path) -> dict[str, Any]:
     return weights
 
 
+def test_states_of_another_step_than_the_trainer_states_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-3"
+    trainer(folder)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 3}))
+    assert reshard.open(folder).warnings == ()
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": 4}))
+    done = reshard.convert(folder, tmp_path / "out", "universal")
+    assert [item.render() for item in done.report.warnings] == [
+        "warning[steps-disagree]: the checkpoint states several numbers of steps; 4, by "
+        "`global_step` in trainer_state.json, is taken\n"
+        "  = note: 3 by the optimizer's states\n"
+        "  = help: a loss scaler skips steps of the optimizer, and a schedule may count epochs; "
+        "else files of two steps may lie together"
+    ]
+    assert reshard.open(folder).training.iteration == 4
+
+
 def _safetensors(path: Path, tensors: dict[str, Any]) -> None:
     header, at, data = {}, 0, b""
     for name, value in tensors.items():

@@ -43,6 +43,7 @@ class Collected:
            rank_objects: by the file that lists them, those that differ from the first rank's.
            paths: by key, of objects and of tensors that belong to no parameter.
            model, optimizer: where their state dicts stand; None where there is none.
+           optimizer_of: the path of the optimizer that a parameter has states of.
            flat: whether the optimizer's state dict was flattened by torch before it was saved.
            numbers: integers that are stored as tensors and belong to no parameter, by key.
            numbered: names of the parameters that the optimizer counts.
@@ -67,6 +68,7 @@ class Collected:
     paths: dict[str, Path] = field(default_factory=dict)
     model: Path | None = None
     optimizer: Path | None = None
+    optimizer_of: dict[str, Path] = field(default_factory=dict)
     flat: bool = False
     numbers: dict[str, int] = field(default_factory=dict)
     numbered: dict[object, str] = field(default_factory=dict)
@@ -96,15 +98,19 @@ class Collected:
 
     def numbered_groups(self) -> list[dict[object, object]]:
         """The groups that an optimizer numbers, in their order, as they were."""
-        out: dict[tuple[str, int], dict[object, object]] = {}
+        return [group for _, group in self.groups_of_optimizers()]
+
+    def groups_of_optimizers(self) -> list[tuple[Path, dict[object, object]]]:
+        """The same groups, each with the path of its optimizer."""
+        out: dict[tuple[str, int], tuple[Path, dict[object, object]]] = {}
         for key, value in self.groups.items():
             path = str(key.optimizer)
             if key.owner is None and isinstance(value, list):
                 for index, group in enumerate(value):
                     if isinstance(group, dict):
-                        out.setdefault((path, index), {}).update(group)
+                        out.setdefault((path, index), (key.optimizer, {}))[1].update(group)
             elif isinstance(key.owner, int):
-                out.setdefault((path, key.owner), {})[key.key] = value
+                out.setdefault((path, key.owner), (key.optimizer, {}))[1][key.key] = value
         return [out[key] for key in sorted(out)]
 
     def listed_name(self, item: object) -> object:
@@ -339,6 +345,8 @@ def _add_tensors(
     counts = Counter(stored.name for _, stored in content.tensors)
     for role, stored in content.tensors:
         name, state = out.name_of(role), role.state
+        if role.optimizer is not None:
+            out.optimizer_of.setdefault(name, role.optimizer)
         if state not in NOT_STATES and stored.shape not in (shapes.get(name, stored.shape), ()):
             out.unlike[stored.name] = name, state
             out.paths[stored.name] = content.paths[stored.name]
@@ -359,6 +367,8 @@ def _add_tensors(
             coord = ()
         out.tensors.append(LocalTensor(name, state, coord, stored.shape, stored.dtype, fragments))
     for role, number, file in content.numbers:
+        if role.optimizer is not None:
+            out.optimizer_of.setdefault(out.name_of(role), role.optimizer)
         out.tensors.append(literal_tensor(out.name_of(role), role.state, number, file))
 
 

@@ -145,9 +145,8 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     _sort_weights(out, kinds)
     _sort_states(out, kinds)
     trained = [name for name in kinds if name in out.states]
-    states = {state for kinds_of_name in out.states.values() for state in kinds_of_name}
     if trained:
-        out.settings = _settings(catalog.training, trained, states, group_keys or {})
+        out.settings = _settings(catalog.training, trained, out.states, group_keys or {})
     objects, schedule = kept.get("objects"), None if kept else catalog.training.scheduler
     if isinstance(objects, dict):
         out.objects += [(_path(kept, key), value) for key, value in objects.items()]
@@ -184,11 +183,14 @@ def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> Non
 
 
 def _settings(
-    training: Run, trained: Sequence[str], states: Collection[str], extra: Mapping[str, str]
+    training: Run,
+    trained: Sequence[str],
+    states: Mapping[str, Collection[str]],
+    extra: Mapping[str, str],
 ) -> Settings:
     """The param groups of a source for the parameters that have states.
 
-    Args:  trained: names in the order of the model.  states: kinds of state.
+    Args:  trained: names in the order of the model.  states: kinds of state by name.
            extra: further keys, and which they are where they are not told.
     """
     known = set(trained)
@@ -203,8 +205,9 @@ def _settings(
     elif rest:
         groups.append((rest, {}))
     assumed: dict[str, str] = {}
-    for _, settings in groups:
-        for key, value in _ADAMW.items() if {*MOMENTS} <= {*states} else ():
+    for members, settings in groups:
+        kinds = {state for name in members or trained for state in states[name]}
+        for key, value in _ADAMW.items() if {*MOMENTS} <= kinds else ():
             if key not in settings:
                 settings[key] = value
                 assumed[key] = str(tuple(value["$tuple"]) if isinstance(value, dict) else value)

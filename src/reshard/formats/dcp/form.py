@@ -9,10 +9,12 @@ the weights have, where that is known.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from reshard.formats.dcp.names import Path, Role
+from reshard.run.run import Group, Run
 from reshard.run.states import MASTER, PARAM
 
 _KEY = "reshard"
@@ -24,6 +26,8 @@ class Form:
 
     Args:  model, optimizer: paths of their state dicts.  flattened: whether the optimizer's has one
            level, `state.<name>.exp_avg`, as `flatten_optimizer_state_dict` makes it.
+           optimizers: paths of the optimizers of parameters, where there are several; of_groups:
+           the same of param groups, by their index.
            weights, states: what the dicts call parameters that go by another name (`wrappers`).
     """
 
@@ -32,6 +36,8 @@ class Form:
     flattened: bool = False
     weights: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+    optimizers: Mapping[str, Path] = field(default_factory=dict)
+    of_groups: Mapping[int, Path] = field(default_factory=dict)
 
     def weight_name(self, name: str) -> str:
         """What the dict of the model calls a parameter."""
@@ -47,23 +53,35 @@ class Form:
 
     def state(self, name: str, state: str) -> Path:
         """The path of a state of the optimizer."""
-        return self._path("state", self.state_name(name), state)
+        at = self.optimizers.get(name, self.optimizer)
+        return self._path(at, "state", self.state_name(name), state)
 
-    def setting(self, owner: int | str, key: str) -> Path:
-        """The path of a hyper-parameter, of a group or of a parameter."""
+    def setting(self, owner: int | str, key: str, at: Path | None = None) -> Path:
+        """The path of a hyper-parameter, of a group or of a parameter.
+
+        Args:  at: the path of the optimizer, where it is not the only one.
+        """
+        at = self.optimizer if at is None else at
         owner = self.state_name(owner) if isinstance(owner, str) else owner
-        return self._path("param_groups", owner, key)
+        return self._path(at, "param_groups", owner, key)
 
-    def _path(self, *keys: int | str) -> Path:
-        return (*self.optimizer, joined(keys)) if self.flattened else (*self.optimizer, *keys)
+    def groups(self, groups: Sequence[Group]) -> Iterator[tuple[Path, int, Group]]:
+        """The param groups, each with the path of its optimizer and its number in it."""
+        counts: Counter[Path] = Counter()
+        for index, group in enumerate(groups):
+            paths = dict.fromkeys(self.optimizers.get(n, self.optimizer) for n in group.members)
+            for path in paths or (self.of_groups.get(index, self.optimizer),):
+                own = [n for n in group.members if self.optimizers.get(n, self.optimizer) == path]
+                yield path, counts[path], Group(group.settings, own) if len(paths) > 1 else group
+                counts[path] += 1
+
+    def _path(self, at: Path, *keys: int | str) -> Path:
+        return (*at, joined(keys)) if self.flattened else (*at, *keys)
 
 
-def form_of(kept: Mapping[str, object]) -> Form | None:
-    """The form of a source; None where it is of another framework or of several folders.
-
-    Args:  kept: what a checkpoint of this format kept for itself.
-    """
-    form = kept.get("form")
+def form_of(training: Run) -> Form | None:
+    """The form of a source; None where it is of another framework or of several folders."""
+    form = training.of("dcp").get("form")
     if not isinstance(form, dict) or form.get("kind") != "dcp":
         return None
     model, optimizer = form.get("model"), form.get("optimizer")
@@ -73,7 +91,23 @@ def form_of(kept: Mapping[str, object]) -> Form | None:
         bool(form.get("flattened")),
         _names(form.get("weights")),
         _names(form.get("states")),
+        *_optimizers(form.get("optimizers"), training.param_groups),
     )
+
+
+def _optimizers(kept: object, groups: Sequence[Group]) -> tuple[dict[str, Path], dict[int, Path]]:
+    """The optimizers of parameters and of groups, as `training` notes them."""
+    optimizers: dict[str, Path] = {}
+    of_groups: dict[int, Path] = {}
+    for item in kept if isinstance(kept, list) else ():
+        path, numbers, params = (item.get(key) for key in ("path", "groups", "params"))
+        if isinstance(path, list) and isinstance(numbers, list) and isinstance(params, list):
+            optimizers |= dict.fromkeys(params, tuple(path))
+            of_groups |= dict.fromkeys(numbers, tuple(path))
+    for index, group in enumerate(groups):
+        if index in of_groups:
+            optimizers |= dict.fromkeys(group.members, of_groups[index])
+    return optimizers, of_groups
 
 
 def _names(value: object) -> dict[str, str]:

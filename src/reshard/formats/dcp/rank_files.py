@@ -144,14 +144,14 @@ class RankFiles:
         for name, states in contents.states.items():
             for state, whole in states.items():
                 self.add_tensor(form.state(name, state), whole)
-        for index, group in enumerate(contents.settings.groups):
+        for at, index, group in form.groups(contents.settings.groups):
             owners: tuple[int | str, ...] = group.members if form.flattened else (index,)
             for owner in owners:
                 for key, value in group.settings.items():
-                    self.add_object(form.setting(owner, key), value)
+                    self.add_object(form.setting(owner, key, at), value)
             if not form.flattened:
                 listed = [form.state_name(name) for name in group.members]
-                self.add_object(form.setting(index, "params"), listed)
+                self.add_object(form.setting(index, "params", at), listed)
 
     def add_rest(self, contents: Contents) -> None:
         """Add what belongs to no parameter."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from reshard.errors import Diagnostic, warning
 from reshard.formats.dcp.collect import Collected
 from reshard.formats.dcp.folders import Folder
+from reshard.formats.dcp.names import Path
 from reshard.formats.dcp.side_files import SideFiles
 from reshard.run.run import Group, Run
 from reshard.storage.kept import encode
-from reshard.storage.numbers import steps_done
+from reshard.storage.numbers import first_count, steps_done
 
 _COUNTERS = ("train_state.step", "trainer.global_step", "global_step", "step")
 """Keys that count the steps of the optimizer, the surest first."""
@@ -28,13 +31,14 @@ def read_training(
     """
     schedule = files.scheduler if files.scheduler is not None else _schedule(collected)
     form: dict[str, object] = {"kind": folder.kind, "flattened": collected.flat}
+    form |= {key: names for key, names in collected.called.kept().items() if names}
     for key, path in (("model", collected.model), ("optimizer", collected.optimizer)):
         if path is not None:
             form[key] = list(path)
     framework: dict[str, object] = {
         "name": "dcp",
         "version": collected.version,
-        "form": form | {key: names for key, names in collected.called.kept().items() if names},
+        "form": form,
         "objects": collected.objects,
         "paths": {key: list(path) for key, path in collected.paths.items()},
     }
@@ -44,7 +48,9 @@ def read_training(
         framework["unlike"] = {key: list(owner) for key, owner in collected.unlike.items()}
     iteration, warnings = _iteration(folder, collected, files)
     state = {"lr_scheduler": schedule} if schedule else {}
-    return Run(iteration, _param_groups(collected), state, framework), warnings
+    groups, paths = _param_groups(collected)
+    form |= _optimizers(collected, groups, paths)
+    return Run(iteration, groups, state, framework), warnings
 
 
 def unlike_states(collected: Collected) -> tuple[Diagnostic, ...]:
@@ -92,52 +98,68 @@ def _iteration(
     schedule = collected.numbers.get(_SCHEDULE, collected.objects.get(_SCHEDULE))
     last = {} if any(map(_is_count, stated.values())) else {f"`{_SCHEDULE}`": schedule}
     stated |= {"the optimizer's states": steps_done(folder.root, collected.tensors), **last}
-    counts = [(n, at) for at, n in stated.items() if isinstance(n, int) and _is_count(n)]
-    if not counts:
-        return None, ()
-    first, where = counts[0]
-    others = tuple(f"{number:,} by {at}" for number, at in counts if number != first)
-    if not others:
-        return first, ()
-    disagreement = warning(
-        "steps-disagree",
-        f"the checkpoint states several numbers of steps; {first:,}, by {where}, is taken",
-        *others,
-        helps=(
-            "a loss scaler skips steps of the optimizer, and a schedule may count epochs; else "
-            "files of two steps may lie together",
-        ),
-    )
-    return first, (disagreement,)
+    return first_count([(at, n) for at, n in stated.items() if isinstance(n, int) and _is_count(n)])
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _param_groups(collected: Collected) -> tuple[Group, ...]:
-    """Groups as they were; those of parameters that have their own, grouped by their values."""
+def _optimizers(
+    collected: Collected, groups: Sequence[Group], paths: Sequence[Path]
+) -> dict[str, object]:
+    """Where several optimizers stand, and what each has; nothing where there is only one.
+
+    Args:  paths: of the optimizer of each group.
+    """
+    grouped = {name for group in groups for name in group.members}
+    alone = {name: at for name, at in collected.optimizer_of.items() if name not in grouped}
+    found = dict.fromkeys((*paths, *alone.values()))
+    if len(found) < 2:
+        return {}
+    return {
+        "optimizers": [
+            {
+                "path": list(path),
+                "groups": [index for index, at in enumerate(paths) if at == path],
+                "params": [name for name, at in alone.items() if at == path],
+            }
+            for path in found
+        ]
+    }
+
+
+def _param_groups(collected: Collected) -> tuple[tuple[Group, ...], tuple[Path, ...]]:
+    """Groups as they were; those of parameters that have their own, grouped by their values.
+
+    And the path of the optimizer of each.
+    """
     owned: dict[str, dict[str, object]] = {}
+    path_of: dict[str, Path] = {}
     for key, value in collected.groups.items():
         if isinstance(key.owner, str):
-            owned.setdefault(collected.called.of(key.owner, ""), {})[key.key] = value
+            name = collected.called.of(key.owner, "")
+            owned.setdefault(name, {})[key.key] = value
+            path_of.setdefault(name, key.optimizer)
     order = {name: at for at, name in enumerate(dict.fromkeys(t.name for t in collected.tensors))}
-    made: list[tuple[dict[str, object], list[str]]] = []
+    made: list[tuple[Path, dict[str, object], list[str]]] = []
     for name in sorted(owned, key=lambda item: order.get(item, len(order))):
         settings = {str(key): encode(value) for key, value in owned[name].items()}
-        alike = next((names for known, names in made if known == settings), None)
+        path = path_of[name]
+        alike = next((names for *known, names in made if known == [path, settings]), None)
         if alike is None:
-            made.append((settings, [name]))
+            made.append((path, settings, [name]))
         else:
             alike.append(name)
-    numbered = collected.numbered_groups()
-    for group in numbered:
+    numbered = collected.groups_of_optimizers()
+    for _, group in numbered:
         params = group.get("params")
         if isinstance(params, list):
             group["params"] = [collected.listed_name(item) for item in params]
             if "param_names" in group:
                 group["param_names"] = group["params"]
-    return (
-        *(Group.of({str(key): encode(value) for key, value in own.items()}) for own in numbered),
-        *(Group(settings, params) for settings, params in made),
+    groups = (
+        *(Group.of({str(key): encode(value) for key, value in own.items()}) for _, own in numbered),
+        *(Group(settings, params) for _, settings, params in made),
     )
+    return groups, (*(path for path, _ in numbered), *(path for path, *_ in made))

@@ -43,10 +43,10 @@ def prepare(arrangement: Arrangement, target: Target) -> Output:
 
 
 def _dcp(arrangement: Arrangement, target: Target) -> Output:
-    form = form_of(arrangement.catalog.training.of("dcp")) or Form()
+    form = form_of(arrangement.catalog.training) or Form()
     flatten = target.integer("flatten", least=0)
     if flatten is not None:
-        form = Form(form.model, form.optimizer, bool(flatten))
+        form = replace(form, flattened=bool(flatten), weights={}, states={})
     return _Step(arrangement, target).whole("", form)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from reshard.errors import label, source_error
+from reshard.errors import Diagnostic, label, source_error
 from reshard.formats.described import NAME as FORMAT
 from reshard.formats.described.faults import bad_fact
 from reshard.formats.described.groups import (
@@ -26,7 +26,7 @@ from reshard.plan.catalog import LocalTensor
 from reshard.run.run import Group, Run
 from reshard.storage.inert import Record
 from reshard.storage.kept import Keeper, encode, fingerprint
-from reshard.storage.numbers import number_in, steps_done
+from reshard.storage.numbers import first_count, number_in, steps_done
 from reshard.storage.tensor_ref import TensorRef
 from reshard.storage.torch_file import read_small
 
@@ -46,8 +46,8 @@ def read_config(walked: Walked) -> Mapping[str, object] | None:
 
 def read_facts(
     layout: Layout, root: Path, walked: Walked, states: States, mesh: Mapping[str, int]
-) -> tuple[Run, list[LocalTensor]]:
-    """The facts of a run, and the tensors inside of objects that are kept.
+) -> tuple[Run, list[LocalTensor], tuple[Diagnostic, ...]]:
+    """The facts of a run, the tensors inside of objects that are kept, and warnings.
 
     Args:  root: the folder.
 
@@ -55,13 +55,13 @@ def read_facts(
     """
     _check_filled(walked, mesh)
     keeper = _Keeper()
-    iteration: int | None = None
+    counts: list[tuple[str, int]] = []
     param_groups: list[Group] = []
     state: dict[str, object] = {}
     schedulers: dict[int, Mapping[str, object]] = {}
     for (name, stage), leaf in _agreed(walked).items():
         if name == _ITERATION:
-            iteration = _whole_number(leaf)
+            counts.append((leaf.shown, _whole_number(leaf)))
         elif name == PARAM_GROUPS:
             param_groups = _param_groups(leaf, states.groups)
         elif name != _CONFIG:
@@ -80,9 +80,11 @@ def read_facts(
         framework["kept"] = kept
     if states.uncut:
         framework["uncut"] = states.uncut
-    if iteration is None:
-        iteration = steps_done(root, states.tensors)
-    return Run(iteration, tuple(param_groups), state, framework), keeper.tensors
+    done = steps_done(root, states.tensors)
+    if done is not None:
+        counts.append(("the optimizer's states", done))
+    iteration, warnings = first_count(counts)
+    return Run(iteration, tuple(param_groups), state, framework), keeper.tensors, warnings
 
 
 def _check_filled(walked: Walked, mesh: Mapping[str, int]) -> None:

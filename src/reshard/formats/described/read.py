@@ -54,7 +54,8 @@ def read_folder(
     walked = walk_files(layout, root, files)
     config = read_config(walked)
     states = put_together(layout, walked, files.mesh, config)
-    training, extras = read_facts(layout, root, walked, states, files.mesh)
+    training, extras, steps = read_facts(layout, root, walked, states, files.mesh)
+    others = _other_optimizers(walked, states.frozen)
     # Where files say themselves which parts they hold, nothing lies at a coordinate.
     has_slices = any(x.role == "slices" for rule in layout.files for x in rule.entries)
     mesh = {} if has_slices else files.mesh
@@ -74,7 +75,7 @@ def read_folder(
         left=(*walked.left, *states.left),
         oddities=(
             *(replace(item, level="warning") for item in states.withheld),
-            *_other_optimizers(walked, states.frozen),
+            *(others or steps),  # the steps of several optimizers may be counted together
         ),
         withheld=states.withheld,
     )
