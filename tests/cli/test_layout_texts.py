@@ -7,6 +7,7 @@ from pathlib import Path
 from command_line import Case, Run
 
 from reshard.language.library import shipped_text
+from torch_trees import counted, write_tree
 
 OWN = """\
 # Of one rank.
@@ -71,3 +72,19 @@ def test_a_checkpoint_that_has_the_name_of_a_model(run: Run, case: Case, here: P
     said = run("layout", "show", "llama", "--expanded")
     assert (said.code, said.err) == (0, "")
     assert said.out == run("layout", "show", "z1_bf16_dp4_tied").out
+
+
+def test_a_file_whose_states_are_withheld_shows_its_layout(run: Run, here: Path) -> None:
+    names = {"b": counted(2), "a": counted(2)}
+    optimizer = {
+        "state": {at: {"exp_avg": counted(2, start=at)} for at in range(2)},
+        "param_groups": [{"params": [0, 1]}],
+    }
+    write_tree(here / "x.pt", {"model": names, "optimizer": optimizer})
+    said = run("layout", "show", "x.pt")
+    assert (said.code, said.err) == (0, "")
+    (here / "own.ucl").write_text(said.out, encoding="utf-8")
+    said = run("convert", "x.pt", "u", "--to", "universal")
+    assert (said.code, said.err.partition("]")[0]) == (4, "error[ambiguous-optimizer-ids")
+    said = run("convert", "x.pt", "u", "--to", "universal", "--layout", "own.ucl")
+    assert (said.code, said.err.partition("]")[0]) == (0, "warning[order-assumed")

@@ -56,8 +56,7 @@ def show(
 
     text = api.layout_text(source, expanded=expanded)
     if text is None:
-        opened = api.open_checkpoint(source, **options)
-        text = opened.layout
+        text = api.inspect(source, **options).layout
         if expanded:
             text = api.expanded_text(text)
     if as_json:

@@ -23,6 +23,9 @@ _SHOWN = 4
 MAX_STATES = 20_000
 """Positions that are followed at once before the search is given up."""
 
+SORTED = "the file of the weights sorts their names, so the model's order is not known"
+GIVEN = "nothing in the file says in which order the optimizer was given its parameters"
+
 
 def names_of_numbers(
     groups: Sequence[Sequence[int]],
@@ -31,12 +34,14 @@ def names_of_numbers(
     where: str,
     *,
     is_ordered: bool = True,
+    why_unordered: str = SORTED,
 ) -> dict[int, str]:
     """The name of every number.
 
     Args:  groups: the numbers of each param group.  shapes: of the states that are shaped like
            their parameter, by number.  parameters: of the model, in its order.
-           is_ordered: whether that order is the model's; a file that sorts its names tells none.
+           is_ordered: whether the optimizer has that order; a file that sorts its names tells none.
+           why_unordered: why it is not known, for people.
     Raises: ReshardError[ambiguous-optimizer-ids].
     """
     statistics = running_statistics([name for name, _ in parameters])
@@ -48,7 +53,7 @@ def names_of_numbers(
             f"the optimizer numbers {len(numbers)} parameters, and the model has {len(parameters)}",
         )
     if not is_ordered:
-        return _by_shapes(numbers, shapes, parameters, where)
+        return _by_shapes(numbers, shapes, parameters, where, why_unordered)
     by_name = dict(parameters)
     spare = len(by_name) - len(numbers)
 
@@ -68,11 +73,7 @@ def names_of_numbers(
         number = next(others, None)
         if number is None:
             raise _unclear(where, error.why) from None
-        why = (
-            f"number {number} has a state of shape {list(shapes[number])}, and no parameter "
-            "has that shape; names are given by shapes, and factored states have others"
-        )
-        raise _unclear(where, why, helps=NAMES_ONLY) from None
+        raise _no_such_shape(where, number, shapes[number]) from None
     return {groups[group][position]: name for name, (group, position) in places.items()}
 
 
@@ -105,25 +106,41 @@ def _by_shapes(
     shapes: Mapping[int, Shape],
     parameters: Sequence[tuple[str, Shape]],
     where: str,
+    why: str,
 ) -> dict[int, str]:
-    """Names where every shape is that of one parameter alone."""
+    """Names where every shape is that of one parameter alone.
+
+    One number without a shape has the one parameter that is left.
+    """
     counts = Counter(shape for _, shape in parameters)
     by_shape = {shape: name for name, shape in parameters if counts[shape] == 1}
     out: dict[int, str] = {}
+    shapeless = [number for number in numbers if number not in shapes]
     for number in numbers:
         shape = shapes.get(number)
+        if shape is None and len(shapeless) == 1 and len(numbers) == len(parameters):
+            continue
         if shape not in by_shape:
+            if shape is not None and shape not in counts:
+                raise _no_such_shape(where, number, shape)
             candidates = [name for name, other in parameters if shape in (None, other)]
             size = "no shape" if shape is None else f"shape {list(shape)}"
-            raise _unclear(
-                where,
-                "the file of the weights sorts their names, so the model's order is not known",
-                f"number {number} has {size}: it may be {either(candidates) or 'none'}",
-            )
+            which = f"number {number} has {size}: it may be {either(candidates)}"
+            raise _unclear(where, why, which)
         out[number] = by_shape[shape]
     if len(set(out.values())) != len(out):
         raise _unclear(where, "two numbers have the shape of one parameter")
+    if len(out) < len(numbers):
+        out[shapeless[0]] = next(name for name, _ in parameters if name not in out.values())
     return out
+
+
+def _no_such_shape(where: str, number: int, shape: Shape) -> ReshardError:
+    why = (
+        f"number {number} has a state of shape {list(shape)}, and no parameter "
+        "has that shape; names are given by shapes, and factored states have others"
+    )
+    return _unclear(where, why, helps=NAMES_ONLY)
 
 
 Step = Callable[[int, int, str], int | None]

@@ -164,7 +164,116 @@ def test_numbers_that_may_be_of_several_parameters(tmp_path: Path) -> None:
         reshard.open(tmp_path / "x.pt")
     text = str(caught.value)
     assert text.startswith("error[ambiguous-optimizer-ids]: the optimizer states in x.pt cannot")
-    assert "number 0 may be `" in text
+    assert "number 0 has shape [4]: it may be `c`, `b`, or `a`" in text
+    layout = layout_file(tmp_path, NUMBERS)
+    with pytest.raises(ReshardError, match="ambiguous-optimizer-ids") as caught:
+        reshard.open(tmp_path / "x.pt", layout=layout)
+    assert "number 0 may be `" in str(caught.value)
+
+
+NUMBERS = """
+layout own {
+    file "x.pt" {
+        state param at "model/{name}"
+        states at "optimizer/state/{number}/{state}"
+        number by "optimizer/param_groups[{group}]/params"
+        run param_groups = "optimizer/param_groups"
+    }
+}
+"""
+
+TWINS = {
+    f"{part}.{name}": value
+    for part, start in (("encoder", 0), ("decoder", 100))
+    for name, value in (
+        ("0.weight", counted(4, 3, start=start)),
+        ("0.bias", counted(4, start=start)),
+        ("1.weight", counted(3, 4, start=start + 40)),
+    )
+}
+SWAPPED = [*list(TWINS)[3:], *list(TWINS)[:3]]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (SWAPPED, "number 0 has shape [4, 3]: it may be `encoder.0.weight` or `decoder.0.weight`"),
+        ([*TWINS], "number 0 has shape [4, 3]: it may be `encoder.0.weight` or `decoder.0.weight`"),
+        (SWAPPED[:3], "number 0 has shape [4, 3]: it may be `encoder.0.weight` or "),
+        (
+            ["decoder.1.weight", "encoder.1.weight"],
+            "number 0 has shape [3, 4]: it may be `encoder.1.weight` or `decoder.1.weight`",
+        ),
+    ],
+)
+def test_states_of_an_optimizer_whose_order_nothing_says_are_withheld(
+    tmp_path: Path, given: list[str], said: str
+) -> None:
+    optimizer = numbered({name: TWINS[name] for name in given}, [given])
+    source = tmp_path / "x.pt"
+    write_tree(source, {"model": TWINS, "optimizer": optimizer})
+    for command in (reshard.open, lambda path: reshard.convert(path, tmp_path / "u", "universal")):
+        with pytest.raises(ReshardError) as caught:
+            command(source)
+        text = str(caught.value)
+        assert said in text
+        assert text.partition("\n")[0] == (
+            "error[ambiguous-optimizer-ids]: the optimizer states in x.pt cannot be given names"
+        )
+        assert text.partition("them\n")[2] == (
+            "  = help: leave the states out with `--states weights`\n"
+            "  = help: or, if it was made of `model.parameters()`, in the order of the module: "
+            "`reshard layout show SRC > own.ucl`, then `--layout own.ucl`\n"
+            "  = help: or say another order in that layout: "
+            '`order "embed", "layers.{i}.attn", ...`\n'
+            "  = help: or make it of `model.named_parameters()`, whose names torch 2.6 and later "
+            "save"
+        )
+    assert "nothing in the file says in which order the optimizer was given" in text
+    assert not (tmp_path / "u").exists()
+    assert "ambiguous-optimizer-ids" in [x.code for x in reshard.inspect(source).oddities]
+    reshard.convert(source, tmp_path / "w", "universal", states="weights")
+    weights = reshard.open(tmp_path / "w")
+    assert all(same(weights.read(name), value) for name, value in TWINS.items())
+
+
+def test_a_layout_says_the_order_of_the_optimizer(tmp_path: Path) -> None:
+    source = tmp_path / "x.pt"
+    write_tree(source, {"model": TWINS, "optimizer": numbered(TWINS, [SWAPPED])})
+    shown = reshard.inspect(source).layout
+    order = '    order "decoder.{i}", "encoder.{i}"\n'
+    at = shown.index("    wrapper")
+    ordered = layout_file(tmp_path, shown[:at] + order + shown[at:])
+    reshard.convert(source, tmp_path / "u", "universal", layout=ordered)
+    made = reshard.open(tmp_path / "u")
+    assert all(same(made.read(name, "exp_avg_sq"), v * v) for name, v in TWINS.items())
+    assert not reshard.inspect(source, layout=ordered).oddities
+
+
+def test_the_order_of_the_module_in_a_layout_of_ones_own_is_warned_of(tmp_path: Path) -> None:
+    source = tmp_path / "x.pt"
+    write_tree(source, {"model": TWINS, "optimizer": numbered(TWINS, [list(TWINS)])})
+    own = layout_file(tmp_path, reshard.inspect(source).layout)
+    done = reshard.convert(source, tmp_path / "u", "universal", layout=own)
+    (warning,) = done.report.warnings
+    assert warning.render() == (
+        "warning[order-assumed]: the optimizer is taken to count parameters in the order of the "
+        "module\n"
+        "  = note: 6 of 6 parameters share their shape with another one\n"
+        '  = help: say the order in the layout: `order "embed", "layers.{i}.attn", ...`'
+    )
+    made = reshard.open(tmp_path / "u")
+    assert all(same(made.read(name, "exp_avg_sq"), v * v) for name, v in TWINS.items())
+
+
+def test_names_beside_the_numbers_and_shapes_of_one_parameter_need_no_order(tmp_path: Path) -> None:
+    for folder, names, given in (("a", TWINS, SWAPPED), ("b", NET, list(NET)[::-1])):
+        optimizer = numbered(names, [given], **({"param_names": given} if folder == "a" else {}))
+        write_tree(tmp_path / folder / "x.pt", {"model": names, "optimizer": optimizer})
+        checkpoint = reshard.open(tmp_path / folder / "x.pt")
+        assert all(
+            same(checkpoint.read(n, "exp_avg"), v * np.float32(0.5)) for n, v in names.items()
+        )
 
 
 def test_factored_states_have_the_shape_of_no_parameter(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 from reshard.errors import Diagnostic, Label, ReshardError, label, source_error
 from reshard.formats.described.walk import Leaf
-from reshard.language.layout import PartitionRule
+from reshard.language.layout import Layout, PartitionRule
 from reshard.run.numbering import NAMES_ONLY
 
 Shape = tuple[int, ...]
@@ -115,21 +116,46 @@ def not_alike(name: str, state: str, first: Leaf, leaf: Leaf) -> ReshardError:
     return not_a_shard(leaf.file.path, why)
 
 
-def unnamed(error: ReshardError) -> tuple[Diagnostic, ...]:
+def unnamed(error: ReshardError, layout: Layout | None = None) -> tuple[Diagnostic, ...]:
     """Why numbered states have no names, with what a user of a layout can do.
 
     A layout can say an order of the parameters, and factored states are not named by one.
+
+    Args:  layout: of files whose optimizer was given its parameters in an order that nothing says.
     """
+    order = '`order "embed", "layers.{i}.attn", ...`'
+    helps = [
+        f"say in a layout in which order the module registers its parameters: {order}",
+        "or leave the states out with `--states weights`",
+    ]
+    if layout is not None:
+        helps = [
+            "leave the states out with `--states weights`",
+            "or, if it was made of `model.parameters()`, in the order of the module: "
+            "`reshard layout show SRC > own.ucl`, then `--layout own.ucl`",
+            f"or say another order in that layout: {order}",
+        ]
+        if any(entry.role == "named" for rule in layout.files for entry in rule.entries):
+            helps.append(
+                "or make it of `model.named_parameters()`, whose names torch 2.6 and later save"
+            )
     return tuple(
-        replace(
-            item,
-            helps=(
-                "say in a layout in which order the module registers its parameters: "
-                '`order "embed", "layers.{i}.attn", ...`',
-                "or leave the states out with `--states weights`",
-            ),
-        )
-        if item.helps != NAMES_ONLY
-        else item
+        replace(item, helps=tuple(helps)) if item.helps != NAMES_ONLY else item
         for item in error.diagnostics
     )
+
+
+def order_assumed(parameters: Sequence[tuple[str, Shape]]) -> tuple[Diagnostic, ...]:
+    """A warning where the module's order is all that tells parameters of one shape apart."""
+    counts = Counter(shape for _, shape in parameters)
+    alike = sum(count for count in counts.values() if count > 1)
+    if not alike:
+        return ()
+    warning = Diagnostic(
+        "order-assumed",
+        "the optimizer is taken to count parameters in the order of the module",
+        level="warning",
+        notes=(f"{alike} of {len(parameters)} parameters share their shape with another one",),
+        helps=('say the order in the layout: `order "embed", "layers.{i}.attn", ...`',),
+    )
+    return (warning,)

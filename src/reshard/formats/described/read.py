@@ -75,6 +75,7 @@ def read_folder(
         left=(*walked.left, *states.left),
         oddities=(
             *(replace(item, level="warning") for item in states.withheld),
+            *(() if states.withheld else states.assumed),
             *(others or steps),  # the steps of several optimizers may be counted together
         ),
         withheld=states.withheld,

@@ -17,6 +17,11 @@ from reshard.language.shipped_index import DESCRIPTIONS
 ANY_FILE = "single_file"
 """The description of any one file, which is tried last."""
 
+ORDER_FREE = (ANY_FILE, "nanogpt", "lightning", "accelerate_whole", "accelerate_ranks")
+"""Descriptions of files in which a user's script makes the optimizer, and chooses its order.
+nanoGPT's own model has the order that its description says; another model in such a file may not.
+"""
+
 
 _FILES = {name: file for file, (name, _) in DESCRIPTIONS.items()}
 
@@ -29,6 +34,14 @@ def description(name: str) -> Layout:
 def is_shipped(layout: Layout) -> bool:
     """Whether a layout is one of the descriptions."""
     return layout.name in _FILES and description(layout.name) is layout
+
+
+def is_order_free(layout: Layout) -> bool:
+    """Whether the optimizer may count parameters in another order than the module's.
+
+    A layout of the user's own says with `number by` that the order is the module's.
+    """
+    return is_shipped(layout) and layout.name in ORDER_FREE
 
 
 def order_of(

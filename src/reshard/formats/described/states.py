@@ -10,6 +10,7 @@ from reshard.formats.described.boxes import join_boxes, parts_of
 from reshard.formats.described.faults import (
     flat_buffer,
     no_shape,
+    order_assumed,
     share_mismatch,
     unknown_member,
     unlisted,
@@ -19,13 +20,13 @@ from reshard.formats.described.local import are_alike, integer, local_tensor, me
 from reshard.formats.described.names import Unwrapped, name_numbers
 from reshard.formats.described.shards import Shards
 from reshard.formats.described.sharing import ALL, Sharing
-from reshard.formats.described.shipped import order_of
+from reshard.formats.described.shipped import is_order_free, is_shipped, order_of
 from reshard.formats.described.tree import is_tensor
 from reshard.formats.described.walk import Leaf, Walked
 from reshard.language.layout import Layout, PartitionRule
 from reshard.language.place import GROUP, NAME, NUMBER, STATE
 from reshard.plan.catalog import Coord, Fragment, Left, LocalTensor
-from reshard.run.numbering import looks_sorted, names_of_numbers
+from reshard.run.numbering import GIVEN, SORTED, looks_sorted, names_of_numbers
 from reshard.storage.inert import Record
 from reshard.storage.tensor_ref import TensorRef
 
@@ -42,7 +43,7 @@ class States:
            has its own.  groups_of: those of each file that lists some.
            aliases: other name -> name.
            uncut: weights that every rank has whole where the others are DTensors.
-           withheld: why numbered states are not listed.
+           withheld: why numbered states are not listed.  assumed: a warning of their order.
            copies: of tensors that say themselves which ranks hold the same of them.
     """
 
@@ -55,6 +56,7 @@ class States:
     frozen: tuple[str, ...] = ()
     copies: int = 1
     withheld: tuple[Diagnostic, ...] = ()
+    assumed: tuple[Diagnostic, ...] = ()
 
 
 def put_together(
@@ -333,11 +335,13 @@ class _Together:
             parameters = self._as_shared(parameters, numbered)
             groups = [[integer(n) for n in listed] for listed in numbers.values()]
             where = next(leaf.file.path for leaf in self._of("number"))
-            is_ordered, parameters = self._in_order(parameters)
+            why, parameters = self._in_order(parameters, numbered)
             try:
-                out = names_of_numbers(groups, seen, parameters, where, is_ordered=is_ordered)
+                out = names_of_numbers(
+                    groups, seen, parameters, where, is_ordered=not why, why_unordered=why
+                )
             except ReshardError as error:
-                self._out.withheld += unnamed(error)
+                self._out.withheld += unnamed(error, self._layout if why == GIVEN else None)
                 return None
         else:
             out = {}
@@ -365,21 +369,29 @@ class _Together:
         return [(n, (self._sharing.cuts(rule, s).lengths[0],)) for n, s in parameters]
 
     def _in_order(
-        self, parameters: list[tuple[str, Shape]]
-    ) -> tuple[bool, list[tuple[str, Shape]]]:
-        """The parameters in the order of the module, and whether it is known.
+        self,
+        parameters: list[tuple[str, Shape]],
+        numbered: Mapping[tuple[str, int], Sequence[Leaf]],
+    ) -> tuple[str, list[tuple[str, Shape]]]:
+        """Why the order of the optimizer is not known, if it is not; the parameters in it.
 
         What a layout says goes first; a file of torch has the module's order, and one of
-        safetensors has its names sorted.
+        safetensors has its names sorted. A script may give an optimizer another order.
         """
         order = order_of(self._layout, [name for name, _ in parameters], self._config)
         if order is not None:
-            return True, sorted(parameters, key=lambda item: order.key(item[0]))
+            return "", sorted(parameters, key=lambda item: order.key(item[0]))
         weights = [leaf.file.path for leaf in self._of("state") if NAME in leaf.bindings]
         is_sorted = any(path.endswith(".safetensors") for path in weights) or looks_sorted(
             [name for name, _ in parameters]
         )
-        return not is_sorted, parameters
+        if is_sorted:
+            return SORTED, parameters
+        if numbered and is_order_free(self._layout):
+            return GIVEN, parameters
+        if numbered and not is_shipped(self._layout):
+            self._out.assumed = self._out.assumed or order_assumed(parameters)
+        return "", parameters
 
     def _lists(self, role: str, home: Coord) -> dict[int, list[object]]:
         """The lists of numbers or names, by group."""
