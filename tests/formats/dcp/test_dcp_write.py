@@ -332,8 +332,11 @@ ADAMW: dict[str, object] = {
 }
 
 
-def two_optimizers(folder: Path, *, flat: bool) -> Path:
-    """A step with an optimizer for matrices, and another one with two groups for the rest."""
+def two_optimizers(folder: Path, *, flat: bool, momentum: bool = True) -> Path:
+    """A step with an optimizer for matrices, and another one with two groups for the rest.
+
+    Args:  momentum: whether the first has states.
+    """
     forge = Forge(folder)
     groups: dict[str, list[tuple[list[str], dict[str, object]]]] = {
         "optim_muon": [(["b.w", "d.w"], MUON | {"lr": 0.5})],
@@ -350,7 +353,8 @@ def two_optimizers(folder: Path, *, flat: bool) -> Path:
         return (key, ".".join(map(str, rest))) if flat else (key, *rest)
 
     for key, of_key in groups.items():
-        states = ("momentum_buffer",) if key == "optim_muon" else ("exp_avg", "exp_avg_sq")
+        first = ("momentum_buffer",) if momentum else ()
+        states = first if key == "optim_muon" else ("exp_avg", "exp_avg_sq")
         for index, (names, settings) in enumerate(of_key):
             for name in names:
                 for at, state in enumerate(states):
@@ -367,9 +371,10 @@ def two_optimizers(folder: Path, *, flat: bool) -> Path:
     return forge.write()
 
 
+@pytest.mark.parametrize("momentum", [True, False])
 @pytest.mark.parametrize("flat", [False, True])
-def test_each_of_two_optimizers_keeps_its_key(tmp_path: Path, flat: bool) -> None:
-    source = two_optimizers(tmp_path / "run", flat=flat)
+def test_each_of_two_optimizers_keeps_its_key(tmp_path: Path, flat: bool, momentum: bool) -> None:
+    source = two_optimizers(tmp_path / "run", flat=flat, momentum=momentum)
     done = reshard.convert(source, tmp_path / "out", "dcp:dp=2")
     assert done.report.warnings == ()
     reshard.convert(source, tmp_path / "universal", "universal")

@@ -38,7 +38,7 @@ _ADAMW: Mapping[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All groups, with those parameters alone that have states.
+    """All groups, with the parameters that the target has in them.
 
     Args:  assumed: hyper-parameters that the source does not tell, and as what they are written.
     """
@@ -146,7 +146,8 @@ def contents_of(arrangement: Arrangement, group_keys: Mapping[str, str] | None =
     _sort_states(out, kinds)
     trained = [name for name in kinds if name in out.states]
     if trained:
-        out.settings = _settings(catalog.training, trained, out.states, group_keys or {})
+        others = out.weights if kept else ()  # SGD without momentum has no states
+        out.settings = _settings(catalog.training, trained, others, out.states, group_keys or {})
     objects, schedule = kept.get("objects"), None if kept else catalog.training.scheduler
     if isinstance(objects, dict):
         out.objects += [(_path(kept, key), value) for key, value in objects.items()]
@@ -185,15 +186,17 @@ def _sort_states(out: Contents, kinds: Mapping[str, Mapping[str, Whole]]) -> Non
 def _settings(
     training: Run,
     trained: Sequence[str],
+    others: Collection[str],
     states: Mapping[str, Collection[str]],
     extra: Mapping[str, str],
 ) -> Settings:
     """The param groups of a source for the parameters that have states.
 
-    Args:  trained: names in the order of the model.  states: kinds of state by name.
+    Args:  trained: names in the order of the model.  others: names without states that stay in
+           their groups.  states: kinds of state by name.
            extra: further keys, and which they are where they are not told.
     """
-    known = set(trained)
+    known = {*trained, *others}
     groups = [
         ([name for name in group.members if name in known], group.settings)
         for group in training.param_groups
@@ -206,7 +209,7 @@ def _settings(
         groups.append((rest, {}))
     assumed: dict[str, str] = {}
     for members, settings in groups:
-        kinds = {state for name in members or trained for state in states[name]}
+        kinds = {state for name in members or trained for state in states.get(name, ())}
         for key, value in _ADAMW.items() if {*MOMENTS} <= kinds else ():
             if key not in settings:
                 settings[key] = value
