@@ -136,6 +136,34 @@ def test_one_element_among_the_samples_is_a_warning(
     assert "the master weights of 1 of 20 tensors" in done.report.warnings[0].headline
 
 
+@pytest.mark.parametrize("target", ["dcp", "deepspeed:zero=3,dp=2"])
+def test_which_of_the_two_is_written_is_said(
+    fixture_checkpoint: Callable[[str], Path], tmp_path: Path, target: str
+) -> None:
+    """These targets have no place for weights beside master weights."""
+
+    def change(data: np.ndarray) -> np.ndarray:
+        return np.concatenate((data[:1] + np.float32(1), data[1:]))
+
+    source, out = tmp_path / "source", tmp_path / "out"
+    changed(fixture_checkpoint("z1_bf16_dp4_tied"), source, change)
+    done = reshard.convert(source, out, target)
+    (warning,) = [item for item in done.report.warnings if item.code == "master-mismatch"]
+    assert warning.helps == (
+        "make sure that all files are from one step of one run",
+        "the master weights are written, and the weights that differ from them are not",
+        "to write the weights instead, use `--states weights`",
+    )
+    assert (
+        done.next_step == f"reshard verify {source} {out} --states master,exp_avg,exp_avg_sq,step"
+    )
+    kinds = ["master", "exp_avg", "exp_avg_sq", "step"]
+    assert reshard.verify(source, out, states=kinds).ok
+    assert "from which it is rounded" not in done.report.to_text()
+    kept = reshard.convert(source, tmp_path / "kept", target, states="weights")
+    assert "master-mismatch" not in [item.code for item in kept.report.warnings]
+
+
 @pytest.mark.parametrize("case", ["z1_bf16_dp4_tied", "z0_bf16_dp2", "megatron_do_dp2_buckets"])
 def test_masters_of_the_same_step_are_no_news(
     case: str, fixture_checkpoint: Callable[[str], Path], tmp_path: Path

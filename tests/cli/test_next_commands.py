@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +38,12 @@ def test_tensors_that_belong_to_no_parameter(run: Run, here: Path, target: str) 
     optimizer = {"state": {0: state}, "param_groups": [group]}
     write_tree(here / "src/x.pt", tree | {"optimizer": optimizer, "ema": {"a": values / 2}})
     assert _follow(run, "src", target) == "--states weights,exp_avg,exp_avg_sq,step"
+
+
+@pytest.mark.parametrize("target", ["deepspeed:zero=1,dp=2", "deepspeed:zero=2,dp=2"])
+def test_weights_that_are_made_of_master_weights(
+    run: Run, fixture_checkpoint: Callable[[str], Path], target: str
+) -> None:
+    """ZeRO-3 stores master weights alone; the target has weights besides."""
+    source = fixture_checkpoint("z3_bf16_dp3_untied") / "ckpt"
+    assert _follow(run, str(source), target) == "--states master,exp_avg,exp_avg_sq,step"

@@ -11,6 +11,7 @@ from reshard import formats
 from reshard.api.apart import check_apart, check_files_apart
 from reshard.api.arguments import checked
 from reshard.api.drifting import drift_warnings
+from reshard.api.masters import with_versions
 from reshard.api.memory import Resident, fit_memory, refuse_beforehand
 from reshard.api.promises import next_step, refuse_unfinished
 from reshard.api.request import PathLike, Request
@@ -235,11 +236,11 @@ def convert(
             report.source.path,
             target_path,
             request,
-            fates=report.fates,
+            report=report,
+            makes_weights=prepared.output.makes_weights,
             described=prepared.target.layout if prepared.target.layout_file is not None else None,
             adapter=is_complete_adapter(prepared.source.catalog),
             has_code="auto_map" in (prepared.source.catalog.config or {}),
-            is_lacking=any(item.code == "lacking-states" for item in report.warnings),
         ),
     )
 
@@ -278,6 +279,7 @@ def prepare_source(
         array_plan, threads=request.threads, max_nbytes=request.max_memory, before=before
     )
     files = file_sizes(output)
+    source, output = with_versions(source, arrangement, output)
     excused = {(name, state) for name, state, _ in (*output.dropped, *output.folded)}
     left = formats.left_by(target.format, source.catalog)
     title = formats.SOURCES[source.catalog.format].title

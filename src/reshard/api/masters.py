@@ -13,6 +13,7 @@ from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.plan.arrangement import Arrangement, Whole
 from reshard.plan.build import Builder, OnDrift
+from reshard.plan.output import Output
 from reshard.plan.slice import slice_spec
 from reshard.run.states import MASTER, PARAM
 
@@ -47,6 +48,36 @@ def check_masters(
         keep = "keep only the weights with `--states weights`, or both with `--on-drift first`"
         raise ReshardError(replace(mismatch, helps=(*mismatch.helps, keep)), Exit.SOURCE)
     return (replace(mismatch, level="warning"),)
+
+
+def with_versions(
+    source: OpenedSource, arrangement: Arrangement, output: Output
+) -> tuple[OpenedSource, Output]:
+    """A warning of differing master weights says which of the two a target has, if not both."""
+    masters = {whole.name for whole in arrangement.wholes if whole.state == MASTER}
+    lost = {
+        name
+        for name, state, _ in (*output.dropped, *output.folded)
+        if state == PARAM and name in masters
+    } - {name for name, state, _ in output.dropped if state == MASTER}
+    if not lost or all(item.code != CODE for item in source.catalog.oddities):
+        return source, output
+    helps = (
+        "the master weights are written, and the weights that differ from them are not",
+        "to write the weights instead, use `--states weights`",
+    )
+    oddities = tuple(
+        replace(item, helps=(*item.helps, *helps)) if item.code == CODE else item
+        for item in source.catalog.oddities
+    )
+    folded = tuple(
+        (name, state, "the master weights, which are not the same in all tensors")
+        if state == PARAM and name in masters
+        else (name, state, how)
+        for name, state, how in output.folded
+    )
+    source = source.with_catalog(replace(source.catalog, oddities=oddities))
+    return source, replace(output, folded=folded)
 
 
 def find_mismatch(

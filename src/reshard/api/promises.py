@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from reshard import formats
+from reshard.api.masters import CODE
 from reshard.api.request import Request
 from reshard.api.source import OpenedSource
 from reshard.errors import Diagnostic, Exit, ReshardError
 from reshard.models.source_names import SOURCE, Named
 from reshard.models.transformers import is_text
-from reshard.plan.fate import Fate
 from reshard.plan.output import Output
+from reshard.plan.report import PlanReport
 from reshard.plan.target import Target
+from reshard.run.states import MASTER, PARAM
 
 _PEFT = "PEFT loads it with `PeftModel.from_pretrained(base_model, '{dst}')`"
 _WITH_CODE = (
@@ -29,6 +30,7 @@ _WITH_CODE = (
 )
 _INCOMPLETE = ("no-model-config", "incomplete-model-config")
 _CONFIG = "give the model's `config.json` with `--config DIR`"
+_UNPROMISED = ("lacking-states", "lacking-scales", "unused-weights")
 _ON_PURPOSE = f"`--names {SOURCE}` writes only the tensors, under their present names"
 
 
@@ -90,29 +92,35 @@ def next_step(
     dst: Path,
     request: Request,
     *,
-    fates: Iterable[Fate],
+    report: PlanReport,
+    makes_weights: bool = False,
     described: str | None = None,
     adapter: bool | None = None,
     has_code: bool = False,
-    is_lacking: bool = False,
 ) -> str:
     """What to do with a new folder.
 
     Args:  target: name of its format.  named: what gave the names of its tensors.
            request: as the source was read; another command must be told of it.
-           fates: of every tensor of the source.
+           report: of the conversion.  makes_weights: as for `Output`.
            described: the user's layout that says how the files lie.
            adapter: of an adapter, whether its configuration is there; None for a whole model.
            has_code: whether the class of the model is Python code beside its configuration.
-           is_lacking: whether states are missing that a loader may ask for.
     """
     form = formats.TARGETS[target]
+    codes = {item.code for item in report.warnings}
+    weights = {fate.name for fate in report.fates if fate.is_written and fate.state == MASTER}
+    replaced = any(
+        fate.kind == "folded" and fate.state == PARAM and fate.name in weights
+        for fate in report.fates
+    )
+    is_doubtful = not codes.isdisjoint(_UNPROMISED) or (replaced and CODE in codes)
     text = form.next_step
     if target == "hf" and adapter is not None:
         text = _PEFT if adapter else formats.VERIFY
     elif target == "hf" and has_code and named != SOURCE:
         text = _WITH_CODE
-    elif (form.names and named == SOURCE) or is_lacking:
+    elif (form.names and named == SOURCE) or (is_doubtful and not text.startswith("reshard ")):
         text = formats.VERIFY
     if text != formats.VERIFY:
         layout = "" if described is None else f" --layout {shlex.quote(described)}"
@@ -120,10 +128,12 @@ def next_step(
     if request.on_drift != "error":
         return f"reshard verify {shlex.quote(str(dst))}"
     options = request.verify_options()
+    has_others = replaced or makes_weights
     is_complete: dict[str, bool] = {}
-    for fate in fates:
-        is_complete[fate.state] = is_complete.get(fate.state, True) and fate.is_written
-    if not all(is_complete.values()):
+    for fate in report.fates:
+        is_whole = fate.is_written and not (has_others and fate.state == PARAM)
+        is_complete[fate.state] = is_complete.get(fate.state, True) and is_whole
+    if makes_weights or not all(is_complete.values()):
         kinds = [state for state, is_whole in is_complete.items() if is_whole]
         if target == "hf":
             kinds = ["weights"]

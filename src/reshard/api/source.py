@@ -19,7 +19,7 @@ from reshard.language.library import Family, declared_families, shipped
 from reshard.models.facts import check_facts
 from reshard.models.find import Modelled, find_model, find_own, fitted, rename_to
 from reshard.models.name_forms import without_left_out, without_named
-from reshard.models.nearest import UNFITTING
+from reshard.models.nearest import UNFITTING, lacking_scales
 from reshard.models.source_names import (
     SOURCE,
     Keep,
@@ -153,7 +153,8 @@ def open_source(
     reading, arrangement = _bound(reading, catalog, naming, settings)
     proof = prove_sources(arrangement)
     lacking = lacking_states(arrangement.wholes, reading.catalog.training.param_groups)
-    catalog = arrangement.catalog.with_warnings([*lacking])
+    scales = lacking_scales(reading.catalog)
+    catalog = arrangement.catalog.with_warnings([*lacking, *scales])
     arrangement = replace(arrangement, catalog=catalog)
     cut = cut_rows(reading.catalog, arrangement, request.settings)
     if reading.family is not None:

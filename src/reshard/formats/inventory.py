@@ -38,6 +38,7 @@ class Inventory:
         }
         self._lost: dict[tuple[str, str], str] = {}
         self._folded: dict[tuple[str, str], str] = {}
+        self._makes_weights = False
 
     def optimizer_states(self, name: str) -> dict[str, Whole]:
         """The states of a parameter besides its weights."""
@@ -54,6 +55,11 @@ class Inventory:
     def fold(self, name: str, state: str, how: str) -> None:
         """Say that a tensor is in the target, but not as an array of its own."""
         self._folded.setdefault((name, state), how)
+
+    def make_weights(self, name: str) -> None:
+        """Say that the weights of a parameter are written, whether they are stored or not."""
+        if MASTER in self.states[name] and PARAM not in self.states[name]:
+            self._makes_weights = True
 
     def output(
         self,
@@ -80,4 +86,5 @@ class Inventory:
             tuple((name, state, why) for (name, state), why in self._lost.items()),
             tuple((name, state, how) for (name, state), how in self._folded.items()),
             beside,
+            makes_weights=self._makes_weights,
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from reshard.errors import ReshardError, layout_error, target_error
+from reshard.errors import Diagnostic, ReshardError, layout_error, target_error
 from reshard.language.expression import names, to_text
 from reshard.language.layout import Layout
 from reshard.language.library import Family
@@ -119,6 +119,33 @@ def block_scales(catalog: Catalog) -> dict[str, str]:
     """The scale of every quantized weight, by the name of the weight."""
     names = dict.fromkeys(tensor.name for tensor in catalog.tensors if tensor.state == PARAM)
     return {name: f"{name}{end}" for name in names for end in _ENDS if f"{name}{end}" in names}
+
+
+def lacking_scales(catalog: Catalog) -> Iterator[Diagnostic]:
+    """A warning where quantized weights have no scale, while others of their type have one."""
+    scales = block_scales(catalog)
+    if not scales:
+        return
+    tensors = {tensor.name: tensor for tensor in catalog.tensors if tensor.state == PARAM}
+    dtypes = {tensors[name].dtype for name in scales if tensors[name].dtype.itemsize == 1}
+    known = {*scales, *scales.values()}
+    lacking = [name for name, item in tensors.items() if item.dtype in dtypes and name not in known]
+    if not lacking:
+        return
+    name, like = lacking[0], next(iter(scales.values()))
+    yield Diagnostic(
+        "lacking-scales",
+        f"the source does not store the scale of {len(lacking)} quantized "
+        f"{'weight' if len(lacking) == 1 else 'weights'}",
+        level="warning",
+        notes=(
+            f"first: `{name}`, {tensors[name].dtype} {list(tensors[name].shape)}",
+            f"it stores the scales of {len(scales)} others, such as `{like}`",
+        ),
+        helps=(
+            "look for a lost file or key: the values of a weight are unknown without its scale",
+        ),
+    )
 
 
 def quantized_note(catalog: Catalog) -> str:

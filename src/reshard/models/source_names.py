@@ -122,20 +122,58 @@ def names_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[str, tup
 
 
 def kept_beside(catalog: Catalog, families: Sequence[Family]) -> tuple[Diagnostic, ...]:
-    """What a folder holds besides the tensors of the model that its configuration states."""
+    """What a folder holds besides the tensors of the model that its configuration states.
+
+    A tensor in a layer of the model was part of it when it was trained: without it the loader
+    computes something else.  Of quantized models this is not known.
+    """
     near, unknown = names_beside(catalog, families)
-    if not unknown:
-        return ()
-    patterns = tuple(f"`{name}`" for name, _ in group_names(unknown))[:8]
-    return (
-        Diagnostic(
-            "unnamed-kept",
-            f"{near} has no rule for {len(unknown)} names, which are kept unchanged",
-            level="warning",
-            notes=patterns,
-            helps=("the loader ignores names that its model does not have",),
-        ),
-    )
+    layers: set[str] = set()
+    if "quantization_config" not in (catalog.config or {}):
+        beside = {*unknown}
+        layers = {
+            _layer_of(item.name)
+            for item in catalog.tensors
+            if item.state != EXTRA and item.name not in beside
+        } - {""}
+    inside = [name for name in unknown if _layer_of(name) in layers]
+    others = [name for name in unknown if _layer_of(name) not in layers]
+    out = []
+    if inside:
+        out.append(
+            Diagnostic(
+                "unused-weights",
+                f"the model of `config.json` does not use {len(inside)} tensors in its layers, "
+                "which are kept unchanged",
+                level="warning",
+                notes=(*_patterns(inside), f"by its configuration, the model is {near}"),
+                helps=(
+                    "make sure that `config.json` is that of the trained model: the loader ignores "
+                    "these tensors, and computes without them",
+                ),
+            )
+        )
+    if others:
+        out.append(
+            Diagnostic(
+                "unnamed-kept",
+                f"{near} has no rule for {len(others)} names, which are kept unchanged",
+                level="warning",
+                notes=_patterns(others),
+                helps=("the loader ignores names that its model does not have",),
+            )
+        )
+    return tuple(out)
+
+
+def _layer_of(name: str) -> str:
+    """`model.layers.3` of the name of a tensor in this layer; empty for others."""
+    found = re.match(r"(?:[^.]+\.)*?[0-9]+(?=\.)", name)
+    return found.group() if found else ""
+
+
+def _patterns(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"`{name}`" for name, _ in group_names(names))[:8]
 
 
 def cannot_keep(error: ReshardError, names: str, catalog: Catalog) -> ReshardError:

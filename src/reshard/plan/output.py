@@ -59,6 +59,8 @@ class Output:
            made_last: names of the files of `finish` that a side file might have.
            folded: (name, state, as what) of every source tensor that is in the target, but has no
                    array of its own: a number that several parameters share.
+           makes_weights: besides master weights it has weights that are made of them, which the
+                   source does not store.
     """
 
     placed: tuple[PlacedSpec, ...]
@@ -71,3 +73,4 @@ class Output:
     beside: str | None = None
     made_last: tuple[str, ...] = ()
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    makes_weights: bool = False

@@ -209,10 +209,25 @@ def test_a_tensor_that_the_configuration_rules_out_is_named() -> None:
     source = folder("source", llama() | {name: counted(8)}, attention_bias=False)
     done = reshard.convert(source, "model", "hf")
     assert [item.render() for item in done.report.warnings] == [
-        "warning[unnamed-kept]: `llama.hf` has no rule for 1 names, which are kept unchanged\n"
+        "warning[unused-weights]: the model of `config.json` does not use 1 tensors in its layers, "
+        "which are kept unchanged\n"
         f"  = note: `{name}`\n"
-        "  = help: the loader ignores names that its model does not have"
+        "  = note: by its configuration, the model is `llama.hf`\n"
+        "  = help: make sure that `config.json` is that of the trained model: the loader ignores "
+        "these tensors, and computes without them"
     ]
+    assert done.next_step == "reshard verify source model"
+    check_next(done)
+
+
+def test_a_tensor_of_another_model_in_a_layer_is_no_tensor_beside_the_model() -> None:
+    more = {f"model.layers.{i}.self_attn.q_norm.weight": counted(4) for i in range(2)}
+    source = folder("source", llama() | more | {"v_head.summary.weight": counted(1, 8)})
+    done = reshard.convert(source, "model", "hf")
+    codes = [item.code for item in done.report.warnings]
+    assert codes == ["unused-weights", "unnamed-kept"]
+    assert done.next_step == "reshard verify source model"
+    check_next(done)
 
 
 @pytest.mark.parametrize("to", TARGETS)
@@ -293,6 +308,41 @@ def test_quantized_weights_are_kept_where_the_configuration_speaks_of_them() -> 
         "  = help: `--names source` keeps the names of the source; the loader of the target may "
         "not know them"
     )
+
+
+@pytest.mark.parametrize("to", ["hf", "dcp", "universal"])
+def test_a_quantized_weight_whose_scale_is_lost_is_named(to: str) -> None:
+    """The other weights are in FP8 and have scales; the norms are not quantized."""
+    stored: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    names = {"F32": "F32", "F8": "F8_E4M3"}
+    for name, value in llama().items():
+        is_quantized = name.endswith("_proj.weight")
+        kind, data = ("F8", value.astype(np.uint8)) if is_quantized else ("F32", value)
+        stored[name] = (names[kind], value.shape, data.tobytes())
+        if is_quantized:
+            stored[f"{name}_scale_inv"] = ("F32", (2, 1), counted(2, 1).tobytes())
+    lost = "model.layers.1.mlp.down_proj.weight"
+    del stored[f"{lost}_scale_inv"]
+    header, data = {}, b""
+    for name, (kind, shape, part) in stored.items():
+        offsets = [len(data), len(data) + len(part)]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        data += part
+    text = json.dumps(header).encode()
+    settings = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    source = folder("source", {}, quantization_config=settings)
+    (source / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    done = reshard.convert(source, "out", to)
+    assert done.report.warnings[0].render() == (
+        "warning[lacking-scales]: the source does not store the scale of 1 quantized weight\n"
+        f"  = note: first: `{lost}`, F8_E4M3 [8, 12]\n"
+        "  = note: it stores the scales of 13 others, such as "
+        "`model.layers.0.self_attn.q_proj.weight_scale_inv`\n"
+        "  = help: look for a lost file or key: the values of a weight are unknown without its "
+        "scale"
+    )
+    assert done.next_step.startswith("reshard verify ")
+    check_next(done)
 
 
 def test_quantized_weights_that_nothing_speaks_of_are_not_promised() -> None:

@@ -184,6 +184,7 @@ class Experts:
         """A tensor cut along its first dimension into as many tensors as there are keys."""
         stored, computed = self._options.stored, self._options.dtype
         state, dtype = self._inventory.weights(tensor.whole, stored, computed)
+        self._inventory.make_weights(tensor.whole)
         numel = prod(shape)
         parts = [flat_range(tensor.segments, i * numel, numel) for i in range(len(keys))]
         return [

@@ -201,6 +201,7 @@ class _Run:
     def _weights(self, tensor: LaidTensor) -> NewTensor:
         """A tensor as the model computes with it."""
         state, dtype = self._source(tensor.whole)
+        self._inventory.make_weights(tensor.whole)
         numel = prod(tensor.shape)
         spec = ArraySpec(tensor.name, state, dtype, numel, tensor.segments, tensor.shape)
         return self._output.tensor(spec)

@@ -97,6 +97,7 @@ class Writer:
             self._states.folded(),
             beside=self._folder,
             elsewhere=self._elsewhere(),
+            makes_weights=self._states.makes_weights,
         )
 
     def _warnings(self) -> Iterator[Diagnostic]:

@@ -109,8 +109,11 @@ class WrittenStates:
         self._folded: dict[tuple[str, str], str] = {}
         self._homes = self._find_homes()
         self._masters = self._masters_as_weights()
+        self.makes_weights = False
         for name, state in list(self._wholes) if placement else ():
             if state == MASTER:  # the weights of a source that has no others
+                if (name, PARAM) not in self._wholes and MASTER in self._homes:
+                    self.makes_weights = True
                 self._wholes.setdefault((name, PARAM), self._wholes[name, state])
         self._homes = self._find_homes()
         order = self._cut if placement else ()
