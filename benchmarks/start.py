@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def many_tensors(folder: Path) -> Path:
 def main() -> None:
     """Make what is missing, run each command in turn, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--reshard", default=shutil.which("reshard") or "reshard")
+    parser.add_argument("--reshard", default=str(Path(sys.executable).with_name("reshard")))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="commands with this word in their names")
     parser.add_argument("--large", action="store_true", help="many files and many tensors, too")
